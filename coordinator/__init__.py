@@ -1,0 +1,1 @@
+"""The application of the consortium: `ddm-coord`. Never imports `sites`."""

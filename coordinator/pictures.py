@@ -1,0 +1,38 @@
+"""Images as files people can look at."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+GAP = 1
+
+
+def write_grid(
+    path: Path, images: torch.Tensor, *, columns: int | None = None, zoom: int = 0
+) -> None:
+    """Writes images as one PNG, row by row.
+
+    Args:
+        path: The PNG file.
+        images: `(N, C, H, W)` in [-1, 1], C = 1 or 3.
+        columns: Images per row; by default as many as there are rows.
+        zoom: Pixels per pixel; by default such that an image is about 48 pixels high.
+    """
+    count, channels, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    zoom = zoom or max(1, round(48 / height))
+    cells = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    sheet = np.full(
+        (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), 128, np.uint8
+    )
+    for i, cell in enumerate(cells):
+        top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
+        sheet[top : top + height, left : left + width] = cell
+    picture = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
+    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(
+        path
+    )

@@ -1,0 +1,332 @@
+"""A bundle: what one site sends. Written at a site, verified anywhere, read only after that.
+
+    expert.safetensors      the expert's weights
+    router.safetensors      the noisy statistics for the router
+    submission.dsse.json    the manifest: an in-toto statement about the two, in a DSSE envelope
+
+Verification, in this order, failing closed. Nothing of a file is parsed before its turn.
+
+ 1. exactly these three regular files, no links
+ 2. the envelope is at most 1 MiB of unambiguous JSON
+ 3. of the in-toto payload type
+ 4. signed by a key of the roster
+ 5. the very bytes that were verified are a submission, without unknown fields
+ 6. a signer is the site it claims to come from
+ 7. federation, plan and roster are ours
+ 8. it is valid at this moment
+ 9. its place in the site's sequence (needs the store: `coordinator.admission`)
+10. sizes, then SHA-256 of the files, while they are copied if they are to be kept
+11. tensor headers against the plan
+12. finite, plausible values
+13. the privacy policy: the ledger's chain and arithmetic, then its epsilon against the plan's
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as load_tensors
+
+from ddm_fed.errors import (
+    DigestError,
+    ExpiredError,
+    FileSetError,
+    PlanMismatchError,
+    PolicyError,
+    UnknownSignerError,
+)
+from ddm_fed.files import (
+    Advance,
+    check_file,
+    open_regular,
+    printable,
+    read_bounded,
+    require_file_set,
+    write_atomically,
+)
+from ddm_fed.models import expert_tensors
+from ddm_fed.privacy import check_chain, epsilon_text, private_events
+from ddm_fed.records import (
+    IN_TOTO_PAYLOAD,
+    MAX_DOCUMENT_BYTES,
+    SUBMISSION_PREDICATE,
+    Event,
+    FileSize,
+    GaussianEvent,
+    LedgerEntry,
+    NonPrivateEvent,
+    Plan,
+    Statement,
+    Submission,
+    subjects,
+)
+from ddm_fed.router import ROUTER_PURPOSES, release_tensors
+from ddm_fed.signing import SigningKey, Trust, VerifyKey, open_envelope, peek_payload, seal
+from ddm_fed.weights import check_tensor_file
+
+EXPERT_FILE = "expert.safetensors"
+ROUTER_FILE = "router.safetensors"
+ENVELOPE_FILE = "submission.dsse.json"
+TENSOR_FILES = (EXPERT_FILE, ROUTER_FILE)
+CLOCK_SKEW = timedelta(minutes=10)
+
+
+@dataclass(frozen=True)
+class VerifiedBundle:
+    """A bundle for which every rule above holds. Only `verify_bundle` makes one."""
+
+    folder: Path
+    submission: Submission
+    payload_sha256: str
+    sha256: dict[str, str]
+
+    @property
+    def site(self) -> str:
+        """The site that signed it."""
+        return self.submission.site
+
+    @property
+    def noise_multipliers(self) -> dict[str, float]:
+        """The noise in each tensor of `router.safetensors`, by its name."""
+        events = _release_events(self.submission)
+        return {name: float(event.noise_multiplier) for name, event in events.items()}
+
+
+def file_digests(folder: Path) -> tuple[dict[str, str], tuple[FileSize, ...]]:
+    """Returns digest and size of the tensor files a site wrote into `folder`."""
+    digests, sizes = {}, []
+    for name in TENSOR_FILES:
+        with open_regular(folder / name) as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            sizes.append(FileSize(name=name, size_bytes=file.tell()))
+    return digests, tuple(sizes)
+
+
+def sign_bundle(
+    folder: Path, submission: Submission, digests: dict[str, str], keys: Sequence[SigningKey]
+) -> None:
+    """Writes the signed manifest of `folder`, whose tensor files must be complete."""
+    statement = Statement[Submission](
+        subject=subjects(digests), predicateType=SUBMISSION_PREDICATE, predicate=submission
+    )
+    write_atomically(folder / ENVELOPE_FILE, seal(statement.to_json(), IN_TOTO_PAYLOAD, keys))
+
+
+def verify_bundle(
+    folder: Path,
+    trust: Trust,
+    moment: datetime,
+    *,
+    keep_in: Path | None = None,
+    advance: Advance = lambda _: None,
+) -> VerifiedBundle:
+    """Returns the bundle in `folder` if every rule of this module holds.
+
+    Memory does not grow with the size of the weights.
+
+    Args:
+        folder: Where the bundle lies. It may be hostile, and may change while it is read.
+        trust: The verified plan and rosters.
+        moment: The time at which it must be valid.
+        keep_in: An empty private folder. Files are copied there while they are hashed, all later
+            checks look at the copy, and the result refers to it.
+        advance: Told the bytes that were hashed.
+
+    Raises:
+        RefusedError: the first rule that fails; the message names the item.
+    """
+    what = f"the bundle {printable(folder.name)[:16]}"
+    require_file_set(folder, {*TENSOR_FILES, ENVELOPE_FILE}, what=what)
+    envelope = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+    statement, payload_sha256 = read_submission(envelope, trust, what=what)
+    submission = statement.predicate
+    _require_ours(submission, trust, what)
+    _require_valid_at(submission, moment, what)
+    digests = _signed_digests(statement, trust.plan, what)
+    if keep_in is not None:
+        write_atomically(keep_in / ENVELOPE_FILE, envelope)
+    for name, digest in digests.items():
+        check_file(
+            folder / name,
+            sha256=digest,
+            size_bytes=submission.size_of(name) or 0,
+            what=f"{what}: `{name}`",
+            copy_to=None if keep_in is None else keep_in / name,
+            advance=advance,
+        )
+    kept = folder if keep_in is None else keep_in
+    tables = {EXPERT_FILE: expert_tensors(trust.plan), ROUTER_FILE: release_tensors(trust.plan)}
+    for name, table in tables.items():
+        with open_regular(kept / name) as file:
+            check_tensor_file(file, table, what=f"{what}: `{name}`")
+    check_privacy(submission, trust, what=what)
+    return VerifiedBundle(kept, submission, payload_sha256, digests)
+
+
+def read_submission(
+    envelope: bytes, trust: Trust, *, what: str
+) -> tuple[Statement[Submission], str]:
+    """Returns the manifest in `envelope` and its digest, signed by the site it claims (2 to 6).
+
+    Raises:
+        RefusedError: form, signature, or a signer who is not the claimed site.
+    """
+    kind = Statement[Submission]
+    claimed = kind.from_json(peek_payload(envelope, IN_TOTO_PAYLOAD, what=what), what=what)
+    site = trust.roster.site(claimed.predicate.site)
+    if site is None:
+        raise UnknownSignerError(
+            f"{what} claims to come from `{claimed.predicate.site}`, which is not in roster "
+            f"{trust.roster.version}",
+            hint="enrol the site first, or refuse it for good; the roster lists "
+            + ", ".join(member.name for member in trust.roster.sites),
+        )
+    # Only the claimed site's key is tried: another member's valid signature is impersonation.
+    key = VerifyKey.from_hex(site.public_key)
+    signed = open_envelope(envelope, IN_TOTO_PAYLOAD, [key], what=what)
+    statement = kind.from_json(signed.payload, what=what)
+    if statement.predicate_type != SUBMISSION_PREDICATE:
+        raise PlanMismatchError(
+            f"{what} is a statement of type `{statement.predicate_type}`, expected "
+            f"`{SUBMISSION_PREDICATE}`",
+            hint="one signed document was put in the place of another; ask for the right file",
+        )
+    return statement, signed.sha256
+
+
+def _require_ours(submission: Submission, trust: Trust, what: str) -> None:
+    for field, found, expected in (
+        ("federation", submission.federation, trust.plan.federation),
+        ("plan", submission.plan_sha256, trust.plan_sha256),
+    ):
+        if found != expected:
+            raise PlanMismatchError(
+                f"{what} was made for the {field} `{found}`, expected `{expected}`",
+                hint="the site trained under another plan; it has to train under this one",
+            )
+    if not trust.knows(submission.roster):
+        raise PlanMismatchError(
+            f"{what} cites roster {submission.roster.version} "
+            f"({submission.roster.sha256[:16]}…), which is not in the published chain",
+            hint="the site used a roster this coordinator never published; ask where it came from",
+        )
+
+
+def _require_valid_at(submission: Submission, moment: datetime, what: str) -> None:
+    if submission.issued_at > moment + CLOCK_SKEW:
+        raise ExpiredError(
+            f"{what} was issued at {submission.issued_at:%Y-%m-%d %H:%M:%S} UTC, in the future",
+            hint="compare the clocks of the site and of this machine",
+        )
+    if moment >= submission.expires_at:
+        raise ExpiredError(
+            f"{what} expired at {submission.expires_at:%Y-%m-%d %H:%M:%S} UTC",
+            hint="ask the site to sign its bundle again",
+        )
+
+
+def _signed_digests(statement: Statement[Submission], plan: Plan, what: str) -> dict[str, str]:
+    digests = {subject.name: subject.digest.sha256 for subject in statement.subject}
+    sizes = {file.name: file.size_bytes for file in statement.predicate.files}
+    for names in (digests, sizes):
+        if names.keys() != set(TENSOR_FILES):
+            raise FileSetError(
+                f"{what} is signed over {sorted(names)}, expected {sorted(TENSOR_FILES)}",
+                hint="the site uses another version of this program; compare versions",
+            )
+    if sum(sizes.values()) > plan.submission.max_bytes:
+        raise FileSetError(
+            f"{what} has {sum(sizes.values())} bytes, the plan allows {plan.submission.max_bytes}",
+            hint="raise `submission.max_bytes` in the plan, or agree on a smaller architecture",
+        )
+    return digests
+
+
+def check_privacy(submission: Submission, trust: Trust, *, what: str) -> None:
+    """Refuses a submission whose ledger does not add up, or spent more than the plan allows.
+
+    It checks arithmetic. Whether the site really added the noise it lists, no signature can show.
+
+    Raises:
+        PolicyError: naming the figure found and the one expected.
+    """
+    privacy, policy = submission.privacy, trust.plan.privacy
+    check_chain(privacy.ledger)
+    if privacy.randomness != "csprng":
+        raise _policy(what, "its noise came from a test stream, which anyone can subtract")
+    if privacy.delta != policy.delta:
+        raise _policy(what, f"it states epsilon at delta {privacy.delta}, the plan {policy.delta}")
+    events = private_events(privacy.ledger)
+    recomputed = epsilon_text(events, float(policy.delta))
+    if abs(float(recomputed) - float(privacy.releases_epsilon)) > 2e-4:
+        raise _policy(
+            what,
+            f"it states epsilon {privacy.releases_epsilon}, its ledger adds up to {recomputed}",
+        )
+    if float(recomputed) > float(policy.max_epsilon):
+        raise _policy(
+            what,
+            f"its ledger adds up to epsilon {recomputed}, the plan allows {policy.max_epsilon}",
+        )
+    released = _release_events(submission)
+    if released.keys() != release_tensors(trust.plan).keys():
+        raise _policy(what, f"its ledger has entries for the router's {sorted(released)} only")
+    price = epsilon_text(released.values(), float(policy.delta))
+    if float(price) > float(trust.plan.router.epsilon):
+        raise _policy(
+            what, f"its router release cost {price}, the plan allows {trust.plan.router.epsilon}"
+        )
+    experts = [entry for entry in _of_this_plan(submission) if entry.purpose == "expert"]
+    private = bool(experts) and not any(
+        isinstance(entry.event, NonPrivateEvent) for entry in experts
+    )
+    if not experts or private != privacy.expert_is_private:
+        raise _policy(what, "its ledger does not say how its expert was trained")
+    if "expert" in policy.must_be_private and not private:
+        raise _policy(what, "its expert was trained without privacy, which the plan demands")
+
+
+def _release_events(submission: Submission) -> dict[str, GaussianEvent]:
+    """Returns the event of the newest release of each router message for this plan."""
+    newest: dict[str, Event] = {entry.purpose: entry.event for entry in _of_this_plan(submission)}
+    return {
+        name: event
+        for name, purpose in ROUTER_PURPOSES.items()
+        if isinstance(event := newest.get(purpose), GaussianEvent)
+    }
+
+
+def _of_this_plan(submission: Submission) -> list[LedgerEntry]:
+    ledger = submission.privacy.ledger
+    return [entry for entry in ledger if entry.plan_sha256 == submission.plan_sha256]
+
+
+def _policy(what: str, reason: str) -> PolicyError:
+    return PolicyError(
+        f"{what} is refused: {reason}",
+        hint="the data-protection officers of both sides should look at its ledger together",
+    )
+
+
+def read_weights(bundle: VerifiedBundle, name: str) -> dict[str, torch.Tensor]:
+    """Returns the tensors of the file `name` of a verified bundle.
+
+    The digest is taken of the very bytes that are parsed, so a file swapped since verification
+    is refused and never loaded.
+
+    Raises:
+        DigestError: the bytes are not the ones that were verified.
+    """
+    with open_regular(bundle.folder / name) as file:
+        data = file.read()
+    digest = hashlib.sha256(data).hexdigest()
+    if digest != bundle.sha256[name]:
+        raise DigestError(
+            f"`{name}` of `{bundle.site}` changed after it was verified: found {digest}, "
+            f"verified {bundle.sha256[name]}",
+            hint="something writes to this folder; find out what, then verify again",
+        )
+    return load_tensors(data)

@@ -1,0 +1,100 @@
+"""What people see: errors with hints, tables, progress. The only code that prints.
+
+stdout carries results (tables, or JSON with --json); everything else goes to stderr. Bars appear
+on a terminal only, and NO_COLOR is respected (both by Rich).
+"""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.table import Table
+
+from ddm_fed.errors import DdmFedError
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def say(message: str) -> None:
+    """Writes one line of progress to stderr."""
+    err.print(escape(message), soft_wrap=True)
+
+
+def next_step(*commands: str) -> None:
+    """Writes what to do next to stderr."""
+    for command in commands:
+        err.print(f"[bold]next:[/bold] {escape(command)}", soft_wrap=True)
+
+
+def show_error(error: DdmFedError) -> None:
+    """Writes an error as `error[CODE]: what and why`, a blank line, and the hint."""
+    err.print(
+        f"[bold red]error\\[{error.code}][/bold red]: {escape(error.message)}", soft_wrap=True
+    )
+    err.print(f"\n[bold]hint:[/bold] {escape(error.hint)}", soft_wrap=True)
+
+
+def show_json(value: Any) -> None:
+    """Writes `value` to stdout as JSON."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+    """Writes a table to stdout, readable without colour."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column)
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    out.print(table)
+
+
+@contextmanager
+def counting(description: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
+    """Shows a bar of `total` things; yields `update(completed, note)`."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=err,
+        disable=not err.is_terminal,
+    ) as progress:
+        task = progress.add_task(description, total=total, note="")
+
+        def update(completed: int, note: str = "") -> None:
+            progress.update(task, completed=completed, note=note)
+
+        yield update
+
+
+@contextmanager
+def moving_bytes(description: str, total: int) -> Iterator[Callable[[int], None]]:
+    """Shows a bar of `total` bytes; yields `advance(count)`."""
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        disable=not err.is_terminal,
+    ) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda count: progress.advance(task, count)

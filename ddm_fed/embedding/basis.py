@@ -1,0 +1,36 @@
+"""A public basis of images in which noise stays noise: low-frequency cosines.
+
+The rows are orthonormal and fixed by the image's shape alone, so nothing private is in them, and
+P eps of white noise eps is white noise again. That is what lets a router score noised images.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def dct_basis(shape: tuple[int, int, int], frequencies: int) -> Tensor:
+    """Returns the `frequencies` lowest DCT-II functions of every channel.
+
+    Args:
+        shape: One image's `(C, H, W)`.
+        frequencies: Number per channel; lowest first, by the length of the frequency vector.
+
+    Returns:
+        Orthonormal rows, `(C * frequencies, C * H * W)`, float64.
+    """
+    channels, height, width = shape
+    rows, columns = _dct_matrix(height), _dct_matrix(width)
+    pairs = [(i, j) for i in range(height) for j in range(width)]
+    pairs.sort(key=lambda ij: ((ij[0] / height) ** 2 + (ij[1] / width) ** 2, ij))
+    functions = np.stack([np.outer(rows[i], columns[j]).ravel() for i, j in pairs[:frequencies]])
+    return torch.from_numpy(np.kron(np.eye(channels), functions))
+
+
+def _dct_matrix(size: int) -> NDArray[np.float64]:
+    """Returns the orthonormal DCT-II matrix, one function per row, `(size, size)`."""
+    k, n = np.arange(size)[:, None], np.arange(size)[None]
+    matrix: NDArray[np.float64] = np.sqrt(2 / size) * np.cos(np.pi * (n + 0.5) * k / size)
+    matrix[0] /= np.sqrt(2)
+    return matrix

@@ -1,0 +1,162 @@
+"""Every error a user can meet: what happened, why, and what to do about it.
+
+    DdmFedError
+    ├── InputError              what a person gave us cannot be used
+    │   ├── PlanError           DDM101
+    │   ├── DataError           DDM102
+    │   ├── KeyFileError        DDM103
+    │   └── StateError          DDM104
+    ├── RefusedError            what arrived must not be trusted
+    │   ├── MalformedError      DDM201
+    │   ├── SignatureError      DDM202
+    │   ├── UnknownSignerError  DDM203
+    │   ├── PlanMismatchError   DDM204
+    │   ├── FileSetError        DDM205
+    │   ├── DigestError         DDM206
+    │   ├── WeightsError        DDM207
+    │   ├── ReplayError         DDM208
+    │   ├── ExpiredError        DDM209
+    │   ├── PolicyError         DDM210
+    │   ├── RosterError         DDM211
+    │   └── WeakKeyError        DDM212
+    ├── BudgetError             DDM301  privacy that may not be spent
+    └── CheckpointError         DDM401  a training state that cannot be continued
+
+`docs/errors.md` explains each code; a test holds the two lists together.
+"""
+
+from typing import ClassVar
+
+
+class DdmFedError(Exception):
+    """An error with a stable `code` and a `hint`; never carries a private value or a key."""
+
+    code: ClassVar[str] = "DDM000"
+
+    def __init__(self, message: str, *, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"error[{self.code}]: {self.args[0]}\n\nhint: {self.hint}"
+
+    @property
+    def message(self) -> str:
+        """The sentence without code and hint."""
+        return str(self.args[0])
+
+
+class InputError(DdmFedError):
+    """What a person gave us cannot be used."""
+
+
+class PlanError(InputError):
+    """The plan file is not valid."""
+
+    code = "DDM101"
+
+
+class DataError(InputError):
+    """The images cannot be used as they are."""
+
+    code = "DDM102"
+
+
+class KeyFileError(InputError):
+    """A private key file is missing, readable by others, or cannot be opened."""
+
+    code = "DDM103"
+
+
+class StateError(InputError):
+    """A command was run before the step it builds on, or on the wrong folder."""
+
+    code = "DDM104"
+
+
+class RefusedError(DdmFedError):
+    """Something that arrived is not trusted; nothing of it was used."""
+
+
+class MalformedError(RefusedError):
+    """Bytes do not have the form their type demands."""
+
+    code = "DDM201"
+
+
+class SignatureError(RefusedError):
+    """A signature does not hold over the bytes it came with."""
+
+    code = "DDM202"
+
+
+class UnknownSignerError(RefusedError):
+    """No signature comes from a key that may sign this."""
+
+    code = "DDM203"
+
+
+class PlanMismatchError(RefusedError):
+    """The document belongs to another plan, roster or federation."""
+
+    code = "DDM204"
+
+
+class FileSetError(RefusedError):
+    """A folder does not hold exactly the regular files it was signed with."""
+
+    code = "DDM205"
+
+
+class DigestError(RefusedError):
+    """A file's bytes are not the bytes that were signed."""
+
+    code = "DDM206"
+
+
+class WeightsError(RefusedError):
+    """A tensor file does not hold the tensors the plan asks for, or holds values nobody can use."""
+
+    code = "DDM207"
+
+
+class ReplayError(RefusedError):
+    """A submission is older than one that was already admitted."""
+
+    code = "DDM208"
+
+
+class ExpiredError(RefusedError):
+    """A document is not valid at this time."""
+
+    code = "DDM209"
+
+
+class PolicyError(RefusedError):
+    """A submission does not satisfy the plan's privacy policy, or its arithmetic does not hold."""
+
+    code = "DDM210"
+
+
+class RosterError(RefusedError):
+    """The chain of rosters does not lead from the pinned root key to this roster."""
+
+    code = "DDM211"
+
+
+class WeakKeyError(RefusedError):
+    """A public key with which a signature would prove nothing."""
+
+    code = "DDM212"
+
+
+class BudgetError(DdmFedError):
+    """The release would spend more privacy than the plan or the site's own policy allows."""
+
+    code = "DDM301"
+
+
+class CheckpointError(DdmFedError):
+    """A training checkpoint belongs to another run, or is damaged."""
+
+    code = "DDM401"

@@ -1,0 +1,101 @@
+"""What every record is: frozen, strict about types, and closed to fields it does not know."""
+
+import difflib
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    ValidationError,
+)
+
+from ddm_fed.errors import MalformedError
+from ddm_fed.records.canonical import canonical_json, parse_json
+
+
+def _utc_second(moment: datetime) -> datetime:
+    if moment.tzinfo is None:
+        raise ValueError("a date needs a time zone, for example 2026-11-23T00:00:00Z")
+    return moment.astimezone(UTC).replace(microsecond=0)
+
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+PublicKeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+KeyId = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Moment = Annotated[
+    datetime,
+    AfterValidator(_utc_second),
+    PlainSerializer(lambda moment: moment.strftime("%Y-%m-%dT%H:%M:%SZ"), return_type=str),
+]
+# A decimal is a string on the wire, so that no float round trip can change a signed number.
+Number = Annotated[
+    Decimal,
+    Field(allow_inf_nan=False, max_digits=20),
+    PlainSerializer(lambda number: format(number, "f"), return_type=str),
+]
+NonNegative = Annotated[Number, Field(ge=0)]
+Positive = Annotated[Number, Field(gt=0)]
+Probability = Annotated[Number, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1, le=2**53 - 1)]
+
+
+class Record(BaseModel):
+    """A frozen, strictly validated fact. Equal records have equal bytes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, populate_by_name=True)
+
+    def to_json(self) -> bytes:
+        """Returns the canonical bytes: sorted keys, compact, UTF-8."""
+        return canonical_json(self.model_dump(mode="json", by_alias=True))
+
+    @classmethod
+    def from_json(cls, data: bytes, *, what: str) -> Self:
+        """Returns the record in `data`.
+
+        Raises:
+            MalformedError: `data` is not unambiguous JSON, or not this record. The message names
+                the field, the value's problem, and the nearest known field for a misspelt one.
+        """
+        parse_json(data, what=what)
+        try:
+            return cls.model_validate_json(data)
+        except ValidationError as error:
+            raise MalformedError(
+                f"{what} is not a valid {cls.__name__}: {explain(error, cls)}",
+                hint="it may come from a newer version of this program; compare versions",
+            ) from None
+
+
+def explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """Returns every problem of `error` as `field: problem`, with a guess at misspelt fields."""
+    problems = []
+    for item in error.errors(include_url=False):
+        path = ".".join(str(part) for part in item["loc"]) or "document"
+        problem = item["msg"].removeprefix("Value error, ")
+        if item["type"] == "extra_forbidden":
+            problem = "unknown key" + _suggestion(item["loc"], model)
+        problems.append(f"`{path}`: {problem[:1].lower() + problem[1:]}")
+    return "; ".join(problems)
+
+
+def _suggestion(location: tuple[Any, ...], model: type[BaseModel]) -> str:
+    fields: Any = model
+    for part in location[:-1]:
+        annotation = fields.model_fields[part].annotation if part in fields.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return ""
+        fields = annotation
+    near = difflib.get_close_matches(str(location[-1]), list(fields.model_fields), n=1)
+    return f", did you mean `{near[0]}`?" if near else f", known are {sorted(fields.model_fields)}"
+
+
+def now() -> datetime:
+    """Returns the current time in UTC, to the second, as records hold it."""
+    return datetime.now(UTC).replace(microsecond=0)

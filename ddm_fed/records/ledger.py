@@ -1,0 +1,56 @@
+"""The ledger: one entry for everything a site released that depends on private images.
+
+An entry describes a mechanism; `privacy.accountant` prices it. The meaning of an event never
+changes. Entries are chained by digest, so that a site cannot forget one without it showing.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from ddm_fed.records.base import Moment, Positive, Record, Sha256
+
+Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
+
+
+class GaussianEvent(Record):
+    """Noise of standard deviation `noise_multiplier` times the L2 sensitivity was added once."""
+
+    kind: Literal["gaussian"] = "gaussian"
+    noise_multiplier: Positive
+
+
+class NonPrivateEvent(Record):
+    """Something left without noise: no guarantee holds for the units that shaped it."""
+
+    kind: Literal["non_private"] = "non_private"
+
+
+Event = Annotated[GaussianEvent | NonPrivateEvent, Field(discriminator="kind")]
+
+
+class LedgerEntry(Record):
+    """One release, written down before its noise is drawn."""
+
+    index: Annotated[int, Field(ge=0)]
+    previous_sha256: Sha256 | None
+    recorded_at: Moment
+    plan_sha256: Sha256
+    purpose: Purpose
+    mechanism: Annotated[str, StringConstraints(max_length=400)]
+    event: Event
+
+
+class PrivacyStatement(Record):
+    """What a submission says it cost: the events, and the epsilon they compose to at `delta`.
+
+    `releases_epsilon` composes every noisy release; it bounds the expert too only where
+    `expert_is_private` is true.
+    """
+
+    delta: Positive
+    releases_epsilon: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?$")]
+    expert_is_private: bool
+    accountant: Annotated[str, StringConstraints(max_length=120)]
+    randomness: Literal["csprng", "test"]
+    ledger: Annotated[tuple[LedgerEntry, ...], Field(min_length=1, max_length=2000)]

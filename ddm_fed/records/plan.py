@@ -1,0 +1,195 @@
+"""The plan: what the sites agreed to train, and what may leave them.
+
+People write `plan.toml`; the coordinator signs it as JSON. Both pass the same validator.
+"""
+
+import tomllib
+from datetime import date, datetime, time
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+
+from ddm_fed.errors import PlanError
+from ddm_fed.records.architecture import parse_architecture
+from ddm_fed.records.base import (
+    Count,
+    Moment,
+    Name,
+    NonNegative,
+    Number,
+    Positive,
+    Probability,
+    Record,
+    explain,
+)
+from ddm_fed.records.canonical import canonical_json
+
+ClassName = Annotated[str, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
+Dimension = Annotated[int, Field(ge=4, le=1024)]
+
+
+class DataSpec(Record):
+    """The images every expert is trained on: pixels in [-1, 1], shape (channels, height, width)."""
+
+    channels: Literal[1, 3]
+    height: Dimension
+    width: Dimension
+    conditioning: Literal["none", "class"] = "none"
+    classes: tuple[ClassName, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image, `(C, H, W)`."""
+        return (self.channels, self.height, self.width)
+
+    @model_validator(mode="after")
+    def _classes_belong_to_class_conditioning(self) -> Self:
+        if (self.conditioning == "class") != bool(self.classes):
+            raise ValueError('`classes` is needed with conditioning = "class", and only then')
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("`classes` holds a name twice")
+        return self
+
+
+class ExpertSpec(Record):
+    """The network of an expert and what it predicts."""
+
+    architecture: str
+    path: Literal["linear"] = "linear"
+    prediction: Literal["velocity"] = "velocity"
+
+    @field_validator("architecture")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        parse_architecture(name)
+        return name
+
+
+class TrainingSpec(Record):
+    """How long and how an expert is trained. Equal for all sites, so it reveals nothing of one."""
+
+    steps: Count
+    batch_size: Count
+    learning_rate: Positive = Decimal("0.001")
+    warmup_steps: Annotated[int, Field(ge=0)] = 100
+    weight_decay: NonNegative = Decimal(0)
+    clip_norm: Positive = Decimal(1)
+    ema_decay: Probability = Decimal("0.999")
+    time_sampling: Literal["uniform", "logit-normal"] = "logit-normal"
+    time_location: Number = Decimal(0)
+    time_scale: Positive = Decimal(1)
+    label_dropout: Probability = Decimal("0.1")
+
+
+class PriorRouterSpec(Record):
+    """Each site releases how many images it has (per class), and nothing else."""
+
+    kind: Literal["prior"]
+    epsilon: Positive
+
+
+class MixtureRouterSpec(Record):
+    """Each site also releases mean and covariance of its low-frequency DCT coefficients.
+
+    One Gaussian per class where the plan has classes, one in all otherwise. `frequencies` counts
+    coefficients per channel; `centre` (a pixel value) and `radius` (a norm of coefficients about
+    it) bound what one image contributes. All are public choices: none may be fitted to private
+    images.
+    """
+
+    kind: Literal["mixture"]
+    epsilon: Positive
+    frequencies: Annotated[int, Field(ge=1, le=256)]
+    centre: Annotated[Number, Field(ge=-1, le=1)] = Decimal(0)
+    radius: Positive
+
+
+RouterSpec = Annotated[PriorRouterSpec | MixtureRouterSpec, Field(discriminator="kind")]
+
+
+class PrivacySpec(Record):
+    """What epsilon counts, and the most of it a site may spend on this plan's images."""
+
+    unit: Literal["image"] = "image"
+    adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
+    delta: Annotated[Number, Field(gt=0, lt=1)] = Decimal("0.00001")
+    max_epsilon: Positive
+    must_be_private: tuple[Literal["router", "expert"], ...] = ("router",)
+
+
+class SubmissionSpec(Record):
+    """Limits on what a site may send."""
+
+    max_bytes: Count = 4 * 2**30
+    valid_days: Annotated[int, Field(ge=1, le=3650)] = 90
+
+
+class Plan(Record):
+    """The signed agreement of a federation."""
+
+    format: Literal[1] = 1
+    federation: Name
+    description: Annotated[str, StringConstraints(max_length=2000)] = ""
+    expires_at: Moment
+    data: DataSpec
+    expert: ExpertSpec
+    training: TrainingSpec
+    router: RouterSpec
+    privacy: PrivacySpec
+    submission: SubmissionSpec = SubmissionSpec()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        _, patch = parse_architecture(self.expert.architecture)
+        if self.data.height % patch or self.data.width % patch:
+            raise ValueError(
+                f"{self.expert.architecture} cuts patches of {patch} pixels, which do not tile "
+                f"{self.data.height} x {self.data.width} images"
+            )
+        pixels = self.data.height * self.data.width
+        if isinstance(self.router, MixtureRouterSpec) and self.router.frequencies > pixels:
+            raise ValueError(f"`router.frequencies` exceeds the {pixels} pixels of a channel")
+        if self.router.epsilon > self.privacy.max_epsilon:
+            raise ValueError(
+                f"`router.epsilon` {self.router.epsilon} exceeds `privacy.max_epsilon` "
+                f"{self.privacy.max_epsilon}"
+            )
+        return self
+
+
+def read_plan_toml(text: str, *, name: str = "plan.toml") -> Plan:
+    """Returns the plan that `text` describes.
+
+    Raises:
+        PlanError: `text` is not TOML, or not a valid plan; every problem is named at once.
+    """
+    try:
+        values = tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as error:
+        raise PlanError(
+            f"{name} is not TOML: {error}", hint="see examples/digits/plan.toml"
+        ) from None
+    try:
+        return Plan.model_validate_json(canonical_json(_jsonable(values)))
+    except ValidationError as error:
+        raise PlanError(
+            f"{name} is not a valid plan: {explain(error, Plan)}",
+            hint="docs/plan.md explains every key; examples/digits/plan.toml is a complete plan",
+        ) from None
+
+
+def _jsonable(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _jsonable(item) for key, item in value.items()}
+        case list():
+            return [_jsonable(item) for item in value]
+        case Decimal():
+            return format(value, "f") if value.is_finite() else str(value)
+        case datetime():
+            return value.isoformat()
+        case date():  # a bare day in TOML means its first second, UTC
+            return datetime.combine(value, time()).isoformat() + "Z"
+        case _:
+            return value

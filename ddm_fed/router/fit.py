@@ -1,0 +1,122 @@
+"""From released statistics to a router. Post-processing: it reads noise, never images."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ddm_fed.embedding import dct_basis
+from ddm_fed.errors import StateError
+from ddm_fed.records import MixtureRouterSpec, Plan
+from ddm_fed.router.base import Router
+from ddm_fed.router.mixture import GaussianMixtures, MixtureRouter
+from ddm_fed.router.prior import PriorRouter
+from ddm_fed.router.statistics import LOCATION, SHAPE, Ints, Location, decode_location, messages
+
+FLOOR_FACTOR = 0.5  # of the noise's spectral edge; measured in docs/adr/0006
+LEAST_VARIANCE = 0.1  # coefficients are not Gaussian: keeps low t from over-confidence
+RouterKind = Literal["prior", "mixture"]
+
+
+@dataclass(frozen=True)
+class SiteRelease:
+    """The released vectors of one site, and the noise multiplier of each, by message name."""
+
+    vectors: dict[str, Ints]
+    noise_multipliers: dict[str, float]
+
+
+def build_router(plan: Plan, kind: RouterKind, releases: Sequence[SiteRelease]) -> Router:
+    """Returns the router over the sites of `releases`, in their order.
+
+    Args:
+        plan: What was released, and about which centre.
+        kind: A `mixture` release also serves a `prior` router.
+        releases: One per site.
+
+    Raises:
+        StateError: `mixture` was asked for, but the plan releases counts only; or no site
+            released a usable count.
+    """
+    if kind == "prior":
+        locations = [_location(plan, site) for site in releases]
+        return PriorRouter(_cover(torch.stack([location.weights for location in locations])))
+    spec = plan.router
+    if not isinstance(spec, MixtureRouterSpec):
+        raise StateError(
+            "the plan's sites release counts only, which cannot make a mixture router",
+            hint='assemble with --router prior, or publish a plan with router.kind = "mixture"',
+        )
+    return MixtureRouter(
+        fit_mixtures(plan, releases),
+        dct_basis(plan.data.shape, spec.frequencies),
+        centre=float(spec.centre),
+        components_are_classes=bool(plan.data.classes),
+    )
+
+
+def fit_mixtures(plan: Plan, releases: Sequence[SiteRelease]) -> GaussianMixtures:
+    """Returns the Gaussian mixtures that the releases describe.
+
+    The cells of a site share one covariance, its trace times its sign covariance. Eigenvalues are
+    raised to a floor that follows from the known noise and is THE SAME FOR ALL SITES: a floor of
+    its own would let a noisier site win by its determinant alone.
+    """
+    fits = [_fit_site(plan, site) for site in releases]
+    floor = max(LEAST_VARIANCE, *(FLOOR_FACTOR * fit.noise_edge for fit in fits))
+    variances, axes = [], []
+    for fit in fits:
+        values, vectors = torch.linalg.eigh(fit.covariance)
+        cells = len(fit.weights)
+        variances.append(values.clamp(min=floor)[None] + fit.mean_variance[:, None])
+        axes.append(vectors.expand(cells, -1, -1))
+    return GaussianMixtures(
+        weights=_cover(torch.stack([fit.weights for fit in fits])),
+        means=torch.stack([fit.means for fit in fits]),
+        variances=torch.stack(variances),
+        axes=torch.stack(axes),
+    )
+
+
+@dataclass(frozen=True)
+class _SiteFit:
+    weights: Tensor  # (J,)
+    means: Tensor  # (J, D)
+    mean_variance: Tensor  # (J,)
+    covariance: Tensor  # (D, D)
+    noise_edge: float  # largest eigenvalue that noise alone is expected to show
+
+
+def _fit_site(plan: Plan, site: SiteRelease) -> _SiteFit:
+    location = _location(plan, site)
+    message = messages(plan)[1]
+    multiplier = site.noise_multipliers[SHAPE]
+    parts = {
+        name: torch.from_numpy(part) for name, part in message.decode(site.vectors[SHAPE]).items()
+    }
+    d = location.means.shape[1]
+    radius_squared = message.parts[0].sensitivity
+    mean_noise = (location.weights * location.mean_variance).sum() / location.weights.sum().clamp(1)
+    trace = float(parts["trace"]) / location.count - d * float(mean_noise)
+    trace = min(max(trace, 0.1 * radius_squared), radius_squared)
+    scale = trace / location.count
+    row, column = torch.triu_indices(d, d)
+    upper = parts["sign"] / torch.where(row == column, 1.0, math.sqrt(2.0)).double()
+    sign = torch.zeros((d, d), dtype=torch.float64)
+    sign[row, column] = upper
+    sign[column, row] = upper
+    # symmetric Gaussian noise of diagonal deviation s and s / sqrt(2) elsewhere: edge s sqrt(2 d)
+    edge = math.sqrt(2 * d) * message.noise_std("sign", multiplier) * scale
+    return _SiteFit(location.weights, location.means, location.mean_variance, scale * sign, edge)
+
+
+def _cover(weights: Tensor) -> Tensor:
+    """Returns `weights (K, J)`, where a class that drowned in every site's noise is anyone's."""
+    return torch.where(weights.sum(0, keepdim=True) > 0, weights, 1.0)
+
+
+def _location(plan: Plan, site: SiteRelease) -> Location:
+    return decode_location(plan, site.vectors[LOCATION], site.noise_multipliers[LOCATION])

@@ -1,0 +1,290 @@
+"""What a site releases for the router: two noisy sums of low-frequency coefficients.
+
+Every image becomes y, the DCT coefficients of x_0 about the plan's centre, `(D,)`, and belongs to
+the cell of its class (or to the only cell). Two messages leave, the second built on the first:
+
+* `location`: the number of images, the number in each cell, and the sum of y in each cell, with y
+  clipped to the plan's radius R.
+* `shape`: about the released mean of its cell, u = y - m: the sum of min(|u|, R)^2, and the sum of
+  v v^T for the direction v = u / |u|. This is the spatial sign covariance: bounded by 1 whatever
+  the image, so it needs no second radius. Trace and directions together give the covariance.
+
+`prior` routers send only the counts. Each message is one vector of integers, its parts weighted so
+that the parts share the privacy as SHARES says, with a joint L2 sensitivity known beforehand.
+
+Source: spatial sign covariance: Visuri, Koivunen and Oja 2000. The shares, the floor and the two
+rounds were chosen by measurement, see docs/adr/0006.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddm_fed.embedding import dct_basis
+from ddm_fed.privacy import (
+    BoundedStatistic,
+    ImageSet,
+    Private,
+    Release,
+    Spend,
+    gaussian_events,
+    release,
+)
+from ddm_fed.records import MixtureRouterSpec, Plan
+from ddm_fed.weights import TensorTable
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+LOCATION, SHAPE = "location", "shape"
+ROUTER_PURPOSES = {LOCATION: "router-location", SHAPE: "router-shape"}
+SHARES = {"count": 0.05, "cell_count": 0.05, "cell_sum": 0.20, "trace": 0.05, "sign": 0.70}
+GRID = 1 << 20  # integer steps per unit of joint sensitivity
+ROWS_AT_ONCE = 1024  # bounds memory: a row of `sign` has D (D + 1) / 2 values
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a message: `size` values, jointly of L2 sensitivity `sensitivity`."""
+
+    name: str
+    size: int
+    sensitivity: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Message:
+    """One noisy vector: its parts in order, and the privacy it takes of the whole release."""
+
+    name: str
+    parts: tuple[Part, ...]
+    share: float
+
+    @property
+    def size(self) -> int:
+        """Number of integers."""
+        return sum(part.size for part in self.parts)
+
+    @property
+    def l2_sensitivity(self) -> int:
+        """Most that one image moves the integer vector, in L2 norm.
+
+        Weights are chosen so that the parts' sensitivities have norm GRID. Rounding an image's
+        contribution goes towards zero and cannot lengthen it; one step covers float error.
+        """
+        return GRID + 1
+
+    def noise_std(self, part_name: str, noise_multiplier: float) -> float:
+        """Returns the standard deviation of the noise on the values of a part, in its own units."""
+        part = next(part for part in self.parts if part.name == part_name)
+        return noise_multiplier * self.l2_sensitivity / part.weight
+
+    def decode(self, vector: Ints) -> dict[str, Floats]:
+        """Returns the parts of `vector`, each `(size,)`, in their own units."""
+        decoded, start = {}, 0
+        for part in self.parts:
+            decoded[part.name] = vector[start : start + part.size] / part.weight
+            start += part.size
+        return decoded
+
+
+def messages(plan: Plan) -> tuple[Message, ...]:
+    """Returns the messages a site releases under `plan`, in order."""
+    router, cells = plan.router, max(1, len(plan.data.classes))
+    location = [("count", 1, 1.0)]
+    if cells > 1:
+        location.append(("cell_count", cells, 1.0))
+    if not isinstance(router, MixtureRouterSpec):
+        return (_message(LOCATION, location),)
+    d, radius = plan.data.channels * router.frequencies, float(router.radius)
+    location.append(("cell_sum", cells * d, radius))
+    shape = [("trace", 1, radius**2), ("sign", d * (d + 1) // 2, 1.0)]
+    return (_message(LOCATION, location), _message(SHAPE, shape))
+
+
+def _message(name: str, parts: list[tuple[str, int, float]]) -> Message:
+    total = sum(SHARES[part] for part, _, _ in parts)
+    weighted = tuple(
+        Part(part, size, sensitivity, GRID * math.sqrt(SHARES[part] / total) / sensitivity)
+        for part, size, sensitivity in parts
+    )
+    return Message(name, weighted, total)
+
+
+def release_tensors(plan: Plan) -> TensorTable:
+    """Returns the tensors of `router.safetensors` under `plan`."""
+    return {message.name: ("I64", (message.size,)) for message in messages(plan)}
+
+
+def router_shares(plan: Plan) -> list[float]:
+    """Returns the share of the router's privacy that each message takes, in order."""
+    return [message.share for message in messages(plan)]
+
+
+def release_statistics(data: Private[ImageSet], plan: Plan, spend: Spend) -> dict[str, Release]:
+    """Returns the releases of one site by message name.
+
+    Args:
+        data: The site's images.
+        plan: What is released and at what price.
+        spend: Writes each ledger entry before its noise is drawn; may refuse.
+
+    Raises:
+        BudgetError: from `spend`. What was released before it stands in the ledger.
+
+    Guarantees:
+        All messages together are (router.epsilon, delta)-DP under add-or-remove-one image.
+    """
+    todo = messages(plan)
+    events = gaussian_events(
+        float(plan.router.epsilon), float(plan.privacy.delta), router_shares(plan)
+    )
+    coefficients = data.map(lambda images: _coefficients(images, plan))
+    released: dict[str, Release] = {}
+    for message, event in zip(todo, events, strict=True):
+        if message.name == LOCATION:
+            statistic = coefficients.map(lambda yc: location_statistic(*yc, plan))
+        else:
+            location = decode_location(
+                plan, released[LOCATION].value, float(events[0].noise_multiplier)
+            )
+            about = functools.partial(_shape_about, means=location.means.numpy(), plan=plan)
+            statistic = coefficients.map(about)
+        bounded = BoundedStatistic(statistic, message.l2_sensitivity, ROUTER_PURPOSES[message.name])
+        released[message.name] = release(bounded, event, spend)
+    return released
+
+
+@dataclass(frozen=True)
+class Location:
+    """What a `location` message says of its site, after the noise.
+
+    Attributes:
+        count: Number of images, at least 1.
+        weights: Mass of every cell, `(J,)`; zero where it drowns in the noise.
+        means: Mean of every cell, `(J, D)`, shrunk towards the site's mean by the known noise.
+        mean_variance: Variance of the noise in each coordinate of a mean, `(J,)`.
+    """
+
+    count: float
+    weights: Tensor
+    means: Tensor
+    mean_variance: Tensor
+
+
+def decode_location(plan: Plan, vector: Ints, noise_multiplier: float) -> Location:
+    """Returns what the `location` vector of a site says. Post-processing: costs no privacy."""
+    message = messages(plan)[0]
+    parts = {name: torch.from_numpy(part) for name, part in message.decode(vector).items()}
+    count = max(1.0, float(parts["count"]))
+    if "cell_count" in parts:
+        noise = message.noise_std("cell_count", noise_multiplier)
+        weights = torch.where(parts["cell_count"] > 2 * noise, parts["cell_count"], 0.0)
+    else:
+        weights = torch.tensor([count], dtype=torch.float64)
+    if "cell_sum" not in parts:
+        none = torch.zeros((len(weights), 0), dtype=torch.float64)
+        return Location(count, weights, none, torch.zeros(len(weights), dtype=torch.float64))
+    sums = parts["cell_sum"].reshape(len(weights), -1)  # (J, D)
+    site_mean = sums.sum(0) / count
+    sizes = weights.clamp(min=1.0)[:, None]
+    spread = message.noise_std("cell_sum", noise_multiplier) / sizes  # (J, 1)
+    offset = sums / sizes - site_mean
+    # James-Stein: keep of a cell's own offset what its noise cannot explain
+    noise_power = sums.shape[1] * spread**2
+    power = offset.square().sum(1, keepdim=True).clamp(min=1e-12)
+    kept = torch.where(weights[:, None] > 0, (1 - noise_power / power).clamp(min=0.0), 0.0)
+    means = site_mean + kept * offset
+    return Location(count, weights, means, spread[:, 0] ** 2)
+
+
+def _coefficients(images: ImageSet, plan: Plan) -> tuple[Floats, Ints]:
+    """Returns y `(N, D)` and the cell of every image `(N,)`."""
+    cells = np.zeros(len(images), dtype=np.int64)
+    if plan.data.classes and images.labels is not None:
+        cells = images.labels.numpy()
+    if not isinstance(plan.router, MixtureRouterSpec):
+        return np.zeros((len(images), 0)), cells
+    basis = dct_basis(plan.data.shape, plan.router.frequencies)
+    pixels = images.images.flatten(1).double() - float(plan.router.centre)
+    y = (pixels @ basis.T).numpy()
+    # the bound on one image's influence must hold for any image, finite or not
+    return np.where(np.isfinite(y).all(1, keepdims=True), y, 0.0), cells
+
+
+def location_statistic(y: Floats, cells: Ints, plan: Plan) -> Ints:
+    """Returns the integers of the `location` message, without noise.
+
+    Args:
+        y: Coefficients, `(N, D)`.
+        cells: Cell of every image, `(N,)`.
+        plan: Gives parts and radius.
+    """
+    count = max(1, len(plan.data.classes))
+
+    def contribution(rows: slice) -> dict[str, Floats]:
+        ones = np.ones((len(y[rows]), 1))
+        member = np.eye(count)[cells[rows]]  # (n, J)
+        parts = {"count": ones, "cell_count": member}
+        if isinstance(plan.router, MixtureRouterSpec):
+            clipped = _clip(y[rows], float(plan.router.radius))
+            parts["cell_sum"] = (member[:, :, None] * clipped[:, None]).reshape(len(ones), -1)
+        return parts
+
+    return _integer_sum(messages(plan)[0], len(y), contribution)
+
+
+def shape_statistic(y: Floats, cells: Ints, means: Floats, plan: Plan) -> Ints:
+    """Returns the integers of the `shape` message about the released `means`, without noise.
+
+    Args:
+        y: Coefficients, `(N, D)`.
+        cells: Cell of every image, `(N,)`.
+        means: Released mean of every cell, `(J, D)`.
+        plan: Gives parts and radius.
+    """
+    if not isinstance(plan.router, MixtureRouterSpec):
+        raise TypeError("only a mixture router has a shape")
+    radius = float(plan.router.radius)
+    row, column = np.triu_indices(y.shape[1])
+    # sqrt(2) off the diagonal makes the vector's norm the Frobenius norm of v v^T, which is 1
+    scale = np.where(row == column, 1.0, math.sqrt(2))
+
+    def contribution(rows: slice) -> dict[str, Floats]:
+        u = y[rows] - means[cells[rows]]
+        norm = np.linalg.norm(u, axis=1, keepdims=True)  # (n, 1)
+        v = u / np.maximum(norm, 1e-12)
+        sign = v[:, row] * v[:, column] * scale  # (n, D (D + 1) / 2)
+        return {"trace": np.minimum(norm, radius) ** 2, "sign": sign}
+
+    return _integer_sum(messages(plan)[1], len(y), contribution)
+
+
+def _shape_about(yc: tuple[Floats, Ints], means: Floats, plan: Plan) -> Ints:
+    return shape_statistic(*yc, means, plan)
+
+
+def _integer_sum(
+    message: Message, count: int, contribution: Callable[[slice], dict[str, Floats]]
+) -> Ints:
+    """Returns the exact sum over images of their weighted contributions, rounded towards zero."""
+    total = np.zeros(message.size, dtype=np.int64)
+    for start in range(0, count, ROWS_AT_ONCE):
+        values = contribution(slice(start, start + ROWS_AT_ONCE))
+        weighted = [values[part.name] * part.weight for part in message.parts]
+        total += np.trunc(np.concatenate(weighted, axis=1)).astype(np.int64).sum(axis=0)
+    return total
+
+
+def _clip(y: Floats, radius: float) -> Floats:
+    """Returns rows of norm at most `radius`; a row that is not finite contributes nothing."""
+    norm = np.linalg.norm(y, axis=1, keepdims=True)
+    clipped: Floats = y * np.minimum(1.0, radius / np.maximum(norm, 1e-12))
+    return clipped

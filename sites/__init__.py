@@ -1,0 +1,1 @@
+"""The application of a data owner: `ddm-site`. Never imports `coordinator`."""

@@ -1,0 +1,321 @@
+"""`ddm-site`: what a data owner runs. Heavy libraries are imported inside commands only."""
+
+import os
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can import flwr
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed import __version__, console
+from ddm_fed.errors import DdmFedError
+
+if TYPE_CHECKING:
+    from ddm_fed.signing import Trust
+    from sites.folder import SiteFolder
+
+app = typer.Typer(
+    name="ddm-site",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="""Train an expert on your own images and decide what leaves.
+
+Nothing is sent anywhere by itself: training needs no network, and what is to leave passes
+[bold]review[/bold] and [bold]release[/bold] first.""",
+    epilog="""Example: ddm-site init hospital-a --name hospital-a --root ed25519:…, then
+ddm-site train --site hospital-a --plan published --data images/""",
+)
+SETUP, WORK, LEAVE = "Set up", "Work", "What leaves"
+
+SiteOption = Annotated[
+    Path, typer.Option("--site", help="The site's folder.", envvar="DDM_SITE", file_okay=False)
+]
+PlanOption = Annotated[
+    Path, typer.Option("--plan", help="The coordinator's published folder, or the plan in it.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+
+
+class PrecisionName(StrEnum):
+    """Choices of `--precision`."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+def main() -> None:
+    """Runs `ddm-site`; errors end with exit status 1, wrong usage with 2."""
+    try:
+        app()
+    except DdmFedError as error:
+        console.show_error(error)
+        sys.exit(1)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"ddm-site {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command(rich_help_panel=SETUP)
+def init(
+    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    name: Annotated[str, typer.Option(help="Name of the site, for example hospital-a.")],
+    root: Annotated[
+        str,
+        typer.Option(
+            help="Fingerprint of the coordinator's root key, ed25519:…, learnt from a person: by "
+            "telephone or on paper, not from the files you are about to check with it."
+        ),
+    ],
+    max_epsilon: Annotated[
+        str, typer.Option(help="Most epsilon this site spends, whatever plans allow.")
+    ] = "10",
+) -> None:
+    """Make a site: its folder, its key, and its request to be enrolled.
+
+    Example: ddm-site init hospital-a --name hospital-a --root ed25519:3b6a…
+    """
+    from pydantic import ValidationError
+
+    from ddm_fed.records import canonical_json, explain
+    from sites.folder import SiteFolder, SiteSettings
+
+    try:
+        settings = SiteSettings.model_validate_json(
+            canonical_json({"name": name, "root_keyid": root, "max_epsilon": max_epsilon})
+        )
+    except ValidationError as error:
+        raise typer.BadParameter(explain(error, SiteSettings)) from None
+    site = SiteFolder.create(folder, settings)
+    console.say(f"{folder} is the site `{name}`; its key is {site.key().public.keyid}")
+    console.next_step(
+        f"send {folder / 'enrolment.dsse.json'} to the coordinator, and read the key to them aloud"
+    )
+
+
+@app.command(rich_help_panel=WORK)
+def train(
+    plan: PlanOption,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="`digits` (or digits:0-4), an .npz with images and labels, or a folder of images."
+        ),
+    ],
+    site: SiteOption = Path(),
+    value_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Values that mean black and white, if the dtype does not say."),
+    ] = None,
+    max_bad_fraction: Annotated[
+        float, typer.Option(help="Most unreadable files in a folder, as a fraction.", min=0, max=1)
+    ] = 0.05,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="Of the arithmetic; auto measures which is faster here.")
+    ] = PrecisionName.AUTO,
+    seed: Annotated[
+        int | None, typer.Option(help="For reproducible experiments; random and secret otherwise.")
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints; 0 means every step.", min=0)
+    ] = 30.0,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget the checkpoint and train from the start.")
+    ] = False,
+) -> None:
+    """Do the whole job under a plan: train, compute the private release, write and sign the bundle.
+
+    The same command continues after a kill. Example: ddm-site train --plan published --data digits
+    """
+    from ddm_fed.training import StepReport
+    from sites.data import load_images
+    from sites.jobs import TrainingOptions, run_plan
+    from sites.outbox import find_bundles
+
+    home, trust = _open(site, plan)
+    with home.changing():
+        images, report = load_images(
+            data, trust.plan.data, value_range=value_range, max_bad_fraction=max_bad_fraction
+        )
+        console.say(f"{home.settings.name}: {report.count} images from {report.source}")
+        for note in report.notes:
+            console.say(f"  {note}")
+        if report.skipped:
+            console.say(f"  {len(report.skipped)} files could not be read and were left out:")
+            for line in report.skipped:
+                console.say(f"    {line}")
+        steps = trust.plan.training.steps
+        with console.counting(f"training {home.settings.name}", steps, "steps") as update:
+
+            def on_step(step: StepReport) -> None:
+                update(step.step, f"loss {step.loss:.4f}  {step.images_per_s:,.0f} images/s")
+
+            options = TrainingOptions(seed, precision.value, checkpoint_every, restart)
+            bundle = run_plan(home, trust, images, options, on_step=on_step, say=console.say)
+        drafts = find_bundles(home.drafts)
+    console.say(f"{home.settings.name}: signed bundle {bundle}")
+    step = "review" if bundle in drafts else "submit --to INBOX"
+    console.next_step(f"ddm-site {step} --site {site} --plan {plan}")
+
+
+@app.command(rich_help_panel=LEAVE)
+def review(plan: PlanOption, site: SiteOption = Path(), as_json: JsonOption = False) -> None:
+    """Show exactly what would leave with the newest draft, and what it costs. Sends nothing.
+
+    Example: ddm-site review --site hospital-a --plan published
+    """
+    from sites import outbox
+
+    home, trust = _open(site, plan)
+    with home.changing():
+        seen = outbox.review(home, trust)
+    if as_json:
+        console.show_json(seen.record)
+        return
+    submission = seen.bundle.submission
+    console.show_table(
+        f"Would leave {home.settings.name} (submission {seen.bundle.payload_sha256[:16]}…)",
+        ["file", "bytes", "SHA-256"],
+        [
+            [file.name, f"{file.size_bytes:,}", seen.bundle.sha256[file.name][:16] + "…"]
+            for file in submission.files
+        ],
+    )
+    _show_ledger(home, trust)
+    if not submission.privacy.expert_is_private:
+        console.say(
+            "The expert is not differentially private: treat its weights as derived from your "
+            "images, and release them only to whom your agreement names."
+        )
+    console.next_step(f"ddm-site release --site {site} --plan {plan}")
+
+
+@app.command(rich_help_panel=LEAVE)
+def release(plan: PlanOption, site: SiteOption = Path()) -> None:
+    """Let the reviewed draft leave: move it to outbox/released, the only place that is ever sent.
+
+    Example: ddm-site release --site hospital-a --plan published
+    """
+    from sites import outbox
+
+    home, trust = _open(site, plan)
+    with home.changing():
+        target = outbox.release(home, trust)
+    console.say(f"released {target}")
+    console.next_step(f"ddm-site submit --site {site} --plan {plan} --to INBOX")
+
+
+@app.command(rich_help_panel=LEAVE)
+def submit(
+    plan: PlanOption,
+    to: Annotated[Path, typer.Option(help="The coordinator's inbox: a share, or a stick.")],
+    site: SiteOption = Path(),
+    as_json: JsonOption = False,
+) -> None:
+    """Copy released bundles to the inbox and collect receipts. Safe to run again at any time.
+
+    Example: ddm-site submit --site hospital-a --plan published --to /mnt/share/inbox
+    """
+    from sites import outbox
+
+    home, trust = _open(site, plan)
+    with home.changing():
+        size = sum(
+            file.stat().st_size
+            for bundle in outbox.find_bundles(home.released)
+            for file in bundle.iterdir()
+        )
+        with console.moving_bytes(f"sending {home.settings.name}", size) as advance:
+            states = outbox.submit(home, trust, to, advance=advance)
+    if as_json:
+        console.show_json([{"submission_sha256": d, "state": state} for d, state in states])
+        return
+    meanings = {
+        "sent": "sent; run this again later to collect the receipt",
+        "waiting": "waits in the inbox for the coordinator",
+        "admitted": "admitted; the signed receipt is in receipts/",
+    }
+    for digest, state in states:
+        console.say(f"{digest[:16]}… {meanings[state]}")
+
+
+@app.command(rich_help_panel=WORK)
+def ledger(
+    site: SiteOption = Path(),
+    delta: Annotated[float, typer.Option(help="Delta at which epsilon is stated.")] = 1e-5,
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything this site ever released, and what it adds up to.
+
+    Example: ddm-site ledger --site hospital-a
+    """
+    from ddm_fed.privacy import epsilon_text, private_events
+    from sites.folder import SiteFolder
+    from sites.jobs import open_ledger
+
+    home = SiteFolder.open(site)
+    entries = open_ledger(home).entries()
+    total = epsilon_text(private_events(entries), delta)
+    if as_json:
+        console.show_json(
+            {
+                "delta": delta,
+                "releases_epsilon": total,
+                "entries": [entry.model_dump(mode="json") for entry in entries],
+            }
+        )
+        return
+    _ledger_table(home.settings.name, entries, total, delta)
+
+
+def _open(site: Path, plan: Path) -> "tuple[SiteFolder, Trust]":
+    from ddm_fed.published import read_published
+    from sites.folder import SiteFolder
+
+    home = SiteFolder.open(site)
+    folder = plan if plan.is_dir() else plan.parent
+    return home, read_published(folder, home.settings.root_keyid)
+
+
+def _show_ledger(home: "SiteFolder", trust: "Trust") -> None:
+    from ddm_fed.privacy import epsilon_text, private_events
+    from sites.jobs import open_ledger
+
+    entries, delta = open_ledger(home).entries(), float(trust.plan.privacy.delta)
+    _ledger_table(home.settings.name, entries, epsilon_text(private_events(entries), delta), delta)
+
+
+def _ledger_table(name: str, entries: tuple, total: str, delta: float) -> None:  # type: ignore[type-arg]
+    console.show_table(
+        f"Ledger of {name}: all noisy releases add up to epsilon {total} at delta {delta:g}",
+        ["#", "when (UTC)", "plan", "purpose", "mechanism", "noise multiplier"],
+        [
+            [
+                str(entry.index),
+                f"{entry.recorded_at:%Y-%m-%d %H:%M}",
+                entry.plan_sha256[:8],
+                entry.purpose,
+                entry.mechanism,
+                str(getattr(entry.event, "noise_multiplier", "none: no guarantee")),
+            ]
+            for entry in entries
+        ],
+    )

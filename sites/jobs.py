@@ -1,0 +1,234 @@
+"""The site's whole job under a plan: train, release, write and sign the bundle.
+
+Each stage leaves its result in `private/PLAN/`, so that the same command continues after a kill
+and nothing private is released twice.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from ddm_fed.bundle import (
+    ENVELOPE_FILE,
+    EXPERT_FILE,
+    ROUTER_FILE,
+    TENSOR_FILES,
+    file_digests,
+    read_submission,
+    sign_bundle,
+    verify_bundle,
+)
+from ddm_fed.errors import StateError, UnknownSignerError
+from ddm_fed.files import new_folder, read_bounded, write_atomically
+from ddm_fed.privacy import (
+    ImageSet,
+    Private,
+    accountant_name,
+    epsilon_text,
+    gaussian_events,
+    private_events,
+)
+from ddm_fed.records import (
+    MAX_DOCUMENT_BYTES,
+    GaussianEvent,
+    LedgerEntry,
+    NonPrivateEvent,
+    PrivacyStatement,
+    Submission,
+    TrainingFacts,
+    now,
+)
+from ddm_fed.router import release_statistics, router_shares
+from ddm_fed.signing import Trust, require_in_force
+from ddm_fed.training import Precision, StepReport, train_expert
+from ddm_fed.weights import write_tensors
+from sites.folder import SiteFolder
+from sites.ledger import SiteLedger
+from sites.outbox import find_bundles, sequence_for_next
+
+FACTS_FILE = "training.json"
+RELEASE_FILE = "release.json"
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """What a site chooses about its own run. None of it changes what the plan fixes."""
+
+    seed: int | None = None
+    precision: Precision | Literal["auto"] = "auto"
+    checkpoint_every_s: float = 30.0
+    restart: bool = False
+
+
+def require_member(site: SiteFolder, trust: Trust) -> None:
+    """Refuses to work under a plan in whose roster this site, with its present key, is not.
+
+    Raises:
+        StateError: the site is not enrolled, or with another key.
+        ExpiredError: plan or roster are not in force.
+    """
+    require_in_force(trust, now())
+    member = trust.roster.site(site.settings.name)
+    if member is None or member.public_key != site.key().public.hex:
+        problem = "is not in the roster" if member is None else "is enrolled with another key"
+        raise StateError(
+            f"`{site.settings.name}` {problem} of `{trust.plan.federation}`",
+            hint="send enrolment.dsse.json to the coordinator, and ask for a new published folder",
+        )
+
+
+def open_ledger(site: SiteFolder) -> SiteLedger:
+    """Returns the site's ledger."""
+    return SiteLedger(site.path / "ledger.jsonl", float(site.settings.max_epsilon))
+
+
+def run_plan(
+    site: SiteFolder,
+    trust: Trust,
+    data: Private[ImageSet],
+    options: TrainingOptions,
+    *,
+    on_step: Callable[[StepReport], None],
+    say: Callable[[str], None],
+) -> Path:
+    """Returns the signed draft bundle of `site` under the plan of `trust`.
+
+    Raises:
+        StateError: the plan asks for what this version cannot do, or the site is no member.
+        BudgetError: the release would exceed a limit; found out before any training.
+        CheckpointError: an earlier run does not fit this one.
+    """
+    require_member(site, trust)
+    plan = trust.plan
+    if "expert" in plan.privacy.must_be_private:
+        raise StateError(
+            "the plan demands that experts are trained with DP-SGD, which this version cannot do",
+            hint='ask for a plan with must_be_private = ["router"], or use a newer version',
+        )
+    work, ledger = site.work(trust.plan_sha256), open_ledger(site)
+    if options.restart:
+        for name in ("checkpoint.safetensors", EXPERT_FILE, FACTS_FILE):
+            (work / name).unlink(missing_ok=True)
+    data_sha256 = data.reveal().digest()
+    if not _released(work, data_sha256):
+        events = gaussian_events(
+            float(plan.router.epsilon), float(plan.privacy.delta), router_shares(plan)
+        )
+        ledger.require_budget(events, plan)
+    _train(work, trust, data, options, ledger, on_step, say)
+    _release(work, trust, data, data_sha256, ledger, say)
+    return _write_draft(site, work, trust, ledger)
+
+
+def _train(
+    work: Path,
+    trust: Trust,
+    data: Private[ImageSet],
+    options: TrainingOptions,
+    ledger: SiteLedger,
+    on_step: Callable[[StepReport], None],
+    say: Callable[[str], None],
+) -> None:
+    if (work / FACTS_FILE).exists():
+        say("the expert is trained already")
+        return
+    expert = train_expert(
+        data,
+        trust.plan,
+        trust.plan_sha256,
+        work / "checkpoint.safetensors",
+        seed=options.seed,
+        precision=options.precision,
+        checkpoint_every_s=options.checkpoint_every_s,
+        on_step=on_step,
+    )
+    ledger.append(
+        trust.plan_sha256,
+        "expert",
+        "training without noise: no formal guarantee for the images it saw",
+        NonPrivateEvent(),
+    )
+    write_tensors(work / EXPERT_FILE, expert.state)
+    # written last: its presence says that the expert is complete
+    write_atomically(work / FACTS_FILE, expert.facts.to_json())
+
+
+def _release(
+    work: Path,
+    trust: Trust,
+    data: Private[ImageSet],
+    data_sha256: str,
+    ledger: SiteLedger,
+    say: Callable[[str], None],
+) -> None:
+    if _released(work, data_sha256):
+        say("the router statistics are released already; nothing more is spent")
+        return
+
+    def spend(purpose: str, mechanism: str, event: GaussianEvent) -> LedgerEntry:
+        ledger.require_budget([event], trust.plan)
+        return ledger.append(trust.plan_sha256, purpose, mechanism, event)
+
+    released = release_statistics(data, trust.plan, spend)
+    write_tensors(work / ROUTER_FILE, {name: item.value for name, item in released.items()})
+    write_atomically(work / RELEASE_FILE, json.dumps({"data_sha256": data_sha256}).encode())
+
+
+def _released(work: Path, data_sha256: str) -> bool:
+    marker = work / RELEASE_FILE
+    return marker.exists() and json.loads(marker.read_bytes())["data_sha256"] == data_sha256
+
+
+def _write_draft(site: SiteFolder, work: Path, trust: Trust, ledger: SiteLedger) -> Path:
+    """Signs what `work` holds; returns an equal bundle that is there already, if there is one."""
+    digests, sizes = file_digests(work)
+    for bundle in (*find_bundles(site.drafts), *find_bundles(site.released)):
+        if _same(bundle, trust, digests):
+            return bundle
+    plan, issued_at = trust.plan, now()
+    entries = ledger.entries()
+    submission = Submission(
+        federation=plan.federation,
+        plan_sha256=trust.plan_sha256,
+        roster=trust.roster_reference,
+        site=site.settings.name,
+        sequence=sequence_for_next(site),
+        issued_at=issued_at,
+        expires_at=issued_at + timedelta(days=plan.submission.valid_days),
+        files=sizes,
+        training=TrainingFacts.from_json((work / FACTS_FILE).read_bytes(), what=FACTS_FILE),
+        privacy=PrivacyStatement(
+            delta=plan.privacy.delta,
+            releases_epsilon=epsilon_text(private_events(entries), float(plan.privacy.delta)),
+            expert_is_private=False,
+            accountant=accountant_name(),
+            randomness="csprng",
+            ledger=entries,
+        ),
+    )
+    building = site.drafts / ".building"
+    if building.exists():
+        shutil.rmtree(building)
+    with new_folder(building) as folder:
+        for name in TENSOR_FILES:
+            shutil.copyfile(work / name, folder / name)
+        sign_bundle(folder, submission, digests, [site.key()])
+    verified = verify_bundle(building, trust, now())
+    target = site.drafts / verified.payload_sha256
+    building.rename(target)
+    return target
+
+
+def _same(bundle: Path, trust: Trust, digests: dict[str, str]) -> bool:
+    envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+    try:
+        statement, _ = read_submission(envelope, trust, what=f"the bundle {bundle.name[:16]}")
+    except UnknownSignerError:  # signed with a key this site had before
+        return False
+    signed = {subject.name: subject.digest.sha256 for subject in statement.subject}
+    submission = statement.predicate
+    return signed == digests and submission.plan_sha256 == trust.plan_sha256
