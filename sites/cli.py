@@ -16,6 +16,7 @@ from ddm_fed import __version__, console
 from ddm_fed.errors import DdmFedError
 
 if TYPE_CHECKING:
+    from ddm_fed.records import LedgerEntry
     from ddm_fed.signing import Trust
     from sites.folder import SiteFolder
 
@@ -303,17 +304,16 @@ def _show_ledger(home: "SiteFolder", trust: "Trust") -> None:
     _ledger_table(home.settings.name, entries, epsilon_text(private_events(entries), delta), delta)
 
 
-def _ledger_table(name: str, entries: tuple, total: str, delta: float) -> None:  # type: ignore[type-arg]
+def _ledger_table(name: str, entries: "tuple[LedgerEntry, ...]", total: str, delta: float) -> None:
     console.show_table(
-        f"Ledger of {name}: all noisy releases add up to epsilon {total} at delta {delta:g}",
-        ["#", "when (UTC)", "plan", "purpose", "mechanism", "noise multiplier"],
+        f"Ledger of {name}: its noisy releases add up to epsilon {total} at delta {delta:g}",
+        ["#", "when (UTC)", "plan", "purpose", "noise multiplier"],
         [
             [
                 str(entry.index),
                 f"{entry.recorded_at:%Y-%m-%d %H:%M}",
                 entry.plan_sha256[:8],
                 entry.purpose,
-                entry.mechanism,
                 str(getattr(entry.event, "noise_multiplier", "none: no guarantee")),
             ]
             for entry in entries

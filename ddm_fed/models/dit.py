@@ -10,6 +10,7 @@ Source: Peebles and Xie 2023, arXiv:2212.09748, section 3.2 and figure 3.
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody uses
@@ -22,11 +23,7 @@ class TimeEmbedding(nn.Module):
 
     def __init__(self, width: int, frequencies: int = 64) -> None:
         super().__init__()
-        self.register_buffer(
-            "rates",
-            torch.exp(-math.log(10_000) * torch.arange(frequencies) / frequencies),
-            persistent=False,
-        )
+        self.register_buffer("rates", _rates(frequencies), persistent=False)
         self.mlp = nn.Sequential(
             nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -169,13 +166,17 @@ class DiT(nn.Module):
         return h.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, self.rows * p, self.columns * p)
 
 
+def _rates(count: int) -> Tensor:
+    """Returns `count` angular rates from 1 down towards 1 / 10,000, evenly in their logarithm.
+
+    Tables are made by numpy: on the meta device, torch.arange would first load half of torch.
+    """
+    return torch.from_numpy(np.exp(-math.log(10_000) * np.arange(count) / count)).float()
+
+
 def _sincos_2d(rows: int, columns: int, width: int) -> Tensor:
     """Returns one sinusoidal code per token, half for the row and half for the column, `(T, D)`."""
-    y, x = torch.meshgrid(
-        torch.arange(rows, dtype=torch.float32),
-        torch.arange(columns, dtype=torch.float32),
-        indexing="ij",
-    )
-    rates = torch.exp(-math.log(10_000) * torch.arange(width // 4) / (width // 4))
-    codes = [f(axis.flatten()[:, None] * rates) for axis in (y, x) for f in (torch.sin, torch.cos)]
-    return torch.cat(codes, dim=1)
+    y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    rates = _rates(width // 4).numpy()
+    codes = [wave(axis.reshape(-1, 1) * rates) for axis in (y, x) for wave in (np.sin, np.cos)]
+    return torch.from_numpy(np.concatenate(codes, axis=1)).float()

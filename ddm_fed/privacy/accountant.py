@@ -3,6 +3,7 @@
 Adjacency is add-or-remove-one unit. Figures are rounded up, never down.
 """
 
+import functools
 import math
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, Decimal
@@ -25,16 +26,24 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
 
     Adaptive composition: a later event may depend on the outcome of an earlier one.
     """
-    from dp_accounting import NeighboringRelation, dp_event
-    from dp_accounting.pld import PLDAccountant
-
-    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
+    multipliers = []
     for event in events:
         match event:
             case NonPrivateEvent():
                 return math.inf
             case GaussianEvent():
-                accountant.compose(dp_event.GaussianDpEvent(float(event.noise_multiplier)))
+                multipliers.append(float(event.noise_multiplier))
+    return _composed_epsilon(tuple(multipliers), delta)
+
+
+@functools.lru_cache
+def _composed_epsilon(noise_multipliers: tuple[float, ...], delta: float) -> float:
+    from dp_accounting import NeighboringRelation, dp_event
+    from dp_accounting.pld import PLDAccountant
+
+    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
+    for multiplier in noise_multipliers:
+        accountant.compose(dp_event.GaussianDpEvent(multiplier))
     return float(accountant.get_epsilon(delta))
 
 
