@@ -28,6 +28,11 @@ _L = 2**252 + 27742317777372353535851937790883648493  # order of the base point
 _D = -121665 * pow(121666, -1, _P) % _P
 
 
+def fingerprint(raw: bytes) -> str:
+    """Returns the key id of 32 public key bytes, whether or not they are a good key."""
+    return f"ed25519:{hashlib.sha256(raw).hexdigest()}"
+
+
 @dataclass(frozen=True)
 class VerifyKey:
     """A public key that passed the point check. Equal keys are equal and hash equally."""
@@ -50,7 +55,7 @@ class VerifyKey:
     @property
     def keyid(self) -> str:
         """`ed25519:` and the SHA-256 of the key: the fingerprint people compare by telephone."""
-        return f"ed25519:{hashlib.sha256(self.raw).hexdigest()}"
+        return fingerprint(self.raw)
 
     def accepts(self, signature: bytes, message: bytes) -> bool:
         """Returns whether `signature` is this key's over `message` (pure Ed25519, RFC 8032)."""

@@ -13,7 +13,7 @@ from datetime import datetime
 from ddm_fed.errors import ExpiredError, PlanMismatchError, RosterError
 from ddm_fed.records import Plan, Roster, RosterReference, sha256_hex
 from ddm_fed.signing.envelope import PLAN_PAYLOAD, ROSTER_PAYLOAD, open_envelope, peek_payload
-from ddm_fed.signing.keys import VerifyKey
+from ddm_fed.signing.keys import VerifyKey, fingerprint
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,14 @@ def establish_trust(
         what = f"roster {version}"
         # The root key is learnt from the document, and believed only if its fingerprint is pinned.
         claimed = Roster.from_json(peek_payload(data, ROSTER_PAYLOAD, what=what), what=what)
-        root = VerifyKey.from_hex(claimed.root_key)
-        if root.keyid != root_keyid:
+        found_keyid = fingerprint(bytes.fromhex(claimed.root_key))
+        if found_keyid != root_keyid:
             raise RosterError(
-                f"{what} is of the root key {root.keyid}, pinned is {root_keyid}",
-                hint="this is another coordinator, or an impostor; ask the coordinator for the "
-                "fingerprint by telephone",
+                f"{what} is of the root key {found_keyid}, pinned is {root_keyid}",
+                hint="this is another coordinator, an impostor, or an altered file; ask the "
+                "coordinator for the fingerprint by telephone",
             )
+        root = VerifyKey.from_hex(claimed.root_key)
         signed = open_envelope(data, ROSTER_PAYLOAD, [root], what=what)
         roster = Roster.from_json(signed.payload, what=what)
         previous = digests[-1] if digests else None

@@ -1,0 +1,227 @@
+"""The README by real processes: two sites, one ensemble, and every tampering refused."""
+
+import base64
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.slow
+BIN = Path(sys.executable).parent
+PLAN = """
+federation = "shapes"
+expires_at = 2036-01-01T00:00:00Z
+[data]
+channels = 1
+height = 8
+width = 8
+conditioning = "class"
+classes = ["bar", "dot"]
+[expert]
+architecture = "DiT-Nano/2"
+[training]
+steps = 5
+batch_size = 16
+[router]
+kind = "mixture"
+epsilon = 4
+frequencies = 6
+radius = 5
+[privacy]
+max_epsilon = 5
+"""
+
+
+def run(*words: object, expect: int = 0) -> subprocess.CompletedProcess:
+    program, *arguments = map(str, words)
+    done = subprocess.run([BIN / program, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == expect, f"{words}: {done.stdout}\n{done.stderr}"
+    return done
+
+
+def pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Noisy bars (class 0) and dots (class 1), `(N, 8, 8)` uint8."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 60, (count, 8, 8), dtype=np.uint8)
+    labels = rng.integers(0, 2, count)
+    for image, label in zip(images, labels, strict=True):
+        at = rng.integers(2, 6)
+        image[
+            at : at + (1 if label == 0 else 2), slice(None) if label == 0 else slice(at, at + 2)
+        ] = 250
+    return images, labels
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory):
+    """A coordinator, a site with an .npz, a site with an image folder; both bundles released."""
+    base = tmp_path_factory.mktemp("federation")
+    hub, root = base / "hub", ""
+    root = run("ddm-coord", "init", hub, "--federation", "shapes").stdout.strip()
+    images, labels = pictures(60, seed=1)
+    np.savez_compressed(base / "one.npz", images=images, labels=labels)
+    images, labels = pictures(40, seed=2)
+    for number, (image, label) in enumerate(zip(images, labels, strict=True)):
+        folder = base / "two-images" / ("bar", "dot")[label]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{number}.png")
+    (base / "two-images" / "dot" / "broken.png").write_bytes(b"not a picture")
+    for name in ("one", "two"):
+        run("ddm-site", "init", base / name, "--name", name, "--root", root)
+        run("ddm-coord", "enroll", base / name / "enrolment.dsse.json", "--coordinator", hub)
+    (base / "plan.toml").write_text(PLAN)
+    run("ddm-coord", "publish", base / "plan.toml", "--coordinator", hub)
+    for name, data in (("one", base / "one.npz"), ("two", base / "two-images")):
+        common = ("--site", base / name, "--plan", hub / "published")
+        trained = run("ddm-site", "train", *common, "--data", data)
+        if name == "two":
+            assert "1 files could not be read" in trained.stderr
+            assert "dot/broken.png" in trained.stderr
+        assert f"next: ddm-site review --site {base / name}" in trained.stderr
+        assert "expert.safetensors" in run("ddm-site", "review", *common).stdout
+        run("ddm-site", "release", *common)
+    return base, root
+
+
+@pytest.fixture
+def copy(federation, tmp_path):
+    base, root = federation
+    shutil.copytree(base, tmp_path / "fed")
+    return tmp_path / "fed", root
+
+
+def test_two_sites_become_an_ensemble_anyone_can_verify_and_sample(copy):
+    base, root = copy
+    hub = base / "hub"
+    for name in ("one", "two"):
+        common = ("--site", base / name, "--plan", hub / "published")
+        assert "sent" in run("ddm-site", "submit", *common, "--to", hub / "inbox").stderr
+    arrivals = json.loads(run("ddm-coord", "verify", "--coordinator", hub, "--json").stdout)
+    assert sorted(arrival["site"] for arrival in arrivals) == ["one", "two"]
+    run("ddm-coord", "assemble", base / "ensemble", "--coordinator", hub)
+    common = ("--site", base / "one", "--plan", hub / "published")
+    assert "admitted" in run("ddm-site", "submit", *common, "--to", hub / "inbox").stderr
+
+    outsider = base.parent / "elsewhere"
+    shutil.move(base / "ensemble", outsider)
+    shutil.rmtree(base)
+    verified = json.loads(run("ddm-coord", "verify", outsider, "--root", root, "--json").stdout)
+    assert [member["site"] for member in verified["members"]] == ["one", "two"]
+    assert all(float(member["router_epsilon"]) <= 4 for member in verified["members"])
+
+    out = base.parent / "samples"
+    options = ("--root", root, "--count", 12, "--steps", 3, "--out", out)
+    run("ddm-coord", "sample", outsider, *options, "--strategy", "full", "--class", "dot")
+    with np.load(out / "samples.npz") as archive:
+        assert archive["images"].shape == (12, 1, 8, 8)
+        assert archive["labels"].tolist() == [1] * 12
+    with Image.open(out / "grid.png") as grid:
+        assert grid.width > 8
+
+
+def rewrite(envelope: Path, field: str) -> None:
+    """Flips one bit of the payload or of the signature inside an envelope."""
+    document = json.loads(envelope.read_text())
+    holder, key = (
+        (document, "payload") if field == "payload" else (document["signatures"][0], "sig")
+    )
+    raw = bytearray(base64.b64decode(holder[key]))
+    raw[len(raw) // 2] ^= 1
+    holder[key] = base64.b64encode(raw).decode()
+    envelope.write_text(json.dumps(document))
+
+
+def flip_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+
+
+TAMPERING = {
+    "flipped-weights": (
+        lambda b: flip_byte(b / "expert.safetensors"),
+        "DDM206",
+        "expert.safetensors",
+    ),
+    "flipped-statistics": (lambda b: flip_byte(b / "router.safetensors"), "DDM206", "router"),
+    "flipped-manifest": (lambda b: rewrite(b / "submission.dsse.json", "payload"), None, "bundle"),
+    "flipped-signature": (
+        lambda b: rewrite(b / "submission.dsse.json", "sig"),
+        "DDM202",
+        "signature",
+    ),
+    "renamed": (
+        lambda b: (b / "expert.safetensors").rename(b / "weights.safetensors"),
+        "DDM205",
+        "weights.safetensors",
+    ),
+    "extra-file": (lambda b: (b / "notes.txt").write_text("hello"), "DDM205", "notes.txt"),
+    "symlink": (
+        lambda b: (
+            (b / "expert.safetensors").rename(b.parent.parent / "elsewhere"),
+            (b / "expert.safetensors").symlink_to(b.parent.parent / "elsewhere"),
+        ),
+        "DDM205",
+        "symbolic link",
+    ),
+}
+
+
+def test_every_tampered_bundle_is_refused_by_name_with_exit_status_1(copy):
+    base, _ = copy
+    hub = base / "hub"
+    (bundle,) = (base / "one" / "outbox" / "released").iterdir()
+    for name, (tamper, _, _) in TAMPERING.items():
+        target = hub / "inbox" / "incoming" / name
+        shutil.copytree(bundle, target)
+        tamper(target)
+
+    done = run("ddm-coord", "verify", "--coordinator", hub, "--json", expect=1)
+
+    verdicts = {verdict["arrival"]: verdict for verdict in json.loads(done.stdout)}
+    for name, (_, code, mentioned) in TAMPERING.items():
+        assert not verdicts[name]["admitted"], name
+        assert code is None or verdicts[name]["code"] == code, verdicts[name]
+        assert mentioned in verdicts[name]["reason"], verdicts[name]
+    assert done.stderr.count("error[DDM2") == len(TAMPERING)
+    assert done.stderr.count("hint:") == len(TAMPERING)
+    assert list((hub / "store").glob("[0-9a-f]*")) == []
+
+
+@pytest.mark.parametrize("document", ["plan", "roster-0001"])
+@pytest.mark.parametrize("field", ["payload", "sig"])
+def test_a_tampered_plan_or_roster_is_refused_with_exit_status_1(copy, document, field):
+    base, root = copy
+    (bundle,) = (base / "one" / "outbox" / "released").iterdir()
+    published = base / "hub" / "published"
+    rewrite(published / f"{document}.dsse.json", field)
+
+    done = run("ddm-coord", "verify", bundle, "--root", root, "--published", published, expect=1)
+
+    assert "error[DDM2" in done.stderr
+    assert document.removesuffix("-0001") in done.stderr
+    assert done.stdout == ""
+
+
+def test_an_unknown_sites_bundle_and_another_plans_bundle_are_refused(copy):
+    base, root = copy
+    hub, stranger = base / "hub", base / "stranger"
+    run("ddm-site", "init", stranger, "--name", "stranger", "--root", root)
+    # the stranger signs with a key nobody enrolled: it takes the folder of a member as its own
+    (bundle,) = (base / "two" / "outbox" / "released").iterdir()
+    shutil.copy(stranger / "keys" / "site.pem", base / "two" / "keys" / "site.pem")
+    common = ("--site", base / "two", "--plan", hub / "published", "--data", base / "two-images")
+    refused = run("ddm-site", "train", *common, expect=1)
+    assert "enrolled with another key" in refused.stderr
+
+    (base / "plan.toml").write_text(PLAN.replace("steps = 5", "steps = 6"))
+    run("ddm-coord", "publish", base / "plan.toml", "--coordinator", hub)
+    shutil.copytree(bundle, hub / "inbox" / "incoming" / "other-plan")
+    done = run("ddm-coord", "verify", "--coordinator", hub, expect=1)
+    assert "error[DDM204]" in done.stderr
+    assert "was made for the plan" in done.stderr
