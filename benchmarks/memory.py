@@ -23,7 +23,7 @@ from ddm_fed.records import NonPrivateEvent, TrainingFacts, read_plan_toml
 from ddm_fed.weights import write_tensors
 from sites import outbox
 from sites.folder import SiteFolder, SiteSettings
-from sites.jobs import EXPERT_FILE, FACTS_FILE, TrainingOptions, open_ledger, run_plan
+from sites.jobs import EXPERT_FILE, TrainingOptions, open_ledger, record_training, run_plan
 
 BIN = Path(sys.executable).parent
 PLAN = """
@@ -63,10 +63,12 @@ def build(folder: Path, architecture: str) -> tuple[Path, Path]:
     facts = TrainingFacts(
         program="benchmark", torch=torch.__version__, precision="float32", steps=1
     )
-    (work / FACTS_FILE).write_bytes(facts.to_json())
     open_ledger(site).append(trust.plan_sha256, "expert", "random weights", NonPrivateEvent())
-    images = Private(ImageSet(torch.zeros(10, 1, 8, 8), None))
-    run_plan(site, trust, images, TrainingOptions(), on_step=lambda _: None, say=lambda _: None)
+    images = ImageSet(torch.zeros(10, 1, 8, 8), None)
+    record_training(work, facts, images.digest())
+    run_plan(
+        site, trust, Private(images), TrainingOptions(), on_step=lambda _: None, say=lambda _: None
+    )
     outbox.review(site, trust)
     return folder / "hub", outbox.release(site, trust)
 

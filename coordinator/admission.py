@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.folder import CoordinatorFolder
-from ddm_fed.assembly import read_receipt
 from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, read_submission, verify_bundle
 from ddm_fed.errors import RefusedError, ReplayError
 from ddm_fed.files import (
@@ -24,18 +23,15 @@ from ddm_fed.files import (
     read_bounded,
     write_atomically,
 )
+from ddm_fed.receipts import read_receipt, sign_receipt
 from ddm_fed.records import (
-    IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
-    RECEIPT_PREDICATE,
     Receipt,
-    Statement,
     Submission,
     canonical_json,
     now,
-    subjects,
 )
-from ddm_fed.signing import Trust, require_in_force, seal
+from ddm_fed.signing import Trust, require_in_force
 
 BUNDLE_FOLDER = "bundle"
 RECEIPT_FILE = "receipt.dsse.json"
@@ -152,7 +148,8 @@ def _admit(home: CoordinatorFolder, trust: Trust, arrival: Path, advance: Advanc
             sequence=bundle.submission.sequence,
             admitted_at=now(),
         )
-        _sign_receipt(home, folder / RECEIPT_FILE, bundle.payload_sha256, receipt)
+        signed = sign_receipt(receipt, bundle.payload_sha256, home.key())
+        write_atomically(folder / RECEIPT_FILE, signed)
         for file in (folder / BUNDLE_FOLDER).iterdir():
             file.chmod(0o440)
     if bundle.payload_sha256 in store:  # delivered twice: the first receipt stands
@@ -176,17 +173,6 @@ def _require_progress(bundle: VerifiedBundle, store: list[Admitted]) -> None:
             hint="an older bundle was sent again, or the site was restored from a backup; the "
             "site has to sign a new one",
         )
-
-
-def _sign_receipt(
-    home: CoordinatorFolder, path: Path, payload_sha256: str, receipt: Receipt
-) -> None:
-    statement = Statement[Receipt](
-        subject=subjects({ENVELOPE_FILE: payload_sha256}),
-        predicateType=RECEIPT_PREDICATE,
-        predicate=receipt,
-    )
-    write_atomically(path, seal(statement.to_json(), IN_TOTO_PAYLOAD, [home.key()]))
 
 
 def _publish_receipt(home: CoordinatorFolder, admitted: Admitted) -> None:

@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can import flwr
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
+import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
@@ -401,6 +402,8 @@ def _router(name: str | None) -> RouterName | None:
 def _pinned_root(root: str | None, coordinator: Path) -> str:
     """Returns the fingerprint to trust: the one given, or that of our own coordinator folder."""
     if root is not None:
+        if re.fullmatch(r"ed25519:[0-9a-f]{64}", root) is None:
+            raise typer.BadParameter("--root is ed25519: and 64 lower-case hex digits")
         return root
     if not (coordinator / "coordinator.toml").exists():
         raise StateError(

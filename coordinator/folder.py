@@ -52,6 +52,8 @@ class CoordinatorFolder:
                 f"{path} is a coordinator already",
                 hint="choose another folder, or use the one there is",
             )
+        if path.exists() and not path.is_dir():
+            raise StateError(f"{path} is not a folder", hint="choose another path")
         for folder in ("keys", "enrolled", "published", "store", "refused"):
             (path / folder).mkdir(parents=True, exist_ok=True)
         for folder in ("incoming", "receipts"):
@@ -81,7 +83,7 @@ class CoordinatorFolder:
                 f"{path} is not a coordinator: there is no coordinator.toml",
                 hint="run `ddm-coord init` first, or name the folder with --coordinator",
             ) from None
-        except (tomllib.TOMLDecodeError, ValidationError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
             reason: object = error
             if isinstance(error, ValidationError):
                 reason = explain(error, CoordinatorSettings)

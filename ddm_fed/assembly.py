@@ -38,14 +38,13 @@ from ddm_fed.files import (
 )
 from ddm_fed.models import build_expert
 from ddm_fed.published import published_files, read_published
+from ddm_fed.receipts import read_receipt
 from ddm_fed.records import (
     ENSEMBLE_PREDICATE,
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
-    RECEIPT_PREDICATE,
     EnsembleMember,
     EnsembleRecord,
-    Receipt,
     Statement,
     sha256_hex,
     subjects,
@@ -64,25 +63,6 @@ class VerifiedEnsemble:
     trust: Trust
     record: EnsembleRecord
     bundles: tuple[VerifiedBundle, ...]
-
-
-def read_receipt(data: bytes, payload_sha256: str, trust: Trust, *, what: str) -> Receipt:
-    """Returns the coordinator's receipt for the submission `payload_sha256`.
-
-    Raises:
-        RefusedError: not signed by the coordinator, or for another submission.
-    """
-    signed = open_envelope(data, IN_TOTO_PAYLOAD, [trust.coordinator_key], what=what)
-    statement = Statement[Receipt].from_json(signed.payload, what=what)
-    if (
-        statement.predicate_type != RECEIPT_PREDICATE
-        or statement.digest_of(ENVELOPE_FILE) != payload_sha256
-    ):
-        raise PlanMismatchError(
-            f"{what} is not a receipt for the submission {payload_sha256[:16]}…",
-            hint="receipts were mixed up; fetch the one named after this submission",
-        )
-    return statement.predicate
 
 
 def write_ensemble(

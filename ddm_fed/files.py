@@ -31,7 +31,12 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
-        file.flush()
+    commit_file(part, path)
+
+
+def commit_file(part: Path, path: Path) -> None:
+    """Gives the finished file `part` the name `path`, in one step and durably."""
+    with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(path)
     sync_folder(path.parent)

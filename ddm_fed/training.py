@@ -9,7 +9,6 @@ type, with the same torch, precision and number of threads, which the checkpoint
 import hashlib
 import json
 import math
-import os
 import secrets
 import time
 from collections.abc import Callable
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from ddm_fed._version import __version__
 from ddm_fed.errors import CheckpointError, DataError
+from ddm_fed.files import PART_PREFIX, commit_file
 from ddm_fed.flows import logit_normal_times, uniform_times, velocity_loss
 from ddm_fed.models import DiT, build_expert
 from ddm_fed.privacy import ImageSet, Private
@@ -302,17 +302,10 @@ def _save(
             if slot != "step":
                 tensors[f"{slot}.{name}"] = moment
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
+    part = path.with_name(f"{PART_PREFIX}{path.name}")
     metadata = {"run": json.dumps(asdict(run)), "step": str(step)}
     save_file(tensors, part, metadata=metadata)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    commit_file(part, path)
 
 
 def _load(path: Path) -> tuple[_RunIdentity, dict[str, Tensor]]:

@@ -272,6 +272,8 @@ def ledger(
     from sites.folder import SiteFolder
     from sites.jobs import open_ledger
 
+    if not 0 < delta < 1:
+        raise typer.BadParameter("--delta lies between 0 and 1")
     home = SiteFolder.open(site)
     entries = open_ledger(home).entries()
     total = epsilon_text(private_events(entries), delta)

@@ -4,7 +4,11 @@ Pixels become [-1, 1] by a rule that depends on the dtype alone, never on the va
 looked at the values would let one image change all others, and no privacy bound would hold.
 """
 
+import math
 import re
+import warnings
+import zipfile
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ddm_fed.errors import DataError
 from ddm_fed.privacy import ImageSet, Private
@@ -21,6 +25,14 @@ from ddm_fed.records import DataSpec
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm"}
 NPZ_KEYS = (("images", "labels"), ("train_images", "train_labels"))  # ours, MedMNIST's
 MAX_PIXELS = 64_000_000  # a header may claim any size; a decompression bomb stops here
+UNREADABLE_ARCHIVE = (
+    OSError,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 Pixels = NDArray[Any]
 
 
@@ -56,6 +68,11 @@ def load_images(
         DataError: naming what is wrong and what would be right.
     """
     report = DataReport(source)
+    if value_range is not None and not (
+        value_range[0] < value_range[1] and math.isfinite(value_range[1] - value_range[0])
+    ):
+        low, high = value_range
+        raise DataError(f"--value-range {low:g} {high:g} is empty", hint="black first, then white")
     labels: Pixels | None
     names: list[str] | None
     if source == "digits" or source.startswith("digits:"):
@@ -63,7 +80,10 @@ def load_images(
         value_range = value_range or (0.0, 16.0)
         names = [str(digit) for digit in range(10)]
     elif Path(source).is_dir():
-        pixels, labels, names = _image_folder(Path(source), spec, report, max_bad_fraction)
+        pixels, labels, names = _image_folder(
+            Path(source), spec, value_range, report, max_bad_fraction
+        )
+        value_range = None  # applied file by file, since files may differ in depth
     elif Path(source).suffix == ".npz" and Path(source).is_file():
         pixels, labels = _npz(Path(source))
         names = None
@@ -101,12 +121,12 @@ def _digits(source: str) -> tuple[Pixels, Pixels]:
 
 def _npz(path: Path) -> tuple[Pixels, Pixels | None]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             for images, labels in NPZ_KEYS:
                 if images in archive:
                     return archive[images], archive.get(labels)
             found = ", ".join(sorted(archive.files)) or "nothing"
-    except (OSError, ValueError) as error:
+    except UNREADABLE_ARCHIVE as error:
         raise DataError(
             f"{path} cannot be read: {error}", hint="write it again with numpy.savez_compressed"
         ) from None
@@ -117,12 +137,18 @@ def _npz(path: Path) -> tuple[Pixels, Pixels | None]:
 
 
 def _image_folder(
-    folder: Path, spec: DataSpec, report: DataReport, max_bad_fraction: float
+    folder: Path,
+    spec: DataSpec,
+    value_range: tuple[float, float] | None,
+    report: DataReport,
+    max_bad_fraction: float,
 ) -> tuple[Pixels, Pixels | None, list[str] | None]:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+        if path.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        and path.is_file()
     )
     loose = [path for path in files if path.parent == folder]
     if loose and len(loose) != len(files):
@@ -134,8 +160,8 @@ def _image_folder(
     pixels, labels = [], []
     for path in files:
         try:
-            pixels.append(_read_image(path, spec))
-        except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+            pixels.append(_read_image(path, spec, value_range))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             report.skipped.append(f"{path.relative_to(folder)}: {error}")
             continue
         labels.append(names.index(path.relative_to(folder).parts[0]) if names else 0)
@@ -150,32 +176,53 @@ def _image_folder(
     return stacked, np.array(labels, dtype=np.int64) if names else None, names
 
 
-def _read_image(path: Path, spec: DataSpec) -> Pixels:
+def _read_image(path: Path, spec: DataSpec, value_range: tuple[float, float] | None) -> Pixels:
     """Returns one file as uint8, `(H, W)` or `(H, W, 3)`, cropped to the plan's shape."""
-    with Image.open(path) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith(("I", "F")):  # 16 bit and more: keep the upper byte of 16
-            values = np.asarray(upright, dtype=np.float64) / 257
-            upright = Image.fromarray(np.clip(values, 0, 255).astype(np.uint8))
-        mode = "L" if spec.channels == 1 else "RGB"
-        fitted = ImageOps.fit(
-            upright.convert(mode), (spec.width, spec.height), Image.Resampling.LANCZOS
-        )
-        return np.asarray(fitted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's, on odd metadata; sizes are checked below
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}"
+                )
+            upright = ImageOps.exif_transpose(image)
+            deep = upright.mode.startswith(("I", "F"))
+            if not deep:
+                upright = upright.convert("L" if spec.channels == 1 else "RGB")
+            if deep or value_range is not None:
+                white = 1.0 if upright.mode == "F" else 65535.0 if deep else 255.0
+                low, high = value_range or (0.0, white)
+                values = (np.asarray(upright, dtype=np.float64) - low) / (high - low)
+                if not (values.min() >= 0 and values.max() <= 1):
+                    raise ValueError(
+                        f"it holds values outside {low:g} to {high:g}; state what black and white "
+                        "are with --value-range LOW HIGH"
+                    )
+                upright = Image.fromarray(np.round(values * 255).astype(np.uint8))
+            mode = "L" if spec.channels == 1 else "RGB"
+            fitted = ImageOps.fit(
+                upright.convert(mode), (spec.width, spec.height), Image.Resampling.LANCZOS
+            )
+            return np.asarray(fitted)
 
 
 def _to_tensor(
     pixels: Pixels, spec: DataSpec, value_range: tuple[float, float] | None, report: DataReport
 ) -> torch.Tensor:
     """Returns `(N, C, H, W)` float32 in [-1, 1]."""
+    if pixels.dtype.kind not in "buif":
+        raise DataError(f"the images are {pixels.dtype}, not numbers", hint="store them as uint8")
     low, high = value_range or _range_of_dtype(pixels)
-    if not low < high:
+    if not low < high or not math.isfinite(high - low):
         raise DataError(
             f"--value-range {low:g} {high:g} is empty", hint="give black first, then white"
         )
-    values = pixels.astype(np.float32)
+    if pixels.ndim == 0 or 0 in pixels.shape[1:]:
+        raise DataError(
+            f"the images have shape {pixels.shape}, so they hold no pixels", hint="check the array"
+        )
+    with np.errstate(over="ignore"):  # to infinity, which is refused next
+        values = pixels.astype(np.float32)
     if not np.isfinite(values).all():
         raise DataError("the images hold NaN or infinity", hint="clean them before training")
     if values.size and (values.min() < low or values.max() > high):

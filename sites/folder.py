@@ -61,6 +61,8 @@ class SiteFolder:
             raise StateError(
                 f"{path} is a site already", hint="choose another folder, or use the one there is"
             )
+        if path.exists() and not path.is_dir():
+            raise StateError(f"{path} is not a folder", hint="choose another path")
         for folder in ("keys", "private", "outbox/draft", "outbox/reviews", "outbox/released"):
             (path / folder).mkdir(parents=True, exist_ok=True)
         (path / "receipts").mkdir(exist_ok=True)
@@ -99,7 +101,7 @@ class SiteFolder:
                 f"{path} is not a site: there is no site.toml",
                 hint="run `ddm-site init` first, or name the folder with --site",
             ) from None
-        except (tomllib.TOMLDecodeError, ValidationError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValidationError) as error:
             reason = explain(error, SiteSettings) if isinstance(error, ValidationError) else error
             raise StateError(
                 f"{file} is not valid: {reason}", hint="correct it by hand, it is a short file"

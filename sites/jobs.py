@@ -22,7 +22,7 @@ from ddm_fed.bundle import (
     sign_bundle,
     verify_bundle,
 )
-from ddm_fed.errors import StateError, UnknownSignerError
+from ddm_fed.errors import CheckpointError, StateError, UnknownSignerError
 from ddm_fed.files import new_folder, read_bounded, write_atomically
 from ddm_fed.privacy import (
     ImageSet,
@@ -50,7 +50,7 @@ from sites.folder import SiteFolder
 from sites.ledger import SiteLedger
 from sites.outbox import find_bundles, sequence_for_next
 
-FACTS_FILE = "training.json"
+TRAINED_FILE = "trained.json"  # private: it identifies the data set
 RELEASE_FILE = "release.json"
 
 
@@ -111,7 +111,7 @@ def run_plan(
         )
     work, ledger = site.work(trust.plan_sha256), open_ledger(site)
     if options.restart:
-        for name in ("checkpoint.safetensors", EXPERT_FILE, FACTS_FILE):
+        for name in ("checkpoint.safetensors", EXPERT_FILE, TRAINED_FILE):
             (work / name).unlink(missing_ok=True)
     data_sha256 = data.reveal().digest()
     if not _released(work, data_sha256):
@@ -119,7 +119,7 @@ def run_plan(
             float(plan.router.epsilon), float(plan.privacy.delta), router_shares(plan)
         )
         ledger.require_budget(events, plan)
-    _train(work, trust, data, options, ledger, on_step, say)
+    _train(work, trust, data, data_sha256, options, ledger, on_step, say)
     _release(work, trust, data, data_sha256, ledger, say)
     return _write_draft(site, work, trust, ledger)
 
@@ -128,12 +128,14 @@ def _train(
     work: Path,
     trust: Trust,
     data: Private[ImageSet],
+    data_sha256: str,
     options: TrainingOptions,
     ledger: SiteLedger,
     on_step: Callable[[StepReport], None],
     say: Callable[[str], None],
 ) -> None:
-    if (work / FACTS_FILE).exists():
+    if (work / TRAINED_FILE).exists():
+        _require_same_images(work, data_sha256)
         say("the expert is trained already")
         return
     expert = train_expert(
@@ -153,8 +155,22 @@ def _train(
         NonPrivateEvent(),
     )
     write_tensors(work / EXPERT_FILE, expert.state)
-    # written last: its presence says that the expert is complete
-    write_atomically(work / FACTS_FILE, expert.facts.to_json())
+    record_training(work, expert.facts, data_sha256)
+
+
+def record_training(work: Path, facts: TrainingFacts, data_sha256: str) -> None:
+    """Says that the expert in `work` is complete, how it was trained, and on which images."""
+    record = {"data_sha256": data_sha256, "facts": facts.model_dump(mode="json")}
+    write_atomically(work / TRAINED_FILE, json.dumps(record).encode())
+
+
+def _require_same_images(work: Path, data_sha256: str) -> None:
+    """Refuses to pair an expert with the statistics of other images than it was trained on."""
+    if json.loads((work / TRAINED_FILE).read_bytes())["data_sha256"] != data_sha256:
+        raise CheckpointError(
+            "the expert was trained on other images than these",
+            hint="give the images it was trained on, or train on these with --restart",
+        )
 
 
 def _release(
@@ -200,7 +216,7 @@ def _write_draft(site: SiteFolder, work: Path, trust: Trust, ledger: SiteLedger)
         issued_at=issued_at,
         expires_at=issued_at + timedelta(days=plan.submission.valid_days),
         files=sizes,
-        training=TrainingFacts.from_json((work / FACTS_FILE).read_bytes(), what=FACTS_FILE),
+        training=_training_facts(work),
         privacy=PrivacyStatement(
             delta=plan.privacy.delta,
             releases_epsilon=epsilon_text(private_events(entries), float(plan.privacy.delta)),
@@ -221,6 +237,10 @@ def _write_draft(site: SiteFolder, work: Path, trust: Trust, ledger: SiteLedger)
     target = site.drafts / verified.payload_sha256
     building.rename(target)
     return target
+
+
+def _training_facts(work: Path) -> TrainingFacts:
+    return TrainingFacts.model_validate(json.loads((work / TRAINED_FILE).read_bytes())["facts"])
 
 
 def _same(bundle: Path, trust: Trust, digests: dict[str, str]) -> bool:

@@ -4,11 +4,11 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddm_fed.assembly import read_receipt
 from ddm_fed.bundle import ENVELOPE_FILE, TENSOR_FILES, VerifiedBundle, verify_bundle
 from ddm_fed.errors import StateError
 from ddm_fed.files import Advance, check_file, new_folder, read_bounded, write_atomically
 from ddm_fed.models import expert_tensors
+from ddm_fed.receipts import read_receipt
 from ddm_fed.records import MAX_DOCUMENT_BYTES, Receipt, canonical_json, now
 from ddm_fed.router import release_tensors
 from ddm_fed.signing import Trust

@@ -3,7 +3,7 @@
 import difflib
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -77,23 +77,51 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Returns every problem of `error` as `field: problem`, with a guess at misspelt fields."""
     problems = []
     for item in error.errors(include_url=False):
-        path = ".".join(str(part) for part in item["loc"]) or "document"
+        path, siblings = _locate(item["loc"], model)
         problem = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
-            problem = "unknown key" + _suggestion(item["loc"], model)
-        problems.append(f"`{path}`: {problem[:1].lower() + problem[1:]}")
+            near = difflib.get_close_matches(path[-1], siblings, n=1)
+            known = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(siblings)}"
+            problem = f"unknown key, {known}"
+        problems.append(f"`{'.'.join(path) or 'document'}`: {problem[:1].lower() + problem[1:]}")
     return "; ".join(problems)
 
 
-def _suggestion(location: tuple[Any, ...], model: type[BaseModel]) -> str:
-    fields: Any = model
-    for part in location[:-1]:
-        annotation = fields.model_fields[part].annotation if part in fields.model_fields else None
-        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
-            return ""
-        fields = annotation
-    near = difflib.get_close_matches(str(location[-1]), list(fields.model_fields), n=1)
-    return f", did you mean `{near[0]}`?" if near else f", known are {sorted(fields.model_fields)}"
+def _locate(location: tuple[Any, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:
+    """Returns the path of a field as its author wrote it, and the fields that may stand there.
+
+    pydantic's own location also names the member of a union, which nobody wrote.
+    """
+    path: list[str] = []
+    records: list[Any] = [model]
+    for part in location:
+        chosen = [record for record in records if part in _tags(record)]
+        if chosen and not any(part in record.model_fields for record in records):
+            records = chosen
+            continue
+        path.append(str(part))
+        if part is not location[-1]:
+            records = [inner for record in records for inner in _records_in(record, part)]
+    siblings = sorted({name for record in records for name in record.model_fields})
+    return path, siblings
+
+
+def _records_in(record: type[BaseModel], field: Any) -> list[type[BaseModel]]:
+    """Returns the records a field can hold: none, one, or the members of a union."""
+    if field not in record.model_fields:
+        return []
+    kinds = _leaves(record.model_fields[field].annotation)
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def _tags(record: type[BaseModel]) -> list[Any]:
+    """Returns the literal values in a record's fields, by which a union may choose it."""
+    return [leaf for field in record.model_fields.values() for leaf in _leaves(field.annotation)]
+
+
+def _leaves(annotation: Any) -> list[Any]:
+    arguments = get_args(annotation)
+    return [leaf for item in arguments for leaf in _leaves(item)] if arguments else [annotation]
 
 
 def now() -> datetime:

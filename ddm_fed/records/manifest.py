@@ -1,8 +1,8 @@
 """What a submission, a receipt and an ensemble say about the files they sign."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from ddm_fed.records.base import Count, KeyId, Moment, Name, Record, Sha256
 from ddm_fed.records.ledger import PrivacyStatement
@@ -84,3 +84,10 @@ class EnsembleRecord(Record):
     roster: RosterReference
     router: Literal["prior", "mixture"]
     members: Annotated[tuple[EnsembleMember, ...], Field(min_length=1, max_length=1000)]
+
+    @model_validator(mode="after")
+    def _members_are_distinct(self) -> Self:
+        names = [member.site for member in self.members]
+        if len(set(names)) != len(names):
+            raise ValueError("a site is a member twice, which would double its weight")
+        return self

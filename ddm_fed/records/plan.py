@@ -81,6 +81,13 @@ class TrainingSpec(Record):
     time_scale: Positive = Decimal(1)
     label_dropout: Probability = Decimal("0.1")
 
+    @model_validator(mode="after")
+    def _uniform_times_have_no_shape(self) -> Self:
+        shaped = (self.time_location, self.time_scale) != (Decimal(0), Decimal(1))
+        if self.time_sampling == "uniform" and shaped:
+            raise ValueError("`time_location` and `time_scale` belong to logit-normal times")
+        return self
+
 
 class PriorRouterSpec(Record):
     """Each site releases how many images it has (per class), and nothing else."""
@@ -188,6 +195,8 @@ def _jsonable(value: Any) -> Any:
         case Decimal():
             return format(value, "f") if value.is_finite() else str(value)
         case datetime():
+            return value.isoformat()
+        case time():  # no key is a time of day: the validator will say so
             return value.isoformat()
         case date():  # a bare day in TOML means its first second, UTC
             return datetime.combine(value, time()).isoformat() + "Z"

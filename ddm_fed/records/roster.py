@@ -12,7 +12,7 @@ from ddm_fed.records.base import Count, KeyId, Moment, Name, PublicKeyHex, Recor
 
 
 class RosterSite(Record):
-    """A member: its name and the key its submissions are signed with."""
+    """A member, the key its submissions are signed with, and when it asked to join."""
 
     name: Name
     public_key: PublicKeyHex

@@ -1,0 +1,290 @@
+"""Who may import what. The tables are the design; the walk over the source holds it to them."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("ddm_fed", "sites", "coordinator")
+APPLICATIONS = ("sites", "coordinator")
+MAX_LINES = 450
+
+# Concept of ddm_fed: what it may import. A row names only rows above it.
+LAYERS = {
+    "_version": set(),
+    "errors": set(),
+    "console": {"errors"},
+    "files": {"errors"},
+    "records": {"errors"},
+    "evaluation": set(),
+    "flows": set(),
+    "embedding": set(),
+    "weights": {"errors", "records"},
+    "signing": {"errors", "records"},
+    "privacy": {"errors", "records"},
+    "models": {"records", "weights"},
+    "router": {"errors", "records", "embedding", "weights", "privacy"},
+    "published": {"errors", "files", "records", "signing"},
+    "training": {"_version", "errors", "files", "records", "flows", "privacy", "models"},
+    "bundle": {"errors", "files", "records", "weights", "signing", "privacy", "models", "router"},
+    "receipts": {"errors", "records", "signing", "bundle"},
+    "ensemble": {"flows", "router"},
+    "sampling": {"flows", "ensemble"},
+    "assembly": {
+        "errors",
+        "files",
+        "records",
+        "signing",
+        "models",
+        "router",
+        "published",
+        "bundle",
+        "receipts",
+        "ensemble",
+    },
+}
+
+# Outside package: the only places that may import it.
+DOORS = {
+    "cryptography": {"ddm_fed.signing"},
+    "dp_accounting": {"ddm_fed.privacy.accountant"},
+    "opendp": {"ddm_fed.privacy.mechanisms"},
+    "PIL": {"sites.data", "coordinator.pictures"},
+    "sklearn": {"sites.data"},
+    "rich": {"ddm_fed.console"},
+    "typer": {"sites.cli", "coordinator.cli"},
+    "safetensors": {"ddm_fed.weights", "ddm_fed.bundle", "ddm_fed.training"},
+    "pydantic": {
+        "ddm_fed.records",
+        "ddm_fed.signing.envelope",
+        "sites.folder",
+        "sites.cli",
+        "coordinator.folder",
+        "coordinator.cli",
+    },
+    "fcntl": {"ddm_fed.files"},
+    # nowhere: they run code out of files, reach a network, or start programs
+    "pickle": set(),
+    "marshal": set(),
+    "shelve": set(),
+    "dill": set(),
+    "cloudpickle": set(),
+    "joblib": set(),
+    "socket": set(),
+    "http": set(),
+    "urllib": set(),
+    "requests": set(),
+    "flwr": set(),
+    "subprocess": set(),
+    "random": set(),
+}
+
+# Read before anything is trusted, or by people who only want help: fast, and no tensor library.
+TORCH_FREE = (
+    "ddm_fed._version",
+    "ddm_fed.errors",
+    "ddm_fed.console",
+    "ddm_fed.files",
+    "ddm_fed.records",
+    "ddm_fed.signing",
+    "ddm_fed.weights",
+    "ddm_fed.published",
+)
+
+DYNAMIC_IMPORTS = ("__import__", "import_module", "importlib.import_module")
+RUNS_CODE = {("torch", "load"), ("torch", "save"), ("torch", "jit"), ("torch", "hub")}
+
+
+def module_of(path: Path, root: Path = ROOT) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def source_files():
+    return [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
+
+
+def imports_of(source: str) -> set[str]:
+    """Returns every dotted name `source` imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports are not used"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in DYNAMIC_IMPORTS:
+            found.add(getattr(node.args[0], "value", "unknown"))
+    return found
+
+
+def within(name: str, place: str) -> bool:
+    return name == place or name.startswith(f"{place}.")
+
+
+def layer_violations(module: str, source: str) -> list[str]:
+    """Returns the imports of `module` that the table of layers forbids."""
+    package, _, rest = module.partition(".")
+    concept = rest.partition(".")[0]
+    problems = []
+    for name in sorted(imports_of(source)):
+        target, _, inner = name.partition(".")
+        other = inner.partition(".")[0]
+        if target not in PACKAGES:
+            continue
+        if package in APPLICATIONS:
+            forbidden = target in APPLICATIONS and target != package
+        elif target in APPLICATIONS:
+            forbidden = True
+        elif not concept:  # ddm_fed/__init__.py is imported by everything below it
+            forbidden = other != "_version"
+        else:
+            forbidden = other != concept and other not in LAYERS.get(concept, set())
+        if forbidden:
+            problems.append(f"{module} imports {name}")
+    return problems
+
+
+def door_violations(module: str, source: str) -> list[str]:
+    """Returns the outside packages that `module` imports past their door."""
+    problems = []
+    for name in sorted(imports_of(source)):
+        outside = name.partition(".")[0]
+        door = DOORS.get(outside)
+        if door is not None and not any(within(module, place) for place in door):
+            problems.append(f"{module} imports {name}")
+        if outside == "torch" and any(within(module, place) for place in TORCH_FREE):
+            problems.append(f"{module} imports {name}")
+    return problems
+
+
+def code_runners(module: str, source: str) -> list[str]:
+    """Returns the places of `module` that would run code out of a file: pickle in any dress."""
+    problems = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if (node.value.id, node.attr) in RUNS_CODE:
+                problems.append(f"{module}:{node.lineno} uses {node.value.id}.{node.attr}")
+        elif isinstance(node, ast.ImportFrom) and node.module == "torch":
+            problems += [
+                f"{module}:{node.lineno} imports torch.{alias.name}"
+                for alias in node.names
+                if ("torch", alias.name) in RUNS_CODE
+            ]
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            if ast.unparse(node.value) != "False":
+                problems.append(f"{module}:{node.lineno} allows pickle")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("eval", "exec"):
+            problems.append(f"{module}:{node.lineno} runs text")
+    return problems
+
+
+def exported_by(package: Path) -> set[str]:
+    """Returns the names the `__init__.py` of `package` hands on."""
+    nodes = ast.walk(ast.parse((package / "__init__.py").read_text()))
+    return {
+        alias.asname or alias.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def back_doors(module: str, source: str) -> list[str]:
+    """Returns names taken from an inner module although its package exports them."""
+    problems = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or (node.module or "").count(".") != 2:
+            continue
+        package = node.module.rpartition(".")[0]
+        folder = ROOT / package.replace(".", "/")
+        if package.startswith("ddm_fed.") and not within(module, package) and folder.is_dir():
+            taken = {alias.name for alias in node.names} & exported_by(folder)
+            problems += [f"{module} takes {name} from {node.module}" for name in sorted(taken)]
+    return problems
+
+
+def everywhere(check):
+    return [
+        problem for path in source_files() for problem in check(module_of(path), path.read_text())
+    ]
+
+
+def test_layers_of_the_table_point_one_way():
+    rows = list(LAYERS)
+    assert [
+        (row, used)
+        for index, row in enumerate(rows)
+        for used in sorted(LAYERS[row] - set(rows[:index]))
+    ] == []
+
+
+def test_layers_have_a_row_for_every_concept():
+    entries = (ROOT / "ddm_fed").iterdir()
+    concepts = {path.stem for path in entries if path.suffix == ".py" or path.is_dir()}
+    assert concepts - {"__init__", "__pycache__"} == set(LAYERS)
+
+
+def test_imports_keep_to_the_layers():
+    assert everywhere(layer_violations) == []
+
+
+def test_outside_packages_come_in_by_their_door():
+    assert everywhere(door_violations) == []
+
+
+def test_source_never_unpickles():
+    assert everywhere(code_runners) == []
+
+
+def test_packages_are_entered_by_what_they_export():
+    assert everywhere(back_doors) == []
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_of)
+def test_file_is_short_enough_to_read(path):
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize(
+    ("check", "module", "source"),
+    [
+        (layer_violations, "sites.jobs", "import coordinator.cli"),
+        (layer_violations, "coordinator.cli", "def f():\n    from sites.data import load_images"),
+        (layer_violations, "ddm_fed.training", "from sites import data"),
+        (layer_violations, "ddm_fed.records.plan", "from ddm_fed import console"),
+        (layer_violations, "ddm_fed.privacy.accountant", "import ddm_fed.router.fit"),
+        (layer_violations, "ddm_fed.bundle", "from ddm_fed.assembly import STATEMENT_FILE"),
+        (layer_violations, "ddm_fed.nowhere", "from ddm_fed.errors import DataError"),
+        (layer_violations, "ddm_fed", "from ddm_fed import records"),
+        (layer_violations, "sites.x", "import importlib\nimportlib.import_module('coordinator')"),
+        (door_violations, "ddm_fed.bundle", "from cryptography.hazmat import primitives"),
+        (door_violations, "sites.outbox", "import rich.console"),
+        (door_violations, "sites.jobs", "if TYPE_CHECKING:\n    from PIL import Image"),
+        (door_violations, "ddm_fed.privacy", "class A:\n    def f(self):\n        import opendp"),
+        (door_violations, "ddm_fed.training", "import pickle"),
+        (door_violations, "ddm_fed.signing.keys", "import torch"),
+        (door_violations, "ddm_fed.weights", "from torch.nn import Module"),
+        (code_runners, "ddm_fed.bundle", "import torch\ntorch.load('x')"),
+        (code_runners, "ddm_fed.bundle", "from torch import load"),
+        (code_runners, "sites.data", "np.load('x', allow_pickle=True)"),
+        (back_doors, "sites.data", "from ddm_fed.privacy.private import Private"),
+    ],
+)
+def test_walk_with_a_forbidden_line_finds_it(check, module, source):
+    assert len(check(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("check", "module", "source"),
+    [
+        (layer_violations, "sites.cli", "from ddm_fed import __version__, console"),
+        (layer_violations, "sites.cli", "from sites import outbox"),
+        (layer_violations, "ddm_fed.router.fit", "from ddm_fed.router.base import Router"),
+        (door_violations, "ddm_fed.signing.keys", "import cryptography.exceptions"),
+        (code_runners, "sites.data", "np.load('x', allow_pickle=False)"),
+        (back_doors, "ddm_fed.privacy", "from ddm_fed.privacy.private import Private"),
+    ],
+)
+def test_walk_with_an_allowed_line_finds_nothing(check, module, source):
+    assert check(module, source) == []
