@@ -131,6 +131,7 @@ def publish(
     Example: ddm-coord publish plan.toml
     """
     from coordinator import members
+    from coordinator.admission import admitted_bundles, current_members
     from coordinator.folder import CoordinatorFolder
     from ddm_fed.records import read_plan_toml
 
@@ -146,6 +147,13 @@ def publish(
         f"published plan {published.plan_sha256[:16]}… and roster {published.roster.version} "
         f"({state}): {', '.join(site.name for site in published.roster.sites)}"
     )
+    trust = home.trust()
+    earlier = len(admitted_bundles(home, trust)) - len(current_members(home, trust))
+    if earlier:
+        console.say(
+            f"{earlier} admitted submissions are of an earlier plan or replaced by newer ones; a "
+            "site takes part in this plan once it has trained under it"
+        )
     console.next_step(f"send {home.published} to every site; it holds nothing secret")
 
 

@@ -212,10 +212,12 @@ def _coefficients(images: ImageSet, plan: Plan) -> tuple[Floats, Ints]:
         cells = images.labels.numpy()
     if not isinstance(plan.router, MixtureRouterSpec):
         return np.zeros((len(images), 0)), cells
-    basis = dct_basis(plan.data.shape, plan.router.frequencies)
-    pixels = images.images.flatten(1).double() - float(plan.router.centre)
-    y = (pixels @ basis.T).numpy()
-    # the bound on one image's influence must hold for any image, finite or not
+    basis = dct_basis(plan.data.shape, plan.router.frequencies).numpy()
+    pixels = images.images.flatten(1).double().numpy() - float(plan.router.centre)
+    # One image at a time: in a product of matrices, the rounding of one image's row may change when
+    # another image joins, and the bound on what one image can change would not hold to the bit.
+    y = np.stack([basis @ image for image in pixels])
+    # the bound must hold for any image, finite or not
     return np.where(np.isfinite(y).all(1, keepdims=True), y, 0.0), cells
 
 
@@ -284,7 +286,7 @@ def _integer_sum(
 
 
 def _clip(y: Floats, radius: float) -> Floats:
-    """Returns rows of norm at most `radius`; a row that is not finite contributes nothing."""
+    """Returns the rows of `y`, the longer ones shortened to the norm `radius`."""
     norm = np.linalg.norm(y, axis=1, keepdims=True)
     clipped: Floats = y * np.minimum(1.0, radius / np.maximum(norm, 1e-12))
     return clipped
