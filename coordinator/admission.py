@@ -6,32 +6,35 @@ nothing. Every step can be killed: the store's folder gets its name in one step,
 """
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator.folder import CoordinatorFolder
-from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, read_submission, verify_bundle
-from ddm_fed.errors import RefusedError, ReplayError
+from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, verify_bundle
+from ddm_fed.errors import RefusedError, ReplayError, printable
 from ddm_fed.files import (
     PART_PREFIX,
     Advance,
     append_durably,
     new_folder,
-    printable,
     read_bounded,
     write_atomically,
 )
 from ddm_fed.receipts import read_receipt, sign_receipt
 from ddm_fed.records import (
+    IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
     Receipt,
+    Statement,
     Submission,
     canonical_json,
     now,
+    sha256_hex,
 )
-from ddm_fed.signing import Trust, require_in_force
+from ddm_fed.signing import Trust, peek_payload, require_in_force
 
 BUNDLE_FOLDER = "bundle"
 RECEIPT_FILE = "receipt.dsse.json"
@@ -74,19 +77,22 @@ def admitted_bundles(home: CoordinatorFolder, trust: Trust) -> list[Admitted]:
             continue
         what = f"store/{folder.name[:16]}"
         envelope = read_bounded(folder / BUNDLE_FOLDER / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
-        statement, payload_sha256 = read_submission(envelope, trust, what=what)
+        payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=what)
+        # Our own receipt vouches for the payload, also for a site that has left the roster since.
         data = read_bounded(folder / RECEIPT_FILE, MAX_DOCUMENT_BYTES)
-        receipt = read_receipt(data, payload_sha256, trust, what=what)
-        found.append(Admitted(folder, statement.predicate, payload_sha256, receipt))
+        receipt = read_receipt(data, sha256_hex(payload), trust, what=what)
+        submission = Statement[Submission].from_json(payload, what=what).predicate
+        found.append(Admitted(folder, submission, sha256_hex(payload), receipt))
     return sorted(found, key=lambda item: (item.submission.site, item.submission.sequence))
 
 
 def current_members(home: CoordinatorFolder, trust: Trust) -> dict[str, Admitted]:
-    """Returns the newest admitted submission of every site under the published plan."""
+    """Returns the newest admitted submission of every site of the roster, under the plan."""
     return {
         item.submission.site: item
         for item in admitted_bundles(home, trust)
         if item.submission.plan_sha256 == trust.plan_sha256
+        and trust.roster.site(item.submission.site) is not None
     }
 
 
@@ -94,7 +100,6 @@ def admit_arrivals(
     home: CoordinatorFolder,
     trust: Trust,
     *,
-    start: Callable[[str, int], None] = lambda *_: None,
     advance: Advance = lambda _: None,
 ) -> list[Verdict]:
     """Verifies everything in the inbox; admits it, or moves it to `refused` with the reason.
@@ -102,7 +107,6 @@ def admit_arrivals(
     Args:
         home: The coordinator.
         trust: The published plan and rosters.
-        start: Told the name and the size in bytes of each arrival before it is looked at.
         advance: Told the bytes that were hashed.
 
     Raises:
@@ -115,7 +119,6 @@ def admit_arrivals(
     for arrival in sorted(home.incoming.iterdir()):
         if arrival.name.startswith("."):  # a mover is still writing it
             continue
-        start(arrival.name, sum(p.lstat().st_size for p in arrival.glob("*")))
         try:
             admitted = _admit(home, trust, arrival, advance)
         except RefusedError as error:
@@ -123,7 +126,8 @@ def admit_arrivals(
             verdicts.append(Verdict(printable(arrival.name), None, error))
             continue
         _publish_receipt(home, admitted)
-        shutil.rmtree(arrival)
+        # Whoever can write here may be at it still; what stays is found admitted the next time.
+        shutil.rmtree(arrival, ignore_errors=True)
         verdicts.append(Verdict(arrival.name, admitted, None))
     for admitted in admitted_bundles(home, trust):
         _publish_receipt(home, admitted)  # a kill may have come before it
@@ -183,21 +187,23 @@ def _publish_receipt(home: CoordinatorFolder, admitted: Admitted) -> None:
 
 def _set_aside(home: CoordinatorFolder, arrival: Path, error: RefusedError) -> None:
     moment = now()
-    target = home.refused / f"{moment:%Y%m%dT%H%M%SZ}-{arrival.name[:64]}"
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", arrival.name)[:64]
+    target = home.refused / f"{moment:%Y%m%dT%H%M%SZ}-{name}"
     attempt = 1
     while target.exists() or target.is_symlink():
         attempt += 1
-        target = target.with_name(f"{moment:%Y%m%dT%H%M%SZ}-{attempt}-{arrival.name[:64]}")
+        target = target.with_name(f"{moment:%Y%m%dT%H%M%SZ}-{attempt}-{name}")
     record = {
         "at": f"{moment:%Y-%m-%dT%H:%M:%SZ}",
         "arrival": printable(arrival.name),
-        "kept_as": printable(target.name),
+        "kept_as": target.name,
         "code": error.code,
         "message": error.message,
         "hint": error.hint,
     }
     append_durably(home.refused / "refusals.jsonl", canonical_json(record))
-    arrival.rename(target)
+    with suppress(FileNotFoundError):  # it was withdrawn meanwhile
+        arrival.rename(target)
 
 
 def refusals(home: CoordinatorFolder) -> list[dict[str, str]]:

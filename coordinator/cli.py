@@ -14,6 +14,7 @@ import typer
 
 from ddm_fed import __version__, console
 from ddm_fed.errors import DdmFedError, StateError
+from ddm_fed.files import size_below
 
 app = typer.Typer(
     name="ddm-coord",
@@ -220,7 +221,7 @@ def verify(
     from ddm_fed.records import now
 
     root_keyid = _pinned_root(root, coordinator)
-    size = sum(path.lstat().st_size for path in target.rglob("*") if path.is_file())
+    size = size_below(target)
     with console.moving_bytes(f"verifying {target.name}", size) as advance:
         if (target / STATEMENT_FILE).exists():
             verified = verify_ensemble(target, root_keyid, advance=advance)
@@ -272,10 +273,9 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
     from coordinator.folder import CoordinatorFolder
 
     home = CoordinatorFolder.open(coordinator)
-    with home.changing():
-        total = sum(p.lstat().st_size for p in home.incoming.rglob("*"))
-        with console.moving_bytes("verifying the inbox", total) as advance:
-            verdicts = admit_arrivals(home, home.trust(), advance=advance)
+    bar = console.moving_bytes("verifying the inbox", size_below(home.incoming))
+    with home.changing(), bar as advance:
+        verdicts = admit_arrivals(home, home.trust(), advance=advance)
     refused = [verdict for verdict in verdicts if verdict.error is not None]
     if as_json:
         console.show_json(
@@ -336,9 +336,7 @@ def assemble(
     kind = _router(router)
     with home.changing():
         members = assembling.choose_members(home, without or ())
-        total = 2 * sum(
-            path.stat().st_size for item in members.values() for path in item.bundle.iterdir()
-        )
+        total = 2 * sum(size_below(item.bundle) for item in members.values())
         with console.moving_bytes("assembling", total) as advance:
             assembling.assemble(home, target, router=kind, without=without or (), advance=advance)
     console.say(f"{target} is a signed ensemble of {', '.join(sorted(members))}")

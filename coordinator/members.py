@@ -110,7 +110,7 @@ def enrolled_sites(home: CoordinatorFolder) -> list[RosterSite]:
 
 
 def publish(home: CoordinatorFolder, plan: Plan) -> Published:
-    """Signs the plan, and a new roster if the members changed; publishes both.
+    """Signs the plan, and a new roster if members changed or the last one expired; publishes both.
 
     Raises:
         StateError: nobody is enrolled.
@@ -126,7 +126,7 @@ def publish(home: CoordinatorFolder, plan: Plan) -> Published:
     if not sites:
         raise StateError("nobody is enrolled yet", hint="run `ddm-coord enroll REQUEST` first")
     last, last_sha256 = _last_roster(home)
-    is_new = last is None or last.sites != sites
+    is_new = last is None or last.sites != sites or now() >= last.expires_at
     if is_new:
         issued_at = now()
         roster = Roster(

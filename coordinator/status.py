@@ -5,6 +5,7 @@ from typing import Any
 from coordinator.admission import current_members, refusals
 from coordinator.folder import CoordinatorFolder
 from coordinator.members import enrolled_sites
+from ddm_fed.errors import printable
 from ddm_fed.published import PLAN_FILE
 
 
@@ -35,7 +36,9 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
                 "waiting_for": waiting,
             }
         )
-    arrivals = sorted(path.name for path in home.incoming.iterdir() if path.name[0] != ".")
+    arrivals = sorted(
+        printable(path.name) for path in home.incoming.iterdir() if path.name[0] != "."
+    )
     return {
         "federation": home.settings.federation,
         "plan_sha256": trust.plan_sha256 if trust else None,

@@ -42,7 +42,6 @@ from ddm_fed.files import (
     Advance,
     check_file,
     open_regular,
-    printable,
     read_bounded,
     require_file_set,
     write_atomically,
@@ -138,13 +137,13 @@ def verify_bundle(
     Raises:
         RefusedError: the first rule that fails; the message names the item.
     """
-    what = f"the bundle {printable(folder.name)[:16]}"
+    what = f"the bundle {folder.name[:16]}"
     require_file_set(folder, {*TENSOR_FILES, ENVELOPE_FILE}, what=what)
     envelope = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
     statement, payload_sha256 = read_submission(envelope, trust, what=what)
     submission = statement.predicate
     _require_ours(submission, trust, what)
-    _require_valid_at(submission, moment, what)
+    _require_valid_at(submission, trust, moment, what)
     digests = _signed_digests(statement, trust.plan, what)
     if keep_in is not None:
         write_atomically(keep_in / ENVELOPE_FILE, envelope)
@@ -215,11 +214,18 @@ def _require_ours(submission: Submission, trust: Trust, what: str) -> None:
         )
 
 
-def _require_valid_at(submission: Submission, moment: datetime, what: str) -> None:
+def _require_valid_at(submission: Submission, trust: Trust, moment: datetime, what: str) -> None:
     if submission.issued_at > moment + CLOCK_SKEW:
         raise ExpiredError(
             f"{what} was issued at {submission.issued_at:%Y-%m-%d %H:%M:%S} UTC, in the future",
             hint="compare the clocks of the site and of this machine",
+        )
+    longest = timedelta(days=trust.plan.submission.valid_days)
+    if submission.expires_at - submission.issued_at > longest:
+        raise ExpiredError(
+            f"{what} claims to be valid until {submission.expires_at:%Y-%m-%d}, longer than the "
+            f"{longest.days} days the plan allows",
+            hint="ask the site to sign its bundle again",
         )
     if moment >= submission.expires_at:
         raise ExpiredError(
@@ -231,10 +237,11 @@ def _require_valid_at(submission: Submission, moment: datetime, what: str) -> No
 def _signed_digests(statement: Statement[Submission], plan: Plan, what: str) -> dict[str, str]:
     digests = {subject.name: subject.digest.sha256 for subject in statement.subject}
     sizes = {file.name: file.size_bytes for file in statement.predicate.files}
-    for names in (digests, sizes):
-        if names.keys() != set(TENSOR_FILES):
+    for named in (statement.subject, statement.predicate.files):
+        names = sorted(item.name for item in named)
+        if names != sorted(TENSOR_FILES):  # also if one is named twice
             raise FileSetError(
-                f"{what} is signed over {sorted(names)}, expected {sorted(TENSOR_FILES)}",
+                f"{what} is signed over {names}, expected {sorted(TENSOR_FILES)}",
                 hint="the site uses another version of this program; compare versions",
             )
     if sum(sizes.values()) > plan.submission.max_bytes:

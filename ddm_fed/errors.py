@@ -27,6 +27,17 @@
 
 from typing import ClassVar
 
+MAX_MESSAGE = 4000
+
+
+def printable(text: str) -> str:
+    """Returns `text` as it may be shown: control characters and broken Unicode are escaped.
+
+    Names and keys that a peer chose end up in messages, and must not steer a terminal.
+    """
+    whole = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)
+
 
 class DdmFedError(Exception):
     """An error with a stable `code` and a `hint`; never carries a private value or a key."""
@@ -34,7 +45,8 @@ class DdmFedError(Exception):
     code: ClassVar[str] = "DDM000"
 
     def __init__(self, message: str, *, hint: str) -> None:
-        super().__init__(message)
+        shown = printable(message[:MAX_MESSAGE])
+        super().__init__(shown + " …" if len(message) > MAX_MESSAGE else shown)
         self.hint = hint
 
     def __str__(self) -> str:

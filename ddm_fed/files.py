@@ -10,7 +10,7 @@ import os
 import shutil
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
@@ -18,6 +18,7 @@ from typing import BinaryIO
 from ddm_fed.errors import DigestError, FileSetError, StateError
 
 BLOCK_BYTES = 1 << 20
+MAX_DEPTH = 8  # folders in folders; our formats need two
 PART_PREFIX = (
     ".part-"  # no file of any format begins with a dot, so a part is never taken for whole
 )
@@ -102,6 +103,15 @@ def new_folder(path: Path) -> Iterator[Path]:
     sync_folder(path.parent)
 
 
+def size_below(folder: Path) -> int:
+    """Returns the bytes of all files below `folder`, for a progress bar: files may come and go."""
+    total = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):
+            total += path.lstat().st_size
+    return total
+
+
 def list_regular_files(folder: Path, *, what: str) -> set[str]:
     """Returns the paths of all files under `folder`, relative, with `/`.
 
@@ -122,6 +132,8 @@ def list_regular_files(folder: Path, *, what: str) -> set[str]:
 
 
 def _collect(folder: Path, prefix: str, found: set[str], what: str) -> None:
+    if prefix.count("/") > MAX_DEPTH:
+        raise _not_regular(what, prefix, "nested too deeply")
     with os.scandir(folder) as entries:
         for entry in entries:
             name = f"{prefix}{entry.name}"
@@ -135,15 +147,9 @@ def _collect(folder: Path, prefix: str, found: set[str], what: str) -> None:
                 raise _not_regular(what, name, "not a regular file")
 
 
-def printable(name: str) -> str:
-    """Returns a file name as it may be shown: control characters and broken UTF-8 are escaped."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def _not_regular(what: str, name: str, kind: str) -> FileSetError:
     return FileSetError(
-        f"{what} is refused: `{printable(name)}` is {kind}",
+        f"{what} is refused: `{name}` is {kind}",
         hint="only plain files belong here; copy the original folder again",
     )
 
@@ -158,7 +164,7 @@ def require_file_set(folder: Path, expected: set[str], *, what: str) -> None:
     if found != expected:
         missing, extra = sorted(expected - found), sorted(found - expected)
         parts = [f"`{name}` is missing" for name in missing[:3]]
-        parts += [f"`{printable(name)}` does not belong there" for name in extra[:3]]
+        parts += [f"`{name}` does not belong there" for name in extra[:3]]
         raise FileSetError(
             f"{what} is refused: {', '.join(parts)}",
             hint="a file was added, removed or renamed after signing, or a copy is incomplete; "
@@ -175,9 +181,10 @@ def open_regular(path: Path) -> Iterator[BufferedReader]:
         raise FileSetError(
             f"{path} cannot be opened: {error.strerror}", hint="copy the original folder again"
         ) from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _not_regular(str(path), path.name, "not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise _not_regular(str(path), path.name, "not a regular file")
         yield file
 
 

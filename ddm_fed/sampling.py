@@ -57,7 +57,12 @@ def sample(
         labels: Wanted class of every sample, `(count,)`, or None.
         batch_size: Samples at once; changes speed and memory only.
         advance: Told the number of samples just finished.
+
+    Raises:
+        ValueError: `count` is not positive.
     """
+    if count < 1:
+        raise ValueError(f"count must be positive, got {count}")
     images, chosen = [], []
     for start in range(0, count, batch_size):
         indices = range(start, min(start + batch_size, count))

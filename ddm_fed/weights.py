@@ -95,7 +95,8 @@ def _check_entry(entry: Any, dtype: str, shape: tuple[int, ...], what: str) -> t
             pass
         case _:
             raise _refusal(what, "its header entry does not have the form of safetensors")
-    if found_dtype != dtype or tuple(found_shape) != shape:
+    whole = all(type(size) is int for size in found_shape)  # True equals 1, but is no size
+    if found_dtype != dtype or not whole or tuple(found_shape) != shape:
         raise _refusal(
             what, f"it is {found_dtype} {found_shape}, the plan asks for {dtype} {list(shape)}"
         )
@@ -109,8 +110,9 @@ def _check_values(file: BinaryIO, span: TensorSpan, what: str) -> None:
     file.seek(span.start)
     left = span.size_bytes
     while left:
-        block = file.read(min(left, BLOCK_BYTES))
-        if not block:
+        wanted = min(left, BLOCK_BYTES)
+        block = file.read(wanted)
+        if len(block) != wanted:
             raise _refusal(what, "the file ended while it was read")
         left -= len(block)
         values = np.frombuffer(block, dtype="<f4")

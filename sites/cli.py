@@ -14,6 +14,7 @@ import typer
 
 from ddm_fed import __version__, console
 from ddm_fed.errors import DdmFedError
+from ddm_fed.files import size_below
 
 if TYPE_CHECKING:
     from ddm_fed.records import LedgerEntry
@@ -239,11 +240,7 @@ def submit(
 
     home, trust = _open(site, plan)
     with home.changing():
-        size = sum(
-            file.stat().st_size
-            for bundle in outbox.find_bundles(home.released)
-            for file in bundle.iterdir()
-        )
+        size = size_below(home.released)
         with console.moving_bytes(f"sending {home.settings.name}", size) as advance:
             states = outbox.submit(home, trust, to, advance=advance)
     if as_json:
@@ -253,6 +250,7 @@ def submit(
         "sent": "sent; run this again later to collect the receipt",
         "waiting": "waits in the inbox for the coordinator",
         "admitted": "admitted; the signed receipt is in receipts/",
+        "earlier plan": "is of an earlier plan and was never admitted; it is not sent",
     }
     for digest, state in states:
         console.say(f"{digest[:16]}… {meanings[state]}")

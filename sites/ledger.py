@@ -1,5 +1,6 @@
 """The site's ledger on disk: append-only, chained, and durable before anything is released."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -81,6 +82,6 @@ class SiteLedger:
     def _drop_torn_line(self) -> None:
         if self._path.exists():
             data = self._path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if whole != data:
-                self._path.write_bytes(whole)
+            whole = data.rfind(b"\n") + 1
+            if whole != len(data):
+                os.truncate(self._path, whole)

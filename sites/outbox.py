@@ -4,7 +4,13 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddm_fed.bundle import ENVELOPE_FILE, TENSOR_FILES, VerifiedBundle, verify_bundle
+from ddm_fed.bundle import (
+    ENVELOPE_FILE,
+    TENSOR_FILES,
+    VerifiedBundle,
+    read_submission,
+    verify_bundle,
+)
 from ddm_fed.errors import StateError
 from ddm_fed.files import Advance, check_file, new_folder, read_bounded, write_atomically
 from ddm_fed.models import expert_tensors
@@ -26,7 +32,12 @@ class Review:
 def find_bundles(folder: Path) -> list[Path]:
     """Returns the bundle folders in `folder`, oldest first; unfinished ones are not bundles."""
     found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted(found, key=lambda path: (path / ENVELOPE_FILE).stat().st_mtime_ns)
+    return sorted(found, key=_signed_at)
+
+
+def _signed_at(bundle: Path) -> int:
+    envelope = bundle / ENVELOPE_FILE
+    return (envelope if envelope.exists() else bundle).stat().st_mtime_ns
 
 
 def newest_draft(site: SiteFolder) -> Path:
@@ -127,7 +138,7 @@ def submit(
         advance: Told the bytes copied.
 
     Returns:
-        For each released bundle its digest and `admitted`, `waiting` or `sent`.
+        For each released bundle its digest and `admitted`, `waiting`, `sent` or `earlier plan`.
 
     Raises:
         StateError: nothing is released, or `inbox` does not exist.
@@ -149,6 +160,8 @@ def submit(
             states.append((digest, "admitted"))
         elif (inbox / "incoming" / digest).exists():
             states.append((digest, "waiting"))
+        elif _plan_of(bundle, trust) != trust.plan_sha256:
+            states.append((digest, "earlier plan"))
         else:
             _copy(trust, bundle, inbox / "incoming" / digest, advance)
             states.append((digest, "sent"))
@@ -166,6 +179,12 @@ def _collect_receipt(site: SiteFolder, trust: Trust, inbox: Path, digest: str) -
     if not kept.exists():
         write_atomically(kept, data)
     return receipt
+
+
+def _plan_of(bundle: Path, trust: Trust) -> str:
+    envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+    statement, _ = read_submission(envelope, trust, what=f"the bundle {bundle.name[:16]}")
+    return statement.predicate.plan_sha256
 
 
 def _copy(trust: Trust, bundle: Path, target: Path, advance: Advance) -> None:

@@ -22,8 +22,13 @@ def site_share_error(intended: Sequence[float], obtained_counts: Sequence[int]) 
     Returns:
         Total variation, half the L1 distance, and its expectation under exact sampling (each share
         is off by sqrt(2 / pi) of its binomial deviation on average).
+
+    Raises:
+        ValueError: there are no samples.
     """
     total = sum(obtained_counts)
+    if total == 0:
+        raise ValueError("there are no samples to compare")
     pairs = list(zip(intended, obtained_counts, strict=True))
     error = 0.5 * sum(abs(share - count / total) for share, count in pairs)
     chance = 0.5 * sum(

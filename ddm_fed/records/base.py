@@ -22,7 +22,10 @@ from ddm_fed.records.canonical import canonical_json, parse_json
 def _utc_second(moment: datetime) -> datetime:
     if moment.tzinfo is None:
         raise ValueError("a date needs a time zone, for example 2026-11-23T00:00:00Z")
-    return moment.astimezone(UTC).replace(microsecond=0)
+    try:
+        return moment.astimezone(UTC).replace(microsecond=0)
+    except OverflowError:
+        raise ValueError("the date lies outside the calendar") from None
 
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -32,13 +35,13 @@ Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Moment = Annotated[
     datetime,
     AfterValidator(_utc_second),
-    PlainSerializer(lambda moment: moment.strftime("%Y-%m-%dT%H:%M:%SZ"), return_type=str),
+    PlainSerializer(lambda moment: moment.isoformat().replace("+00:00", "Z"), return_type=str),
 ]
 # A decimal is a string on the wire, so that no float round trip can change a signed number.
 Number = Annotated[
     Decimal,
     Field(allow_inf_nan=False, max_digits=20),
-    PlainSerializer(lambda number: format(number, "f"), return_type=str),
+    PlainSerializer(lambda number: format(number.normalize(), "f"), return_type=str),
 ]
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]

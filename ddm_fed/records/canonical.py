@@ -56,12 +56,12 @@ def parse_json(data: bytes, *, what: str) -> Any:
 
 
 def _unique(pairs: list[tuple[str, Any]], what: str) -> dict[str, Any]:
-    seen = dict(pairs)
-    if len(seen) != len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(key for key in names if names.count(key) > 1)
-        _refuse(what, f"the key `{twice}` appears twice")
-    return seen
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            _refuse(what, f"the key `{key}` appears twice")
+        found[key] = value
+    return found
 
 
 def _small_int(text: str, what: str) -> int:

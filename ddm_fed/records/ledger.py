@@ -4,11 +4,12 @@ An entry describes a mechanism; `privacy.accountant` prices it. The meaning of a
 changes. Entries are chained by digest, so that a site cannot forget one without it showing.
 """
 
+from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from ddm_fed.records.base import Moment, Positive, Record, Sha256
+from ddm_fed.records.base import Moment, Number, Positive, Record, Sha256
 
 Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 
@@ -17,7 +18,8 @@ class GaussianEvent(Record):
     """Noise of standard deviation `noise_multiplier` times the L2 sensitivity was added once."""
 
     kind: Literal["gaussian"] = "gaussian"
-    noise_multiplier: Positive
+    # outside these bounds nothing is private, or nothing is left; a peer's ledger is priced
+    noise_multiplier: Annotated[Number, Field(ge=Decimal("0.01"), le=10**6)]
 
 
 class NonPrivateEvent(Record):

@@ -25,6 +25,7 @@ from ddm_fed.records.base import (
 )
 from ddm_fed.records.canonical import canonical_json
 
+Epsilon = Annotated[Number, Field(ge=Decimal("0.001"), le=1000)]
 ClassName = Annotated[str, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
 Dimension = Annotated[int, Field(ge=4, le=1024)]
 
@@ -93,7 +94,7 @@ class PriorRouterSpec(Record):
     """Each site releases how many images it has (per class), and nothing else."""
 
     kind: Literal["prior"]
-    epsilon: Positive
+    epsilon: Epsilon
 
 
 class MixtureRouterSpec(Record):
@@ -106,7 +107,7 @@ class MixtureRouterSpec(Record):
     """
 
     kind: Literal["mixture"]
-    epsilon: Positive
+    epsilon: Epsilon
     frequencies: Annotated[int, Field(ge=1, le=256)]
     centre: Annotated[Number, Field(ge=-1, le=1)] = Decimal(0)
     radius: Positive
@@ -120,8 +121,8 @@ class PrivacySpec(Record):
 
     unit: Literal["image"] = "image"
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
-    delta: Annotated[Number, Field(gt=0, lt=1)] = Decimal("0.00001")
-    max_epsilon: Positive
+    delta: Annotated[Number, Field(ge=Decimal("1e-12"), le=Decimal("0.1"))] = Decimal("0.00001")
+    max_epsilon: Epsilon
     must_be_private: tuple[Literal["router", "expert"], ...] = ("router",)
 
 
@@ -173,7 +174,7 @@ def read_plan_toml(text: str, *, name: str = "plan.toml") -> Plan:
     """
     try:
         values = tomllib.loads(text, parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or an integer without end
         raise PlanError(
             f"{name} is not TOML: {error}", hint="see examples/digits/plan.toml"
         ) from None

@@ -214,11 +214,14 @@ def _coefficients(images: ImageSet, plan: Plan) -> tuple[Floats, Ints]:
         return np.zeros((len(images), 0)), cells
     basis = dct_basis(plan.data.shape, plan.router.frequencies).numpy()
     pixels = images.images.flatten(1).double().numpy() - float(plan.router.centre)
+    # the bound must hold for any image: one that is not finite counts as the constant image
+    pixels[~np.isfinite(pixels).all(axis=1)] = 0.0
     # One image at a time: in a product of matrices, the rounding of one image's row may change when
     # another image joins, and the bound on what one image can change would not hold to the bit.
-    y = np.stack([basis @ image for image in pixels])
-    # the bound must hold for any image, finite or not
-    return np.where(np.isfinite(y).all(1, keepdims=True), y, 0.0), cells
+    y = np.empty((len(pixels), len(basis)))
+    for row, image in enumerate(pixels):
+        y[row] = basis @ image
+    return y, cells
 
 
 def location_statistic(y: Floats, cells: Ints, plan: Plan) -> Ints:

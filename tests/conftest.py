@@ -1,0 +1,82 @@
+"""Fixtures: one real federation, built once; every test works on copies of it."""
+
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+# the same examples in every run: a failure here is a failure everywhere
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.load_profile("repeatable")
+
+
+def _load_helpers():
+    # --import-mode=importlib puts no folder on sys.path, so the helpers are loaded by their path
+    spec = importlib.util.spec_from_file_location(
+        "federation", Path(__file__).with_name("federation.py")
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["federation"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+helpers = _load_helpers()
+
+
+@pytest.fixture(scope="session")
+def stages(tmp_path_factory: pytest.TempPathFactory):
+    """The federation after every stage. Never change it: ask for a copy."""
+    threads = torch.get_num_threads()
+    built = helpers.build_stages(tmp_path_factory.mktemp("federation"))
+    torch.set_num_threads(threads)
+    return built
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder that is gone after the test, since copies of a federation are large."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def trust(stages):
+    """The published plan and roster of the federation."""
+    return stages.submitted.trust
+
+
+@pytest.fixture(scope="session")
+def site_keys(stages) -> dict:
+    """The signing key of every site."""
+    return {name: stages.submitted.key(name) for name in helpers.SITES}
+
+
+@pytest.fixture
+def bundle(stages, scratch: Path) -> Path:
+    """A copy of hospital-a's valid bundle."""
+    source = stages.submitted.arrival("hospital-a")
+    return Path(shutil.copytree(source, scratch / "bundle"))
+
+
+@pytest.fixture
+def ensemble(stages, scratch: Path) -> Path:
+    """A copy of the valid ensemble, alone in a folder."""
+    return Path(shutil.copytree(stages.ensemble, scratch / "ensemble"))
+
+
+@pytest.fixture
+def copy_of(stages, scratch: Path) -> Callable:
+    """`copy_of("submitted", "hospital-a")`: a copy of that stage with coordinator and sites."""
+
+    def copy(stage: str, *parts: str):
+        return getattr(stages, stage).copy(scratch / stage, "consortium", *parts)
+
+    return copy

@@ -1,0 +1,225 @@
+"""Prices of ledgers, against the closed form of the Gaussian mechanism; and the ledger's chain."""
+
+import math
+from decimal import Decimal
+
+import pytest
+from scipy import optimize, stats
+
+from ddm_fed.errors import PolicyError
+from ddm_fed.privacy import (
+    accountant_name,
+    check_chain,
+    epsilon,
+    epsilon_text,
+    gaussian_events,
+    private_events,
+)
+from ddm_fed.records import GaussianEvent, LedgerEntry, NonPrivateEvent, sha256_hex
+from ddm_fed.records.base import now
+
+MULTIPLIERS = ["0.5", "0.8", "1", "2", "3.7307", "10", "50"]
+
+
+def gaussian(multiplier):
+    return GaussianEvent(noise_multiplier=Decimal(str(multiplier)))
+
+
+def delta_of(eps, mu):
+    """Balle and Wang 2018, theorem 8: the delta of a Gaussian of sensitivity-to-noise mu."""
+    return stats.norm.cdf(mu / 2 - eps / mu) - math.exp(eps + stats.norm.logcdf(-mu / 2 - eps / mu))
+
+
+def closed_form_epsilon(mu, delta):
+    return optimize.brentq(lambda eps: delta_of(eps, mu) - delta, 0, 100 + mu**2, xtol=1e-12)
+
+
+# --- epsilon ---
+
+
+@pytest.mark.parametrize("delta", [1e-5, 1e-7])
+@pytest.mark.parametrize("multiplier", MULTIPLIERS)
+def test_epsilon_of_one_gaussian_is_close_to_the_closed_form(multiplier, delta):
+    exact = closed_form_epsilon(1 / float(multiplier), delta)
+    assert epsilon([gaussian(multiplier)], delta) == pytest.approx(exact, rel=1e-2)
+
+
+@pytest.mark.parametrize("delta", [1e-5, 1e-7])
+@pytest.mark.parametrize("multiplier", MULTIPLIERS)
+def test_epsilon_of_one_gaussian_is_never_below_the_closed_form(multiplier, delta):
+    exact = closed_form_epsilon(1 / float(multiplier), delta)
+    assert epsilon([gaussian(multiplier)], delta) >= exact * (1 - 1e-4)
+
+
+@pytest.mark.parametrize(
+    "multipliers", [(3, 4), (2, 2, 2, 2), (5,) * 10, (1, 20), (6.8112, 4.459)], ids=str
+)
+def test_epsilon_of_several_gaussians_is_that_of_one_of_their_combined_mu(multipliers):
+    mu = math.sqrt(sum(1 / z**2 for z in multipliers))
+    found = epsilon([gaussian(z) for z in multipliers], 1e-5)
+    assert found == pytest.approx(closed_form_epsilon(mu, 1e-5), rel=1e-3)
+
+
+@pytest.mark.parametrize("multipliers", [(3, 4), (5,) * 10, (1, 20)], ids=str)
+def test_epsilon_of_several_gaussians_is_never_below_the_closed_form(multipliers):
+    mu = math.sqrt(sum(1 / z**2 for z in multipliers))
+    found = epsilon([gaussian(z) for z in multipliers], 1e-5)
+    assert found >= closed_form_epsilon(mu, 1e-5) * (1 - 1e-4)
+
+
+def test_epsilon_does_not_depend_on_the_order_of_events():
+    events = [gaussian(3), gaussian(7), gaussian("1.5")]
+    assert epsilon(events, 1e-5) == pytest.approx(epsilon(events[::-1], 1e-5), rel=1e-9)
+
+
+def test_epsilon_of_nothing_is_zero():
+    assert epsilon([], 1e-5) == 0
+
+
+@pytest.mark.parametrize("position", [0, 1, 2])
+def test_epsilon_with_a_non_private_event_is_infinite(position):
+    events = [gaussian(5), gaussian(6)]
+    events.insert(position, NonPrivateEvent())
+    assert epsilon(events, 1e-5) == math.inf
+
+
+@pytest.mark.parametrize("multipliers", [(1,), (2.3,), (3, 4), (11.7, 5.9, 8.1)], ids=str)
+def test_epsilon_text_is_epsilon_rounded_up_to_four_places(multipliers):
+    events = [gaussian(z) for z in multipliers]
+    exact = Decimal(epsilon(events, 1e-5))
+    text = Decimal(epsilon_text(events, 1e-5))
+    assert text.as_tuple().exponent == -4
+    assert exact <= text < exact + Decimal("0.0001")
+
+
+def test_epsilon_text_of_nothing_is_zero_to_four_places():
+    assert epsilon_text([], 1e-5) == "0.0000"
+
+
+def test_accountant_name_states_the_adjacency_and_a_version():
+    name, _, version = accountant_name().rpartition(" ")
+    assert "add_or_remove_one" in name
+    assert version[0].isdigit()
+
+
+# --- gaussian_events ---
+
+TARGETS = [0.01, 0.1, 0.5, 1.0, 2.0, 3.0, 8.0]
+SHARES = [(1.0,), (0.3, 0.7), (0.05, 0.05, 0.2)]
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=str)
+@pytest.mark.parametrize("target", TARGETS)
+def test_gaussian_events_cost_at_most_their_target_by_the_closed_form(target, shares):
+    events = gaussian_events(target, 1e-5, shares)
+    mu = math.sqrt(sum(1 / float(event.noise_multiplier) ** 2 for event in events))
+    assert delta_of(target, mu) <= 1e-5
+
+
+@pytest.mark.parametrize("shares", SHARES, ids=str)
+@pytest.mark.parametrize("target", TARGETS)
+def test_gaussian_events_cost_between_99_percent_and_all_of_their_target(target, shares):
+    cost = epsilon(gaussian_events(target, 1e-5, shares), 1e-5)
+    assert 0.99 * target <= cost <= target
+
+
+def test_gaussian_events_divide_the_square_of_mu_as_the_shares_say():
+    events = gaussian_events(1.0, 1e-5, (1, 3, 16))
+    squares = [1 / float(event.noise_multiplier) ** 2 for event in events]
+    assert [s / sum(squares) for s in squares] == pytest.approx([0.05, 0.15, 0.8], rel=1e-3)
+
+
+def test_gaussian_events_of_scaled_shares_are_the_same():
+    assert gaussian_events(1.0, 1e-5, (0.1, 0.3)) == gaussian_events(1.0, 1e-5, (1, 3))
+
+
+def test_private_events_leave_out_what_was_released_without_noise():
+    entries = chain([gaussian(3), NonPrivateEvent(), gaussian(4)])
+    assert private_events(entries) == [gaussian(3), gaussian(4)]
+
+
+# --- chain ---
+
+
+def chain(events):
+    entries = []
+    for index, event in enumerate(events):
+        previous = sha256_hex(entries[-1].to_json()) if entries else None
+        entries.append(
+            LedgerEntry(
+                index=index,
+                previous_sha256=previous,
+                recorded_at=now(),
+                plan_sha256="ab" * 32,
+                purpose="router-location",
+                mechanism=f"release {index}",
+                event=event,
+            )
+        )
+    return entries
+
+
+def four():
+    return chain([gaussian(3), gaussian(4), gaussian(5), gaussian(6)])
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 4])
+def test_chain_that_is_whole_is_accepted(length):
+    check_chain(four()[:length])
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_chain_with_a_missing_entry_is_refused_there(missing):
+    entries = four()
+    del entries[missing]
+    with pytest.raises(PolicyError, match=f"ledger entry {missing} does not follow"):
+        check_chain(entries)
+
+
+@pytest.mark.parametrize("missing", [0, 1, 2])
+def test_chain_with_a_missing_entry_and_closed_numbering_is_refused(missing):
+    entries = four()
+    del entries[missing]
+    renumbered = [e.model_copy(update={"index": i}) for i, e in enumerate(entries)]
+    with pytest.raises(PolicyError, match=f"ledger entry {missing} does not follow"):
+        check_chain(renumbered)
+
+
+@pytest.mark.parametrize("first", [0, 1, 2])
+def test_chain_with_swapped_entries_is_refused(first):
+    entries = four()
+    entries[first], entries[first + 1] = entries[first + 1], entries[first]
+    with pytest.raises(PolicyError, match=f"ledger entry {first} does not follow"):
+        check_chain(entries)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"event": gaussian(400)},
+        {"event": NonPrivateEvent()},
+        {"purpose": "router-shape"},
+        {"mechanism": "something else"},
+        {"plan_sha256": "cd" * 32},
+    ],
+    ids=["noise", "kind", "purpose", "mechanism", "plan"],
+)
+def test_chain_with_an_altered_entry_is_refused_at_the_next(change):
+    entries = four()
+    entries[1] = entries[1].model_copy(update=change)
+    with pytest.raises(PolicyError, match="ledger entry 2 does not follow"):
+        check_chain(entries)
+
+
+def test_chain_with_a_repeated_entry_is_refused():
+    entries = four()
+    entries.insert(2, entries[1])
+    with pytest.raises(PolicyError, match="ledger entry 2 does not follow"):
+        check_chain(entries)
+
+
+def test_chain_with_a_forged_first_predecessor_is_refused():
+    entries = four()
+    entries[0] = entries[0].model_copy(update={"previous_sha256": "ef" * 32})
+    with pytest.raises(PolicyError, match="ledger entry 0 does not follow"):
+        check_chain(entries)

@@ -1,0 +1,359 @@
+"""The way out of a site: nothing leaves that nobody reviewed, and nothing is sent twice."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from federation import (
+    Federation,
+    Json,
+    a_plan,
+    flip,
+    forge,
+    forge_manifest,
+    make_odd_file,
+    move_to_plan,
+    snapshot,
+)
+
+from coordinator import members
+from coordinator.admission import admit_arrivals
+from ddm_fed.bundle import ENVELOPE_FILE, EXPERT_FILE, ROUTER_FILE, TENSOR_FILES
+from ddm_fed.errors import (
+    DdmFedError,
+    DigestError,
+    FileSetError,
+    PlanMismatchError,
+    SignatureError,
+    StateError,
+    UnknownSignerError,
+)
+from ddm_fed.files import PART_PREFIX
+from ddm_fed.records import parse_json, sha256_hex
+from ddm_fed.signing import Trust
+from sites import outbox
+from sites.folder import SiteFolder
+
+A = "hospital-a"
+
+
+@pytest.fixture
+def fed(copy_of) -> Federation:
+    """hospital-a with a draft that nobody has reviewed, and its coordinator."""
+    return copy_of("drafted", A)
+
+
+@pytest.fixture
+def site(fed: Federation) -> SiteFolder:
+    return fed.site(A)
+
+
+def released(site: SiteFolder, trust: Trust) -> Path:
+    outbox.review(site, trust)
+    return outbox.release(site, trust)
+
+
+def submit(fed: Federation) -> list[tuple[str, str]]:
+    return outbox.submit(fed.site(A), fed.trust, fed.inbox)
+
+
+def draft(site: SiteFolder) -> Path:
+    (found,) = site.drafts.iterdir()
+    return found
+
+
+# Review
+
+
+def test_review_records_what_would_leave_and_what_it_costs(site: SiteFolder, trust: Trust):
+    review = outbox.review(site, trust)
+    path = site.reviews / f"{review.bundle.payload_sha256}.json"
+    record = parse_json(path.read_bytes(), what="the review")
+    assert record == review.record
+    assert record["privacy"]["releases_epsilon"] == "2.0000"
+    assert [entry["purpose"] for entry in record["privacy"]["ledger"]] == [
+        "expert",
+        "router-location",
+        "router-shape",
+    ]
+
+
+def test_review_names_every_file_by_its_true_digest_and_size(site: SiteFolder, trust: Trust):
+    files = outbox.review(site, trust).record["files"]
+    folder = draft(site)
+    assert [(file["name"], file["sha256"], file["size_bytes"]) for file in files] == [
+        (name, sha256_hex((folder / name).read_bytes()), (folder / name).stat().st_size)
+        for name in TENSOR_FILES
+    ]
+
+
+def test_review_without_a_draft_is_refused(site: SiteFolder, trust: Trust):
+    shutil.rmtree(draft(site))
+    with pytest.raises(StateError, match="there is no draft to review") as caught:
+        outbox.review(site, trust)
+    assert "ddm-site train" in caught.value.hint
+
+
+def test_review_after_release_says_what_comes_next(site: SiteFolder, trust: Trust):
+    released(site, trust)
+    with pytest.raises(StateError, match="there is no draft to review") as caught:
+        outbox.review(site, trust)
+    assert "ddm-site submit" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", TENSOR_FILES)
+def test_review_of_a_draft_edited_after_signing_is_refused(
+    site: SiteFolder, trust: Trust, name: str
+):
+    flip(draft(site) / name, -1)
+    with pytest.raises(DigestError, match=f"`{name}` is not what was signed"):
+        outbox.review(site, trust)
+    assert list(site.reviews.iterdir()) == []
+
+
+def test_review_of_a_draft_with_another_file_is_refused(site: SiteFolder, trust: Trust):
+    (draft(site) / "patients.csv").write_bytes(b"")
+    with pytest.raises(FileSetError, match=r"`patients\.csv` does not belong there"):
+        outbox.review(site, trust)
+
+
+@pytest.mark.parametrize("name", [*TENSOR_FILES, ENVELOPE_FILE])
+def test_review_of_a_draft_without_one_of_its_files_is_refused(
+    site: SiteFolder, trust: Trust, name: str
+):
+    (draft(site) / name).unlink()
+    with pytest.raises(FileSetError, match=f"`{name}` is missing"):
+        outbox.review(site, trust)
+
+
+def test_draft_under_construction_is_no_draft(site: SiteFolder, trust: Trust):
+    draft(site).rename(site.drafts / f"{PART_PREFIX}.building")
+    with pytest.raises(StateError, match="there is no draft to review"):
+        outbox.review(site, trust)
+
+
+# Release
+
+
+def test_release_moves_the_reviewed_draft(site: SiteFolder, trust: Trust):
+    digest, before = draft(site).name, snapshot(draft(site))
+    assert released(site, trust) == site.released / digest
+    assert snapshot(site.released / digest) == before
+    assert list(site.drafts.iterdir()) == []
+
+
+def test_release_without_review_is_refused(site: SiteFolder, trust: Trust):
+    with pytest.raises(StateError, match=f"the draft {draft(site).name[:16]}… was not reviewed"):
+        outbox.release(site, trust)
+    assert list(site.released.iterdir()) == []
+
+
+def test_release_of_another_draft_than_the_reviewed_one_is_refused(site: SiteFolder, trust: Trust):
+    outbox.review(site, trust)
+    digest = forge_manifest(draft(site), lambda fields: fields.update(sequence=2), site.key())
+    with pytest.raises(StateError, match=f"the draft {digest[:16]}… was not reviewed"):
+        outbox.release(site, trust)
+
+
+@pytest.mark.parametrize("name", TENSOR_FILES)
+def test_release_of_a_draft_edited_after_its_review_is_refused(
+    site: SiteFolder, trust: Trust, name: str
+):
+    outbox.review(site, trust)
+    flip(draft(site) / name, -1)
+    with pytest.raises(DigestError, match=f"`{name}` is not what was signed"):
+        outbox.release(site, trust)
+    assert list(site.released.iterdir()) == []
+
+
+def test_release_of_a_draft_signed_by_another_key_is_refused(
+    site: SiteFolder, trust: Trust, site_keys
+):
+    outbox.review(site, trust)
+    forge_manifest(draft(site), lambda fields: None, site_keys["hospital-b"])
+    with pytest.raises(UnknownSignerError, match="is signed by ed25519:"):
+        outbox.release(site, trust)
+
+
+# Submit
+
+
+def test_submit_copies_what_was_released_and_keeps_it(fed: Federation, site: SiteFolder):
+    bundle = released(site, fed.trust)
+    assert submit(fed) == [(bundle.name, "sent")]
+    assert snapshot(fed.home.incoming / bundle.name) == snapshot(bundle)
+
+
+def test_submit_sends_no_draft(fed: Federation, site: SiteFolder):
+    bundle = released(site, fed.trust)
+    shutil.copytree(bundle, site.drafts / "another")
+    submit(fed)
+    assert [path.name for path in fed.home.incoming.iterdir()] == [bundle.name]
+
+
+def test_submit_of_a_draft_alone_is_refused(fed: Federation):
+    with pytest.raises(StateError, match="nothing is released"):
+        submit(fed)
+    assert list(fed.home.incoming.iterdir()) == []
+
+
+def test_submit_to_an_inbox_that_is_not_there_is_refused(fed: Federation, site: SiteFolder):
+    released(site, fed.trust)
+    missing = fed.path / "stick"
+    with pytest.raises(StateError, match=f"the inbox {missing} does not exist"):
+        outbox.submit(site, fed.trust, missing)
+    assert not missing.exists()
+
+
+def test_submit_twice_copies_once(fed: Federation, site: SiteFolder):
+    digest = released(site, fed.trust).name
+    submit(fed)
+    inode = (fed.home.incoming / digest).stat().st_ino
+    assert submit(fed) == [(digest, "waiting")]
+    assert (fed.home.incoming / digest).stat().st_ino == inode
+
+
+def test_submit_after_admission_collects_the_receipt(fed: Federation, site: SiteFolder):
+    digest = released(site, fed.trust).name
+    submit(fed)
+    admit_arrivals(fed.home, fed.trust)
+    assert submit(fed) == [(digest, "admitted")]
+    kept = site.receipts / f"{digest}.dsse.json"
+    assert kept.read_bytes() == (fed.home.receipts / f"{digest}.dsse.json").read_bytes()
+    assert list(fed.home.incoming.iterdir()) == []
+
+
+def test_submit_remembers_the_receipt_when_the_inbox_forgot_it(fed: Federation, site: SiteFolder):
+    digest = released(site, fed.trust).name
+    submit(fed)
+    admit_arrivals(fed.home, fed.trust)
+    submit(fed)
+    shutil.rmtree(fed.home.receipts)
+    assert submit(fed) == [(digest, "admitted")]
+
+
+def test_submit_starts_again_after_a_copy_that_was_killed(fed: Federation, site: SiteFolder):
+    digest = released(site, fed.trust).name
+    part = fed.home.incoming / f"{PART_PREFIX}{digest}"
+    part.mkdir()
+    (part / EXPERT_FILE).write_bytes(b"half")
+    assert submit(fed) == [(digest, "sent")]
+    assert [path.name for path in fed.home.incoming.iterdir()] == [digest]
+
+
+def test_half_a_copy_is_not_taken_for_an_arrival(fed: Federation, site: SiteFolder):
+    digest = released(site, fed.trust).name
+    submit(fed)
+    part = fed.home.incoming / f"{PART_PREFIX}{digest}"
+    (fed.home.incoming / digest).rename(part)
+    (part / ROUTER_FILE).unlink()
+    assert admit_arrivals(fed.home, fed.trust) == []
+    assert part.exists()
+
+
+def test_submit_after_a_refusal_sends_again(fed: Federation, site: SiteFolder):
+    digest = released(site, fed.trust).name
+    submit(fed)
+    flip(fed.home.incoming / digest / EXPERT_FILE, -1)
+    admit_arrivals(fed.home, fed.trust)
+    assert submit(fed) == [(digest, "sent")]
+    (verdict,) = admit_arrivals(fed.home, fed.trust)
+    assert verdict.error is None
+
+
+def test_submit_of_a_released_bundle_that_was_edited_is_refused(fed: Federation, site: SiteFolder):
+    bundle = released(site, fed.trust)
+    flip(bundle / EXPERT_FILE, -1)
+    with pytest.raises(DigestError, match=f"`{EXPERT_FILE}` is not what was signed"):
+        submit(fed)
+    assert list(fed.home.incoming.iterdir()) == []
+
+
+def test_submit_of_a_released_link_is_refused(fed: Federation, site: SiteFolder, scratch: Path):
+    bundle = released(site, fed.trust)
+    (scratch / "secret").write_bytes(b"private")
+    (bundle / EXPERT_FILE).unlink()
+    (bundle / EXPERT_FILE).symlink_to(scratch / "secret")
+    with pytest.raises(FileSetError, match=f"`{EXPERT_FILE}` is a symbolic link"):
+        submit(fed)
+    assert list(fed.home.incoming.iterdir()) == []
+
+
+def test_submit_with_a_bundle_of_an_earlier_plan_still_sends_the_current_one(
+    fed: Federation, site: SiteFolder
+):
+    earlier = released(site, fed.trust)  # never admitted, for example because it was refused
+    members.publish(fed.home, a_plan(steps="steps = 4"))
+    later = Path(shutil.copytree(earlier, site.drafts / "later"))
+
+    def renew(fields: Json) -> None:
+        move_to_plan(fields, fed.trust.plan_sha256)
+        fields["sequence"] = 2
+
+    digest = forge_manifest(later, renew, site.key())
+    later.rename(site.drafts / digest)
+    released(site, fed.trust)
+    assert (digest, "sent") in submit(fed)
+
+
+# Receipts
+
+
+def test_receipt_signed_by_the_site_itself_is_refused(fed: Federation, site: SiteFolder):
+    digest = offer_receipt(fed, site)
+    forge(fed.home.receipts / f"{digest}.dsse.json", lambda _: None, site.key())
+    with pytest.raises(UnknownSignerError, match=f"the receipt {digest[:16]}… is signed by"):
+        submit(fed)
+    assert list(site.receipts.iterdir()) == []
+
+
+def test_receipt_for_another_submission_is_refused(fed: Federation, site: SiteFolder):
+    digest = offer_receipt(fed, site)
+
+    def point_elsewhere(statement) -> None:
+        statement["subject"][0]["digest"]["sha256"] = "0" * 64
+
+    forge(fed.home.receipts / f"{digest}.dsse.json", point_elsewhere, fed.home.key())
+    with pytest.raises(PlanMismatchError, match=f"the receipt {digest[:16]}… is not a receipt"):
+        submit(fed)
+
+
+def test_receipt_of_another_kind_is_refused(fed: Federation, site: SiteFolder):
+    digest = offer_receipt(fed, site)
+    forge(
+        fed.home.receipts / f"{digest}.dsse.json",
+        lambda statement: statement.update(predicateType="urn:other"),
+        fed.home.key(),
+    )
+    with pytest.raises(PlanMismatchError, match=f"the receipt {digest[:16]}… is not a receipt"):
+        submit(fed)
+
+
+def test_receipt_edited_after_signing_is_refused(fed: Federation, site: SiteFolder):
+    digest = offer_receipt(fed, site)
+    path = fed.home.receipts / f"{digest}.dsse.json"
+    honest = path.read_bytes()
+    forge(path, lambda statement: statement["predicate"].update(sequence=9), fed.home.key())
+    signature = honest[honest.index(b'"signatures"') :]
+    forged = path.read_bytes()
+    path.write_bytes(forged[: forged.index(b'"signatures"')] + signature)
+    with pytest.raises(SignatureError, match=f"the receipt {digest[:16]}… carries a signature"):
+        submit(fed)
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+def test_receipt_that_is_no_plain_file_is_refused_without_blocking(
+    fed: Federation, site: SiteFolder, kind: str
+):
+    digest = released(site, fed.trust).name
+    make_odd_file(fed.home.receipts / f"{digest}.dsse.json", kind)
+    with pytest.raises(DdmFedError, match=digest):
+        submit(fed)
+
+
+def offer_receipt(fed: Federation, site: SiteFolder) -> str:
+    """Brings the honest bundle of the site to admission; returns its digest."""
+    digest = released(site, fed.trust).name
+    submit(fed)
+    admit_arrivals(fed.home, fed.trust)
+    return digest
