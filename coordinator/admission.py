@@ -202,7 +202,9 @@ def _set_aside(home: CoordinatorFolder, arrival: Path, error: RefusedError) -> N
         "hint": error.hint,
     }
     append_durably(home.refused / "refusals.jsonl", canonical_json(record))
-    with suppress(FileNotFoundError):  # it was withdrawn meanwhile
+    with suppress(
+        OSError
+    ):  # it was withdrawn meanwhile, or may not be moved: it is looked at again
         arrival.rename(target)
 
 

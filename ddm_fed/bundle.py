@@ -206,6 +206,12 @@ def _require_ours(submission: Submission, trust: Trust, what: str) -> None:
                 f"{what} was made for the {field} `{found}`, expected `{expected}`",
                 hint="the site trained under another plan; it has to train under this one",
             )
+    if submission.training.steps != trust.plan.training.steps:
+        raise PlanMismatchError(
+            f"{what} was trained for {submission.training.steps} steps, the plan asks for "
+            f"{trust.plan.training.steps}",
+            hint="the site has to train as the plan says",
+        )
     if not trust.knows(submission.roster):
         raise PlanMismatchError(
             f"{what} cites roster {submission.roster.version} "

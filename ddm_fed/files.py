@@ -105,10 +105,14 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 def size_below(folder: Path) -> int:
     """Returns the bytes of all files below `folder`, for a progress bar: files may come and go."""
-    total = 0
-    for path in folder.rglob("*"):
-        with suppress(FileNotFoundError):
-            total += path.lstat().st_size
+    total, waiting = 0, [folder]
+    while waiting:
+        with suppress(OSError), os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    waiting.append(Path(entry.path))
+                else:
+                    total += entry.stat(follow_symlinks=False).st_size
     return total
 
 
@@ -127,6 +131,10 @@ def list_regular_files(folder: Path, *, what: str) -> set[str]:
     except (FileNotFoundError, NotADirectoryError):
         raise FileSetError(
             f"{what} is not a folder: {folder}", hint="check the path; it is the folder itself"
+        ) from None
+    except OSError as error:
+        raise FileSetError(
+            f"{what} cannot be listed: {error.strerror}", hint="copy the original folder again"
         ) from None
     return found
 

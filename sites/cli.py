@@ -251,6 +251,7 @@ def submit(
         "waiting": "waits in the inbox for the coordinator",
         "admitted": "admitted; the signed receipt is in receipts/",
         "earlier plan": "is of an earlier plan and was never admitted; it is not sent",
+        "expired": "has expired and is not sent; run `ddm-site train` again to sign it anew",
     }
     for digest, state in states:
         console.say(f"{digest[:16]}… {meanings[state]}")

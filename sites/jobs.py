@@ -13,17 +13,15 @@ from pathlib import Path
 from typing import Literal
 
 from ddm_fed.bundle import (
-    ENVELOPE_FILE,
     EXPERT_FILE,
     ROUTER_FILE,
     TENSOR_FILES,
     file_digests,
-    read_submission,
     sign_bundle,
     verify_bundle,
 )
 from ddm_fed.errors import CheckpointError, StateError, UnknownSignerError
-from ddm_fed.files import new_folder, read_bounded, write_atomically
+from ddm_fed.files import new_folder, write_atomically
 from ddm_fed.privacy import (
     ImageSet,
     Private,
@@ -33,7 +31,6 @@ from ddm_fed.privacy import (
     private_events,
 )
 from ddm_fed.records import (
-    MAX_DOCUMENT_BYTES,
     GaussianEvent,
     LedgerEntry,
     NonPrivateEvent,
@@ -48,7 +45,7 @@ from ddm_fed.training import Precision, StepReport, train_expert
 from ddm_fed.weights import write_tensors
 from sites.folder import SiteFolder
 from sites.ledger import SiteLedger
-from sites.outbox import find_bundles, sequence_for_next
+from sites.outbox import find_bundles, sequence_for_next, signed_statement
 
 TRAINED_FILE = "trained.json"  # private: it identifies the data set
 RELEASE_FILE = "release.json"
@@ -244,11 +241,14 @@ def _training_facts(work: Path) -> TrainingFacts:
 
 
 def _same(bundle: Path, trust: Trust, digests: dict[str, str]) -> bool:
-    envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+    """Returns whether `bundle` holds the same files under the same plan, and is still valid."""
     try:
-        statement, _ = read_submission(envelope, trust, what=f"the bundle {bundle.name[:16]}")
+        statement = signed_statement(bundle, trust)
     except UnknownSignerError:  # signed with a key this site had before
         return False
-    signed = {subject.name: subject.digest.sha256 for subject in statement.subject}
     submission = statement.predicate
-    return signed == digests and submission.plan_sha256 == trust.plan_sha256
+    return (
+        {subject.name: subject.digest.sha256 for subject in statement.subject} == digests
+        and submission.plan_sha256 == trust.plan_sha256
+        and now() < submission.expires_at
+    )

@@ -15,7 +15,7 @@ from ddm_fed.errors import StateError
 from ddm_fed.files import Advance, check_file, new_folder, read_bounded, write_atomically
 from ddm_fed.models import expert_tensors
 from ddm_fed.receipts import read_receipt
-from ddm_fed.records import MAX_DOCUMENT_BYTES, Receipt, canonical_json, now
+from ddm_fed.records import MAX_DOCUMENT_BYTES, Receipt, Statement, Submission, canonical_json, now
 from ddm_fed.router import release_tensors
 from ddm_fed.signing import Trust
 from sites.folder import SiteFolder
@@ -138,7 +138,8 @@ def submit(
         advance: Told the bytes copied.
 
     Returns:
-        For each released bundle its digest and `admitted`, `waiting`, `sent` or `earlier plan`.
+        For each released bundle its digest and `admitted`, `waiting`, `sent`, `earlier plan` or
+        `expired`; the last two are not sent, because they would be refused.
 
     Raises:
         StateError: nothing is released, or `inbox` does not exist.
@@ -160,11 +161,8 @@ def submit(
             states.append((digest, "admitted"))
         elif (inbox / "incoming" / digest).exists():
             states.append((digest, "waiting"))
-        elif _plan_of(bundle, trust) != trust.plan_sha256:
-            states.append((digest, "earlier plan"))
         else:
-            _copy(trust, bundle, inbox / "incoming" / digest, advance)
-            states.append((digest, "sent"))
+            states.append((digest, _send(trust, bundle, inbox / "incoming" / digest, advance)))
     return states
 
 
@@ -181,13 +179,19 @@ def _collect_receipt(site: SiteFolder, trust: Trust, inbox: Path, digest: str) -
     return receipt
 
 
-def _plan_of(bundle: Path, trust: Trust) -> str:
+def signed_statement(bundle: Path, trust: Trust) -> Statement[Submission]:
+    """Returns what a bundle says of itself, its signature verified."""
     envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
     statement, _ = read_submission(envelope, trust, what=f"the bundle {bundle.name[:16]}")
-    return statement.predicate.plan_sha256
+    return statement
 
 
-def _copy(trust: Trust, bundle: Path, target: Path, advance: Advance) -> None:
+def _send(trust: Trust, bundle: Path, target: Path, advance: Advance) -> str:
+    submission = signed_statement(bundle, trust).predicate
+    if submission.plan_sha256 != trust.plan_sha256:
+        return "earlier plan"
+    if now() >= submission.expires_at:
+        return "expired"
     verified = verify_bundle(bundle, trust, now())
     with new_folder(target) as folder:
         for name in TENSOR_FILES:
@@ -200,6 +204,7 @@ def _copy(trust: Trust, bundle: Path, target: Path, advance: Advance) -> None:
                 advance=advance,
             )
         shutil.copyfile(bundle / ENVELOPE_FILE, folder / ENVELOPE_FILE)
+    return "sent"
 
 
 def sequence_for_next(site: SiteFolder) -> int:

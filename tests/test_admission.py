@@ -159,7 +159,8 @@ def test_admission_refuses_another_submission_of_the_same_sequence(
     fed: Federation, site_keys, scratch: Path
 ):
     other = Path(shutil.copytree(fed.arrival(A), scratch / "other"))
-    forge_manifest(other, lambda fields: fields["training"].update(steps=4), site_keys[A])
+    renamed = {"program": "another program"}
+    forge_manifest(other, lambda fields: fields["training"].update(renamed), site_keys[A])
     admit_one(fed)
     shutil.move(other, fed.home.incoming / "other")
     verdict = admit_one(fed)

@@ -322,6 +322,14 @@ def test_bundle_valid_for_longer_than_the_plan_allows_is_refused(
         verify(bundle, trust)
 
 
+def test_bundle_trained_for_other_steps_than_the_plan_asks_is_refused(
+    bundle: Path, trust: Trust, site_keys
+):
+    forge_manifest(bundle, lambda fields: fields["training"].update(steps=1), site_keys[A])
+    with pytest.raises(PlanMismatchError, match="trained for 1 steps, the plan asks for 3"):
+        verify(bundle, trust)
+
+
 @pytest.mark.parametrize("field", ["issued_at", "expires_at"])
 def test_bundle_with_a_date_beyond_the_calendar_is_refused(bundle: Path, trust: Trust, field: str):
     forge_manifest(

@@ -7,6 +7,7 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,7 @@ from ddm_fed.files import (
     open_regular,
     read_bounded,
     require_file_set,
+    size_below,
     write_atomically,
 )
 from ddm_fed.records import sha256_hex
@@ -218,18 +220,44 @@ def test_list_regular_files_refuses_what_is_no_folder(folder: Path, name: str):
         list_regular_files(folder / name, what="the folder")
 
 
-def test_list_regular_files_refuses_endless_nesting(tmp_path: Path):
+@pytest.fixture
+def endless(tmp_path: Path) -> Iterator[Path]:
+    """1100 folders in one another, more than Python calls itself."""
     top, level = tmp_path / "top", tmp_path / "deep"
     level.mkdir()
     for _ in range(1100):  # grows at the root, since a path may have only 4096 characters
         top.mkdir()
         level.rename(top / "d")
         top.rename(level)
+    yield level
+    subprocess.run(["rm", "-rf", level], check=True)
+
+
+def test_list_regular_files_refuses_endless_nesting(endless: Path):
+    with pytest.raises(FileSetError, match="the folder"):
+        list_regular_files(endless, what="the folder")
+
+
+def test_size_below_endless_nesting_is_found_without_a_crash(endless: Path):
+    (endless / "f").write_bytes(b"12345")
+    assert size_below(endless) >= 5
+
+
+def test_size_below_a_folder_whose_files_come_and_go_is_found_without_a_crash(tmp_path: Path):
+    stop = threading.Event()
+
+    def attack() -> None:
+        while not stop.is_set():
+            (tmp_path / "b" / "c").mkdir(parents=True)
+            shutil.rmtree(tmp_path / "b")
+
+    attacker = threading.Thread(target=attack)
+    attacker.start()
     try:
-        with pytest.raises(FileSetError, match="the folder"):
-            list_regular_files(level, what="the folder")
+        assert {size_below(tmp_path) >= 0 for _ in range(2000)} == {True}
     finally:
-        subprocess.run(["rm", "-rf", level], check=True)
+        stop.set()
+        attacker.join()
 
 
 @pytest.mark.parametrize(

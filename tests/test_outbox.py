@@ -288,7 +288,7 @@ def test_submit_with_a_bundle_of_an_earlier_plan_still_sends_the_current_one(
 
     def renew(fields: Json) -> None:
         move_to_plan(fields, fed.trust.plan_sha256)
-        fields["sequence"] = 2
+        fields["sequence"], fields["training"]["steps"] = 2, 4
 
     digest = forge_manifest(later, renew, site.key())
     later.rename(site.drafts / digest)
@@ -357,3 +357,18 @@ def offer_receipt(fed: Federation, site: SiteFolder) -> str:
     submit(fed)
     admit_arrivals(fed.home, fed.trust)
     return digest
+
+
+def test_submit_does_not_send_an_expired_bundle_and_sends_the_others(
+    fed: Federation, site: SiteFolder
+):
+    valid = released(site, fed.trust)
+    old = Path(shutil.copytree(valid, site.drafts / "old"))
+
+    def expire(fields: Json) -> None:
+        fields["issued_at"], fields["expires_at"] = "2020-01-01T00:00:00Z", "2020-02-01T00:00:00Z"
+
+    digest = forge_manifest(old, expire, site.key())
+    old.rename(site.released / digest)
+    states = dict(submit(fed))
+    assert (states[digest], states[valid.name]) == ("expired", "sent")
