@@ -6,14 +6,13 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can impo
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Literal, cast, get_args
 
 import typer
 
 from ddm_fed import __version__, console
-from ddm_fed.errors import DdmFedError, StateError
+from ddm_fed.errors import StateError
 from ddm_fed.files import size_below
 
 app = typer.Typer(
@@ -47,11 +46,7 @@ RouterName = Literal["prior", "mixture"]
 
 def main() -> None:
     """Runs `ddm-coord`; errors end with exit status 1, wrong usage with 2."""
-    try:
-        app()
-    except DdmFedError as error:
-        console.show_error(error)
-        sys.exit(1)
+    console.run(app)
 
 
 def _version(asked: bool) -> None:

@@ -11,19 +11,15 @@ store/DIGEST/             admitted bundles and their receipts; private, read-onl
 refused/                  bundles that were refused, and refusals.jsonl
 """
 
-import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pydantic import ValidationError
-
 from ddm_fed.errors import StateError
-from ddm_fed.files import exclusive, write_atomically
+from ddm_fed.files import write_atomically
+from ddm_fed.home import Home, read_settings, require_new
 from ddm_fed.published import PLAN_FILE, read_published
-from ddm_fed.records import Name, Record, explain
+from ddm_fed.records import Name, Record
 from ddm_fed.signing import SigningKey, Trust
 
 
@@ -34,7 +30,7 @@ class CoordinatorSettings(Record):
 
 
 @dataclass(frozen=True)
-class CoordinatorFolder:
+class CoordinatorFolder(Home):
     """An initialised coordinator."""
 
     path: Path
@@ -47,13 +43,7 @@ class CoordinatorFolder:
         Raises:
             StateError: `path` is a coordinator already.
         """
-        if (path / "coordinator.toml").exists():
-            raise StateError(
-                f"{path} is a coordinator already",
-                hint="choose another folder, or use the one there is",
-            )
-        if path.exists() and not path.is_dir():
-            raise StateError(f"{path} is not a folder", hint="choose another path")
+        require_new(path, "coordinator.toml")
         for folder in ("keys", "enrolled", "published", "store", "refused"):
             (path / folder).mkdir(parents=True, exist_ok=True)
         for folder in ("incoming", "receipts"):
@@ -75,21 +65,8 @@ class CoordinatorFolder:
         Raises:
             StateError: `path` is not a coordinator, or its settings are not valid.
         """
-        file = path / "coordinator.toml"
-        try:
-            return cls(path, CoordinatorSettings.model_validate(tomllib.loads(file.read_text())))
-        except FileNotFoundError:
-            raise StateError(
-                f"{path} is not a coordinator: there is no coordinator.toml",
-                hint="run `ddm-coord init` first, or name the folder with --coordinator",
-            ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, ValidationError) as error:
-            reason: object = error
-            if isinstance(error, ValidationError):
-                reason = explain(error, CoordinatorSettings)
-            raise StateError(
-                f"{file} is not valid: {reason}", hint="correct it by hand, it is a short file"
-            ) from None
+        hint = "run `ddm-coord init` first, or name the folder with --coordinator"
+        return cls(path, read_settings(path / "coordinator.toml", CoordinatorSettings, hint=hint))
 
     def root_key(self) -> SigningKey:
         """Returns the key that signs rosters."""
@@ -138,13 +115,3 @@ class CoordinatorFolder:
     def refused(self) -> Path:
         """Refused bundles."""
         return self.path / "refused"
-
-    @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Lets one process at a time change the folder.
-
-        Raises:
-            StateError: another process is at it.
-        """
-        with exclusive(self.path / ".lock"):
-            yield

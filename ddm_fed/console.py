@@ -23,10 +23,31 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from ddm_fed.errors import DdmFedError
+from ddm_fed.errors import DdmFedError, MachineError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+def run(command: Callable[[], object]) -> None:
+    """Runs a command line; errors are shown and end with exit status 1.
+
+    Wrong usage, which the command line itself finds, ends with 2.
+    """
+    try:
+        command()
+    except DdmFedError as error:
+        show_error(error)
+        sys.exit(1)
+    except OSError as error:
+        show_error(
+            MachineError(
+                f"the operating system refused: {error}",
+                hint="make room or correct the permissions, then run the same command again: "
+                "nothing half-written is ever taken for whole",
+            )
+        )
+        sys.exit(1)
 
 
 def say(message: str) -> None:

@@ -5,7 +5,8 @@
     │   ├── PlanError           DDM101
     │   ├── DataError           DDM102
     │   ├── KeyFileError        DDM103
-    │   └── StateError          DDM104
+    │   ├── StateError          DDM104
+    │   └── MachineError        DDM105
     ├── RefusedError            what arrived must not be trusted
     │   ├── MalformedError      DDM201
     │   ├── SignatureError      DDM202
@@ -84,6 +85,12 @@ class StateError(InputError):
     """A command was run before the step it builds on, or on the wrong folder."""
 
     code = "DDM104"
+
+
+class MachineError(InputError):
+    """The operating system refused: no room, no permission, a broken disk."""
+
+    code = "DDM105"
 
 
 class RefusedError(DdmFedError):

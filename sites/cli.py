@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can import flwr
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddm_fed import __version__, console
-from ddm_fed.errors import DdmFedError
 from ddm_fed.files import size_below
 
 if TYPE_CHECKING:
@@ -54,11 +52,7 @@ class PrecisionName(StrEnum):
 
 def main() -> None:
     """Runs `ddm-site`; errors end with exit status 1, wrong usage with 2."""
-    try:
-        app()
-    except DdmFedError as error:
-        console.show_error(error)
-        sys.exit(1)
+    console.run(app)
 
 
 def _version(asked: bool) -> None:

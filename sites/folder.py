@@ -11,25 +11,18 @@ outbox/released/DIGEST/   what a mover may send: the only place it may read
 receipts/DIGEST.dsse.json the coordinator's proof that it was admitted
 """
 
-import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pydantic import ValidationError
-
-from ddm_fed.errors import StateError
-from ddm_fed.files import exclusive, write_atomically
+from ddm_fed.files import write_atomically
+from ddm_fed.home import Home, read_settings, require_new
 from ddm_fed.records import (
     EnrolmentRequest,
     KeyId,
     Name,
     Positive,
     Record,
-    canonical_json,
-    explain,
     now,
 )
 from ddm_fed.signing import ENROLMENT_PAYLOAD, SigningKey, seal
@@ -44,7 +37,7 @@ class SiteSettings(Record):
 
 
 @dataclass(frozen=True)
-class SiteFolder:
+class SiteFolder(Home):
     """An initialised site."""
 
     path: Path
@@ -57,12 +50,7 @@ class SiteFolder:
         Raises:
             StateError: `path` is a site already.
         """
-        if (path / "site.toml").exists():
-            raise StateError(
-                f"{path} is a site already", hint="choose another folder, or use the one there is"
-            )
-        if path.exists() and not path.is_dir():
-            raise StateError(f"{path} is not a folder", hint="choose another path")
+        require_new(path, "site.toml")
         for folder in ("keys", "private", "outbox/draft", "outbox/reviews", "outbox/released"):
             (path / folder).mkdir(parents=True, exist_ok=True)
         (path / "receipts").mkdir(exist_ok=True)
@@ -92,20 +80,8 @@ class SiteFolder:
         Raises:
             StateError: `path` is not a site, or its settings are not valid.
         """
-        file = path / "site.toml"
-        try:
-            values = tomllib.loads(file.read_text(), parse_float=str)
-            return cls(path, SiteSettings.model_validate_json(canonical_json(values)))
-        except FileNotFoundError:
-            raise StateError(
-                f"{path} is not a site: there is no site.toml",
-                hint="run `ddm-site init` first, or name the folder with --site",
-            ) from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, TypeError, ValidationError) as error:
-            reason = explain(error, SiteSettings) if isinstance(error, ValidationError) else error
-            raise StateError(
-                f"{file} is not valid: {reason}", hint="correct it by hand, it is a short file"
-            ) from None
+        hint = "run `ddm-site init` first, or name the folder with --site"
+        return cls(path, read_settings(path / "site.toml", SiteSettings, hint=hint))
 
     def key(self) -> SigningKey:
         """Returns the site's signing key."""
@@ -136,16 +112,6 @@ class SiteFolder:
     def receipts(self) -> Path:
         """The coordinator's receipts."""
         return self.path / "receipts"
-
-    @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Lets one process at a time change the folder.
-
-        Raises:
-            StateError: another process is at it.
-        """
-        with exclusive(self.path / ".lock"):
-            yield
 
 
 def _toml(settings: SiteSettings) -> str:

@@ -25,6 +25,7 @@ LAYERS = {
     "privacy": {"errors", "records"},
     "models": {"records", "weights"},
     "router": {"errors", "records", "embedding", "weights", "privacy"},
+    "home": {"errors", "files", "records"},
     "published": {"errors", "files", "records", "signing"},
     "training": {"_version", "errors", "files", "records", "flows", "privacy", "models"},
     "bundle": {"errors", "files", "records", "weights", "signing", "privacy", "models", "router"},
@@ -58,9 +59,8 @@ DOORS = {
     "pydantic": {
         "ddm_fed.records",
         "ddm_fed.signing.envelope",
-        "sites.folder",
+        "ddm_fed.home",
         "sites.cli",
-        "coordinator.folder",
         "coordinator.cli",
     },
     "fcntl": {"ddm_fed.files"},

@@ -447,3 +447,20 @@ def test_coordinator_whose_key_others_can_read_is_refused(run, consortium, enrol
     site = make_site("a")
     (consortium[0] / "keys" / "root.pem").chmod(0o644)
     assert_refused(enroll(site), "DDM103")
+
+
+def test_what_the_operating_system_refuses_is_an_error_with_a_hint_and_status_1():
+    root = "ed25519:" + "0" * 64
+    words = [
+        Path(sys.executable).parent / "ddm-site",
+        "init",
+        "/proc/nowhere",
+        "--name",
+        "site",
+        "--root",
+        root,
+    ]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("error[DDM105]: the operating system refused: ")
+    assert "Traceback" not in done.stderr
