@@ -266,20 +266,19 @@ def _open_run(
         model.reset_parameters(_generator(run.seed, "weights", 0))
         return run, {}
     run, state = _load(checkpoint)
-    wanted = {
-        "plan_sha256": plan_sha256,
-        "data_sha256": data_sha256,
-        "torch": torch.__version__,
-        "seed": run.seed if seed is None else seed,
-        "precision": run.precision if precision == "auto" else precision,
-    }
-    names = {"plan_sha256": "plan", "data_sha256": "images", "torch": "torch version"}
-    for field, value in wanted.items():
-        found = getattr(run, field)
-        if found != value:
-            shown = "" if field == "data_sha256" else f": it holds {found}, this run has {value}"
+    for phrase, found, wanted in (
+        ("another plan", run.plan_sha256, plan_sha256),
+        ("other images", run.data_sha256, data_sha256),
+        ("another version of torch", run.torch, torch.__version__),
+        ("another seed", run.seed, run.seed if seed is None else seed),
+        ("another precision", run.precision, run.precision if precision == "auto" else precision),
+    ):
+        if found != wanted:
+            # the digest of the images identifies the data set, and the seed the weights: not shown
+            secret = phrase in ("other images", "another seed")
+            shown = "" if secret else f": it holds {found}, this run has {wanted}"
             raise CheckpointError(
-                f"{checkpoint} was made with another {names.get(field, field)}{shown}",
+                f"{checkpoint} was made with {phrase}{shown}",
                 hint="continue with what it was made with, or start again with --restart",
             )
     torch.set_num_threads(run.threads)
