@@ -93,7 +93,7 @@ def draw(strategy: str, root: str) -> None:
     """Samples the ensemble with one strategy, unless that is done."""
     out = RUN / f"samples-{strategy}"
     if not (out / "samples.json").exists():
-        options = ("--strategy", strategy, "--count", SAMPLES, "--steps", 20, "--out", out)
+        options = ("--strategy", strategy, "--count", SAMPLES, "--steps", 15, "--out", out)
         run("ddm-coord", "sample", RUN / "ensemble", "--root", root, *options)
 
 
