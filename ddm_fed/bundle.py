@@ -4,7 +4,8 @@
     router.safetensors      the noisy statistics for the router
     submission.dsse.json    the manifest: an in-toto statement about the two, in a DSSE envelope
 
-Verification, in this order, failing closed. Nothing of a file is parsed before its turn.
+Verification, in this order, failing closed. Nothing of a file is parsed before its turn, but for
+the manifest's claim of a site: it is looked at to pick the key of step 4, and believed after it.
 
  1. exactly these three regular files, no links
  2. the envelope is at most 1 MiB of unambiguous JSON

@@ -95,10 +95,13 @@ def train_expert(
         raise DataError("there are no images to train on", hint="check --data")
     spec = plan.training
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = build_expert(plan).to(device)
+    model = build_expert(plan)
+    # Weights are drawn before the model moves: a CPU generator cannot fill a GPU's memory, and the
+    # same seed is to mean the same weights on both.
     run, state = _open_run(
         checkpoint, model, plan, plan_sha256, images.digest(), seed=seed, precision=precision
     )
+    model.to(device)
     optimizer = torch.optim.AdamW(
         model.parameters(),
         lr=float(spec.learning_rate),

@@ -107,15 +107,15 @@ def run_plan(
             hint='ask for a plan with must_be_private = ["router"], or use a newer version',
         )
     work, ledger = site.work(trust.plan_sha256), open_ledger(site)
-    if options.restart:
-        for name in ("checkpoint.safetensors", EXPERT_FILE, TRAINED_FILE):
-            (work / name).unlink(missing_ok=True)
     data_sha256 = data.reveal().digest()
     if not _released(work, data_sha256):
         events = gaussian_events(
             float(plan.router.epsilon), float(plan.privacy.delta), router_shares(plan)
         )
         ledger.require_budget(events, plan)
+    if options.restart:  # only now: a refusal above must not cost an expert
+        for name in ("checkpoint.safetensors", EXPERT_FILE, TRAINED_FILE):
+            (work / name).unlink(missing_ok=True)
     _train(work, trust, data, data_sha256, options, ledger, on_step, say)
     _release(work, trust, data, data_sha256, ledger, say)
     return _write_draft(site, work, trust, ledger)

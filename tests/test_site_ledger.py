@@ -286,6 +286,17 @@ def test_third_release_over_the_plans_limit_is_refused_before_training(
     assert len(purposes(site)) == 5
 
 
+def test_restart_that_the_budget_refuses_costs_no_expert(site: SiteFolder, trust: Trust):
+    ledger = open_ledger(site)
+    for noise in ("3.9877", "2.3023"):
+        ledger.append(trust.plan_sha256, "router-shape", "x", event(noise))
+    work = site.work(trust.plan_sha256)
+    before = {path.name: path.read_bytes() for path in work.iterdir()}
+    with pytest.raises(BudgetError):
+        train(site, trust, random_images(50), restart=True)
+    assert {path.name: path.read_bytes() for path in work.iterdir()} == before
+
+
 def test_site_that_is_not_in_the_roster_does_no_work(fed: Federation, site: SiteFolder):
     settings = json.loads(site.settings.to_json()) | {"name": "hospital-x"}
     stranger = SiteFolder(site.path, type(site.settings).model_validate_json(json.dumps(settings)))
