@@ -13,13 +13,20 @@
     │   ├── UnknownSignerError  DDM203
     │   ├── PlanMismatchError   DDM204
     │   ├── FileSetError        DDM205
+    │   │   └── SizeError       DDM219
     │   ├── DigestError         DDM206
     │   ├── WeightsError        DDM207
+    │   │   └── ValuesError     DDM218
     │   ├── ReplayError         DDM208
     │   ├── ExpiredError        DDM209
     │   ├── PolicyError         DDM210
     │   ├── RosterError         DDM211
-    │   └── WeakKeyError        DDM212
+    │   ├── WeakKeyError        DDM212
+    │   ├── EquivocationError   DDM213
+    │   ├── RevokedKeyError     DDM214
+    │   ├── CountersignatureError DDM215
+    │   ├── LogError            DDM216
+    │   └── RollbackError       DDM217
     ├── BudgetError             DDM301  privacy that may not be spent
     └── CheckpointError         DDM401  a training state that cannot be continued
 
@@ -167,6 +174,48 @@ class WeakKeyError(RefusedError):
     """A public key with which a signature would prove nothing."""
 
     code = "DDM212"
+
+
+class EquivocationError(RefusedError):
+    """A site signed two different submissions with one sequence number: evidence against it."""
+
+    code = "DDM213"
+
+
+class RevokedKeyError(RefusedError):
+    """A key signed outside the range of the log in which it may sign."""
+
+    code = "DDM214"
+
+
+class CountersignatureError(RefusedError):
+    """A signature that the site's own policy requires is missing."""
+
+    code = "DDM215"
+
+
+class LogError(RefusedError):
+    """The transparency log does not hold what it must, or shows two histories."""
+
+    code = "DDM216"
+
+
+class RollbackError(RefusedError):
+    """What is offered is older than what was seen from the same source before."""
+
+    code = "DDM217"
+
+
+class ValuesError(WeightsError):
+    """A tensor holds NaN, infinity, or values beyond the plan's bounds."""
+
+    code = "DDM218"
+
+
+class SizeError(FileSetError):
+    """A submission is larger than the plan allows."""
+
+    code = "DDM219"
 
 
 class BudgetError(DdmFedError):
