@@ -22,7 +22,9 @@ ALL = {
     for name, kind in inspect.getmembers(errors, inspect.isclass)
     if issubclass(kind, DdmFedError)
 }
-CONCRETE = {name: kind for name, kind in ALL.items() if not kind.__subclasses__()}
+CONCRETE = {
+    name: kind for name, kind in ALL.items() if "code" in vars(kind) and kind is not DdmFedError
+}
 
 
 def raised():
