@@ -1,63 +1,79 @@
-"""From what arrived to what may be assembled.
+"""From what arrived to what may be assembled: quarantined, then verified, then admitted.
 
-A bundle in `inbox/incoming` is copied into the private store while it is verified; what is
-admitted is the copy. Whoever can write to the inbox can change a bundle at any time and gains
-nothing. Every step can be killed: the store's folder gets its name in one step, last.
+Each stage is a type that only the stage before makes, and only the next one takes.
+
+    quarantine(arrival)     -> Quarantined     the manifest is in memory; no weight was read
+    verify(Quarantined)     -> VerifiedBundle  signatures, plan and files hold; files are in the store
+    admit(VerifiedBundle)   -> Admitted        the log agrees, and has a leaf for it
+
+Whoever can write to the inbox can change a bundle at any time and gains nothing: what is verified
+is the store's own copy. The leaf is written last and in one step, so a kill at any moment leaves a
+bundle either admitted or as if it had just arrived; the same command goes on from there.
 """
 
-import json
 import re
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator import audit
+from coordinator.book import append, publish_log, read_book
 from coordinator.folder import CoordinatorFolder
-from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, verify_bundle
-from ddm_fed.errors import RefusedError, ReplayError, printable
-from ddm_fed.files import (
-    PART_PREFIX,
-    Advance,
-    append_durably,
-    new_folder,
-    read_bounded,
-    write_atomically,
+from coordinator.rosters import pending_roster
+from ddm_fed.bundle import ENVELOPE_FILE, TENSOR_FILES, VerifiedBundle, verify_files
+from ddm_fed.errors import (
+    EquivocationError,
+    LogError,
+    RefusedError,
+    ReplayError,
+    RevokedKeyError,
+    StateError,
+    printable,
 )
-from ddm_fed.receipts import read_receipt, sign_receipt
+from ddm_fed.files import Advance, read_bounded, require_file_set, write_atomically
+from ddm_fed.log import Log, LogEntry
+from ddm_fed.receipts import sign_receipt
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
     Receipt,
     Statement,
     Submission,
-    canonical_json,
     now,
     sha256_hex,
 )
 from ddm_fed.signing import Trust, peek_payload, require_in_force
+from ddm_fed.submission import read_submission
 
-BUNDLE_FOLDER = "bundle"
-RECEIPT_FILE = "receipt.dsse.json"
+
+@dataclass(frozen=True)
+class Quarantined:
+    """Something that arrived: the right files by name, and a manifest nobody has believed yet."""
+
+    arrival: Path
+    envelope: bytes
+
+    @property
+    def what(self) -> str:
+        """Its name, for messages."""
+        return f"the bundle {self.arrival.name[:16]}"
 
 
 @dataclass(frozen=True)
 class Admitted:
-    """A bundle in the store, as the store's own signed documents describe it."""
+    """A submission that has a leaf in the log, as the store's own signed documents describe it."""
 
-    folder: Path
+    entry: LogEntry
     submission: Submission
-    payload_sha256: str
-    receipt: Receipt
+    envelope: bytes
+    sha256: Mapping[str, str]
 
     @property
-    def bundle(self) -> Path:
-        """Folder of the bundle's files."""
-        return self.folder / BUNDLE_FOLDER
-
-    @property
-    def receipt_file(self) -> Path:
-        """The signed receipt."""
-        return self.folder / RECEIPT_FILE
+    def payload_sha256(self) -> str:
+        """The digest of the signed manifest."""
+        return self.entry.submission_sha256
 
 
 @dataclass(frozen=True)
@@ -69,38 +85,161 @@ class Verdict:
     error: RefusedError | None
 
 
-def admitted_bundles(home: CoordinatorFolder, trust: Trust) -> list[Admitted]:
-    """Returns everything in the store, oldest sequence first."""
-    found = []
-    for folder in sorted(home.store.iterdir()):
-        if folder.name.startswith("."):
+def quarantine(arrival: Path) -> Quarantined:
+    """Returns the arrival with its manifest read; nothing of it is believed.
+
+    Raises:
+        FileSetError: it is not a folder with exactly the files of a bundle.
+    """
+    what = f"the bundle {arrival.name[:16]}"
+    require_file_set(arrival, {*TENSOR_FILES, ENVELOPE_FILE}, what=what)
+    return Quarantined(arrival, read_bounded(arrival / ENVELOPE_FILE, MAX_DOCUMENT_BYTES))
+
+
+def verify(
+    home: CoordinatorFolder,
+    trust: Trust,
+    log: Log,
+    held: Quarantined,
+    *,
+    advance: Advance = lambda _: None,
+) -> VerifiedBundle:
+    """Returns the bundle, verified, its files copied into the store while they were hashed.
+
+    The manifest is judged by the log before a byte of the weights is read.
+
+    Raises:
+        RefusedError: the first rule that fails.
+    """
+    statement, payload_sha256 = read_submission(
+        held.envelope, trust.chain, log.size, what=held.what
+    )
+    require_progress(statement.predicate, payload_sha256, log)
+    return verify_files(
+        held.envelope,
+        {name: held.arrival / name for name in TENSOR_FILES},
+        trust,
+        now(),
+        what=held.what,
+        position=log.size,
+        store=home.blobs,
+        advance=advance,
+    )
+
+
+def require_progress(submission: Submission, payload_sha256: str, log: Log) -> None:
+    """Refuses a submission that does not come next in its site's history and ours.
+
+    Raises:
+        LogError: the site saw another log than this one.
+        EquivocationError: it signed something else with the same number.
+        ReplayError: it is older than what was admitted, or does not know of it.
+    """
+    what, site = f"the submission of `{submission.site}`", submission.site
+    seen = submission.seen_checkpoint
+    if seen.size > log.size or log.head_at(seen.size) != seen:
+        raise LogError(
+            f"{what} says that the log had the root {seen.root} at {seen.size} leaves, which this "
+            f"log of {log.size} leaves never had",
+            hint="the site was shown another history, or does not tell the truth: compare its "
+            "`seen` folder with `ddm-coord audit`",
+        )
+    for entry in log.receipts(site=site):
+        if entry.receipt is None or entry.receipt.sequence != submission.sequence:
             continue
-        what = f"store/{folder.name[:16]}"
-        envelope = read_bounded(folder / BUNDLE_FOLDER / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
-        payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=what)
-        # Our own receipt vouches for the payload, also for a site that has left the roster since.
-        data = read_bounded(folder / RECEIPT_FILE, MAX_DOCUMENT_BYTES)
-        receipt = read_receipt(data, sha256_hex(payload), trust, what=what)
-        submission = Statement[Submission].from_json(payload, what=what).predicate
-        found.append(Admitted(folder, submission, sha256_hex(payload), receipt))
-    return sorted(found, key=lambda item: (item.submission.site, item.submission.sequence))
+        if entry.submission_sha256 != payload_sha256:
+            raise EquivocationError(
+                f"`{site}` signed two submissions with the number {submission.sequence}: "
+                f"{entry.submission_sha256} was admitted, {payload_sha256} is offered",
+                hint="both are kept in evidence/; ask its people whether it was restored from a "
+                "backup, or its key is used in two places",
+            )
+    newest = log.newest(site)
+    if newest is not None and newest.receipt is not None:
+        last = newest.receipt.sequence
+        if submission.sequence <= last:
+            raise ReplayError(
+                f"{what} has the sequence number {submission.sequence}, {last} was admitted "
+                "already",
+                hint="an older bundle was sent again, or the site was restored from a backup; the "
+                "site has to sign a new one",
+            )
+    known = log.newest(site, size=seen.size)
+    if submission.supersedes != (known.submission_sha256 if known else None):
+        raise ReplayError(
+            f"{what} says it supersedes {(submission.supersedes or 'nothing')[:16]}, in the log it "
+            f"saw its newest was {(known.submission_sha256 if known else 'nothing')[:16]}",
+            hint="the site lost its history or its key is used elsewhere; ask its people",
+        )
 
 
-def current_members(home: CoordinatorFolder, trust: Trust) -> dict[str, Admitted]:
-    """Returns the newest admitted submission of every site of the roster, under the plan."""
+def admit(home: CoordinatorFolder, trust: Trust, log: Log, bundle: VerifiedBundle) -> Log:
+    """Writes the manifest and then the leaf that admits `bundle`; returns the log after it."""
+    file = home.manifest(bundle.payload_sha256)
+    if not file.exists():
+        write_atomically(file, bundle.envelope, mode=0o440)
+    receipt = Receipt(
+        federation=trust.plan.federation,
+        site=bundle.site,
+        sequence=bundle.submission.sequence,
+        log_index=log.size,
+        plan_sha256=trust.plan_sha256,
+        roster=trust.chain.reference,
+        admitted_at=now(),
+    )
+    envelope = sign_receipt(receipt, bundle.payload_sha256, home.key(trust.chain))
+    return append(home, trust.chain, envelope)
+
+
+def admitted_bundles(home: CoordinatorFolder, trust: Trust, log: Log) -> list[Admitted]:
+    """Returns everything the log admitted and the store still has, in the order of the log."""
+    found = []
+    for entry in log.receipts():
+        item = _admitted(home, entry)
+        what = f"the manifest of entry {entry.index}"
+        with suppress(RevokedKeyError):  # a key that was stolen by then: it counts no longer
+            read_submission(item.envelope, trust.chain, entry.index, what=what)
+            found.append(item)
+    return found
+
+
+def _admitted(home: CoordinatorFolder, entry: LogEntry) -> Admitted:
+    """Returns the manifest of a receipt from the store; the log vouches for its digest."""
+    file = home.manifest(entry.submission_sha256)
+    envelope = read_bounded(file, MAX_DOCUMENT_BYTES)
+    payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=file.name)
+    if sha256_hex(payload) != entry.submission_sha256:
+        raise StateError(
+            f"{file} is not the manifest that was admitted",
+            hint="the store was damaged: restore it from backup",
+        )
+    statement = Statement[Submission].from_json(payload, what=file.name)
+    digests = {item.name: item.digest.sha256 for item in statement.subject}
+    return Admitted(entry, statement.predicate, envelope, digests)
+
+
+def drop_unreferenced(home: CoordinatorFolder, log: Log) -> None:
+    """Deletes from the store what belongs to nothing admitted: parts of refused bundles."""
+    referenced = set()
+    for entry in log.receipts():
+        referenced |= set(_admitted(home, entry).sha256.values())
+    for file in home.blobs.folder.iterdir():
+        if file.name not in referenced:
+            file.unlink()
+
+
+def current_members(home: CoordinatorFolder, trust: Trust, log: Log) -> dict[str, Admitted]:
+    """Returns the newest admitted submission under the plan of every site not removed since."""
+    current = log.current(trust.plan_sha256)
     return {
         item.submission.site: item
-        for item in admitted_bundles(home, trust)
-        if item.submission.plan_sha256 == trust.plan_sha256
-        and trust.roster.site(item.submission.site) is not None
+        for item in admitted_bundles(home, trust, log)
+        if current.get(item.submission.site) == item.entry
     }
 
 
 def admit_arrivals(
-    home: CoordinatorFolder,
-    trust: Trust,
-    *,
-    advance: Advance = lambda _: None,
+    home: CoordinatorFolder, trust: Trust, *, advance: Advance = lambda _: None
 ) -> list[Verdict]:
     """Verifies everything in the inbox; admits it, or moves it to `refused` with the reason.
 
@@ -111,78 +250,106 @@ def admit_arrivals(
 
     Raises:
         ExpiredError: the published plan or roster is no longer in force.
+        StateError: a new coordinator key still waits for signatures.
     """
     require_in_force(trust, now())
-    for leftover in home.store.glob(f"{PART_PREFIX}*"):
-        shutil.rmtree(leftover)
+    _require_settled_key(home, trust)
+    log = recover(home, trust)
     verdicts = []
     for arrival in sorted(home.incoming.iterdir()):
         if arrival.name.startswith("."):  # a mover is still writing it
             continue
         try:
-            admitted = _admit(home, trust, arrival, advance)
+            log, admitted = _take(home, trust, log, arrival, advance)
         except RefusedError as error:
             _set_aside(home, arrival, error)
+            drop_unreferenced(home, log)
             verdicts.append(Verdict(printable(arrival.name), None, error))
             continue
-        _publish_receipt(home, admitted)
         # Whoever can write here may be at it still; what stays is found admitted the next time.
         shutil.rmtree(arrival, ignore_errors=True)
         verdicts.append(Verdict(arrival.name, admitted, None))
-    for admitted in admitted_bundles(home, trust):
-        _publish_receipt(home, admitted)  # a kill may have come before it
     return verdicts
 
 
-def _admit(home: CoordinatorFolder, trust: Trust, arrival: Path, advance: Advance) -> Admitted:
-    store = {item.payload_sha256: item for item in admitted_bundles(home, trust)}
-    receiving = home.store / ".receiving"
-    if receiving.exists():
-        shutil.rmtree(receiving)
-    with new_folder(receiving) as folder:
-        (folder / BUNDLE_FOLDER).mkdir()
-        bundle = verify_bundle(
-            arrival, trust, now(), keep_in=folder / BUNDLE_FOLDER, advance=advance
-        )
-        if bundle.payload_sha256 not in store:
-            _require_progress(bundle, list(store.values()))
-        receipt = Receipt(
-            federation=trust.plan.federation,
-            site=bundle.site,
-            sequence=bundle.submission.sequence,
-            admitted_at=now(),
-        )
-        signed = sign_receipt(receipt, bundle.payload_sha256, home.key())
-        write_atomically(folder / RECEIPT_FILE, signed)
-        for file in (folder / BUNDLE_FOLDER).iterdir():
-            file.chmod(0o440)
-    if bundle.payload_sha256 in store:  # delivered twice: the first receipt stands
-        shutil.rmtree(receiving)
-        return store[bundle.payload_sha256]
-    target = home.store / bundle.payload_sha256
-    receiving.rename(target)
-    return Admitted(target, bundle.submission, bundle.payload_sha256, receipt)
+def recover(home: CoordinatorFolder, trust: Trust) -> Log:
+    """Returns the log after finishing what a kill may have interrupted in any earlier command."""
+    log = read_book(home, trust.chain)
+    publish_log(home, log)
+    drop_unreferenced(home, log)
+    noted = set()
+    last_refusal = None
+    for event in audit.events(home):
+        if event["event"] == "admitted":
+            noted.add(event["submission_sha256"])
+        last_refusal = event if event["event"] == "refused" else None
+    for entry in log.receipts():
+        if entry.submission_sha256 not in noted:
+            _note_admission(home, entry)
+    if last_refusal is not None:  # written before the arrival was moved
+        arrival = home.incoming / str(last_refusal["arrival"])
+        kept = home.refused / str(last_refusal["kept_as"])
+        if not kept.exists() and arrival.exists():
+            with suppress(OSError):
+                arrival.rename(kept)
+    return log
 
 
-def _require_progress(bundle: VerifiedBundle, store: list[Admitted]) -> None:
-    sequence = bundle.submission.sequence
-    last = max(
-        (item.submission.sequence for item in store if item.submission.site == bundle.site),
-        default=0,
-    )
-    if sequence <= last:
-        raise ReplayError(
-            f"the submission of `{bundle.site}` has sequence number {sequence}, {last} was "
-            "admitted already",
-            hint="an older bundle was sent again, or the site was restored from a backup; the "
-            "site has to sign a new one",
+def _require_settled_key(home: CoordinatorFolder, trust: Trust) -> None:
+    waiting = pending_roster(home)
+    if waiting is not None and waiting.coordinator_key != trust.roster.coordinator_key:
+        raise StateError(
+            f"roster {waiting.version} changes the coordinator's key and still waits for "
+            "signatures; what the old key admits now would not count",
+            hint="finish it with `ddm-coord roster merge`, or drop it with `ddm-coord roster "
+            "discard`",
         )
 
 
-def _publish_receipt(home: CoordinatorFolder, admitted: Admitted) -> None:
-    target = home.receipts / f"{admitted.payload_sha256}.dsse.json"
-    if not target.exists():
-        write_atomically(target, admitted.receipt_file.read_bytes())
+def _take(
+    home: CoordinatorFolder, trust: Trust, log: Log, arrival: Path, advance: Advance
+) -> tuple[Log, Admitted]:
+    held = quarantine(arrival)
+    payload_sha256 = sha256_hex(peek_payload(held.envelope, IN_TOTO_PAYLOAD, what=held.what))
+    entry = log.find(payload_sha256)
+    if entry is None:
+        try:
+            bundle = verify(home, trust, log, held, advance=advance)
+        except EquivocationError:
+            _keep_evidence(home, log, held, payload_sha256, trust)
+            raise
+        log = admit(home, trust, log, bundle)
+        entry = log.entries[-1]
+        _note_admission(home, entry)
+    publish_log(home, log)  # delivered twice: the first receipt stands
+    return log, _admitted(home, entry)
+
+
+def _note_admission(home: CoordinatorFolder, entry: LogEntry) -> None:
+    receipt = entry.receipt
+    if receipt is not None:
+        audit.record(
+            home,
+            "admitted",
+            site=receipt.site,
+            sequence=receipt.sequence,
+            submission_sha256=entry.submission_sha256,
+            log_index=entry.index,
+        )
+
+
+def _keep_evidence(
+    home: CoordinatorFolder, log: Log, held: Quarantined, payload_sha256: str, trust: Trust
+) -> None:
+    statement, _ = read_submission(held.envelope, trust.chain, log.size, what=held.what)
+    site, sequence = statement.predicate.site, statement.predicate.sequence
+    folder = home.evidence / f"{site}-{sequence}"
+    folder.mkdir(exist_ok=True)
+    write_atomically(folder / f"{payload_sha256}.dsse.json", held.envelope)
+    for entry in log.receipts(site=site):
+        if entry.receipt is not None and entry.receipt.sequence == sequence:
+            admitted = read_bounded(home.manifest(entry.submission_sha256), MAX_DOCUMENT_BYTES)
+            write_atomically(folder / f"{entry.submission_sha256}.dsse.json", admitted)
 
 
 def _set_aside(home: CoordinatorFolder, arrival: Path, error: RefusedError) -> None:
@@ -193,24 +360,14 @@ def _set_aside(home: CoordinatorFolder, arrival: Path, error: RefusedError) -> N
     while target.exists() or target.is_symlink():
         attempt += 1
         target = target.with_name(f"{moment:%Y%m%dT%H%M%SZ}-{attempt}-{name}")
-    record = {
-        "at": f"{moment:%Y-%m-%dT%H:%M:%SZ}",
-        "arrival": printable(arrival.name),
-        "kept_as": target.name,
-        "code": error.code,
-        "message": error.message,
-        "hint": error.hint,
-    }
-    append_durably(home.refused / "refusals.jsonl", canonical_json(record))
-    with suppress(
-        OSError
-    ):  # it was withdrawn meanwhile, or may not be moved: it is looked at again
+    audit.record(
+        home,
+        "refused",
+        arrival=printable(arrival.name),
+        kept_as=target.name,
+        code=error.code,
+        message=error.message,
+        hint=error.hint,
+    )
+    with suppress(OSError):  # it was withdrawn, or may not be moved: it is looked at again
         arrival.rename(target)
-
-
-def refusals(home: CoordinatorFolder) -> list[dict[str, str]]:
-    """Returns every refusal, oldest first."""
-    file = home.refused / "refusals.jsonl"
-    if not file.exists():
-        return []
-    return [json.loads(line) for line in file.read_bytes().splitlines()]

@@ -1,14 +1,30 @@
-"""From admitted bundles to a signed ensemble folder."""
+"""From admitted bundles to a signed ensemble folder, and to one without a site that left."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.admission import Admitted, current_members
+from coordinator import audit
+from coordinator.admission import Admitted, admitted_bundles, current_members, recover
+from coordinator.book import append, publish_log
 from coordinator.folder import CoordinatorFolder
-from ddm_fed.assembly import write_ensemble
+from ddm_fed.assembly import Member, VerifiedEnsemble, write_ensemble
 from ddm_fed.errors import StateError
 from ddm_fed.files import Advance
+from ddm_fed.log import Log
+from ddm_fed.receipts import sign_removal
+from ddm_fed.records import Removal, now
 from ddm_fed.router import RouterKind
+from ddm_fed.signing import Trust
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What was removed, and which earlier ensembles are stale because of it."""
+
+    site: str
+    removal: Removal
+    stale: tuple[str, ...]
 
 
 def choose_members(home: CoordinatorFolder, without: Collection[str]) -> dict[str, Admitted]:
@@ -18,6 +34,12 @@ def choose_members(home: CoordinatorFolder, without: Collection[str]) -> dict[st
         StateError: a site has not been admitted and was not left out, or is not known.
     """
     trust = home.trust()
+    return _choose(home, trust, recover(home, trust), without)
+
+
+def _choose(
+    home: CoordinatorFolder, trust: Trust, log: Log, without: Collection[str]
+) -> dict[str, Admitted]:
     names = {site.name for site in trust.roster.sites}
     unknown = sorted(set(without) - names)
     if unknown:
@@ -26,9 +48,13 @@ def choose_members(home: CoordinatorFolder, without: Collection[str]) -> dict[st
             hint="the roster lists " + ", ".join(sorted(names)),
         )
     members = {
-        name: item for name, item in current_members(home, trust).items() if name not in without
+        name: item
+        for name, item in current_members(home, trust, log).items()
+        if name not in without
     }
-    missing = sorted(names - set(without) - members.keys())
+    # a site that was removed, or whose keys were revoked, is not waited for
+    expected = {site.name for site in trust.roster.sites if site.is_active} - removed_sites(log)
+    missing = sorted(expected - set(without) - members.keys())
     if missing:
         raise StateError(
             f"nothing is admitted yet from {', '.join(missing)}",
@@ -40,6 +66,17 @@ def choose_members(home: CoordinatorFolder, without: Collection[str]) -> dict[st
     return members
 
 
+def removed_sites(log: Log) -> set[str]:
+    """Returns the sites that were removed and have sent nothing since."""
+    removed: set[str] = set()
+    for entry in log.entries:
+        if entry.removal is not None:
+            removed.add(entry.removal.site)
+        elif entry.receipt is not None:
+            removed.discard(entry.receipt.site)
+    return removed
+
+
 def assemble(
     home: CoordinatorFolder,
     target: Path,
@@ -47,24 +84,118 @@ def assemble(
     router: RouterKind | None,
     without: Collection[str],
     advance: Advance = lambda _: None,
-) -> dict[str, Admitted]:
-    """Writes and signs the ensemble folder `target`; returns its members.
+) -> VerifiedEnsemble:
+    """Writes and signs the ensemble folder `target`.
 
     Raises:
         StateError: `target` exists, or a site is missing.
     """
+    _require_free(target)
+    trust = home.trust()
+    log = recover(home, trust)
+    members = {
+        name: Member(
+            item.envelope,
+            item.entry,
+            {file: home.blobs.open(digest) for file, digest in item.sha256.items()},
+        )
+        for name, item in _choose(home, trust, log, without).items()
+    }
+    verified = write_ensemble(
+        target,
+        home.published,
+        trust,
+        log,
+        members,
+        router or trust.plan.router.kind,
+        home.key(trust.chain),
+        advance=advance,
+    )
+    audit.record(
+        home,
+        "assembled",
+        ensemble_sha256=verified.sha256,
+        folder=str(target.resolve()),
+        members=sorted(members),
+    )
+    return verified
+
+
+def _require_free(target: Path) -> None:
     if target.exists():
         raise StateError(
             f"{target} exists already", hint="an ensemble is never changed; choose another folder"
         )
-    trust, members = home.trust(), choose_members(home, without)
-    write_ensemble(
-        target,
-        home.published,
-        trust,
-        {name: (item.bundle, item.receipt_file) for name, item in members.items()},
-        router or trust.plan.router.kind,
-        home.key(),
-        advance=advance,
-    )
-    return members
+
+
+def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: bool) -> Removed:
+    """Ends the use of everything `site` has sent: a signed removal, as a leaf of the log.
+
+    Run again after a kill, it changes nothing that was done.
+
+    Args:
+        home: The coordinator.
+        site: The site.
+        reason: Why, for everybody who reads the log.
+        delete_weights: Delete its files from the store too, unless another site sent the same.
+
+    Raises:
+        StateError: nothing of it is admitted, or the roster does not list it.
+    """
+    trust = home.trust()
+    log = recover(home, trust)
+    entries = [entry for entry in log.receipts(site=site) if entry.receipt is not None]
+    if not entries:
+        raise StateError(
+            f"nothing of `{site}` was ever admitted",
+            hint="`ddm-coord status` shows who is admitted; to take a site out of the roster use "
+            "`ddm-coord roster revoke`",
+        )
+    stale = _ensembles_with(home, site)
+    if site not in removed_sites(log):
+        removal = Removal(
+            federation=trust.plan.federation,
+            site=site,
+            through_sequence=max(e.receipt.sequence for e in entries if e.receipt is not None),
+            log_index=log.size,
+            reason=reason,
+            stale_ensembles=tuple(stale),
+            removed_at=now(),
+        )
+        submissions = {
+            entry.receipt.sequence: entry.submission_sha256
+            for entry in entries
+            if entry.receipt is not None
+        }
+        envelope = sign_removal(removal, submissions, home.key(trust.chain))
+        log = append(home, trust.chain, envelope)
+        publish_log(home, log)
+        audit.record(home, "removed", site=site, log_index=removal.log_index)
+    if delete_weights:
+        _delete_weights(home, trust, log, site)
+    found = [entry.removal for entry in log.entries if entry.removal is not None]
+    return Removed(site, next(item for item in reversed(found) if item.site == site), tuple(stale))
+
+
+def _ensembles_with(home: CoordinatorFolder, site: str) -> dict[str, str]:
+    """Returns the ensembles assembled here that have `site` as a member: digest to folder."""
+    return {
+        str(event["ensemble_sha256"]): str(event["folder"])
+        for event in audit.events(home)
+        if event["event"] == "assembled" and site in event["members"]
+    }
+
+
+def _delete_weights(home: CoordinatorFolder, trust: Trust, log: Log, site: str) -> None:
+    everything = admitted_bundles(home, trust, log)
+    others = {
+        digest
+        for item in everything
+        if item.submission.site != site
+        for digest in item.sha256.values()
+    }
+    for item in everything:
+        if item.submission.site == site:
+            for digest in set(item.sha256.values()) - others:
+                home.blobs.delete(digest)
+    audit.record(home, "weights-deleted", site=site)

@@ -1,32 +1,59 @@
 """The folder of a coordinator on disk, and the one process at a time that may change it.
 
-coordinator.toml          the federation's name
-keys/root.pem             signs rosters; its fingerprint is what everybody pins
-keys/coordinator.pem      signs plans, receipts and ensembles
-enrolled/SITE.dsse.json   the enrolment requests that were accepted
-published/                plan and rosters, for everybody
+coordinator.toml          the federation's name, and the digest everybody pins
+keys/                     root*.pem sign rosters; coordinator*.pem the rest; export.pem for others
+enrolled/                 the requests that were accepted, as evidence
+pending/                  a roster that waits for signatures of root keys
+published/                plan, rosters and log, for everybody; made again from the rest if lost
 inbox/incoming/           where movers put bundles; nothing here is trusted
 inbox/receipts/           signed receipts, for the sites to fetch
-store/DIGEST/             admitted bundles and their receipts; private, read-only
-refused/                  bundles that were refused, and refusals.jsonl
+store/blobs/SHA256        admitted weights, by digest; private, read-only
+store/manifests/SHA256    admitted manifests, by the digest of their payload
+log/                      the transparency log: what is admitted is what has a leaf here
+audit.jsonl               what was done, admitted and refused; append-only, chained by digest
+refused/                  bundles that were refused
+evidence/                 manifests that prove that a site told two stories
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Self
 
 from ddm_fed.errors import StateError
 from ddm_fed.files import write_atomically
 from ddm_fed.home import Home, read_settings, require_new
-from ddm_fed.published import PLAN_FILE, read_published
-from ddm_fed.records import Name, Record
-from ddm_fed.signing import SigningKey, Trust
+from ddm_fed.published import PLAN_FILE, read_chain, read_published, roster_files
+from ddm_fed.records import (
+    Name,
+    RangedKey,
+    Record,
+    RootPin,
+    RootRole,
+    Roster,
+    now,
+)
+from ddm_fed.signing import (
+    ExportKey,
+    RosterChain,
+    SigningKey,
+    Trust,
+    find_key,
+    new_key,
+    pin_of,
+)
+from ddm_fed.store import BlobStore
+
+ROSTER_DAYS = 365
+EXPORT_KEY = "export.pem"
 
 
 class CoordinatorSettings(Record):
     """`coordinator.toml`."""
 
     federation: Name
+    root: RootPin
 
 
 @dataclass(frozen=True)
@@ -37,24 +64,58 @@ class CoordinatorFolder(Home):
     settings: CoordinatorSettings
 
     @classmethod
-    def create(cls, path: Path, settings: CoordinatorSettings) -> Self:
-        """Makes the folder and its two keys; changes nothing that exists.
+    def create(
+        cls, path: Path, federation: str, root_keys: Sequence[str] = (), threshold: int = 1
+    ) -> Self:
+        """Makes the folder, its keys and the first roster; changes nothing that exists.
+
+        Args:
+            path: The folder to make.
+            federation: Its name.
+            root_keys: Public keys of the institutions that sign rosters; without any, this folder
+                holds the only root key.
+            threshold: How many root keys it takes.
 
         Raises:
             StateError: `path` is a coordinator already.
         """
         require_new(path, "coordinator.toml")
-        for folder in ("keys", "enrolled", "published", "store", "refused"):
+        for folder in (
+            *("keys", "enrolled", "pending", "published", "refused", "evidence", "log"),
+            *("store/blobs", "store/manifests", "inbox/incoming", "inbox/receipts"),
+        ):
             (path / folder).mkdir(parents=True, exist_ok=True)
-        for folder in ("incoming", "receipts"):
-            (path / "inbox" / folder).mkdir(parents=True, exist_ok=True)
-        for folder in ("keys", "store"):
+        for folder in ("keys", "store", "log"):
             (path / folder).chmod(0o700)
-        for key in ("root", "coordinator"):
-            if not (path / "keys" / f"{key}.pem").exists():  # a killed `init` may have left one
-                SigningKey.generate().write(path / "keys" / f"{key}.pem")
+        keys = path / "keys"
+        if not root_keys:
+            root_keys = [_keep_or_make(keys, "root").public.hex]
+        export = keys / EXPORT_KEY
+        if not export.exists():  # a killed `init` may have left it, or the others
+            ExportKey.generate().write(export)
+        issued_at = now()
+        roster = Roster(
+            federation=federation,
+            version=1,
+            previous_sha256=None,
+            issued_at=issued_at,
+            expires_at=issued_at + timedelta(days=ROSTER_DAYS),
+            root=RootRole(keys=tuple(root_keys), threshold=threshold),
+            coordinator=(
+                RangedKey(
+                    public_key=_keep_or_make(keys, "coordinator").public.hex, from_log_size=0
+                ),
+            ),
+            export_key=ExportKey.read(export).public_hex,
+            sites=(),
+        )
+        write_atomically(path / "pending" / "roster-0001.json", roster.to_json())
+        settings = CoordinatorSettings(federation=federation, root=pin_of(roster.to_json()))
         # last, because its presence says that the folder is complete
-        text = f'# Written by `ddm-coord init`.\nfederation = "{settings.federation}"\n'
+        text = (
+            "# Written by `ddm-coord init`. `root` is the digest of the first roster.\n"
+            f'federation = "{settings.federation}"\nroot = "{settings.root}"\n'
+        )
         write_atomically(path / "coordinator.toml", text.encode())
         return cls(path, settings)
 
@@ -68,13 +129,19 @@ class CoordinatorFolder(Home):
         hint = "run `ddm-coord init` first, or name the folder with --coordinator"
         return cls(path, read_settings(path / "coordinator.toml", CoordinatorSettings, hint=hint))
 
-    def root_key(self) -> SigningKey:
-        """Returns the key that signs rosters."""
-        return SigningKey.read(self.path / "keys" / "root.pem")
+    def chain(self) -> RosterChain:
+        """Returns the published rosters, verified like anyone would.
 
-    def key(self) -> SigningKey:
-        """Returns the key that signs plans, receipts and ensembles."""
-        return SigningKey.read(self.path / "keys" / "coordinator.pem")
+        Raises:
+            StateError: not even the first roster has the signatures it needs.
+        """
+        if not roster_files(self.published):
+            raise StateError(
+                "roster 1 still waits for signatures of the root keys",
+                hint="`ddm-coord roster show` says whose; they sign it with `ddm-coord roster "
+                "sign`, and `ddm-coord roster merge` takes their signatures",
+            )
+        return read_chain(self.published, self.settings.root)
 
     def trust(self) -> Trust:
         """Returns the published plan and rosters, verified like anyone would.
@@ -82,9 +149,23 @@ class CoordinatorFolder(Home):
         Raises:
             StateError: nothing is published yet.
         """
+        self.chain()
         if not (self.published / PLAN_FILE).exists():
             raise StateError("no plan is published yet", hint="run `ddm-coord publish PLAN.toml`")
-        return read_published(self.published, self.root_key().public.keyid)
+        return read_published(self.published, self.settings.root)
+
+    def key(self, chain: RosterChain) -> SigningKey:
+        """Returns the active key that signs plans, receipts, checkpoints and ensembles.
+
+        Raises:
+            KeyFileError: this folder does not hold it.
+        """
+        return find_key(self.keys, "coordinator", chain.current.coordinator_key)
+
+    @property
+    def keys(self) -> Path:
+        """Private keys."""
+        return self.path / "keys"
 
     @property
     def enrolled(self) -> Path:
@@ -92,8 +173,13 @@ class CoordinatorFolder(Home):
         return self.path / "enrolled"
 
     @property
+    def pending(self) -> Path:
+        """A roster that waits for signatures."""
+        return self.path / "pending"
+
+    @property
     def published(self) -> Path:
-        """Plan and rosters, for everybody."""
+        """Plan, rosters and log, for everybody."""
         return self.path / "published"
 
     @property
@@ -107,11 +193,35 @@ class CoordinatorFolder(Home):
         return self.path / "inbox" / "receipts"
 
     @property
-    def store(self) -> Path:
-        """Admitted bundles."""
-        return self.path / "store"
+    def blobs(self) -> BlobStore:
+        """Admitted weights."""
+        return BlobStore(self.path / "store" / "blobs")
+
+    def manifest(self, payload_sha256: str) -> Path:
+        """Returns where the manifest of this payload lies, or would lie."""
+        return self.path / "store" / "manifests" / f"{payload_sha256}.dsse.json"
+
+    @property
+    def log(self) -> Path:
+        """The transparency log."""
+        return self.path / "log"
+
+    @property
+    def audit(self) -> Path:
+        """The audit log."""
+        return self.path / "audit.jsonl"
 
     @property
     def refused(self) -> Path:
         """Refused bundles."""
         return self.path / "refused"
+
+    @property
+    def evidence(self) -> Path:
+        """Proofs that a site told two stories."""
+        return self.path / "evidence"
+
+
+def _keep_or_make(keys: Path, name: str) -> SigningKey:
+    file = keys / f"{name}.pem"
+    return SigningKey.read(file) if file.exists() else new_key(keys, name)

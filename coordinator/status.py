@@ -2,47 +2,60 @@
 
 from typing import Any
 
-from coordinator.admission import current_members, refusals
+from coordinator.admission import current_members
+from coordinator.assemble import removed_sites
+from coordinator.audit import refusals
+from coordinator.book import read_book
 from coordinator.folder import CoordinatorFolder
-from coordinator.members import enrolled_sites
+from coordinator.rosters import pending_roster
 from ddm_fed.errors import printable
-from ddm_fed.published import PLAN_FILE
+from ddm_fed.published import PLAN_FILE, roster_files
 
 
 def site_states(home: CoordinatorFolder) -> dict[str, Any]:
-    """Returns the state of every enrolled site, the unread arrivals and all refusals.
+    """Returns the state of every site, the log's head, the unread arrivals and all refusals.
 
-    Every row of `sites` has `site`, `state`, `sequence`, `epsilon` and `waiting_for`.
+    Every row of `sites` has `site`, `state`, `sequence`, `epsilon`, `log_index` and `waiting_for`.
     """
-    published = (home.published / PLAN_FILE).exists()
-    trust = home.trust() if published else None
-    members = current_members(home, trust) if trust is not None else {}
-    listed = {site.name for site in trust.roster.sites} if trust is not None else set()
+    chain = home.chain() if roster_files(home.published) else None
+    trust = home.trust() if (home.published / PLAN_FILE).exists() else None
+    log = read_book(home, chain) if chain is not None else None
+    members = current_members(home, trust, log) if trust is not None and log is not None else {}
+    removed = removed_sites(log) if log is not None else set()
     rows = []
-    for site in enrolled_sites(home):
+    for site in chain.current.sites if chain is not None else ():
         item = members.get(site.name)
         if item is not None:
             state, waiting = "admitted", "`ddm-coord assemble`"
-        elif site.name in listed:
+        elif site.name in removed:
+            state, waiting = "removed", "nothing; a new bundle would bring it back"
+        elif not site.is_active:
+            state, waiting = "revoked", "new keys, with `ddm-coord roster rotate`"
+        elif trust is not None:
             state, waiting = "in the roster", "its bundle, then `ddm-coord verify`"
         else:
-            state, waiting = "enrolled", "`ddm-coord publish`"
+            state, waiting = "in the roster", "`ddm-coord publish PLAN.toml`"
         rows.append(
             {
                 "site": site.name,
                 "state": state,
                 "sequence": item.submission.sequence if item else "",
                 "epsilon": item.submission.privacy.releases_epsilon if item else "",
+                "log_index": item.entry.index if item else "",
                 "waiting_for": waiting,
             }
         )
-    arrivals = sorted(
-        printable(path.name) for path in home.incoming.iterdir() if path.name[0] != "."
-    )
+    pending = pending_roster(home)
     return {
         "federation": home.settings.federation,
+        "root": home.settings.root,
         "plan_sha256": trust.plan_sha256 if trust else None,
+        "roster": chain.current.version if chain else None,
+        "pending_roster": pending.version if pending else None,
+        "log": log.head.model_dump() if log else None,
         "sites": rows,
-        "arrivals": arrivals,
+        "arrivals": sorted(
+            printable(path.name) for path in home.incoming.iterdir() if path.name[0] != "."
+        ),
         "refused": refusals(home),
     }

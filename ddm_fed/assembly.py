@@ -1,19 +1,24 @@
-"""An ensemble as a folder: everything an outsider needs to check it with one fingerprint.
+"""An ensemble as a folder: everything an outsider needs to check it with one digest.
 
     ensemble.dsse.json            the coordinator's statement about every other file
     plan.dsse.json                what was agreed
     roster-0001.dsse.json ...     by whom
+    leaves.jsonl, checkpoint      the transparency log at the time
     sites/SITE/                   the bundle exactly as SITE signed it
-    receipts/SITE.dsse.json       when the coordinator admitted it
+    receipts/SITE.dsse.json       the coordinator's receipt for it
+    receipts/SITE.tlog-proof      the proof that the receipt is in the log
+    model.sig                     optional, for other tools (`ddm_fed.oms`); trusted for nothing here
 
-Verification: rosters and plan lead from the pinned root key to the coordinator's key; the statement
-is signed by it; the folder holds exactly the files it names; every bundle verifies on its own, at
-the moment its receipt says it was admitted; and all digests agree.
+Verification: rosters and plan lead from the pinned digest to the coordinator's key; the statement is
+signed by it; the folder holds exactly the files it names; the log holds; every bundle verifies on
+its own, at its place in the log; nothing that the log admitted under the plan is missing without
+being named; and all digests agree.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ddm_fed.bundle import (
     ENVELOPE_FILE,
@@ -21,22 +26,25 @@ from ddm_fed.bundle import (
     ROUTER_FILE,
     TENSOR_FILES,
     VerifiedBundle,
-    read_submission,
     read_weights,
     verify_bundle,
 )
 from ddm_fed.ensemble import Ensemble
-from ddm_fed.errors import DigestError, PlanMismatchError
+from ddm_fed.errors import DigestError, LogError, PlanMismatchError
 from ddm_fed.files import (
     Advance,
     check_file,
     list_regular_files,
     new_folder,
+    open_regular,
     read_bounded,
     require_file_set,
+    sha256_of,
     write_atomically,
 )
+from ddm_fed.log import Log, LogEntry, read_log
 from ddm_fed.models import build_expert
+from ddm_fed.oms import SIGNATURE_FILE
 from ddm_fed.published import published_files, read_published
 from ddm_fed.receipts import read_receipt
 from ddm_fed.records import (
@@ -50,9 +58,29 @@ from ddm_fed.records import (
     subjects,
 )
 from ddm_fed.router import RouterKind, SiteRelease, build_router
-from ddm_fed.signing import SigningKey, Trust, open_envelope, seal
+from ddm_fed.signing import (
+    SigningKey,
+    Trust,
+    VerifyKey,
+    leaf_hash,
+    open_checkpoint,
+    open_envelope,
+    read_proof,
+    seal,
+    verify_inclusion,
+    write_proof,
+)
+from ddm_fed.submission import read_submission
 
 STATEMENT_FILE = "ensemble.dsse.json"
+
+
+class Member(NamedTuple):
+    """An admitted submission: its manifest, its place in the log, and where its files lie."""
+
+    envelope: bytes
+    entry: LogEntry
+    files: Mapping[str, Path]
 
 
 @dataclass(frozen=True)
@@ -60,7 +88,10 @@ class VerifiedEnsemble:
     """An ensemble folder for which every rule above holds. Only `verify_ensemble` makes one."""
 
     folder: Path
+    sha256: str
+    signers: frozenset[VerifyKey]
     trust: Trust
+    log: Log
     record: EnsembleRecord
     bundles: tuple[VerifiedBundle, ...]
 
@@ -69,21 +100,23 @@ def write_ensemble(
     target: Path,
     published: Path,
     trust: Trust,
-    members: Mapping[str, tuple[Path, Path]],
+    log: Log,
+    members: Mapping[str, Member],
     router: RouterKind,
     key: SigningKey,
     *,
     advance: Advance = lambda _: None,
-) -> None:
+) -> VerifiedEnsemble:
     """Writes the ensemble folder `target`, signs it, verifies it, and only then names it.
 
     Memory does not grow with the size of the experts. A kill leaves no `target`.
 
     Args:
         target: Must not exist.
-        published: Folder of plan and rosters.
+        published: Folder of plan, rosters and log.
         trust: What `published` establishes.
-        members: Site to its admitted bundle's folder and receipt.
+        log: The log in `published`.
+        members: By site.
         router: Which router the ensemble is to use.
         key: The coordinator's key.
         advance: Told the bytes copied and verified.
@@ -97,18 +130,22 @@ def write_ensemble(
             digests[name] = sha256_hex(data)
 
         for name in published_files(published):
-            put(name, read_bounded(published / name, MAX_DOCUMENT_BYTES))
+            with open_regular(published / name) as file:
+                put(name, file.read())
         entries = []
         for site in sorted(members):
-            bundle, receipt = members[site]
-            envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
-            statement, payload_sha256 = read_submission(envelope, trust, what=f"`{site}`")
-            put(f"receipts/{site}.dsse.json", read_bounded(receipt, MAX_DOCUMENT_BYTES))
+            envelope, entry, files = members[site]
+            index = entry.index
+            statement, payload_sha256 = read_submission(
+                envelope, trust.chain, index, what=f"`{site}`"
+            )
+            put(f"receipts/{site}.dsse.json", entry.envelope)
+            put(f"receipts/{site}.tlog-proof", write_proof(log.proof(index)))
             put(f"sites/{site}/{ENVELOPE_FILE}", envelope)
             for subject in statement.subject:
                 name = f"sites/{site}/{subject.name}"
                 check_file(
-                    bundle / subject.name,
+                    files[subject.name],
                     sha256=subject.digest.sha256,
                     size_bytes=statement.predicate.size_of(subject.name) or 0,
                     what=f"`{name}`",
@@ -116,44 +153,51 @@ def write_ensemble(
                     advance=advance,
                 )
                 digests[name] = subject.digest.sha256
-            entries.append(EnsembleMember(site=site, submission_sha256=payload_sha256))
+            entries.append(
+                EnsembleMember(site=site, submission_sha256=payload_sha256, log_index=index)
+            )
         record = EnsembleRecord(
             federation=trust.plan.federation,
-            root_keyid=trust.root_keyid,
+            root=trust.root,
             plan_sha256=trust.plan_sha256,
-            roster=trust.roster_reference,
+            roster=trust.chain.reference,
+            log=log.head,
             router=router,
             members=tuple(entries),
+            left_out=tuple(sorted(log.current(trust.plan_sha256).keys() - members.keys())),
         )
         statement_of_all = Statement[EnsembleRecord](
             subject=subjects(digests), predicateType=ENSEMBLE_PREDICATE, predicate=record
         )
         envelope = seal(statement_of_all.to_json(), IN_TOTO_PAYLOAD, [key])
         write_atomically(folder / STATEMENT_FILE, envelope)
-        verify_ensemble(folder, trust.root_keyid, advance=advance)
+        verified = verify_ensemble(folder, trust.root, advance=advance)
+    return verified
 
 
 def verify_ensemble(
-    folder: Path, root_keyid: str, *, advance: Advance = lambda _: None
+    folder: Path, root: str, *, advance: Advance = lambda _: None
 ) -> VerifiedEnsemble:
     """Returns the ensemble in `folder` if every rule of this module holds.
 
-    Works anywhere, offline, forever: it needs nothing but the folder and the fingerprint, and
-    judges every member at the moment its receipt says it was admitted.
+    Works anywhere, offline, forever: it needs nothing but the folder and the pinned digest, and
+    judges every member at its place in the log.
 
     Args:
         folder: The ensemble.
-        root_keyid: The pinned fingerprint, learnt from a person.
+        root: The pinned digest of roster 1, learnt from a person.
         advance: Told the bytes that were hashed.
 
     Raises:
         RefusedError: the first rule that fails; the message names the item.
     """
     what = "the ensemble"
-    files = list_regular_files(folder, what=what)
-    trust = read_published(folder, root_keyid)
+    files = list_regular_files(folder, what=what) - {SIGNATURE_FILE}
+    trust = read_published(folder, root)
     envelope = read_bounded(folder / STATEMENT_FILE, MAX_DOCUMENT_BYTES)
-    signed = open_envelope(envelope, IN_TOTO_PAYLOAD, [trust.coordinator_key], what=what)
+    signed = open_envelope(
+        envelope, IN_TOTO_PAYLOAD, trust.chain.coordinator_keys(None), what=what
+    )
     statement = Statement[EnsembleRecord].from_json(signed.payload, what=what)
     record = statement.predicate
     _require_same(
@@ -161,34 +205,71 @@ def verify_ensemble(
         {
             "predicate type": (statement.predicate_type, ENSEMBLE_PREDICATE),
             "federation": (record.federation, trust.plan.federation),
-            "root key": (record.root_keyid, trust.root_keyid),
+            "root": (record.root, trust.root),
             "plan": (record.plan_sha256, trust.plan_sha256),
-            "roster": (record.roster.sha256, trust.roster_reference.sha256),
+            "roster": (record.roster.sha256, trust.chain.reference.sha256),
         },
     )
     digests = {subject.name: subject.digest.sha256 for subject in statement.subject}
-    require_file_set(folder, {*digests, STATEMENT_FILE}, what=what)
+    expected = {*digests, STATEMENT_FILE} | (
+        list_regular_files(folder, what=what) & {SIGNATURE_FILE}
+    )
+    require_file_set(folder, expected, what=what)
     tensor_files = {f"sites/{m.site}/{name}" for m in record.members for name in TENSOR_FILES}
     for name in sorted(files - tensor_files - {STATEMENT_FILE}):
-        found = sha256_hex(read_bounded(folder / name, MAX_DOCUMENT_BYTES))
-        _require_digest(name, found, digests[name])
+        _require_digest(name, sha256_of(folder / name), digests[name])
+    log = read_log(folder, trust.chain)
+    _require_same(what, {"log": (record.log.root, log.head.root)})
+    _require_complete(record, log)
     bundles = []
     for member in record.members:
-        bundles.append(_verify_member(folder, member, trust, advance))
+        bundles.append(_verify_member(folder, member, trust, log, advance))
         for name, digest in bundles[-1].sha256.items():
             path = f"sites/{member.site}/{name}"
             _require_digest(path, digest, digests[path])
-    return VerifiedEnsemble(folder, trust, record, tuple(bundles))
+    return VerifiedEnsemble(folder, signed.sha256, signed.signers, trust, log, record, tuple(bundles))
+
+
+def _require_complete(record: EnsembleRecord, log: Log) -> None:
+    """Refuses an ensemble that drops what the log admitted, or has what it did not."""
+    current = log.current(record.plan_sha256)
+    named = {member.site for member in record.members} | set(record.left_out)
+    for site in sorted(current.keys() ^ named):
+        stated = "names it" if site in named else "neither has it nor says that it was left out"
+        place = f"at entry {current[site].index}" if site in current else "nothing"
+        raise LogError(
+            f"the log admitted {place} of `{site}` for this plan; the ensemble {stated}",
+            hint="a member was dropped or added after admission; ask the coordinator",
+        )
+    for member in record.members:
+        entry = current[member.site]
+        if (entry.index, entry.submission_sha256) != (member.log_index, member.submission_sha256):
+            raise LogError(
+                f"the ensemble has submission {member.submission_sha256[:16]}… of `{member.site}` "
+                f"from entry {member.log_index}, the newest in the log is "
+                f"{entry.submission_sha256[:16]}… at entry {entry.index}",
+                hint="an older or another expert was put in; ask the coordinator",
+            )
 
 
 def _verify_member(
-    folder: Path, member: EnsembleMember, trust: Trust, advance: Advance
+    folder: Path, member: EnsembleMember, trust: Trust, log: Log, advance: Advance
 ) -> VerifiedBundle:
     what = f"the receipt of `{member.site}`"
     data = read_bounded(folder / "receipts" / f"{member.site}.dsse.json", MAX_DOCUMENT_BYTES)
-    receipt = read_receipt(data, member.submission_sha256, trust, what=what)
+    entry = log.entries[member.log_index]
+    if data != entry.envelope or entry.receipt is None:
+        raise LogError(
+            f"{what} is not entry {member.log_index} of the log",
+            hint="it was replaced; fetch the whole folder again",
+        )
+    _verify_proof(folder, member, entry, trust, log)
     bundle = verify_bundle(
-        folder / "sites" / member.site, trust, receipt.admitted_at, advance=advance
+        folder / "sites" / member.site,
+        trust,
+        entry.receipt.admitted_at,
+        position=member.log_index,
+        advance=advance,
     )
     _require_same(
         f"the member `{member.site}`",
@@ -198,6 +279,32 @@ def _verify_member(
         },
     )
     return bundle
+
+
+def _verify_proof(
+    folder: Path, member: EnsembleMember, entry: LogEntry, trust: Trust, log: Log
+) -> None:
+    what = f"the log proof of `{member.site}`"
+    data = read_bounded(folder / "receipts" / f"{member.site}.tlog-proof", MAX_DOCUMENT_BYTES)
+    proof = read_proof(data, what=what)
+    head, _ = open_checkpoint(
+        proof.checkpoint, log.origin, trust.chain.coordinator_keys(None), what=what
+    )
+    verify_inclusion(
+        leaf_hash(entry.payload),
+        proof.index,
+        head.size,
+        proof.path,
+        bytes.fromhex(head.root),
+        what=what,
+    )
+    _require_same(
+        what,
+        {
+            "log": (head.root, log.head.root),
+            "entry": (str(proof.index), str(member.log_index)),
+        },
+    )
 
 
 def _require_same(what: str, fields: Mapping[str, tuple[str, str]]) -> None:

@@ -10,9 +10,10 @@ the manifest's claim of a site: it is looked at to pick the key of step 4, and b
  1. exactly these three regular files, no links
  2. the envelope is at most 1 MiB of unambiguous JSON
  3. of the in-toto payload type
- 4. signed by a key of the roster
+ 4. every signature that names a key of the claimed site holds, and at least one is there
  5. the very bytes that were verified are a submission, without unknown fields
- 6. a signer is the site it claims to come from
+ 6. everybody has signed whom the site's policy in the roster asks for, with a key that may sign at
+    this place of the log
  7. federation, plan and roster are ours
  8. it is valid at this moment
  9. its place in the site's sequence (needs the store: `coordinator.admission`)
@@ -23,7 +24,7 @@ the manifest's claim of a site: it is looked at to pick the key of step 4, and b
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -37,7 +38,7 @@ from ddm_fed.errors import (
     FileSetError,
     PlanMismatchError,
     PolicyError,
-    UnknownSignerError,
+    SizeError,
 )
 from ddm_fed.files import (
     Advance,
@@ -64,12 +65,15 @@ from ddm_fed.records import (
     subjects,
 )
 from ddm_fed.router import ROUTER_PURPOSES, release_tensors
-from ddm_fed.signing import SigningKey, Trust, VerifyKey, open_envelope, peek_payload, seal
-from ddm_fed.weights import check_tensor_file
+from ddm_fed.log import SUBMISSION_FILE
+from ddm_fed.signing import SigningKey, Trust, seal
+from ddm_fed.store import BlobStore
+from ddm_fed.submission import read_submission
+from ddm_fed.weights import Bounds, check_tensor_file
 
 EXPERT_FILE = "expert.safetensors"
 ROUTER_FILE = "router.safetensors"
-ENVELOPE_FILE = "submission.dsse.json"
+ENVELOPE_FILE = SUBMISSION_FILE
 TENSOR_FILES = (EXPERT_FILE, ROUTER_FILE)
 CLOCK_SKEW = timedelta(minutes=10)
 
@@ -78,10 +82,11 @@ CLOCK_SKEW = timedelta(minutes=10)
 class VerifiedBundle:
     """A bundle for which every rule above holds. Only `verify_bundle` makes one."""
 
-    folder: Path
     submission: Submission
     payload_sha256: str
-    sha256: dict[str, str]
+    envelope: bytes
+    files: Mapping[str, Path]
+    sha256: Mapping[str, str]
 
     @property
     def site(self) -> str:
@@ -120,7 +125,8 @@ def verify_bundle(
     trust: Trust,
     moment: datetime,
     *,
-    keep_in: Path | None = None,
+    position: int | None = None,
+    store: BlobStore | None = None,
     advance: Advance = lambda _: None,
 ) -> VerifiedBundle:
     """Returns the bundle in `folder` if every rule of this module holds.
@@ -131,8 +137,9 @@ def verify_bundle(
         folder: Where the bundle lies. It may be hostile, and may change while it is read.
         trust: The verified plan and rosters.
         moment: The time at which it must be valid.
-        keep_in: An empty private folder. Files are copied there while they are hashed, all later
-            checks look at the copy, and the result refers to it.
+        position: Its place in the log, which decides about keys; None is the next one.
+        store: Files are copied there while they are hashed, all later checks look at the copy,
+            and the result refers to it.
         advance: Told the bytes that were hashed.
 
     Raises:
@@ -141,60 +148,49 @@ def verify_bundle(
     what = f"the bundle {folder.name[:16]}"
     require_file_set(folder, {*TENSOR_FILES, ENVELOPE_FILE}, what=what)
     envelope = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
-    statement, payload_sha256 = read_submission(envelope, trust, what=what)
+    sources = {name: folder / name for name in TENSOR_FILES}
+    return verify_files(
+        envelope, sources, trust, moment, what=what, position=position, store=store, advance=advance
+    )
+
+
+def verify_files(
+    envelope: bytes,
+    sources: Mapping[str, Path],
+    trust: Trust,
+    moment: datetime,
+    *,
+    what: str,
+    position: int | None = None,
+    store: BlobStore | None = None,
+    advance: Advance = lambda _: None,
+) -> VerifiedBundle:
+    """Like `verify_bundle`, for a manifest and files that need not lie in one folder."""
+    statement, payload_sha256 = read_submission(envelope, trust.chain, position, what=what)
     submission = statement.predicate
     _require_ours(submission, trust, what)
     _require_valid_at(submission, trust, moment, what)
     digests = _signed_digests(statement, trust.plan, what)
-    if keep_in is not None:
-        write_atomically(keep_in / ENVELOPE_FILE, envelope)
+    files = dict(sources)
     for name, digest in digests.items():
-        check_file(
-            folder / name,
-            sha256=digest,
-            size_bytes=submission.size_of(name) or 0,
-            what=f"{what}: `{name}`",
-            copy_to=None if keep_in is None else keep_in / name,
-            advance=advance,
-        )
-    kept = folder if keep_in is None else keep_in
+        size_bytes = submission.size_of(name) or 0
+        called = f"{what}: `{name}`"
+        if store is None:
+            check_file(
+                sources[name], sha256=digest, size_bytes=size_bytes, what=called, advance=advance
+            )
+        else:
+            files[name] = store.add(
+                sources[name], sha256=digest, size_bytes=size_bytes, what=called, advance=advance
+            )
     tables = {EXPERT_FILE: expert_tensors(trust.plan), ROUTER_FILE: release_tensors(trust.plan)}
+    limits = trust.plan.submission
+    bounds = Bounds(float(limits.max_absolute), float(limits.max_norm))
     for name, table in tables.items():
-        with open_regular(kept / name) as file:
-            check_tensor_file(file, table, what=f"{what}: `{name}`")
+        with open_regular(files[name]) as file:
+            check_tensor_file(file, table, what=f"{what}: `{name}`", bounds=bounds)
     check_privacy(submission, trust, what=what)
-    return VerifiedBundle(kept, submission, payload_sha256, digests)
-
-
-def read_submission(
-    envelope: bytes, trust: Trust, *, what: str
-) -> tuple[Statement[Submission], str]:
-    """Returns the manifest in `envelope` and its digest, signed by the site it claims (2 to 6).
-
-    Raises:
-        RefusedError: form, signature, or a signer who is not the claimed site.
-    """
-    kind = Statement[Submission]
-    claimed = kind.from_json(peek_payload(envelope, IN_TOTO_PAYLOAD, what=what), what=what)
-    site = trust.roster.site(claimed.predicate.site)
-    if site is None:
-        raise UnknownSignerError(
-            f"{what} claims to come from `{claimed.predicate.site}`, which is not in roster "
-            f"{trust.roster.version}",
-            hint="enrol the site first, or refuse it for good; the roster lists "
-            + ", ".join(member.name for member in trust.roster.sites),
-        )
-    # Only the claimed site's key is tried: another member's valid signature is impersonation.
-    key = VerifyKey.from_hex(site.public_key)
-    signed = open_envelope(envelope, IN_TOTO_PAYLOAD, [key], what=what)
-    statement = kind.from_json(signed.payload, what=what)
-    if statement.predicate_type != SUBMISSION_PREDICATE:
-        raise PlanMismatchError(
-            f"{what} is a statement of type `{statement.predicate_type}`, expected "
-            f"`{SUBMISSION_PREDICATE}`",
-            hint="one signed document was put in the place of another; ask for the right file",
-        )
-    return statement, signed.sha256
+    return VerifiedBundle(submission, payload_sha256, envelope, files, digests)
 
 
 def _require_ours(submission: Submission, trust: Trust, what: str) -> None:
@@ -213,7 +209,7 @@ def _require_ours(submission: Submission, trust: Trust, what: str) -> None:
             f"{trust.plan.training.steps}",
             hint="the site has to train as the plan says",
         )
-    if not trust.knows(submission.roster):
+    if not trust.chain.knows(submission.roster):
         raise PlanMismatchError(
             f"{what} cites roster {submission.roster.version} "
             f"({submission.roster.sha256[:16]}…), which is not in the published chain",
@@ -252,7 +248,7 @@ def _signed_digests(statement: Statement[Submission], plan: Plan, what: str) -> 
                 hint="the site uses another version of this program; compare versions",
             )
     if sum(sizes.values()) > plan.submission.max_bytes:
-        raise FileSetError(
+        raise SizeError(
             f"{what} has {sum(sizes.values())} bytes, the plan allows {plan.submission.max_bytes}",
             hint="raise `submission.max_bytes` in the plan, or agree on a smaller architecture",
         )
@@ -334,7 +330,7 @@ def read_weights(bundle: VerifiedBundle, name: str) -> dict[str, torch.Tensor]:
     Raises:
         DigestError: the bytes are not the ones that were verified.
     """
-    with open_regular(bundle.folder / name) as file:
+    with open_regular(bundle.files[name]) as file:
         data = file.read()
     digest = hashlib.sha256(data).hexdigest()
     if digest != bundle.sha256[name]:

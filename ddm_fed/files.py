@@ -52,6 +52,26 @@ def append_durably(path: Path, line: bytes) -> None:
     sync_folder(path.parent)
 
 
+def drop_torn_line(path: Path) -> None:
+    """Removes from the end of `path` what a kill left of a line that has no line feed yet."""
+    if not path.exists():
+        return
+    with path.open("r+b") as file:
+        end = file.seek(0, os.SEEK_END)
+        position = end
+        while position:
+            start = max(0, position - BLOCK_BYTES)
+            file.seek(start)
+            found = file.read(position - start).rfind(b"\n")
+            if found >= 0:
+                position = start + found + 1
+                break
+            position = start
+        if position != end:
+            file.truncate(position)
+            os.fsync(file.fileno())
+
+
 @contextmanager
 def exclusive(path: Path) -> Iterator[None]:
     """Holds the lock file `path`; the system frees it however the process ends.
@@ -200,6 +220,12 @@ def read_bounded(path: Path, limit: int) -> bytes:
     """Returns the bytes of the plain file `path`, at most `limit + 1` of them."""
     with open_regular(path) as file:
         return file.read(limit + 1)
+
+
+def sha256_of(path: Path) -> str:
+    """Returns the SHA-256 of the plain file `path`."""
+    with open_regular(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_file(

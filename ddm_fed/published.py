@@ -1,17 +1,19 @@
-"""The folder a coordinator publishes: the signed plan and the whole chain of signed rosters.
+"""The folder a coordinator publishes: plan, rosters and transparency log, whole and signed.
 
     plan.dsse.json
     roster-0001.dsse.json, roster-0002.dsse.json, ...
+    leaves.jsonl, checkpoint
 
-Sites train under it, and every ensemble carries a copy.
+Sites train under it, keep a copy of what they saw, and every ensemble carries one too.
 """
 
 from pathlib import Path
 
-from ddm_fed.errors import StateError
+from ddm_fed.errors import RollbackError, RosterError, StateError
 from ddm_fed.files import read_bounded
+from ddm_fed.log import LOG_FILES, Log, read_log, require_continues
 from ddm_fed.records import MAX_DOCUMENT_BYTES
-from ddm_fed.signing import Trust, establish_trust
+from ddm_fed.signing import RosterChain, Trust, establish_chain, establish_trust
 
 PLAN_FILE = "plan.dsse.json"
 _ROSTER_GLOB = "roster-[0-9][0-9][0-9][0-9].dsse.json"
@@ -22,13 +24,27 @@ def roster_file(version: int) -> str:
     return f"roster-{version:04d}.dsse.json"
 
 
+def roster_files(folder: Path) -> list[str]:
+    """Returns the names of the rosters in `folder`, in order."""
+    return sorted(path.name for path in folder.glob(_ROSTER_GLOB))
+
+
 def published_files(folder: Path) -> list[str]:
-    """Returns the names of the published documents in `folder`: rosters in order, then the plan."""
-    return [*sorted(path.name for path in folder.glob(_ROSTER_GLOB)), PLAN_FILE]
+    """Returns the names of all published documents in `folder`: rosters in order, plan, log."""
+    return [*roster_files(folder), PLAN_FILE, *LOG_FILES]
 
 
-def read_published(folder: Path, root_keyid: str) -> Trust:
-    """Returns the trust that the documents in `folder` establish from the pinned root key.
+def read_chain(folder: Path, root: str) -> RosterChain:
+    """Returns the rosters in `folder`, verified down from the pinned digest `root`.
+
+    Raises:
+        RefusedError: see `establish_chain`.
+    """
+    return establish_chain(root, _rosters(folder))
+
+
+def read_published(folder: Path, root: str) -> Trust:
+    """Returns the trust that the documents in `folder` establish from the pinned digest `root`.
 
     Raises:
         StateError: there is no plan in `folder`.
@@ -39,7 +55,47 @@ def read_published(folder: Path, root_keyid: str) -> Trust:
             f"there is no {PLAN_FILE} in {folder}",
             hint="point to the coordinator's published folder, or to the plan file inside it",
         )
-    *rosters, plan = (
-        read_bounded(folder / name, MAX_DOCUMENT_BYTES) for name in published_files(folder)
-    )
-    return establish_trust(root_keyid, rosters, plan)
+    plan = read_bounded(folder / PLAN_FILE, MAX_DOCUMENT_BYTES)
+    return establish_trust(root, _rosters(folder), plan)
+
+
+def _rosters(folder: Path) -> list[bytes]:
+    return [read_bounded(folder / name, MAX_DOCUMENT_BYTES) for name in roster_files(folder)]
+
+
+def read_seen(folder: Path, root: str) -> tuple[RosterChain, Log]:
+    """Returns rosters and log of any folder that holds both: published, seen, or an ensemble.
+
+    Raises:
+        RefusedError: a document does not hold.
+    """
+    chain = read_chain(folder, root)
+    return chain, read_log(folder, chain)
+
+
+def require_newer(
+    new: tuple[RosterChain, Log], seen: tuple[RosterChain, Log], *, what: str
+) -> None:
+    """Refuses rosters and log that do not continue the ones seen before.
+
+    Raises:
+        RollbackError: they are older.
+        RosterError: the root keys signed two rosters of the same version.
+        LogError: the log is another one; both signed heads are in the message.
+    """
+    (chain, log), (seen_chain, seen_log) = new, seen
+    common = min(len(chain.sha256), len(seen_chain.sha256))
+    for version in range(common):
+        if chain.sha256[version] != seen_chain.sha256[version]:
+            raise RosterError(
+                f"{what}: there are two rosters {version + 1}, {chain.sha256[version]} and "
+                f"{seen_chain.sha256[version]}, both signed by the root keys",
+                hint="keep both folders: together they prove it; ask the holders of the root keys",
+            )
+    if common < len(seen_chain.sha256):
+        raise RollbackError(
+            f"{what}: its newest roster is {common}, {len(seen_chain.sha256)} was seen before",
+            hint="fetch the newest published folder",
+        )
+    require_continues(log, seen_log, what=what)
+

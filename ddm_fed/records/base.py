@@ -31,6 +31,8 @@ def _utc_second(moment: datetime) -> datetime:
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PublicKeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 KeyId = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
+# The digest of the first roster: the one thing a verifier learns from a person.
+RootPin = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Moment = Annotated[
     datetime,
@@ -47,6 +49,7 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=2**53 - 1)]
+LogSize = Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 
 class Record(BaseModel):

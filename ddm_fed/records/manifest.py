@@ -1,18 +1,22 @@
-"""What a submission, a receipt and an ensemble say about the files they sign."""
+"""What a submission, a review, a receipt, a removal and an ensemble say about what they sign."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from ddm_fed.records.base import Count, KeyId, Moment, Name, Record, Sha256
+from ddm_fed.records.base import Count, LogSize, Moment, Name, Record, RootPin, Sha256
 from ddm_fed.records.ledger import PrivacyStatement
+from ddm_fed.records.roster import Require
 from ddm_fed.records.statement import FileName
 
 SUBMISSION_PREDICATE = "urn:ddm-fed:expert-submission:v1"
+REVIEW_PREDICATE = "urn:ddm-fed:egress-review:v1"
 RECEIPT_PREDICATE = "urn:ddm-fed:receipt:v1"
+REMOVAL_PREDICATE = "urn:ddm-fed:removal:v1"
 ENSEMBLE_PREDICATE = "urn:ddm-fed:ensemble:v1"
 
 Text = Annotated[str, StringConstraints(max_length=200)]
+RouterName = Literal["prior", "mixture"]
 
 
 class RosterReference(Record):
@@ -20,6 +24,13 @@ class RosterReference(Record):
 
     version: Count
     sha256: Sha256
+
+
+class LogHead(Record):
+    """The transparency log at one size."""
+
+    size: LogSize
+    root: Sha256
 
 
 class FileSize(Record):
@@ -40,13 +51,19 @@ class TrainingFacts(Record):
 
 
 class Submission(Record):
-    """The manifest of a bundle: the predicate a site signs about its expert and its release."""
+    """The manifest of a bundle: the predicate a site signs about its expert and its release.
+
+    `seen_checkpoint` is the head of the log the site knew, which exposes a coordinator that shows
+    two histories; `supersedes` is the site's newest submission in that very log, or None.
+    """
 
     federation: Name
     plan_sha256: Sha256
     roster: RosterReference
     site: Name
     sequence: Count
+    supersedes: Sha256 | None
+    seen_checkpoint: LogHead
     issued_at: Moment
     expires_at: Moment
     files: Annotated[tuple[FileSize, ...], Field(min_length=1, max_length=16)]
@@ -58,14 +75,69 @@ class Submission(Record):
         return next((file.size_bytes for file in self.files if file.name == name), None)
 
 
+class EgressFile(Record):
+    """One file that would leave."""
+
+    name: FileName
+    size_bytes: Count
+    sha256: Sha256
+
+
+class EgressRecord(Record):
+    """All that would leave a site with one submission, and what it costs: what a person reviews."""
+
+    federation: Name
+    plan_sha256: Sha256
+    site: Name
+    sequence: Count
+    submission_sha256: Sha256
+    files: Annotated[tuple[EgressFile, ...], Field(min_length=1, max_length=16)]
+    architecture: Text
+    expert_is_private: bool
+    releases_epsilon: Text
+    delta: Text
+    ledger_entries: Count
+    require: Require
+
+
+class Review(Record):
+    """Says that an egress record was seen; the statement names it and the submission by digest."""
+
+    federation: Name
+    site: Name
+    reviewed_at: Moment
+
+
 class Receipt(Record):
-    """The coordinator's answer to a submission, which the statement names by its payload digest."""
+    """The coordinator's answer to a submission, which the statement names by its payload digest.
+
+    Its payload is the leaf `log_index` of the transparency log.
+    """
 
     federation: Name
     site: Name
     sequence: Count
     verdict: Literal["admitted"] = "admitted"
+    log_index: LogSize
+    plan_sha256: Sha256
+    roster: RosterReference
     admitted_at: Moment
+
+
+class Removal(Record):
+    """The coordinator's word that what a site sent so far is used no more, on request.
+
+    The statement names the submissions. `stale_ensembles` names the ensembles they are part of:
+    whatever was derived from those (samples, students, routers trained on samples) is stale too.
+    """
+
+    federation: Name
+    site: Name
+    through_sequence: Count
+    log_index: LogSize
+    reason: Annotated[str, StringConstraints(max_length=1000)]
+    stale_ensembles: Annotated[tuple[Sha256, ...], Field(max_length=1000)]
+    removed_at: Moment
 
 
 class EnsembleMember(Record):
@@ -73,21 +145,27 @@ class EnsembleMember(Record):
 
     site: Name
     submission_sha256: Sha256
+    log_index: LogSize
 
 
 class EnsembleRecord(Record):
-    """What an ensemble is made of. A pure function of what was admitted: it names no clock."""
+    """What an ensemble is made of. A pure function of log and rosters: it names no clock.
+
+    `left_out` lists the sites that have an admitted submission under the plan and are not members.
+    """
 
     federation: Name
-    root_keyid: KeyId
+    root: RootPin
     plan_sha256: Sha256
     roster: RosterReference
-    router: Literal["prior", "mixture"]
+    log: LogHead
+    router: RouterName
     members: Annotated[tuple[EnsembleMember, ...], Field(min_length=1, max_length=1000)]
+    left_out: Annotated[tuple[Name, ...], Field(max_length=1000)]
 
     @model_validator(mode="after")
     def _members_are_distinct(self) -> Self:
-        names = [member.site for member in self.members]
+        names = [*(member.site for member in self.members), *self.left_out]
         if len(set(names)) != len(names):
-            raise ValueError("a site is a member twice, which would double its weight")
+            raise ValueError("a site is named twice, which would double its weight")
         return self

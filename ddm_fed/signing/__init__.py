@@ -1,16 +1,30 @@
-"""Who said it: Ed25519 keys and the DSSE envelope. The only door to `cryptography`."""
+"""Who said it, and when: keys, the DSSE envelope, rosters, the log. The door to `cryptography`."""
 
 from ddm_fed.signing.envelope import ENROLMENT_PAYLOAD as ENROLMENT_PAYLOAD
 from ddm_fed.signing.envelope import PLAN_PAYLOAD as PLAN_PAYLOAD
 from ddm_fed.signing.envelope import ROSTER_PAYLOAD as ROSTER_PAYLOAD
 from ddm_fed.signing.envelope import SignedPayload as SignedPayload
+from ddm_fed.signing.envelope import add_signature as add_signature
+from ddm_fed.signing.envelope import merge_signatures as merge_signatures
 from ddm_fed.signing.envelope import open_envelope as open_envelope
 from ddm_fed.signing.envelope import peek_payload as peek_payload
 from ddm_fed.signing.envelope import pre_authentication_encoding as pre_authentication_encoding
 from ddm_fed.signing.envelope import seal as seal
+from ddm_fed.signing.keyfiles import find_key as find_key
+from ddm_fed.signing.keyfiles import key_files as key_files
+from ddm_fed.signing.keyfiles import new_key as new_key
+from ddm_fed.signing.keyfiles import public_of as public_of
+from ddm_fed.signing.keyfiles import read_public as read_public
+from ddm_fed.signing.keyfiles import write_key as write_key
 from ddm_fed.signing.keys import PASSPHRASE_VARIABLE as PASSPHRASE_VARIABLE
 from ddm_fed.signing.keys import SigningKey as SigningKey
 from ddm_fed.signing.keys import VerifyKey as VerifyKey
+from ddm_fed.signing.trust import RosterChain as RosterChain
 from ddm_fed.signing.trust import Trust as Trust
+from ddm_fed.signing.trust import establish_chain as establish_chain
 from ddm_fed.signing.trust import establish_trust as establish_trust
+from ddm_fed.signing.trust import missing_signatures as missing_signatures
+from ddm_fed.signing.trust import pin_of as pin_of
 from ddm_fed.signing.trust import require_in_force as require_in_force
+from ddm_fed.signing.trust import require_next as require_next
+from ddm_fed.signing.trust import usable_keys as usable_keys

@@ -124,6 +124,45 @@ def peek_payload(data: bytes, payload_type: str, *, what: str) -> bytes:
     return _unbase64(envelope.payload, what)
 
 
+def add_signature(data: bytes, payload_type: str, key: SigningKey, *, what: str) -> bytes:
+    """Returns the envelope `data` with the signature of `key` added; the payload stays as it is.
+
+    Raises:
+        MalformedError: not an envelope of this type, or full.
+    """
+    payload = peek_payload(data, payload_type, what=what)
+    return merge_signatures(data, seal(payload, payload_type, [key]), payload_type, what=what)
+
+
+def merge_signatures(data: bytes, other: bytes, payload_type: str, *, what: str) -> bytes:
+    """Returns one envelope with the signatures of both; equal signatures are kept once.
+
+    Nothing is verified: whoever opens the result verifies every signature in it.
+
+    Raises:
+        MalformedError: not envelopes of this type, of different payloads, or too many signatures.
+    """
+    payload = peek_payload(data, payload_type, what=what)
+    if peek_payload(other, payload_type, what=what) != payload:
+        raise MalformedError(
+            f"the signatures are over another document than {what}",
+            hint="sign the very file that was sent; a signature over another version is of no use",
+        )
+    signatures = {
+        _unbase64(item.sig, what): item
+        for envelope in (data, other)
+        for item in _Envelope.from_json(envelope, what=what).signatures
+    }
+    if len(signatures) > MAX_SIGNATURES:
+        raise MalformedError(
+            f"{what} would have {len(signatures)} signatures, at most {MAX_SIGNATURES} fit",
+            hint="keep only the signatures that its policy asks for",
+        )
+    return _Envelope(
+        payload=_base64(payload), payload_type=payload_type, signatures=tuple(signatures.values())
+    ).to_json()
+
+
 def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 

@@ -1,0 +1,310 @@
+"""`ddm-coord roster`: who takes part, with which keys. Every change is a new signed roster."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from coordinator.options import CoordinatorOption, JsonOption
+from ddm_fed import console
+
+if TYPE_CHECKING:
+    from coordinator.rosters import Proposal
+    from ddm_fed.records import Roster
+
+app = typer.Typer(
+    name="roster",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="""Who takes part, with which keys.
+
+Every change is a new roster, signed by the root keys. Where they are in several hands it waits
+until enough of them have signed it with [bold]sign[/bold].""",
+)
+RequestArgument = Annotated[
+    Path, typer.Argument(help="The request the site sent.", exists=True, dir_okay=False)
+]
+KeyOption = Annotated[
+    list[str] | None,
+    typer.Option("--key", help="A key of the site as its people read it out; compared."),
+]
+CompromisedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--compromised-since",
+        help="Size of the log from which on the old keys may have been a thief's: what they signed "
+        "from there on counts no longer.",
+        min=0,
+    ),
+]
+
+
+@app.command()
+def add(
+    requests: Annotated[
+        list[Path],
+        typer.Argument(help="Enrolment requests of sites.", exists=True, dir_okay=False),
+    ],
+    coordinator: CoordinatorOption = Path(),
+    key: KeyOption = None,
+) -> None:
+    """Take sites into the roster, from the requests they sent.
+
+    Example: ddm-coord roster add hospital-a.dsse.json --key ed25519:77ab…
+    """
+    from coordinator import members
+    from coordinator.folder import CoordinatorFolder
+
+    home = CoordinatorFolder.open(coordinator)
+    with home.changing():
+        proposal = members.add(home, requests, expected_keyids=key or ())
+    if proposal is None:
+        console.say("they are members already; nothing changed")
+        return
+    _report(proposal, coordinator)
+    _show_keys(proposal.roster)
+    if key is None:
+        console.say("compare these keys with the sites' people before you publish a plan")
+    console.next_step(f"ddm-coord publish --coordinator {coordinator} PLAN.toml")
+
+
+@app.command()
+def rotate(
+    request: Annotated[
+        Path | None,
+        typer.Argument(help="The request of `ddm-site rotate`.", exists=True, dir_okay=False),
+    ] = None,
+    coordinator: CoordinatorOption = Path(),
+    coordinator_key: Annotated[
+        bool, typer.Option("--coordinator-key", help="Replace the coordinator's own key.")
+    ] = False,
+    root_key: Annotated[
+        list[Path] | None,
+        typer.Option(help="Public key file of a new holder of a root key; all of them."),
+    ] = None,
+    threshold: Annotated[
+        int | None, typer.Option(help="How many of the new root keys it takes.", min=1)
+    ] = None,
+    lost: Annotated[
+        bool,
+        typer.Option(
+            "--lost", help="The site's people said that no present key is left to sign with."
+        ),
+    ] = False,
+    compromised_since: CompromisedOption = None,
+    key: KeyOption = None,
+) -> None:
+    """Replace keys: a site's, the coordinator's, or the root keys.
+
+    Examples: ddm-coord roster rotate rotation.dsse.json · ddm-coord roster rotate --coordinator-key
+    · ddm-coord roster rotate --root-key a.pub --root-key b.pub --root-key c.pub --threshold 2
+    """
+    from coordinator import members
+    from coordinator.folder import CoordinatorFolder
+    from ddm_fed.signing import read_public
+
+    chosen = [request is not None, coordinator_key, bool(root_key)]
+    if sum(chosen) != 1:
+        raise typer.BadParameter("give a request, or --coordinator-key, or --root-key")
+    if bool(root_key) != (threshold is not None):
+        raise typer.BadParameter("--root-key and --threshold belong together")
+    if root_key and threshold is not None and threshold > len(root_key):
+        raise typer.BadParameter(f"{threshold} of {len(root_key)} root keys can never sign")
+    home = CoordinatorFolder.open(coordinator)
+    with home.changing():
+        if request is not None:
+            proposal = members.rotate_site(
+                home,
+                request,
+                lost=lost,
+                compromised_since=compromised_since,
+                expected_keyids=key or (),
+            )
+        elif root_key and threshold is not None:
+            proposal = members.rotate_root(home, [read_public(f) for f in root_key], threshold)
+        else:
+            proposal = members.rotate_coordinator(home, compromised_since=compromised_since)
+    _report(proposal, coordinator)
+
+
+@app.command()
+def revoke(
+    site: Annotated[str, typer.Argument(help="The site.")],
+    coordinator: CoordinatorOption = Path(),
+    key: Annotated[
+        str | None, typer.Option(help="Only this key, ed25519:…; by default all of the site.")
+    ] = None,
+    compromised_since: CompromisedOption = None,
+) -> None:
+    """End what keys of a site may sign, from here on, or from an earlier size of the log.
+
+    Example: ddm-coord roster revoke hospital-a --compromised-since 12
+    """
+    from coordinator import members
+    from coordinator.folder import CoordinatorFolder
+
+    home = CoordinatorFolder.open(coordinator)
+    with home.changing():
+        proposal = members.revoke(home, site, keyid=key, compromised_since=compromised_since)
+    _report(proposal, coordinator)
+    if compromised_since is not None:
+        console.say(
+            "ensembles with what was signed from there on are stale: assemble again, and tell "
+            "whoever has them to run `ddm-coord verify ENSEMBLE --published PUBLISHED`"
+        )
+
+
+@app.command()
+def renew(coordinator: CoordinatorOption = Path()) -> None:
+    """Issue the present roster again, for another year.
+
+    Example: ddm-coord roster renew
+    """
+    from coordinator import members
+    from coordinator.folder import CoordinatorFolder
+
+    home = CoordinatorFolder.open(coordinator)
+    with home.changing():
+        proposal = members.renew(home)
+    _report(proposal, coordinator)
+
+
+@app.command()
+def sign(
+    file: Annotated[
+        Path,
+        typer.Argument(
+            help="roster-NNNN.json, or the .dsse.json others have signed.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
+    key: Annotated[Path, typer.Option(help="Your root key, a .pem file.", dir_okay=False)],
+) -> None:
+    """Sign a roster that waits, on any machine, after reading what it says.
+
+    Example: ddm-coord roster sign roster-0002.json --key root-b.pem
+    """
+    from coordinator import rosters
+    from ddm_fed.signing import SigningKey
+
+    roster = rosters.sign(file, SigningKey.read(key))
+    _show(roster)
+    console.say(f"signed; send {file.name.split('.')[0]}.dsse.json to the coordinator")
+
+
+@app.command()
+def merge(
+    file: Annotated[
+        Path,
+        typer.Argument(help="The .dsse.json that somebody signed.", exists=True, dir_okay=False),
+    ],
+    coordinator: CoordinatorOption = Path(),
+) -> None:
+    """Take the signatures others made; publish the roster as soon as they are enough.
+
+    Example: ddm-coord roster merge roster-0002.dsse.json
+    """
+    from coordinator import rosters
+    from coordinator.folder import CoordinatorFolder
+
+    home = CoordinatorFolder.open(coordinator)
+    with home.changing():
+        proposal = rosters.merge(home, file)
+    _report(proposal, coordinator)
+
+
+@app.command()
+def discard(coordinator: CoordinatorOption = Path()) -> None:
+    """Drop the roster that waits for signatures; the present one stays.
+
+    Example: ddm-coord roster discard
+    """
+    from coordinator import rosters
+    from coordinator.folder import CoordinatorFolder
+
+    home = CoordinatorFolder.open(coordinator)
+    with home.changing():
+        roster = rosters.discard(home)
+    console.say(f"roster {roster.version} was dropped")
+
+
+@app.command()
+def show(coordinator: CoordinatorOption = Path(), as_json: JsonOption = False) -> None:
+    """Show the present roster, and the one that waits for signatures.
+
+    Example: ddm-coord roster show
+    """
+    from coordinator import rosters
+    from coordinator.folder import CoordinatorFolder
+    from ddm_fed.published import roster_files
+
+    home = CoordinatorFolder.open(coordinator)
+    current = home.chain().current if roster_files(home.published) else None
+    pending = rosters.pending_roster(home)
+    if as_json:
+        found = {"current": current, "pending": pending}
+        console.show_json(
+            {"root": home.settings.root}
+            | {name: item and item.model_dump(mode="json") for name, item in found.items()}
+        )
+        return
+    console.say(f"everybody pins {home.settings.root}")
+    if current is not None:
+        _show(current)
+    if pending is not None:
+        console.say(f"\nwaits for signatures of root keys: {home.pending}")
+        _show(pending)
+
+
+def _report(proposal: "Proposal", coordinator: Path) -> None:
+    if proposal.published:
+        console.say(f"published roster {proposal.roster.version}")
+        return
+    console.say(f"roster {proposal.roster.version} waits for {' and '.join(proposal.missing)}")
+    console.next_step(
+        f"send {proposal.file} to the holders; each runs ddm-coord roster sign FILE --key KEY.pem",
+        f"ddm-coord roster merge --coordinator {coordinator} SIGNED_FILE",
+    )
+
+
+def _show(roster: "Roster") -> None:
+    holders = f"{roster.root.threshold} of {len(roster.root.keys)} root keys"
+    console.say(
+        f"roster {roster.version} of {roster.federation}, signed by {holders}, "
+        f"valid until {roster.expires_at:%Y-%m-%d}"
+    )
+    _show_keys(roster)
+
+
+def _show_keys(roster: "Roster") -> None:
+    from ddm_fed.signing import VerifyKey
+
+    owners = [("coordinator", "coordinator", "", key) for key in roster.coordinator]
+    owners += [
+        (site.name, key.role, " + ".join(site.require_at(None)), key)
+        for site in roster.sites
+        for key in site.keys
+    ]
+    console.show_table(
+        f"Keys of roster {roster.version}, and where in the log they may sign",
+        ["who", "role", "asks for", "from", "until", "key"],
+        [
+            [
+                owner,
+                role,
+                require,
+                str(key.from_log_size),
+                _until(key.revoked_at_log_size, key.compromised_since_log_size),
+                VerifyKey.from_hex(key.public_key).keyid,
+            ]
+            for owner, role, require, key in owners
+        ],
+    )
+
+
+def _until(revoked: int | None, compromised: int | None) -> str:
+    if revoked is None:
+        return "active"
+    return f"{revoked}" if compromised is None else f"{revoked}, compromised since {compromised}"
+

@@ -1,0 +1,38 @@
+"""Options that several commands of `ddm-coord` share."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddm_fed.errors import StateError
+
+CoordinatorOption = Annotated[
+    Path,
+    typer.Option(
+        "--coordinator", help="The coordinator's folder.", envvar="DDM_COORDINATOR", file_okay=False
+    ),
+]
+RootOption = Annotated[
+    str | None,
+    typer.Option("--root", help="Fingerprint of the federation, sha256:…, learnt from a person."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+
+
+def pinned_root(root: str | None, coordinator: Path) -> str:
+    """Returns the fingerprint to trust: the one given, or that of our own coordinator folder."""
+    if root is not None:
+        if re.fullmatch(r"sha256:[0-9a-f]{64}", root) is None:
+            raise typer.BadParameter("--root is sha256: and 64 lower-case hex digits")
+        return root
+    if not (coordinator / "coordinator.toml").exists():
+        raise StateError(
+            "no fingerprint is pinned, so nothing can be verified",
+            hint="add --root sha256:… as the coordinator's people told you, or --coordinator if "
+            "you are the coordinator",
+        )
+    from coordinator.folder import CoordinatorFolder
+
+    return CoordinatorFolder.open(coordinator).settings.root

@@ -1,0 +1,87 @@
+"""A private folder of files named by their SHA-256: what was verified is what is kept and loaded.
+
+    blobs/SHA256        0440, in a folder of mode 0700
+
+A file is hashed while it is copied in, under a temporary name, and gets its name by a hard link
+that never replaces anything. Whoever rewrites, renames or truncates the source meanwhile changes
+the copy's digest, and the copy is refused; afterwards nobody reads the source again.
+"""
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddm_fed.errors import DigestError, StateError
+from ddm_fed.files import PART_PREFIX, Advance, check_file, sync_folder
+
+
+@dataclass(frozen=True)
+class BlobStore:
+    """The content-addressed store in `folder`, which exists and is private."""
+
+    folder: Path
+
+    def path(self, sha256: str) -> Path:
+        """Returns where the file of this digest lies, or would lie."""
+        return self.folder / sha256
+
+    def add(
+        self,
+        source: Path,
+        *,
+        sha256: str,
+        size_bytes: int,
+        what: str,
+        advance: Advance = lambda _: None,
+    ) -> Path:
+        """Returns the store's own copy of `source`, which has the signed size and digest.
+
+        A copy that is there already is hashed again in place of the source; a damaged one is
+        replaced.
+
+        Raises:
+            DigestError: size or digest are not what was signed; nothing is kept.
+        """
+        kept = self.path(sha256)
+        if kept.exists():
+            with suppress(DigestError):
+                check_file(kept, sha256=sha256, size_bytes=size_bytes, what=what, advance=advance)
+                return kept
+            kept.unlink()  # the disk damaged it: the source replaces it
+        part = self.folder / f"{PART_PREFIX}{sha256}"
+        part.unlink(missing_ok=True)  # what a killed attempt left
+        try:
+            check_file(
+                source,
+                sha256=sha256,
+                size_bytes=size_bytes,
+                what=what,
+                copy_to=part,
+                advance=advance,
+            )
+            part.chmod(0o440)
+            os.link(part, kept)
+        finally:
+            part.unlink(missing_ok=True)
+        sync_folder(self.folder)
+        return kept
+
+    def open(self, sha256: str) -> Path:
+        """Returns the path of a file that must be there.
+
+        Raises:
+            StateError: it is not.
+        """
+        kept = self.path(sha256)
+        if not kept.exists():
+            raise StateError(
+                f"the store has no file {sha256[:16]}…",
+                hint="it was deleted on purpose, or the store was damaged: restore it from backup",
+            )
+        return kept
+
+    def delete(self, sha256: str) -> None:
+        """Deletes the file of this digest, durably; there may be none."""
+        self.path(sha256).unlink(missing_ok=True)
+        sync_folder(self.folder)
