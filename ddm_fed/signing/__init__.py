@@ -1,5 +1,11 @@
 """Who said it, and when: keys, the DSSE envelope, rosters, the log. The door to `cryptography`."""
 
+from ddm_fed.signing.checkpoint import Checkpoint as Checkpoint
+from ddm_fed.signing.checkpoint import InclusionProof as InclusionProof
+from ddm_fed.signing.checkpoint import open_checkpoint as open_checkpoint
+from ddm_fed.signing.checkpoint import read_proof as read_proof
+from ddm_fed.signing.checkpoint import sign_checkpoint as sign_checkpoint
+from ddm_fed.signing.checkpoint import write_proof as write_proof
 from ddm_fed.signing.envelope import ENROLMENT_PAYLOAD as ENROLMENT_PAYLOAD
 from ddm_fed.signing.envelope import PLAN_PAYLOAD as PLAN_PAYLOAD
 from ddm_fed.signing.envelope import ROSTER_PAYLOAD as ROSTER_PAYLOAD
@@ -10,6 +16,8 @@ from ddm_fed.signing.envelope import open_envelope as open_envelope
 from ddm_fed.signing.envelope import peek_payload as peek_payload
 from ddm_fed.signing.envelope import pre_authentication_encoding as pre_authentication_encoding
 from ddm_fed.signing.envelope import seal as seal
+from ddm_fed.signing.export_key import ExportKey as ExportKey
+from ddm_fed.signing.export_key import verify_export_signature as verify_export_signature
 from ddm_fed.signing.keyfiles import find_key as find_key
 from ddm_fed.signing.keyfiles import key_files as key_files
 from ddm_fed.signing.keyfiles import new_key as new_key
@@ -19,6 +27,13 @@ from ddm_fed.signing.keyfiles import write_key as write_key
 from ddm_fed.signing.keys import PASSPHRASE_VARIABLE as PASSPHRASE_VARIABLE
 from ddm_fed.signing.keys import SigningKey as SigningKey
 from ddm_fed.signing.keys import VerifyKey as VerifyKey
+from ddm_fed.signing.log import consistency_path as consistency_path
+from ddm_fed.signing.log import inclusion_path as inclusion_path
+from ddm_fed.signing.log import leaf_hash as leaf_hash
+from ddm_fed.signing.log import merkle_root as merkle_root
+from ddm_fed.signing.log import node_hash as node_hash
+from ddm_fed.signing.log import verify_consistency as verify_consistency
+from ddm_fed.signing.log import verify_inclusion as verify_inclusion
 from ddm_fed.signing.trust import RosterChain as RosterChain
 from ddm_fed.signing.trust import Trust as Trust
 from ddm_fed.signing.trust import establish_chain as establish_chain
