@@ -27,6 +27,7 @@ LAYERS = {
     "router": {"errors", "records", "embedding", "weights", "privacy"},
     "home": {"errors", "files", "records"},
     "published": {"errors", "files", "records", "signing"},
+    "oms": {"errors", "files", "records", "signing"},
     "training": {"_version", "errors", "files", "records", "flows", "privacy", "models"},
     "bundle": {"errors", "files", "records", "weights", "signing", "privacy", "models", "router"},
     "receipts": {"errors", "records", "signing", "bundle"},

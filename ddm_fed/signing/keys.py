@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import (
     Ed25519PrivateKey,
     Ed25519PublicKey,
 )
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from ddm_fed.errors import KeyFileError, WeakKeyError
 
@@ -96,24 +98,7 @@ class SigningKey:
         Raises:
             KeyFileError: `path` exists; a key is never overwritten.
         """
-        passphrase = os.environ.get(PASSPHRASE_VARIABLE)
-        encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
-        if passphrase:
-            encryption = serialization.BestAvailableEncryption(passphrase.encode())
-        pem = self._private.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
-        )
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:
-            raise KeyFileError(
-                f"the key file {path} exists already",
-                hint="a key is never overwritten; move it away first if you really want a new one",
-            ) from None
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(pem)
-            file.flush()
-            os.fsync(file.fileno())
+        write_private_pem(path, self._private)
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -122,34 +107,69 @@ class SigningKey:
         Raises:
             KeyFileError: the file is missing, others can read it, or it cannot be decrypted.
         """
-        try:
-            mode = stat.S_IMODE(path.stat().st_mode)
-            pem = path.read_bytes()
-        except FileNotFoundError:
-            raise KeyFileError(
-                f"there is no key file {path}", hint="run `init` first, or restore it from backup"
-            ) from None
-        if mode & 0o077:
-            raise KeyFileError(
-                f"the key file {path} has mode {mode:04o}, so others on this machine can read it",
-                hint=f"chmod 600 {path}",
-            )
-        passphrase = os.environ.get(PASSPHRASE_VARIABLE)
-        encrypted = b"ENCRYPTED" in pem
-        try:
-            private = serialization.load_pem_private_key(
-                pem, passphrase.encode() if passphrase and encrypted else None
-            )
-        except (TypeError, ValueError) as error:
-            raise KeyFileError(
-                f"the key file {path} cannot be opened: {error}",
-                hint=f"set {PASSPHRASE_VARIABLE} to its passphrase",
-            ) from None
+        private = read_private_pem(path)
         if not isinstance(private, Ed25519PrivateKey):
             raise KeyFileError(
                 f"the key file {path} does not hold an Ed25519 key", hint="make one with `init`"
             )
         return cls(private)
+
+
+def write_private_pem(path: Path, private: Ed25519PrivateKey | EllipticCurvePrivateKey) -> None:
+    """Writes PKCS#8 PEM with mode 0600, encrypted if `DDM_FED_PASSPHRASE` is set.
+
+    Raises:
+        KeyFileError: `path` exists; a key is never overwritten.
+    """
+    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+    encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
+    if passphrase:
+        encryption = serialization.BestAvailableEncryption(passphrase.encode())
+    pem = private.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
+    )
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise KeyFileError(
+            f"the key file {path} exists already",
+            hint="a key is never overwritten; move it away first if you really want a new one",
+        ) from None
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(pem)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_private_pem(path: Path) -> PrivateKeyTypes:
+    """Returns the key, of whatever kind, in the PEM file `path`.
+
+    Raises:
+        KeyFileError: the file is missing, others can read it, or it cannot be decrypted.
+    """
+    try:
+        mode = stat.S_IMODE(path.stat().st_mode)
+        pem = path.read_bytes()
+    except FileNotFoundError:
+        raise KeyFileError(
+            f"there is no key file {path}", hint="run `init` first, or restore it from backup"
+        ) from None
+    if mode & 0o077:
+        raise KeyFileError(
+            f"the key file {path} has mode {mode:04o}, so others on this machine can read it",
+            hint=f"chmod 600 {path}",
+        )
+    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+    encrypted = b"ENCRYPTED" in pem
+    try:
+        return serialization.load_pem_private_key(
+            pem, passphrase.encode() if passphrase and encrypted else None
+        )
+    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+        raise KeyFileError(
+            f"the key file {path} cannot be opened: {error}",
+            hint=f"set {PASSPHRASE_VARIABLE} to its passphrase",
+        ) from None
 
 
 def _refuse_weak_point(raw: bytes) -> None:
