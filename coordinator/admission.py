@@ -3,7 +3,7 @@
 Each stage is a type that only the stage before makes, and only the next one takes.
 
     quarantine(arrival)     -> Quarantined     the manifest is in memory; no weight was read
-    verify(Quarantined)     -> VerifiedBundle  signatures, plan and files hold; files are in the store
+    verify(Quarantined)     -> VerifiedBundle  signatures, plan and files hold; the store has it
     admit(VerifiedBundle)   -> Admitted        the log agrees, and has a leaf for it
 
 Whoever can write to the inbox can change a bundle at any time and gains nothing: what is verified
@@ -34,6 +34,7 @@ from ddm_fed.errors import (
 )
 from ddm_fed.files import Advance, read_bounded, require_file_set, write_atomically
 from ddm_fed.log import Log, LogEntry
+from ddm_fed.published import PLAN_FILE
 from ddm_fed.receipts import sign_receipt
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
@@ -293,6 +294,12 @@ def recover(home: CoordinatorFolder, trust: Trust) -> Log:
             with suppress(OSError):
                 arrival.rename(kept)
     return log
+
+
+def recover_if_published(home: CoordinatorFolder) -> None:
+    """Finishes what a kill interrupted, if there is a plan and so anything to finish."""
+    if (home.published / PLAN_FILE).exists():
+        recover(home, home.trust())
 
 
 def _require_settled_key(home: CoordinatorFolder, trust: Trust) -> None:

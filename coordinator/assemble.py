@@ -1,6 +1,6 @@
 """From admitted bundles to a signed ensemble folder, and to one without a site that left."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from coordinator import audit
 from coordinator.admission import Admitted, admitted_bundles, current_members, recover
 from coordinator.book import append, publish_log
 from coordinator.folder import CoordinatorFolder
-from ddm_fed.assembly import Member, VerifiedEnsemble, write_ensemble
+from ddm_fed.assembly import Member, WrittenEnsemble, write_ensemble
 from ddm_fed.errors import StateError
 from ddm_fed.files import Advance
 from ddm_fed.log import Log
@@ -20,11 +20,11 @@ from ddm_fed.signing import Trust
 
 @dataclass(frozen=True)
 class Removed:
-    """What was removed, and which earlier ensembles are stale because of it."""
+    """What was removed, and the earlier ensembles it makes stale: digest to folder."""
 
     site: str
     removal: Removal
-    stale: tuple[str, ...]
+    stale: Mapping[str, str]
 
 
 def choose_members(home: CoordinatorFolder, without: Collection[str]) -> dict[str, Admitted]:
@@ -84,7 +84,7 @@ def assemble(
     router: RouterKind | None,
     without: Collection[str],
     advance: Advance = lambda _: None,
-) -> VerifiedEnsemble:
+) -> WrittenEnsemble:
     """Writes and signs the ensemble folder `target`.
 
     Raises:
@@ -174,7 +174,7 @@ def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: b
     if delete_weights:
         _delete_weights(home, trust, log, site)
     found = [entry.removal for entry in log.entries if entry.removal is not None]
-    return Removed(site, next(item for item in reversed(found) if item.site == site), tuple(stale))
+    return Removed(site, next(item for item in reversed(found) if item.site == site), stale)
 
 
 def _ensembles_with(home: CoordinatorFolder, site: str) -> dict[str, str]:

@@ -39,6 +39,7 @@ def events(home: CoordinatorFolder) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = []
     previous = None
     for index, line in enumerate(_lines(home)):
+        entry: dict[str, Any] = {}
         try:
             entry = json.loads(line)
             chained = (entry["index"], entry["previous_sha256"]) == (index, previous)
@@ -60,7 +61,7 @@ def refusals(home: CoordinatorFolder) -> list[dict[str, Any]]:
 
 
 def _last_line(home: CoordinatorFolder) -> bytes:
-    """Returns the last line without reading the rest: whoever is refused can make this file long."""
+    """Returns the last line without reading the rest: who is refused can make this file long."""
     if not home.audit.exists():
         return b""
     with home.audit.open("rb") as file:

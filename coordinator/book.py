@@ -28,9 +28,7 @@ def read_book(home: CoordinatorFolder, chain: RosterChain) -> Log:
     if signed:
         _require_head(home, log, signed, chain)
     active = home.key(chain)
-    note = sign_checkpoint(
-        Checkpoint(origin=log.origin, size=log.size, root=log.head.root), active
-    )
+    note = sign_checkpoint(Checkpoint(origin=log.origin, size=log.size, root=log.head.root), active)
     if note != signed:  # signatures are deterministic: equal heads have equal bytes
         write_atomically(file, note)
     return Log(log.origin, log.entries, note)

@@ -5,15 +5,18 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can import flwr
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-import re
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
+from coordinator import cli_roster, cli_verify
+from coordinator.options import CoordinatorOption, JsonOption, RootOption, pinned_root
 from ddm_fed import __version__, console
-from ddm_fed.errors import StateError
 from ddm_fed.files import size_below
+
+if TYPE_CHECKING:
+    from coordinator.folder import CoordinatorFolder
 
 app = typer.Typer(
     name="ddm-coord",
@@ -23,24 +26,16 @@ app = typer.Typer(
     help="""Bring the experts of several sites together, and prove what came from whom.
 
 Everything that arrives is refused unless every signature, digest and policy holds.
-[bold]verify[/bold] and [bold]sample[/bold] work for outsiders too: they need the ensemble's folder
-and the root key's fingerprint, nothing else.""",
-    epilog="""Example: ddm-coord init consortium --federation digits, then enroll, publish, verify,
-assemble, sample""",
+[bold]verify[/bold], [bold]audit[/bold] and [bold]sample[/bold] work for outsiders too: they need
+the ensemble's folder and the federation's fingerprint, nothing else.""",
+    epilog="""Example: ddm-coord init consortium --federation digits, then roster add, publish,
+verify, assemble, sample""",
 )
 SETUP, WORK, USE = "Set up", "Admit and assemble", "Use an ensemble"
 
-CoordinatorOption = Annotated[
-    Path,
-    typer.Option(
-        "--coordinator", help="The coordinator's folder.", envvar="DDM_COORDINATOR", file_okay=False
-    ),
-]
-RootOption = Annotated[
-    str | None,
-    typer.Option("--root", help="Fingerprint of the root key, ed25519:…, learnt from a person."),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+app.add_typer(cli_roster.app, rich_help_panel=SETUP)
+app.command(rich_help_panel=WORK)(cli_verify.verify)
+app.command(rich_help_panel=USE)(cli_verify.audit)
 RouterName = Literal["prior", "mixture"]
 
 
@@ -68,53 +63,63 @@ def _options(
 def init(
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
     federation: Annotated[str, typer.Option(help="Name of the federation, for example digits.")],
+    root_key: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Public key file of an institution that is to sign rosters; give all of them. "
+            "Without any, this folder holds the one root key."
+        ),
+    ] = None,
+    threshold: Annotated[int, typer.Option(help="How many root keys it takes.", min=1)] = 1,
 ) -> None:
-    """Make a coordinator: its folder, its root key and its working key.
+    """Make a coordinator: its folder, its keys, and the first roster, whose digest everybody pins.
 
-    Example: ddm-coord init consortium --federation digits
+    Examples: ddm-coord init consortium --federation digits · ddm-coord init consortium
+    --federation digits --root-key a.pub --root-key b.pub --root-key c.pub --threshold 2
     """
     from pydantic import ValidationError
 
-    from coordinator.folder import CoordinatorFolder, CoordinatorSettings
-    from ddm_fed.records import explain
+    from coordinator import rosters
+    from coordinator.folder import CoordinatorFolder
+    from ddm_fed.records import Roster, explain
+    from ddm_fed.signing import PASSPHRASE_VARIABLE, is_encrypted, key_files, read_public
 
+    holders = [read_public(file).hex for file in root_key or ()]
     try:
-        settings = CoordinatorSettings(federation=federation)
+        home = CoordinatorFolder.create(folder, federation, holders, threshold)
     except ValidationError as error:
-        raise typer.BadParameter(explain(error, CoordinatorSettings)) from None
-    home = CoordinatorFolder.create(folder, settings)
-    console.say("Root key fingerprint; tell it to every site by telephone or on paper:")
-    typer.echo(home.root_key().public.keyid)
-    console.next_step(f"ddm-coord enroll --coordinator {folder} ENROLMENT_FILE, once for each site")
+        raise typer.BadParameter(explain(error, Roster)) from None
+    with home.changing():
+        proposal = rosters.complete_genesis(home)
+    console.say("Fingerprint of the federation; tell it to every site by telephone or on paper:")
+    typer.echo(home.settings.root)
+    if not is_encrypted(key_files(home.keys, "coordinator")[0]):
+        console.say(f"the key files are not encrypted: set {PASSPHRASE_VARIABLE} before `init`")
+    if proposal.published:
+        console.next_step(f"ddm-coord roster add --coordinator {folder} ENROLMENT_FILES")
+        return
+    console.say(f"roster 1 waits for {' and '.join(proposal.missing)}")
+    console.next_step(
+        f"send {proposal.file} to the holders; each runs ddm-coord roster sign FILE --key KEY.pem",
+        f"ddm-coord roster merge --coordinator {folder} SIGNED_FILE, for each",
+    )
 
 
 @app.command(rich_help_panel=SETUP)
-def enroll(
-    request: Annotated[
-        Path, typer.Argument(help="The site's enrolment.dsse.json.", dir_okay=False)
-    ],
-    coordinator: CoordinatorOption = Path(),
-    key: Annotated[
-        str | None, typer.Option(help="The site's key as its people read it out; compared.")
-    ] = None,
+def keygen(
+    file: Annotated[Path, typer.Argument(help="Key file to make, for example root-a.pem.")],
 ) -> None:
-    """Accept a site's request to take part; it takes effect with the next publish.
+    """Make a root key of your own, to sign rosters for your institution.
 
-    Example: ddm-coord enroll hospital-a.dsse.json --key ed25519:77ab…
+    Example: ddm-coord keygen root-a.pem
     """
-    from coordinator import members
-    from coordinator.folder import CoordinatorFolder
-    from ddm_fed.signing import VerifyKey
+    from ddm_fed.signing import PASSPHRASE_VARIABLE, is_encrypted, write_key
 
-    home = CoordinatorFolder.open(coordinator)
-    with home.changing():
-        accepted = members.enroll(home, request, expected_keyid=key)
-    console.say(
-        f"enrolled `{accepted.site}` with the key {VerifyKey.from_hex(accepted.public_key).keyid}"
-    )
-    if key is None:
-        console.say("compare that key with the site's people before you publish")
-    console.next_step(f"ddm-coord publish --coordinator {coordinator} PLAN.toml")
+    key = write_key(file)
+    typer.echo(key.public.keyid)
+    console.say(f"{file} is your key, and stays with you; send {file.with_suffix('.pub')}")
+    if not is_encrypted(file):
+        console.say(f"it is not encrypted: set {PASSPHRASE_VARIABLE} before you make a key")
 
 
 @app.command(rich_help_panel=SETUP)
@@ -122,12 +127,12 @@ def publish(
     plan: Annotated[Path, typer.Argument(help="The plan people wrote, plan.toml.", dir_okay=False)],
     coordinator: CoordinatorOption = Path(),
 ) -> None:
-    """Check and sign the plan and the roster, and put both into the published folder.
+    """Check and sign the plan, and put it into the published folder.
 
     Example: ddm-coord publish plan.toml
     """
-    from coordinator import members
-    from coordinator.admission import admitted_bundles, current_members
+    from coordinator import rosters
+    from coordinator.admission import current_members, recover
     from coordinator.folder import CoordinatorFolder
     from ddm_fed.records import read_plan_toml
 
@@ -137,18 +142,18 @@ def publish(
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{plan} cannot be read: {error}") from None
     with home.changing():
-        published = members.publish(home, read_plan_toml(text, name=plan.name))
-    state = "new" if published.roster_is_new else "unchanged"
+        plan_sha256 = rosters.publish_plan(home, read_plan_toml(text, name=plan.name))
+        trust = home.trust()
+        log = recover(home, trust)
+        earlier = sum(1 for _ in log.receipts()) - len(current_members(home, trust, log))
     console.say(
-        f"published plan {published.plan_sha256[:16]}… and roster {published.roster.version} "
-        f"({state}): {', '.join(site.name for site in published.roster.sites)}"
+        f"published plan {plan_sha256[:16]}… under roster {trust.roster.version}: "
+        f"{', '.join(site.name for site in trust.roster.sites if site.is_active)}"
     )
-    trust = home.trust()
-    earlier = len(admitted_bundles(home, trust)) - len(current_members(home, trust))
     if earlier:
         console.say(
-            f"{earlier} admitted submissions are of an earlier plan or replaced by newer ones; a "
-            "site takes part in this plan once it has trained under it"
+            f"{earlier} admitted submissions are of an earlier plan, removed, or replaced by newer "
+            "ones; a site takes part in this plan once it has trained under it"
         )
     console.next_step(f"send {home.published} to every site; it holds nothing secret")
 
@@ -159,19 +164,26 @@ def status(coordinator: CoordinatorOption = Path(), as_json: JsonOption = False)
 
     Example: ddm-coord status
     """
+    from coordinator.admission import recover_if_published
     from coordinator.folder import CoordinatorFolder
     from coordinator.status import site_states
 
     home = CoordinatorFolder.open(coordinator)
+    if not home.is_busy():  # then a kill may have left something to finish
+        with home.changing():
+            recover_if_published(home)
     report = site_states(home)
     if as_json:
         console.show_json(report)
         return
     console.show_table(
         f"{home.settings.federation}: sites",
-        ["site", "state", "sequence", "router epsilon", "waiting for"],
+        ["site", "state", "sequence", "router epsilon", "log", "waiting for"],
         [
-            [str(row[name]) for name in ("site", "state", "sequence", "epsilon", "waiting_for")]
+            [
+                str(row[name])
+                for name in ("site", "state", "sequence", "epsilon", "log_index", "waiting_for")
+            ]
             for row in report["sites"]
         ],
     )
@@ -184,129 +196,6 @@ def status(coordinator: CoordinatorOption = Path(), as_json: JsonOption = False)
                 for row in report["refused"]
             ],
         )
-
-
-@app.command(rich_help_panel=WORK)
-def verify(
-    target: Annotated[
-        Path | None,
-        typer.Argument(
-            help="An ensemble, or one bundle. Without it, everything in the inbox is verified and "
-            "admitted, or refused and set aside."
-        ),
-    ] = None,
-    coordinator: CoordinatorOption = Path(),
-    root: RootOption = None,
-    published: Annotated[
-        Path | None, typer.Option(help="Published folder, to verify one bundle offline.")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Verify and admit what arrived; or verify an ensemble or a bundle, offline, as anyone can.
-
-    Examples: ddm-coord verify · ddm-coord verify ensemble --root ed25519:3b6a… ·
-    ddm-coord verify bundle --root ed25519:3b6a… --published published
-    """
-    if target is None:
-        _verify_inbox(coordinator, as_json)
-        return
-    from ddm_fed.assembly import STATEMENT_FILE, verify_ensemble
-    from ddm_fed.bundle import verify_bundle
-    from ddm_fed.published import read_published
-    from ddm_fed.records import now
-
-    root_keyid = _pinned_root(root, coordinator)
-    size = size_below(target)
-    with console.moving_bytes(f"verifying {target.name}", size) as advance:
-        if (target / STATEMENT_FILE).exists():
-            verified = verify_ensemble(target, root_keyid, advance=advance)
-            bundles, kind = verified.bundles, f"ensemble of {verified.record.federation}"
-        elif published is None and not (coordinator / "coordinator.toml").exists():
-            raise StateError(
-                f"{target} is not an ensemble, and a bundle needs its plan and roster",
-                hint="add --published FOLDER to verify a single bundle",
-            )
-        else:
-            trust = read_published(published or coordinator / "published", root_keyid)
-            bundles, kind = (verify_bundle(target, trust, now(), advance=advance),), "bundle"
-    if as_json:
-        console.show_json(
-            {
-                "verified": kind,
-                "root": root_keyid,
-                "members": [
-                    {
-                        "site": bundle.site,
-                        "submission_sha256": bundle.payload_sha256,
-                        "router_epsilon": bundle.submission.privacy.releases_epsilon,
-                        "expert_is_private": bundle.submission.privacy.expert_is_private,
-                        "files": bundle.sha256,
-                    }
-                    for bundle in bundles
-                ],
-            }
-        )
-        return
-    console.show_table(
-        f"Verified: {kind}, down from root key {root_keyid[:24]}…",
-        ["site", "submission", "expert SHA-256", "router epsilon", "expert"],
-        [
-            [
-                bundle.site,
-                bundle.payload_sha256[:16] + "…",
-                bundle.sha256["expert.safetensors"][:16] + "…",
-                bundle.submission.privacy.releases_epsilon,
-                "private" if bundle.submission.privacy.expert_is_private else "not private",
-            ]
-            for bundle in bundles
-        ],
-    )
-
-
-def _verify_inbox(coordinator: Path, as_json: bool) -> None:
-    from coordinator.admission import admit_arrivals
-    from coordinator.folder import CoordinatorFolder
-
-    home = CoordinatorFolder.open(coordinator)
-    bar = console.moving_bytes("verifying the inbox", size_below(home.incoming))
-    with home.changing(), bar as advance:
-        verdicts = admit_arrivals(home, home.trust(), advance=advance)
-    refused = [verdict for verdict in verdicts if verdict.error is not None]
-    if as_json:
-        console.show_json(
-            [
-                {
-                    "arrival": verdict.name,
-                    "site": verdict.admitted.submission.site if verdict.admitted else None,
-                    "admitted": verdict.admitted is not None,
-                    "code": verdict.error.code if verdict.error else None,
-                    "reason": verdict.error.message if verdict.error else None,
-                }
-                for verdict in verdicts
-            ]
-        )
-    elif verdicts:
-        console.show_table(
-            "Arrivals",
-            ["arrival", "site", "verdict"],
-            [
-                [
-                    verdict.name[:16] + "…",
-                    verdict.admitted.submission.site if verdict.admitted else "unknown",
-                    "admitted" if verdict.error is None else f"refused: {verdict.error.code}",
-                ]
-                for verdict in verdicts
-            ],
-        )
-    else:
-        console.say(f"nothing new in {home.incoming}")
-    for verdict in refused:
-        if verdict.error is not None:
-            console.show_error(verdict.error)
-    if refused:
-        console.say(f"refused bundles are kept in {home.refused}")
-        raise typer.Exit(1)
-    console.next_step(f"ddm-coord assemble --coordinator {coordinator} ENSEMBLE_FOLDER")
 
 
 @app.command(rich_help_panel=WORK)
@@ -324,21 +213,102 @@ def assemble(
 
     Example: ddm-coord assemble ensemble
     """
-    from coordinator import assemble as assembling
     from coordinator.folder import CoordinatorFolder
 
     home = CoordinatorFolder.open(coordinator)
     kind = _router(router)
     with home.changing():
-        members = assembling.choose_members(home, without or ())
-        total = 2 * sum(size_below(item.bundle) for item in members.values())
-        with console.moving_bytes("assembling", total) as advance:
-            assembling.assemble(home, target, router=kind, without=without or (), advance=advance)
-    console.say(f"{target} is a signed ensemble of {', '.join(sorted(members))}")
-    root = home.root_key().public.keyid
+        _assemble(home, target, kind, without or [])
+
+
+def _assemble(
+    home: "CoordinatorFolder", target: Path, kind: RouterName | None, without: list[str]
+) -> None:
+    from coordinator import assemble as assembling
+
+    members = assembling.choose_members(home, without)
+    total = 2 * sum(
+        size_below(home.blobs.path(digest))
+        for item in members.values()
+        for digest in item.sha256.values()
+    )
+    with console.moving_bytes("assembling", total) as advance:
+        verified = assembling.assemble(home, target, router=kind, without=without, advance=advance)
+    names = ", ".join(member.site for member in verified.record.members)
+    console.say(f"{target} is a signed ensemble of {names}")
+    root = home.settings.root
     console.next_step(
         f"ddm-coord verify {target} --root {root}",
         f"ddm-coord sample {target} --root {root} --out samples",
+    )
+
+
+@app.command(rich_help_panel=WORK)
+def remove(
+    site: Annotated[str, typer.Argument(help="The site that leaves.")],
+    out: Annotated[Path, typer.Option(help="Folder to make: the ensemble without the site.")],
+    reason: Annotated[str, typer.Option(help="Why, for everybody who reads the log.")],
+    coordinator: CoordinatorOption = Path(),
+    delete_weights: Annotated[
+        bool,
+        typer.Option("--delete-weights", help="Delete its weights here too. This is final."),
+    ] = False,
+) -> None:
+    """End the use of a site's expert: a signed removal in the log, and an ensemble without it.
+
+    Experts are trained in isolation and the routers hold one row for each site, so the new ensemble
+    is, bit for bit, the one that would have been assembled without the site.
+
+    Example: ddm-coord remove hospital-b --reason "consent withdrawn" --out ensemble-2
+    """
+    from coordinator import assemble as assembling
+    from coordinator.folder import CoordinatorFolder
+
+    home = CoordinatorFolder.open(coordinator)
+    with home.changing():
+        removed = assembling.remove(home, site, reason=reason, delete_weights=delete_weights)
+        console.say(
+            f"`{site}` is removed: entry {removed.removal.log_index} of the log says so, signed"
+        )
+        for digest, folder in removed.stale.items():
+            console.say(f"STALE: ensemble {digest[:16]}…, assembled in {folder}")
+        if removed.stale:
+            console.say(
+                "whatever was made from these is stale as well: samples, students distilled from "
+                "them, routers trained on their samples. Make it again from the new ensemble; "
+                "`ddm-coord verify ENSEMBLE --published PUBLISHED` finds copies elsewhere"
+            )
+        _assemble(home, out, None, [])
+
+
+@app.command(rich_help_panel=USE)
+def export(
+    ensemble: Annotated[Path, typer.Argument(help="The ensemble's folder.", file_okay=False)],
+    coordinator: CoordinatorOption = Path(),
+) -> None:
+    """Add model.sig, in OpenSSF Model Signing v1.0 format, so that other tools verify the folder.
+
+    The ensemble is verified first. The key is P-256 and named in the roster; its public half is
+    written beside the ensemble. Example: ddm-coord export ensemble
+    """
+    from coordinator.folder import EXPORT_KEY, CoordinatorFolder
+    from ddm_fed.assembly import verify_ensemble
+    from ddm_fed.files import write_atomically
+    from ddm_fed.oms import SIGNATURE_FILE, sign_folder, verify_folder
+    from ddm_fed.signing import ExportKey
+
+    home = CoordinatorFolder.open(coordinator)
+    with console.moving_bytes(f"signing {ensemble.name}", 3 * size_below(ensemble)) as advance:
+        verify_ensemble(ensemble, home.settings.root, advance=advance)
+        key = ExportKey.read(home.keys / EXPORT_KEY)
+        sign_folder(ensemble, key, advance=advance)
+        verify_folder(ensemble, key.public_pem, advance=advance)
+    public = ensemble.with_name(f"{ensemble.name}-export-key.pem")
+    write_atomically(public, key.public_pem)
+    console.say(f"wrote {ensemble / SIGNATURE_FILE} and the public key {public}")
+    console.next_step(
+        f"python -m model_signing verify key {ensemble} --signature {ensemble / SIGNATURE_FILE} "
+        f"--public_key {public}"
     )
 
 
@@ -365,7 +335,7 @@ def sample(
 ) -> None:
     """Verify an ensemble, then draw images from it.
 
-    Example: ddm-coord sample ensemble --root ed25519:3b6a… --count 100 --out samples
+    Example: ddm-coord sample ensemble --root sha256:3b6a… --count 100 --out samples
     """
     from coordinator.drawing import DrawOptions, draw
     from ddm_fed.ensemble import Strategy
@@ -388,7 +358,7 @@ def sample(
         batch_size=batch_size,
     )
     with console.counting(f"sampling {strategy}", count, "samples") as update:
-        summary = draw(ensemble, _pinned_root(root, coordinator), out, options, update=update)
+        summary = draw(ensemble, pinned_root(root, coordinator), out, options, update=update)
     console.say(f"{count} samples in {out}, for example {out / 'grid.png'}")
     if summary["site_counts"] is not None:
         console.say(f"drawn from {summary['site_counts']}")
@@ -398,20 +368,3 @@ def _router(name: str | None) -> RouterName | None:
     if name is None or name in get_args(RouterName):
         return cast(RouterName | None, name)
     raise typer.BadParameter(f"--router is one of {', '.join(get_args(RouterName))}")
-
-
-def _pinned_root(root: str | None, coordinator: Path) -> str:
-    """Returns the fingerprint to trust: the one given, or that of our own coordinator folder."""
-    if root is not None:
-        if re.fullmatch(r"ed25519:[0-9a-f]{64}", root) is None:
-            raise typer.BadParameter("--root is ed25519: and 64 lower-case hex digits")
-        return root
-    if not (coordinator / "coordinator.toml").exists():
-        raise StateError(
-            "no root key is pinned, so nothing can be verified",
-            hint="add --root ed25519:… as the coordinator's people told you, or --coordinator if "
-            "you are the coordinator",
-        )
-    from coordinator.folder import CoordinatorFolder
-
-    return CoordinatorFolder.open(coordinator).root_key().public.keyid

@@ -307,4 +307,3 @@ def _until(revoked: int | None, compromised: int | None) -> str:
     if revoked is None:
         return "active"
     return f"{revoked}" if compromised is None else f"{revoked}, compromised since {compromised}"
-

@@ -8,7 +8,7 @@ import typer
 from coordinator.options import CoordinatorOption, JsonOption, RootOption, pinned_root
 from ddm_fed import console
 from ddm_fed.errors import StateError
-from ddm_fed.files import size_below
+from ddm_fed.files import Advance, size_below
 
 if TYPE_CHECKING:
     from ddm_fed.assembly import VerifiedEnsemble
@@ -60,7 +60,7 @@ def verify(
 
 
 def _verify_bundle(
-    target: Path, pin: str, published: Path | None, advance: console.Advance
+    target: Path, pin: str, published: Path | None, advance: Advance
 ) -> "VerifiedBundle":
     from ddm_fed.bundle import verify_bundle
     from ddm_fed.published import read_published
@@ -92,9 +92,7 @@ def _show_bundle(bundle: "VerifiedBundle", pin: str, as_json: bool) -> None:
         _show_table(f"Verified: bundle, down from {pin[:24]}…", [bundle])
 
 
-def _show_ensemble(
-    verified: "VerifiedEnsemble", newer: "Staleness | None", as_json: bool
-) -> None:
+def _show_ensemble(verified: "VerifiedEnsemble", newer: "Staleness | None", as_json: bool) -> None:
     record = verified.record
     if as_json:
         console.show_json(

@@ -273,14 +273,14 @@ def revoke(
     chain = home.chain()
     size = read_book(home, chain).size
     site = _member(chain, name)
-    chosen = [
-        key for key in site.keys if keyid in (None, VerifyKey.from_hex(key.public_key).keyid)
-    ]
+    chosen = [key for key in site.keys if keyid in (None, VerifyKey.from_hex(key.public_key).keyid)]
     if not chosen:
         raise StateError(
             f"`{name}` has no key {keyid}", hint="`ddm-coord roster show` lists its keys"
         )
-    keys = tuple(_ended(key, size, compromised_since) if key in chosen else key for key in site.keys)
+    keys = tuple(
+        _ended(key, size, compromised_since) if key in chosen else key for key in site.keys
+    )
     if keys == site.keys:
         raise StateError(
             f"the keys of `{name}` are revoked already",

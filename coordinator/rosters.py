@@ -226,7 +226,7 @@ def _settle(home: CoordinatorFolder, payload: bytes) -> Proposal:
 
 
 def refresh_published(home: CoordinatorFolder) -> None:
-    """Signs plan and log head with the active key again, if another one signed what is published."""
+    """Signs plan and log head again with the active key, if another signed what is published."""
     chain = home.chain()
     key = home.key(chain)
     plan = home.published / PLAN_FILE
@@ -253,9 +253,7 @@ def publish_plan(home: CoordinatorFolder, plan: Plan) -> str:
             hint="correct `federation` in the plan",
         )
     if not any(site.is_active for site in chain.current.sites):
-        raise StateError(
-            "nobody is enrolled yet", hint="run `ddm-coord roster add REQUEST` first"
-        )
+        raise StateError("nobody is enrolled yet", hint="run `ddm-coord roster add REQUEST` first")
     if now() >= chain.current.expires_at:
         raise StateError(
             f"roster {chain.current.version} expired on {chain.current.expires_at:%Y-%m-%d}",

@@ -5,21 +5,23 @@ from typing import Any
 from coordinator.admission import current_members
 from coordinator.assemble import removed_sites
 from coordinator.audit import refusals
-from coordinator.book import read_book
 from coordinator.folder import CoordinatorFolder
 from coordinator.rosters import pending_roster
 from ddm_fed.errors import printable
+from ddm_fed.log import read_log
 from ddm_fed.published import PLAN_FILE, roster_files
 
 
 def site_states(home: CoordinatorFolder) -> dict[str, Any]:
     """Returns the state of every site, the log's head, the unread arrivals and all refusals.
 
+    It reads what is published, so it can be asked while another command is at work.
+
     Every row of `sites` has `site`, `state`, `sequence`, `epsilon`, `log_index` and `waiting_for`.
     """
     chain = home.chain() if roster_files(home.published) else None
     trust = home.trust() if (home.published / PLAN_FILE).exists() else None
-    log = read_book(home, chain) if chain is not None else None
+    log = read_log(home.published, chain) if chain is not None else None
     members = current_members(home, trust, log) if trust is not None and log is not None else {}
     removed = removed_sites(log) if log is not None else set()
     rows = []

@@ -7,15 +7,15 @@
     sites/SITE/                   the bundle exactly as SITE signed it
     receipts/SITE.dsse.json       the coordinator's receipt for it
     receipts/SITE.tlog-proof      the proof that the receipt is in the log
-    model.sig                     optional, for other tools (`ddm_fed.oms`); trusted for nothing here
+    model.sig                     optional, for other tools (`ddm_fed.oms`); proves nothing here
 
-Verification: rosters and plan lead from the pinned digest to the coordinator's key; the statement is
-signed by it; the folder holds exactly the files it names; the log holds; every bundle verifies on
-its own, at its place in the log; nothing that the log admitted under the plan is missing without
+Verification: rosters and plan lead from the pinned digest to the coordinator's key; the statement
+is signed by it; the folder holds exactly the files it names; the log holds; every bundle verifies
+on its own, at its place in the log; nothing that the log admitted under the plan is missing without
 being named; and all digests agree.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -46,7 +46,6 @@ from ddm_fed.log import Log, LogEntry, read_log
 from ddm_fed.models import build_expert
 from ddm_fed.oms import SIGNATURE_FILE
 from ddm_fed.published import published_files, read_published
-from ddm_fed.receipts import read_receipt
 from ddm_fed.records import (
     ENSEMBLE_PREDICATE,
     IN_TOTO_PAYLOAD,
@@ -83,6 +82,13 @@ class Member(NamedTuple):
     files: Mapping[str, Path]
 
 
+class WrittenEnsemble(NamedTuple):
+    """The digest of an ensemble's statement, and what it says."""
+
+    sha256: str
+    record: EnsembleRecord
+
+
 @dataclass(frozen=True)
 class VerifiedEnsemble:
     """An ensemble folder for which every rule above holds. Only `verify_ensemble` makes one."""
@@ -106,7 +112,7 @@ def write_ensemble(
     key: SigningKey,
     *,
     advance: Advance = lambda _: None,
-) -> VerifiedEnsemble:
+) -> WrittenEnsemble:
     """Writes the ensemble folder `target`, signs it, verifies it, and only then names it.
 
     Memory does not grow with the size of the experts. A kill leaves no `target`.
@@ -171,8 +177,8 @@ def write_ensemble(
         )
         envelope = seal(statement_of_all.to_json(), IN_TOTO_PAYLOAD, [key])
         write_atomically(folder / STATEMENT_FILE, envelope)
-        verified = verify_ensemble(folder, trust.root, advance=advance)
-    return verified
+        verify_ensemble(folder, trust.root, advance=advance)
+    return WrittenEnsemble(sha256_hex(statement_of_all.to_json()), record)
 
 
 def verify_ensemble(
@@ -195,9 +201,7 @@ def verify_ensemble(
     files = list_regular_files(folder, what=what) - {SIGNATURE_FILE}
     trust = read_published(folder, root)
     envelope = read_bounded(folder / STATEMENT_FILE, MAX_DOCUMENT_BYTES)
-    signed = open_envelope(
-        envelope, IN_TOTO_PAYLOAD, trust.chain.coordinator_keys(None), what=what
-    )
+    signed = open_envelope(envelope, IN_TOTO_PAYLOAD, trust.chain.coordinator_keys(None), what=what)
     statement = Statement[EnsembleRecord].from_json(signed.payload, what=what)
     record = statement.predicate
     _require_same(
@@ -227,7 +231,9 @@ def verify_ensemble(
         for name, digest in bundles[-1].sha256.items():
             path = f"sites/{member.site}/{name}"
             _require_digest(path, digest, digests[path])
-    return VerifiedEnsemble(folder, signed.sha256, signed.signers, trust, log, record, tuple(bundles))
+    return VerifiedEnsemble(
+        folder, signed.sha256, signed.signers, trust, log, record, tuple(bundles)
+    )
 
 
 def _require_complete(record: EnsembleRecord, log: Log) -> None:

@@ -48,6 +48,7 @@ from ddm_fed.files import (
     require_file_set,
     write_atomically,
 )
+from ddm_fed.log import SUBMISSION_FILE
 from ddm_fed.models import expert_tensors
 from ddm_fed.privacy import check_chain, epsilon_text, private_events
 from ddm_fed.records import (
@@ -60,12 +61,12 @@ from ddm_fed.records import (
     LedgerEntry,
     NonPrivateEvent,
     Plan,
+    Require,
     Statement,
     Submission,
     subjects,
 )
 from ddm_fed.router import ROUTER_PURPOSES, release_tensors
-from ddm_fed.log import SUBMISSION_FILE
 from ddm_fed.signing import SigningKey, Trust, seal
 from ddm_fed.store import BlobStore
 from ddm_fed.submission import read_submission
@@ -126,6 +127,7 @@ def verify_bundle(
     moment: datetime,
     *,
     position: int | None = None,
+    require: Require | None = None,
     store: BlobStore | None = None,
     advance: Advance = lambda _: None,
 ) -> VerifiedBundle:
@@ -138,6 +140,7 @@ def verify_bundle(
         trust: The verified plan and rosters.
         moment: The time at which it must be valid.
         position: Its place in the log, which decides about keys; None is the next one.
+        require: Whose signatures it needs, in place of the site's policy: for drafts.
         store: Files are copied there while they are hashed, all later checks look at the copy,
             and the result refers to it.
         advance: Told the bytes that were hashed.
@@ -150,7 +153,15 @@ def verify_bundle(
     envelope = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
     sources = {name: folder / name for name in TENSOR_FILES}
     return verify_files(
-        envelope, sources, trust, moment, what=what, position=position, store=store, advance=advance
+        envelope,
+        sources,
+        trust,
+        moment,
+        what=what,
+        position=position,
+        require=require,
+        store=store,
+        advance=advance,
     )
 
 
@@ -162,11 +173,14 @@ def verify_files(
     *,
     what: str,
     position: int | None = None,
+    require: Require | None = None,
     store: BlobStore | None = None,
     advance: Advance = lambda _: None,
 ) -> VerifiedBundle:
     """Like `verify_bundle`, for a manifest and files that need not lie in one folder."""
-    statement, payload_sha256 = read_submission(envelope, trust.chain, position, what=what)
+    statement, payload_sha256 = read_submission(
+        envelope, trust.chain, position, what=what, require=require
+    )
     submission = statement.predicate
     _require_ours(submission, trust, what)
     _require_valid_at(submission, trust, moment, what)

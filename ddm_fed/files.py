@@ -90,6 +90,16 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
 
 
+def is_locked(path: Path) -> bool:
+    """Returns whether a process holds the lock file `path`."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def sync_folder(path: Path) -> None:
     """Makes the names in the folder `path` durable."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -124,7 +134,12 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def size_below(folder: Path) -> int:
-    """Returns the bytes of all files below `folder`, for a progress bar: files may come and go."""
+    """Returns the bytes of all files below `folder`, for a progress bar: files may come and go.
+
+    A file counts as itself.
+    """
+    if folder.is_file():
+        return folder.stat().st_size
     total, waiting = 0, [folder]
     while waiting:
         with suppress(OSError), os.scandir(waiting.pop()) as entries:

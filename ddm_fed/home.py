@@ -13,7 +13,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from ddm_fed.errors import StateError
-from ddm_fed.files import exclusive
+from ddm_fed.files import exclusive, is_locked
 from ddm_fed.records import Record, canonical_json, explain
 
 SettingsT = TypeVar("SettingsT", bound=Record)
@@ -37,6 +37,10 @@ class Home:
         """
         with exclusive(self.path / ".lock"):
             yield
+
+    def is_busy(self) -> bool:
+        """Returns whether another process holds the lock just now."""
+        return is_locked(self.path / ".lock")
 
 
 def require_new(folder: Path, settings_file: str) -> None:

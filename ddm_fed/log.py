@@ -144,9 +144,7 @@ class Log:
         return found
 
 
-def read_entry(
-    data: bytes, index: int, chain: RosterChain, keys: Iterable[VerifyKey]
-) -> LogEntry:
+def read_entry(data: bytes, index: int, chain: RosterChain, keys: Iterable[VerifyKey]) -> LogEntry:
     """Returns the statement in the envelope `data`, which claims to be leaf `index` (rule 3).
 
     Args:

@@ -98,4 +98,3 @@ def require_newer(
             hint="fetch the newest published folder",
         )
     require_continues(log, seen_log, what=what)
-

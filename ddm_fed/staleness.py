@@ -45,12 +45,12 @@ def find_staleness(verified: VerifiedEnsemble, chain: RosterChain, log: Log) -> 
     ):
         stale.append("it is signed by a coordinator key that may not sign at its place of the log")
     for bundle, member in zip(verified.bundles, verified.record.members, strict=True):
-        for entry in log.entries[member.log_index :]:
-            if entry.removal is not None and entry.removal.site == member.site:
-                stale.append(
-                    f"`{member.site}` was removed on {entry.removal.removed_at:%Y-%m-%d}: "
-                    f"{entry.removal.reason}"
-                )
+        stale.extend(
+            f"`{member.site}` was removed on {entry.removal.removed_at:%Y-%m-%d}: "
+            f"{entry.removal.reason}"
+            for entry in log.entries[member.log_index :]
+            if entry.removal is not None and entry.removal.site == member.site
+        )
         try:
             what = f"the submission of `{member.site}`"
             read_submission(bundle.envelope, chain, member.log_index, what=what)

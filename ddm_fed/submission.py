@@ -14,6 +14,7 @@ from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     SUBMISSION_PREDICATE,
     RangedKey,
+    Require,
     RosterSite,
     Statement,
     Submission,
@@ -22,7 +23,12 @@ from ddm_fed.signing import RosterChain, SignedPayload, VerifyKey, open_envelope
 
 
 def read_submission(
-    envelope: bytes, chain: RosterChain, position: int | None = None, *, what: str
+    envelope: bytes,
+    chain: RosterChain,
+    position: int | None = None,
+    *,
+    what: str,
+    require: Require | None = None,
 ) -> tuple[Statement[Submission], str]:
     """Returns the manifest in `envelope` and its digest, signed as its site asks (2 to 6).
 
@@ -31,6 +37,8 @@ def read_submission(
         chain: The verified rosters.
         position: Its place in the log, which decides about keys and policy; None is the next one.
         what: Its name, for messages.
+        require: Whose signatures it needs, in place of the site's policy: a draft has no other
+            than the site's own yet.
 
     Raises:
         RefusedError: form, signature, or a signer who is not the claimed site, may not sign at
@@ -45,7 +53,7 @@ def read_submission(
             f"`{SUBMISSION_PREDICATE}`",
             hint="one signed document was put in the place of another; ask for the right file",
         )
-    require_signers(signed, site, position, what=what)
+    require_signers(signed, site, position, require or site.require_at(position), what=what)
     return statement, signed.sha256
 
 
@@ -74,9 +82,9 @@ def open_as_site(envelope: bytes, chain: RosterChain, *, what: str) -> SignedPay
 
 
 def require_signers(
-    signed: SignedPayload, site: RosterSite, position: int | None, *, what: str
+    signed: SignedPayload, site: RosterSite, position: int | None, require: Require, *, what: str
 ) -> None:
-    """Refuses `signed` unless every role that the site's policy names has signed it.
+    """Refuses `signed` unless every role in `require` has signed it.
 
     A roster lists no key twice, so nobody can sign for two roles.
 
@@ -87,7 +95,7 @@ def require_signers(
     """
     place = "now" if position is None else f"at position {position} of the log"
     signers = {key.hex for key in signed.signers}
-    for role in site.require_at(position):
+    for role in require:
         own = [key for key in site.keys if key.role == role and key.public_key in signers]
         if any(key.may_sign_at(position) for key in own):
             continue

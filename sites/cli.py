@@ -13,6 +13,8 @@ import typer
 
 from ddm_fed import __version__, console
 from ddm_fed.files import size_below
+from sites import cli_keys
+from sites.options import JsonOption, PlanOption, SiteOption, open_published
 
 if TYPE_CHECKING:
     from ddm_fed.records import LedgerEntry
@@ -28,18 +30,13 @@ app = typer.Typer(
 
 Nothing is sent anywhere by itself: training needs no network, and what is to leave passes
 [bold]review[/bold] and [bold]release[/bold] first.""",
-    epilog="""Example: ddm-site init hospital-a --name hospital-a --root ed25519:…, then
+    epilog="""Example: ddm-site init hospital-a --name hospital-a --root sha256:…, then
 ddm-site train --site hospital-a --plan published --data images/""",
 )
 SETUP, WORK, LEAVE = "Set up", "Work", "What leaves"
-
-SiteOption = Annotated[
-    Path, typer.Option("--site", help="The site's folder.", envvar="DDM_SITE", file_okay=False)
-]
-PlanOption = Annotated[
-    Path, typer.Option("--plan", help="The coordinator's published folder, or the plan in it.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+app.command(rich_help_panel=SETUP)(cli_keys.keygen)
+app.command(rich_help_panel=SETUP)(cli_keys.rotate)
+app.command(rich_help_panel=LEAVE)(cli_keys.approve)
 
 
 class PrecisionName(StrEnum):
@@ -77,34 +74,46 @@ def init(
     root: Annotated[
         str,
         typer.Option(
-            help="Fingerprint of the coordinator's root key, ed25519:…, learnt from a person: by "
-            "telephone or on paper, not from the files you are about to check with it."
+            help="Fingerprint of the federation, sha256:…, learnt from a person: by telephone or "
+            "on paper, not from the files you are about to check with it."
         ),
     ],
     max_epsilon: Annotated[
         str, typer.Option(help="Most epsilon this site spends, whatever plans allow.")
     ] = "10",
+    dpo: Annotated[
+        Path | None,
+        typer.Option(
+            help="Public key file of the data-protection officer, without whose signature nothing "
+            "may leave.",
+            dir_okay=False,
+        ),
+    ] = None,
 ) -> None:
     """Make a site: its folder, its key, and its request to be enrolled.
 
-    Example: ddm-site init hospital-a --name hospital-a --root ed25519:3b6a…
+    Example: ddm-site init hospital-a --name hospital-a --root sha256:3b6a…
     """
     from pydantic import ValidationError
 
     from ddm_fed.records import canonical_json, explain
-    from sites.folder import SiteFolder, SiteSettings
+    from ddm_fed.signing import PASSPHRASE_VARIABLE, is_encrypted, key_files, read_public
+    from sites.folder import ENROLMENT_FILE, SiteFolder, SiteSettings
 
+    facts = {"name": name, "root": root, "max_epsilon": max_epsilon}
+    if dpo is not None:
+        facts["dpo_key"] = read_public(dpo).hex
     try:
-        settings = SiteSettings.model_validate_json(
-            canonical_json({"name": name, "root_keyid": root, "max_epsilon": max_epsilon})
-        )
+        settings = SiteSettings.model_validate_json(canonical_json(facts))
     except ValidationError as error:
         raise typer.BadParameter(explain(error, SiteSettings)) from None
     site = SiteFolder.create(folder, settings)
-    console.say(f"{folder} is the site `{name}`; its key is {site.key().public.keyid}")
-    console.next_step(
-        f"send {folder / 'enrolment.dsse.json'} to the coordinator, and read the key to them aloud"
-    )
+    console.say(f"{folder} is the site `{name}`; its key is {site.newest_key().public.keyid}")
+    if not is_encrypted(key_files(site.keys, "site")[0]):
+        console.say(f"the key file is not encrypted: set {PASSPHRASE_VARIABLE} before `init`")
+    request = folder / ENROLMENT_FILE
+    steps = [] if dpo is None else [f"the officer runs ddm-site approve {request} --key DPO.pem"]
+    console.next_step(*steps, f"send {request} to the coordinator, and read the key to them aloud")
 
 
 @app.command(rich_help_panel=WORK)
@@ -146,7 +155,8 @@ def train(
     from sites.jobs import TrainingOptions, run_plan
     from sites.outbox import find_bundles
 
-    home, trust = _open(site, plan)
+    home, published = open_published(site, plan)
+    trust = published.trust
     with home.changing():
         images, report = load_images(
             data, trust.plan.data, value_range=value_range, max_bad_fraction=max_bad_fraction
@@ -165,7 +175,9 @@ def train(
                 update(step.step, f"loss {step.loss:.4f}  {step.images_per_s:,.0f} images/s")
 
             options = TrainingOptions(seed, precision.value, checkpoint_every, restart)
-            bundle = run_plan(home, trust, images, options, on_step=on_step, say=console.say)
+            bundle = run_plan(
+                home, trust, published.log, images, options, on_step=on_step, say=console.say
+            )
         drafts = find_bundles(home.drafts)
     console.say(f"{home.settings.name}: signed bundle {bundle}")
     step = "review" if bundle in drafts else "submit --to INBOX"
@@ -180,28 +192,23 @@ def review(plan: PlanOption, site: SiteOption = Path(), as_json: JsonOption = Fa
     """
     from sites import outbox
 
-    home, trust = _open(site, plan)
+    home, published = open_published(site, plan)
+    trust = published.trust
     with home.changing():
         seen = outbox.review(home, trust)
     if as_json:
-        console.show_json(seen.record)
+        console.show_json(seen.egress.model_dump(mode="json"))
         return
-    submission = seen.bundle.submission
-    console.show_table(
-        f"Would leave {home.settings.name} (submission {seen.bundle.payload_sha256[:16]}…)",
-        ["file", "bytes", "SHA-256"],
-        [
-            [file.name, f"{file.size_bytes:,}", seen.bundle.sha256[file.name][:16] + "…"]
-            for file in submission.files
-        ],
-    )
+    cli_keys.show_egress(seen.egress)
     _show_ledger(home, trust)
-    if not submission.privacy.expert_is_private:
-        console.say(
-            "The expert is not differentially private: treat its weights as derived from your "
-            "images, and release them only to whom your agreement names."
+    release = f"ddm-site release --site {site} --plan {plan}"
+    if "dpo" in seen.egress.require:
+        approve = (
+            f"the officer runs ddm-site approve {seen.folder} --key DPO.pem, here or elsewhere"
         )
-    console.next_step(f"ddm-site release --site {site} --plan {plan}")
+        console.next_step(approve, release)
+    else:
+        console.next_step(release)
 
 
 @app.command(rich_help_panel=LEAVE)
@@ -212,7 +219,8 @@ def release(plan: PlanOption, site: SiteOption = Path()) -> None:
     """
     from sites import outbox
 
-    home, trust = _open(site, plan)
+    home, published = open_published(site, plan)
+    trust = published.trust
     with home.changing():
         target = outbox.release(home, trust)
     console.say(f"released {target}")
@@ -232,7 +240,8 @@ def submit(
     """
     from sites import outbox
 
-    home, trust = _open(site, plan)
+    home, published = open_published(site, plan)
+    trust = published.trust
     with home.changing():
         size = size_below(home.released)
         with console.moving_bytes(f"sending {home.settings.name}", size) as advance:
@@ -245,6 +254,7 @@ def submit(
         "waiting": "waits in the inbox for the coordinator",
         "admitted": "admitted; the signed receipt is in receipts/",
         "earlier plan": "is of an earlier plan and was never admitted; it is not sent",
+        "earlier key": "is signed with a key that was replaced; run `ddm-site train` again",
         "expired": "has expired and is not sent; run `ddm-site train` again to sign it anew",
     }
     for digest, state in states:
@@ -280,15 +290,6 @@ def ledger(
         )
         return
     _ledger_table(home.settings.name, entries, total, delta)
-
-
-def _open(site: Path, plan: Path) -> "tuple[SiteFolder, Trust]":
-    from ddm_fed.published import read_published
-    from sites.folder import SiteFolder
-
-    home = SiteFolder.open(site)
-    folder = plan if plan.is_dir() else plan.parent
-    return home, read_published(folder, home.settings.root_keyid)
 
 
 def _show_ledger(home: "SiteFolder", trust: "Trust") -> None:

@@ -1,12 +1,13 @@
 """The folder of a site on disk, and the one process at a time that may change it.
 
-site.toml                 who we are, whom we trust, what we are willing to spend
-keys/site.pem             the signing key; never leaves
+site.toml                 who we are, whom we trust, what we spend, who has to agree
+keys/                     site.pem signs; site.pub and perhaps dpo.pub are public
 enrolment.dsse.json       what the coordinator needs to enrol us
 ledger.jsonl              everything ever released, append-only
 private/PLAN/             checkpoint, expert, release in the making; never leaves
+seen/                     the newest rosters and log this site was shown, to notice a second history
 outbox/draft/DIGEST/      a signed bundle nobody has reviewed
-outbox/reviews/DIGEST.json  what a person saw before releasing it
+outbox/reviews/DIGEST/    what a person saw before releasing it, signed; what a DPO countersigns
 outbox/released/DIGEST/   what a mover may send: the only place it may read
 receipts/DIGEST.dsse.json the coordinator's proof that it was admitted
 """
@@ -15,25 +16,47 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from ddm_fed.errors import StateError
 from ddm_fed.files import write_atomically
 from ddm_fed.home import Home, read_settings, require_new
 from ddm_fed.records import (
     EnrolmentRequest,
-    KeyId,
     Name,
     Positive,
+    PublicKeyHex,
     Record,
+    RequestedKey,
+    Require,
+    Role,
+    RootPin,
+    RosterSite,
     now,
 )
-from ddm_fed.signing import ENROLMENT_PAYLOAD, SigningKey, seal
+from ddm_fed.signing import (
+    ENROLMENT_PAYLOAD,
+    SigningKey,
+    key_files,
+    new_key,
+    public_of,
+    seal,
+)
+
+ENROLMENT_FILE = "enrolment.dsse.json"
+ROTATION_FILE = "rotation.dsse.json"
 
 
 class SiteSettings(Record):
-    """`site.toml`: the site's own facts and its own limit, whatever a plan may allow."""
+    """`site.toml`: the site's own facts and its own limits, whatever plan and roster may allow."""
 
     name: Name
-    root_keyid: KeyId
+    root: RootPin
     max_epsilon: Positive
+    dpo_key: PublicKeyHex | None = None
+
+    @property
+    def require(self) -> Require:
+        """Whose signatures this site asks for before anything leaves."""
+        return ("site",) if self.dpo_key is None else ("site", "dpo")
 
 
 @dataclass(frozen=True)
@@ -53,24 +76,16 @@ class SiteFolder(Home):
         require_new(path, "site.toml")
         for folder in ("keys", "private", "outbox/draft", "outbox/reviews", "outbox/released"):
             (path / folder).mkdir(parents=True, exist_ok=True)
-        (path / "receipts").mkdir(exist_ok=True)
+        for folder in ("receipts", "seen"):
+            (path / folder).mkdir(exist_ok=True)
         for folder in ("keys", "private"):
             (path / folder).chmod(0o700)
         site = cls(path, settings)
-        key_file = path / "keys" / "site.pem"
-        if not key_file.exists():  # a killed `init` may have left one: keep it
-            SigningKey.generate().write(key_file)
-        request = EnrolmentRequest(
-            site=settings.name,
-            public_key=site.key().public.hex,
-            root_keyid=settings.root_keyid,
-            requested_at=now(),
-        )
-        write_atomically(
-            path / "enrolment.dsse.json", seal(request.to_json(), ENROLMENT_PAYLOAD, [site.key()])
-        )
+        if not key_files(site.keys, "site"):  # a killed `init` may have left one: keep it
+            new_key(site.keys, "site")
+        write_request(site, path / ENROLMENT_FILE, site.newest_key(), [site.newest_key()])
         # last, because its presence says that the folder is complete
-        write_atomically(path / "site.toml", _toml(settings).encode())
+        write_settings(site)
         return site
 
     @classmethod
@@ -83,15 +98,41 @@ class SiteFolder(Home):
         hint = "run `ddm-site init` first, or name the folder with --site"
         return cls(path, read_settings(path / "site.toml", SiteSettings, hint=hint))
 
-    def key(self) -> SigningKey:
-        """Returns the site's signing key."""
-        return SigningKey.read(self.path / "keys" / "site.pem")
+    def key(self, member: RosterSite) -> SigningKey:
+        """Returns the site's signing key that is active in the roster.
+
+        Raises:
+            StateError: this folder holds no such key.
+        """
+        active = {key.public_key for key in member.keys if key.role == "site" and key.is_active}
+        for file in reversed(key_files(self.keys, "site")):
+            if public_of(file).hex in active:
+                return SigningKey.read(file)
+        raise StateError(
+            f"`{self.settings.name}` is enrolled with another key than those in {self.keys}",
+            hint="ask the coordinator for a new published folder; if the key was replaced, send "
+            "the request of `ddm-site rotate`",
+        )
+
+    def newest_key(self) -> SigningKey:
+        """Returns the signing key that was made last, enrolled or not."""
+        return SigningKey.read(key_files(self.keys, "site")[-1])
 
     def work(self, plan_sha256: str) -> Path:
         """Returns the private folder of a plan, made if it is not there."""
         folder = self.path / "private" / plan_sha256[:16]
         folder.mkdir(parents=True, exist_ok=True)
         return folder
+
+    @property
+    def keys(self) -> Path:
+        """Private keys; they never leave."""
+        return self.path / "keys"
+
+    @property
+    def seen(self) -> Path:
+        """The newest rosters and log this site was shown."""
+        return self.path / "seen"
 
     @property
     def drafts(self) -> Path:
@@ -114,11 +155,54 @@ class SiteFolder(Home):
         return self.path / "receipts"
 
 
-def _toml(settings: SiteSettings) -> str:
-    return (
-        "# Written by `ddm-site init`. `max_epsilon` is this site's own limit: it holds over all\n"
-        "# plans together, whatever a plan allows.\n"
-        f'name = "{settings.name}"\n'
-        f'root_keyid = "{settings.root_keyid}"\n'
-        f'max_epsilon = "{settings.max_epsilon}"\n'
+def write_request(
+    site: SiteFolder,
+    file: Path,
+    key: SigningKey,
+    signers: list[SigningKey],
+    *,
+    replaces: tuple[str, ...] = (),
+    known: frozenset[str] = frozenset(),
+) -> EnrolmentRequest:
+    """Writes the site's wish to be enrolled with `key`, or to have it in place of `replaces`.
+
+    Args:
+        site: Who asks.
+        file: Where the request goes.
+        key: The key it brings, beside its officer's.
+        signers: Who signs it here; an officer signs with `ddm-site approve`.
+        replaces: Present keys that it retires.
+        known: Keys the roster has already; they are not brought again.
+    """
+    brought: list[tuple[Role, str]] = [("site", key.public.hex)]
+    if site.settings.dpo_key is not None:
+        brought.append(("dpo", site.settings.dpo_key))
+    request = EnrolmentRequest(
+        site=site.settings.name,
+        root=site.settings.root,
+        require=site.settings.require,
+        keys=tuple(
+            RequestedKey(role=role, public_key=public)
+            for role, public in brought
+            if public not in known
+        ),
+        replaces=replaces,
+        requested_at=now(),
     )
+    write_atomically(file, seal(request.to_json(), ENROLMENT_PAYLOAD, signers))
+    return request
+
+
+def write_settings(site: SiteFolder) -> None:
+    """Writes `site.toml`."""
+    settings = site.settings
+    dpo = f'dpo_key = "{settings.dpo_key}"\n' if settings.dpo_key is not None else ""
+    text = (
+        "# Written by `ddm-site init`. `max_epsilon` is this site's own limit: it holds over all\n"
+        "# plans together, whatever a plan allows. With `dpo_key`, nothing leaves without the\n"
+        "# data-protection officer's signature.\n"
+        f'name = "{settings.name}"\n'
+        f'root = "{settings.root}"\n'
+        f'max_epsilon = "{settings.max_epsilon}"\n{dpo}'
+    )
+    write_atomically(site.path / "site.toml", text.encode())

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from ddm_fed.bundle import (
+    ENVELOPE_FILE,
     EXPERT_FILE,
     ROUTER_FILE,
     TENSOR_FILES,
@@ -20,8 +21,9 @@ from ddm_fed.bundle import (
     sign_bundle,
     verify_bundle,
 )
-from ddm_fed.errors import CheckpointError, StateError, UnknownSignerError
-from ddm_fed.files import new_folder, write_atomically
+from ddm_fed.errors import CheckpointError, RevokedKeyError, StateError, UnknownSignerError
+from ddm_fed.files import new_folder, read_bounded, write_atomically
+from ddm_fed.log import Log
 from ddm_fed.privacy import (
     ImageSet,
     Private,
@@ -31,6 +33,7 @@ from ddm_fed.privacy import (
     private_events,
 )
 from ddm_fed.records import (
+    MAX_DOCUMENT_BYTES,
     GaussianEvent,
     LedgerEntry,
     NonPrivateEvent,
@@ -41,11 +44,12 @@ from ddm_fed.records import (
 )
 from ddm_fed.router import release_statistics, router_shares
 from ddm_fed.signing import Trust, require_in_force
+from ddm_fed.submission import read_submission
 from ddm_fed.training import Precision, StepReport, train_expert
 from ddm_fed.weights import write_tensors
 from sites.folder import SiteFolder
 from sites.ledger import SiteLedger
-from sites.outbox import find_bundles, sequence_for_next, signed_statement
+from sites.outbox import find_bundles, member_of, sequence_for_next
 
 TRAINED_FILE = "trained.json"  # private: it identifies the data set
 RELEASE_FILE = "release.json"
@@ -69,13 +73,7 @@ def require_member(site: SiteFolder, trust: Trust) -> None:
         ExpiredError: plan or roster are not in force.
     """
     require_in_force(trust, now())
-    member = trust.roster.site(site.settings.name)
-    if member is None or member.public_key != site.key().public.hex:
-        problem = "is not in the roster" if member is None else "is enrolled with another key"
-        raise StateError(
-            f"`{site.settings.name}` {problem} of `{trust.plan.federation}`",
-            hint="send enrolment.dsse.json to the coordinator, and ask for a new published folder",
-        )
+    site.key(member_of(site, trust))
 
 
 def open_ledger(site: SiteFolder) -> SiteLedger:
@@ -86,6 +84,7 @@ def open_ledger(site: SiteFolder) -> SiteLedger:
 def run_plan(
     site: SiteFolder,
     trust: Trust,
+    log: Log,
     data: Private[ImageSet],
     options: TrainingOptions,
     *,
@@ -118,7 +117,7 @@ def run_plan(
             (work / name).unlink(missing_ok=True)
     _train(work, trust, data, data_sha256, options, ledger, on_step, say)
     _release(work, trust, data, data_sha256, ledger, say)
-    return _write_draft(site, work, trust, ledger)
+    return _write_draft(site, work, trust, log, ledger)
 
 
 def _train(
@@ -196,20 +195,23 @@ def _released(work: Path, data_sha256: str) -> bool:
     return marker.exists() and json.loads(marker.read_bytes())["data_sha256"] == data_sha256
 
 
-def _write_draft(site: SiteFolder, work: Path, trust: Trust, ledger: SiteLedger) -> Path:
+def _write_draft(site: SiteFolder, work: Path, trust: Trust, log: Log, ledger: SiteLedger) -> Path:
     """Signs what `work` holds; returns an equal bundle that is there already, if there is one."""
     digests, sizes = file_digests(work)
     for bundle in (*find_bundles(site.drafts), *find_bundles(site.released)):
         if _same(bundle, trust, digests):
             return bundle
     plan, issued_at = trust.plan, now()
+    superseded = log.newest(site.settings.name)
     entries = ledger.entries()
     submission = Submission(
         federation=plan.federation,
         plan_sha256=trust.plan_sha256,
-        roster=trust.roster_reference,
+        roster=trust.chain.reference,
         site=site.settings.name,
-        sequence=sequence_for_next(site),
+        sequence=sequence_for_next(site, log),
+        supersedes=superseded.submission_sha256 if superseded else None,
+        seen_checkpoint=log.head,
         issued_at=issued_at,
         expires_at=issued_at + timedelta(days=plan.submission.valid_days),
         files=sizes,
@@ -229,8 +231,8 @@ def _write_draft(site: SiteFolder, work: Path, trust: Trust, ledger: SiteLedger)
     with new_folder(building) as folder:
         for name in TENSOR_FILES:
             shutil.copyfile(work / name, folder / name)
-        sign_bundle(folder, submission, digests, [site.key()])
-    verified = verify_bundle(building, trust, now())
+        sign_bundle(folder, submission, digests, [site.key(member_of(site, trust))])
+    verified = verify_bundle(building, trust, now(), require=("site",))
     target = site.drafts / verified.payload_sha256
     building.rename(target)
     return target
@@ -242,9 +244,12 @@ def _training_facts(work: Path) -> TrainingFacts:
 
 def _same(bundle: Path, trust: Trust, digests: dict[str, str]) -> bool:
     """Returns whether `bundle` holds the same files under the same plan, and is still valid."""
+    envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
     try:
-        statement = signed_statement(bundle, trust)
-    except UnknownSignerError:  # signed with a key this site had before
+        statement, _ = read_submission(
+            envelope, trust.chain, what=f"the bundle {bundle.name[:16]}", require=("site",)
+        )
+    except (UnknownSignerError, RevokedKeyError):  # signed with a key this site had before
         return False
     submission = statement.predicate
     return (

@@ -1,32 +1,43 @@
-"""The way out: draft, reviewed, released, submitted, receipted. Each step needs the one before."""
+"""The way out: draft, reviewed, approved, released, submitted. Each step needs the one before."""
 
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddm_fed.bundle import (
-    ENVELOPE_FILE,
-    TENSOR_FILES,
-    VerifiedBundle,
-    read_submission,
-    verify_bundle,
+from ddm_fed.bundle import ENVELOPE_FILE, TENSOR_FILES, VerifiedBundle, verify_bundle
+from ddm_fed.errors import (
+    CountersignatureError,
+    RevokedKeyError,
+    StateError,
+    UnknownSignerError,
 )
-from ddm_fed.errors import StateError
 from ddm_fed.files import Advance, check_file, new_folder, read_bounded, write_atomically
-from ddm_fed.models import expert_tensors
+from ddm_fed.log import Log, LogEntry
 from ddm_fed.receipts import read_receipt
-from ddm_fed.records import MAX_DOCUMENT_BYTES, Receipt, Statement, Submission, canonical_json, now
-from ddm_fed.router import release_tensors
-from ddm_fed.signing import Trust
+from ddm_fed.records import (
+    IN_TOTO_PAYLOAD,
+    MAX_DOCUMENT_BYTES,
+    EgressRecord,
+    Require,
+    Role,
+    RosterSite,
+    Statement,
+    Submission,
+    now,
+)
+from ddm_fed.signing import Trust, VerifyKey, merge_signatures, open_envelope
+from ddm_fed.submission import open_as_site, read_submission
 from sites.folder import SiteFolder
+from sites.review import ReviewFolder, describe, open_review, read_review, write_review
 
 
 @dataclass(frozen=True)
-class Review:
-    """What would leave with a bundle, and what it costs."""
+class Reviewed:
+    """What would leave with a bundle, and the folder an officer can approve it in."""
 
     bundle: VerifiedBundle
-    record: dict[str, object]
+    egress: EgressRecord
+    folder: Path
 
 
 def find_bundles(folder: Path) -> list[Path]:
@@ -58,69 +69,120 @@ def newest_draft(site: SiteFolder) -> Path:
     return drafts[-1]
 
 
-def review(site: SiteFolder, trust: Trust) -> Review:
-    """Returns and records what the newest draft would disclose. The record stays at the site.
+def required(site: SiteFolder, trust: Trust) -> Require:
+    """Returns whose signatures a submission needs: what the roster asks for, and the site itself.
+
+    Either may ask for more; neither can take back what the other asks for.
+    """
+    listed = member_of(site, trust).require_at(None)
+    return max(site.settings.require, listed, key=len)
+
+
+def member_of(site: SiteFolder, trust: Trust) -> RosterSite:
+    """Returns what the roster says of this site.
+
+    Raises:
+        StateError: it does not list it.
+    """
+    member = trust.roster.site(site.settings.name)
+    if member is None:
+        raise StateError(
+            f"`{site.settings.name}` is not in the roster of `{trust.plan.federation}`",
+            hint="send enrolment.dsse.json to the coordinator, and ask for a new published folder",
+        )
+    return member
+
+
+def review(site: SiteFolder, trust: Trust) -> Reviewed:
+    """Returns what the newest draft would disclose, written down and signed for an approval.
+
+    The egress record stays at the site. Run again for the same draft, it keeps what was signed.
 
     Raises:
         StateError: there is no draft.
         RefusedError: the draft was altered since it was signed.
     """
-    bundle = verify_bundle(newest_draft(site), trust, now())
-    submission = bundle.submission
-    tables = {
-        TENSOR_FILES[0]: expert_tensors(trust.plan),
-        TENSOR_FILES[1]: release_tensors(trust.plan),
-    }
-    record: dict[str, object] = {
-        "submission_sha256": bundle.payload_sha256,
-        "federation": submission.federation,
-        "plan_sha256": submission.plan_sha256,
-        "site": submission.site,
-        "sequence": submission.sequence,
-        "reviewed_at": f"{now():%Y-%m-%dT%H:%M:%SZ}",
-        "files": [
-            {
-                "name": file.name,
-                "size_bytes": file.size_bytes,
-                "sha256": bundle.sha256[file.name],
-                "tensors": len(tables[file.name]),
-            }
-            for file in submission.files
-        ],
-        "expert": {
-            "architecture": trust.plan.expert.architecture,
-            "private": submission.privacy.expert_is_private,
-        },
-        "privacy": {
-            "releases_epsilon": submission.privacy.releases_epsilon,
-            "delta": format(submission.privacy.delta, "f"),
-            "ledger": [
-                {"purpose": entry.purpose, "event": entry.event.model_dump(mode="json")}
-                for entry in submission.privacy.ledger
-            ],
-        },
-    }
-    write_atomically(site.reviews / f"{bundle.payload_sha256}.json", canonical_json(record))
-    return Review(bundle, record)
+    bundle = verify_bundle(newest_draft(site), trust, now(), require=("site",))
+    egress = describe(bundle, trust.plan, required(site, trust))
+    folder = site.reviews / bundle.payload_sha256
+    if not folder.exists():
+        with new_folder(folder) as part:
+            write_review(part, egress, bundle.envelope, site.key(member_of(site, trust)))
+    read_review(folder, egress)
+    return Reviewed(bundle, egress, folder)
 
 
 def release(site: SiteFolder, trust: Trust) -> Path:
-    """Moves the newest draft, if it was reviewed, to where movers may read. Returns its folder.
+    """Moves the newest draft to where movers may read, if it was reviewed and approved.
+
+    Signatures that an officer added in the review's folder are taken into the manifest, whose
+    payload stays as it is. Returns the released folder.
 
     Raises:
         StateError: nobody reviewed this very draft.
+        CountersignatureError: the site's policy asks for a signature that is missing.
         RefusedError: it was altered since it was signed.
     """
     draft = newest_draft(site)
-    bundle = verify_bundle(draft, trust, now())
-    if not (site.reviews / f"{bundle.payload_sha256}.json").exists():
+    bundle = verify_bundle(draft, trust, now(), require=("site",))
+    digest = bundle.payload_sha256
+    folder = site.reviews / digest
+    if not folder.exists():
         raise StateError(
-            f"the draft {bundle.payload_sha256[:16]}… was not reviewed",
+            f"the draft {digest[:16]}… was not reviewed",
             hint="run `ddm-site review` and read what would leave",
         )
-    target = site.released / bundle.payload_sha256
+    require = required(site, trust)
+    signed = read_review(folder, describe(bundle, trust.plan, require))
+    _require_seen_by(site, trust, signed, require)
+    approved = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+    what = f"the draft {digest[:16]}"
+    merged = merge_signatures(bundle.envelope, approved, IN_TOTO_PAYLOAD, what=what)
+    # checked before it is written: a bad signature must not spoil the draft
+    read_submission(merged, trust.chain, what=what, require=require)
+    _require_officer(site, trust, merged, what)
+    write_atomically(draft / ENVELOPE_FILE, merged)
+    target = site.released / digest
     draft.rename(target)
     return target
+
+
+def _require_seen_by(site: SiteFolder, trust: Trust, found: ReviewFolder, require: Require) -> None:
+    """Refuses a review that somebody who has to sign the submission has not signed too."""
+    for role in require:
+        keys = _keys_of(site, trust, role)
+        try:
+            open_review(found.review, keys)
+        except UnknownSignerError:
+            if role == "site":
+                raise
+            raise CountersignatureError(
+                "the review is not signed by the site's data-protection officer",
+                hint=_APPROVE_HINT.format(site.reviews),
+            ) from None
+
+
+def _keys_of(site: SiteFolder, trust: Trust, role: Role) -> list[VerifyKey]:
+    listed = [key for key in member_of(site, trust).keys if key.role == role]
+    own = [site.settings.dpo_key] if role == "dpo" and site.settings.dpo_key else []
+    active = {key.public_key for key in listed if key.is_active}
+    return [VerifyKey.from_hex(public) for public in sorted(active.union(own))]
+
+
+def _require_officer(site: SiteFolder, trust: Trust, envelope: bytes, what: str) -> None:
+    """Refuses a manifest without the signature of the officer whom `site.toml` names."""
+    if site.settings.dpo_key is None:
+        return
+    officer = VerifyKey.from_hex(site.settings.dpo_key)
+    keys = [officer, *_keys_of(site, trust, "site")]
+    if officer not in open_envelope(envelope, IN_TOTO_PAYLOAD, keys, what=what).signers:
+        raise CountersignatureError(
+            f"{what} lacks the signature of the data-protection officer whom site.toml names",
+            hint=_APPROVE_HINT.format(site.reviews),
+        )
+
+
+_APPROVE_HINT = "the officer runs `ddm-site approve {}/DIGEST --key KEY.pem`, here or elsewhere"
 
 
 def submit(
@@ -138,8 +200,8 @@ def submit(
         advance: Told the bytes copied.
 
     Returns:
-        For each released bundle its digest and `admitted`, `waiting`, `sent`, `earlier plan` or
-        `expired`; the last two are not sent, because they would be refused.
+        For each released bundle its digest and `admitted`, `waiting`, `sent`, `earlier plan`,
+        `earlier key` or `expired`; the last three are not sent, because they would be refused.
 
     Raises:
         StateError: nothing is released, or `inbox` does not exist.
@@ -166,24 +228,24 @@ def submit(
     return states
 
 
-def _collect_receipt(site: SiteFolder, trust: Trust, inbox: Path, digest: str) -> Receipt | None:
+def _collect_receipt(site: SiteFolder, trust: Trust, inbox: Path, digest: str) -> LogEntry | None:
     kept = site.receipts / f"{digest}.dsse.json"
     offered = inbox / "receipts" / f"{digest}.dsse.json"
     source = kept if kept.exists() else offered
     if not source.exists():
         return None
     data = read_bounded(source, MAX_DOCUMENT_BYTES)
-    receipt = read_receipt(data, digest, trust, what=f"the receipt {digest[:16]}…")
+    entry = read_receipt(data, digest, trust.chain, what=f"the receipt {digest[:16]}…")
     if not kept.exists():
         write_atomically(kept, data)
-    return receipt
+    return entry
 
 
 def signed_statement(bundle: Path, trust: Trust) -> Statement[Submission]:
-    """Returns what a bundle says of itself, its signature verified."""
+    """Returns what a bundle says of itself, signed by the site, now or at any time before."""
     envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
-    statement, _ = read_submission(envelope, trust, what=f"the bundle {bundle.name[:16]}")
-    return statement
+    signed = open_as_site(envelope, trust.chain, what=f"the bundle {bundle.name[:16]}")
+    return Statement[Submission].from_json(signed.payload, what=bundle.name)
 
 
 def _send(trust: Trust, bundle: Path, target: Path, advance: Advance) -> str:
@@ -192,7 +254,10 @@ def _send(trust: Trust, bundle: Path, target: Path, advance: Advance) -> str:
         return "earlier plan"
     if now() >= submission.expires_at:
         return "expired"
-    verified = verify_bundle(bundle, trust, now())
+    try:
+        verified = verify_bundle(bundle, trust, now())
+    except RevokedKeyError:
+        return "earlier key"
     with new_folder(target) as folder:
         for name in TENSOR_FILES:
             check_file(
@@ -207,9 +272,14 @@ def _send(trust: Trust, bundle: Path, target: Path, advance: Advance) -> str:
     return "sent"
 
 
-def sequence_for_next(site: SiteFolder) -> int:
-    """Returns one more than the highest sequence number this site ever signed."""
+def sequence_for_next(site: SiteFolder, log: Log) -> int:
+    """Returns one more than the highest sequence number this site ever signed.
+
+    The log knows it too, should this folder have been restored from a backup.
+    """
     counter = site.path / "private" / "sequence"
-    last = int(counter.read_text()) if counter.exists() else 0
+    newest = log.newest(site.settings.name)
+    admitted = newest.receipt.sequence if newest is not None and newest.receipt is not None else 0
+    last = max(admitted, int(counter.read_text()) if counter.exists() else 0)
     write_atomically(counter, str(last + 1).encode())
     return last + 1

@@ -71,7 +71,8 @@ class Record(BaseModel):
         """
         parse_json(data, what=what)
         try:
-            return cls.model_validate_json(data)
+            # by alias alone: a field has one spelling, or two parsers could differ
+            return cls.model_validate_json(data, by_alias=True, by_name=False)
         except ValidationError as error:
             raise MalformedError(
                 f"{what} is not a valid {cls.__name__}: {explain(error, cls)}",

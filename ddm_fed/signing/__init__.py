@@ -27,6 +27,7 @@ from ddm_fed.signing.keyfiles import write_key as write_key
 from ddm_fed.signing.keys import PASSPHRASE_VARIABLE as PASSPHRASE_VARIABLE
 from ddm_fed.signing.keys import SigningKey as SigningKey
 from ddm_fed.signing.keys import VerifyKey as VerifyKey
+from ddm_fed.signing.keys import is_encrypted as is_encrypted
 from ddm_fed.signing.log import consistency_path as consistency_path
 from ddm_fed.signing.log import inclusion_path as inclusion_path
 from ddm_fed.signing.log import leaf_hash as leaf_hash

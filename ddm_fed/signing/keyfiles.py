@@ -1,6 +1,6 @@
 """Keys in a folder: `site.pem` beside `site.pub`, and after a rotation `site-2.pem` and so on.
 
-The `.pub` file is one line of text, `ed25519 HEX`. It holds nothing secret, and is what people send.
+The `.pub` file is one line of text, `ed25519 HEX`. It holds nothing secret; it is what people send.
 """
 
 import re
@@ -29,7 +29,9 @@ def write_key(file: Path) -> SigningKey:
     """
     key = SigningKey.generate()
     key.write(file)
-    file.with_suffix(".pub").write_text(f"ed25519 {key.public.hex}\n")
+    part = file.with_suffix(".pub-part")
+    part.write_text(f"ed25519 {key.public.hex}\n")
+    part.replace(file.with_suffix(".pub"))  # without it the key itself is asked
     return key
 
 
@@ -78,9 +80,11 @@ def find_key(folder: Path, name: str, public_hex: str) -> SigningKey:
         KeyFileError: none of them is it.
     """
     for file in key_files(folder, name):
-        if public_of(file).hex == public_hex and (key := SigningKey.read(file)):
-            if key.public.hex == public_hex:  # a .pub can be wrong; the key itself cannot
-                return key
+        if public_of(file).hex != public_hex:
+            continue
+        key = SigningKey.read(file)
+        if key.public.hex == public_hex:  # a .pub can be wrong; the key itself cannot
+            return key
     raise KeyFileError(
         f"no {name} key in {folder} is the one the roster names, {public_hex[:16]}…",
         hint="restore it from backup; if it is lost, rotate to a new key",

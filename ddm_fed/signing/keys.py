@@ -172,6 +172,11 @@ def read_private_pem(path: Path) -> PrivateKeyTypes:
         ) from None
 
 
+def is_encrypted(path: Path) -> bool:
+    """Returns whether the private key file `path` needs a passphrase."""
+    return b"ENCRYPTED" in path.read_bytes()
+
+
 def _refuse_weak_point(raw: bytes) -> None:
     """Refuses encodings that are not a point of the prime-order group, in its one spelling."""
     reason = None

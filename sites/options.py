@@ -1,0 +1,36 @@
+"""Options that several commands of `ddm-site` share, and the way they open a site."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed import console
+
+if TYPE_CHECKING:
+    from sites.folder import SiteFolder
+    from sites.seen import Published
+
+SiteOption = Annotated[
+    Path, typer.Option("--site", help="The site's folder.", envvar="DDM_SITE", file_okay=False)
+]
+PlanOption = Annotated[
+    Path, typer.Option("--plan", help="The coordinator's published folder, or the plan in it.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+
+
+def open_published(site: Path, plan: Path) -> "tuple[SiteFolder, Published]":
+    """Returns the site and what the published folder establishes, which it remembers."""
+    from sites import seen
+    from sites.folder import SiteFolder
+
+    home = SiteFolder.open(site)
+    with home.changing():
+        published = seen.look(home, plan if plan.is_dir() else plan.parent)
+    for digest in seen.entries_not_ours(home, published.log):
+        console.say(
+            f"WARNING: the log has the submission {digest[:16]}… in this site's name, which is not "
+            "in its outbox. If nobody here released it, its key is stolen: have it revoked."
+        )
+    return home, published

@@ -1,0 +1,72 @@
+"""What the coordinator showed this site before, so that it cannot show another history later.
+
+The site keeps its own copy of the newest published folder. A newer one must continue it: an older
+roster or a shorter log is a rollback, another log is a fork, and the signed heads prove it. The
+head it saw goes into the site's next signed submission.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from ddm_fed.errors import StateError
+from ddm_fed.files import PART_PREFIX, new_folder, open_regular, write_atomically
+from ddm_fed.log import CHECKPOINT_FILE, Log, read_log
+from ddm_fed.published import PLAN_FILE, published_files, read_published, read_seen, require_newer
+from ddm_fed.signing import Trust
+from sites.folder import SiteFolder
+
+
+@dataclass(frozen=True)
+class Published:
+    """What the published folder establishes, and continues what was seen before."""
+
+    trust: Trust
+    log: Log
+
+
+def look(site: SiteFolder, folder: Path) -> Published:
+    """Returns what is in the published `folder`, and remembers it. Needs the site's lock.
+
+    It is copied first, so that what is checked is what is remembered.
+
+    Raises:
+        StateError: there is no plan in `folder`.
+        RollbackError: it is older than what this site saw before.
+        RefusedError: a document does not hold, or it is another history.
+    """
+    if not (folder / PLAN_FILE).exists():
+        raise StateError(
+            f"there is no {PLAN_FILE} in {folder}",
+            hint="point to the coordinator's published folder, or to the plan file inside it",
+        )
+    offered, old = site.path / ".offered", site.path / f"{PART_PREFIX}seen"
+    for leftover in (offered, old):
+        if leftover is old and not site.seen.exists() and old.exists():
+            old.rename(site.seen)  # a kill came between the two renames below
+        shutil.rmtree(leftover, ignore_errors=True)
+    with new_folder(offered) as copy:
+        for name in published_files(folder):
+            with open_regular(folder / name) as file:
+                write_atomically(copy / name, file.read())
+    trust = read_published(offered, site.settings.root)
+    log = read_log(offered, trust.chain)
+    if (site.seen / CHECKPOINT_FILE).exists():
+        seen = read_seen(site.seen, site.settings.root)
+        require_newer((trust.chain, log), seen, what=f"the published folder {folder}")
+    if site.seen.exists():
+        site.seen.rename(old)
+    offered.rename(site.seen)
+    shutil.rmtree(old, ignore_errors=True)
+    return Published(trust, log)
+
+
+def entries_not_ours(site: SiteFolder, log: Log) -> list[str]:
+    """Returns the submissions the log has in this site's name that it never released itself."""
+    known = {path.name for path in site.released.iterdir()}
+    known |= {path.name.partition(".")[0] for path in site.receipts.iterdir()}
+    return [
+        entry.submission_sha256
+        for entry in log.receipts(site=site.settings.name)
+        if entry.submission_sha256 not in known
+    ]
