@@ -204,8 +204,8 @@ def _exact_sum_of_squares(block: NDArray[np.float32]) -> int:
 
 
 def _shown(found: Any) -> str:
-    """Returns what a header holds as a person may see it: short, without control characters."""
-    text = ascii(found)
+    """Returns what a header holds, cut so that the rest of the message stays in sight."""
+    text = str(found)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
