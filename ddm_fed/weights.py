@@ -8,12 +8,16 @@ Source: the safetensors format description; the attacks are listed in docs/forma
 
 import math
 import os
+from collections.abc import Iterator
+from fractions import Fraction
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from ddm_fed.errors import WeightsError
+from ddm_fed.errors import ValuesError, WeightsError
 from ddm_fed.records import parse_json
 
 TensorTable = dict[str, tuple[str, tuple[int, ...]]]
@@ -21,8 +25,12 @@ TensorTable = dict[str, tuple[str, tuple[int, ...]]]
 
 ITEM_BYTES = {"F32": 4, "I64": 8}
 MAX_HEADER_BYTES = 1 << 20
-BLOCK_BYTES = 1 << 22
-MAX_ABSOLUTE = 1e4  # no trained weight comes near; larger ones only break an ensemble
+MAX_SHOWN = 200
+BLOCK_BYTES = 1 << 18  # stays in a core's cache between being read and being squared
+# How much a float32 sum of a block's squares may lack: 2^16 roundings of 2^-24 each are 0.4 %, and
+# squares below 2^-126 may count as zero. Rounding the float64 sums is lost in the difference.
+SUM_SLACK = 0.01
+SUM_UNDERFLOW = BLOCK_BYTES / 4 * 2.0**-126
 
 
 class TensorSpan(NamedTuple):
@@ -34,29 +42,46 @@ class TensorSpan(NamedTuple):
     size_bytes: int
 
 
-def check_tensor_file(file: BinaryIO, table: TensorTable, *, what: str) -> dict[str, TensorSpan]:
+class Bounds(NamedTuple):
+    """What the values of one float tensor may reach, both inclusive; a plan states its own."""
+
+    max_absolute: float
+    max_norm: float  # L2
+
+
+DEFAULT_BOUNDS = Bounds(1e4, 1e5)  # no trained tensor comes near; larger only break an ensemble
+
+
+def check_tensor_file(
+    file: BufferedReader, table: TensorTable, *, what: str, bounds: Bounds = DEFAULT_BOUNDS
+) -> dict[str, TensorSpan]:
     """Returns where each tensor of `table` lies in `file`, after checking header and values.
 
-    Memory stays flat: the header is bounded by `table`, and values are read in blocks.
+    Memory stays flat: the header is bounded by `table`, and values are read in blocks. The verdict
+    on values is exact, so it does not depend on the machine or on the order of a sum.
 
     Args:
         file: The whole tensor file, open for reading.
         table: Exactly the tensors it must hold.
         what: Its name, for messages.
+        bounds: What every float tensor must keep to.
 
     Raises:
-        WeightsError: other tensors, other shapes or dtypes, gaps, overlaps, trailing bytes,
-            NaN, infinity, or an absolute value above 10,000.
+        WeightsError: other tensors, other shapes or dtypes, gaps, overlaps or trailing bytes.
+        ValuesError: NaN, infinity, or a value or norm beyond `bounds`.
         MalformedError: the header is not unambiguous JSON.
     """
     spans = _check_header(file, table, what)
+    buffer = np.empty(BLOCK_BYTES // 4, dtype="<f4")
     for name, span in spans.items():
-        if span.dtype == "F32":
-            _check_values(file, span, f"{what}: tensor `{name}`")
+        whose = f"{what}: tensor `{name}`"
+        if span.dtype != "F32" or _surely_within(_blocks(file, span, buffer, whose), bounds):
+            continue
+        _require_within(_blocks(file, span, buffer, whose), bounds, whose)
     return spans
 
 
-def _check_header(file: BinaryIO, table: TensorTable, what: str) -> dict[str, TensorSpan]:
+def _check_header(file: BufferedReader, table: TensorTable, what: str) -> dict[str, TensorSpan]:
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     length = int.from_bytes(file.read(8), "little")
@@ -72,7 +97,9 @@ def _check_header(file: BinaryIO, table: TensorTable, what: str) -> dict[str, Te
     if header.keys() != table.keys():
         missing = sorted(table.keys() - header.keys())
         extra = sorted(header.keys() - table.keys())
-        raise _refusal(what, f"it lacks the tensors {missing[:3]} and has {extra[:3]} too many")
+        raise _refusal(
+            what, f"it lacks the tensors {_shown(missing[:3])} and has {_shown(extra[:3])} too many"
+        )
     spans = {}
     for name, (dtype, shape) in table.items():
         start, end = _check_entry(header[name], dtype, shape, f"{what}: tensor `{name}`")
@@ -97,34 +124,103 @@ def _check_entry(entry: Any, dtype: str, shape: tuple[int, ...], what: str) -> t
             raise _refusal(what, "its header entry does not have the form of safetensors")
     whole = all(type(size) is int for size in found_shape)  # True equals 1, but is no size
     if found_dtype != dtype or not whole or tuple(found_shape) != shape:
-        raise _refusal(
-            what, f"it is {found_dtype} {found_shape}, the plan asks for {dtype} {list(shape)}"
-        )
+        found = f"{_shown(found_dtype)} {_shown(found_shape)}"
+        raise _refusal(what, f"it is {found}, the plan asks for {dtype} {list(shape)}")
     expected = math.prod(shape) * ITEM_BYTES[dtype]
     if type(start) is not int or type(end) is not int or start < 0 or end - start != expected:
         raise _refusal(what, f"its offsets do not span the {expected} bytes of its shape")
     return start, end
 
 
-def _check_values(file: BinaryIO, span: TensorSpan, what: str) -> None:
+def _blocks(
+    file: BufferedReader, span: TensorSpan, buffer: NDArray[np.float32], what: str
+) -> Iterator[NDArray[np.float32]]:
+    """Yields the values of a tensor, each time as a view of `buffer`."""
     file.seek(span.start)
-    left = span.size_bytes
+    left = span.size_bytes // 4
     while left:
-        wanted = min(left, BLOCK_BYTES)
-        block = file.read(wanted)
-        if len(block) != wanted:
+        block = buffer[:left]
+        if file.readinto(block.data) != block.nbytes:
             raise _refusal(what, "the file ended while it was read")
-        left -= len(block)
-        values = np.frombuffer(block, dtype="<f4")
-        # One pass finds all three: comparisons with NaN are false.
-        if not (np.abs(values) <= MAX_ABSOLUTE).all():
-            raise _refusal(what, f"it holds NaN, infinity or a value above {MAX_ABSOLUTE:g}")
+        yield block
+        left -= block.size
+
+
+def _surely_within(blocks: Iterator[NDArray[np.float32]], bounds: Bounds) -> bool:
+    """Returns whether even the most that rounding can hide is finite and within `bounds`."""
+    norm_squared = 0.0
+    with np.errstate(all="ignore"):
+        for block in blocks:
+            # One pass for all: a NaN or an infinity reaches the sum, and no value exceeds the norm.
+            squared = (float(np.dot(block, block)) + SUM_UNDERFLOW) * (1 + SUM_SLACK)
+            norm_squared += squared
+            if not math.isfinite(squared) or norm_squared > bounds.max_norm * bounds.max_norm:
+                return False
+            if squared > bounds.max_absolute * bounds.max_absolute and not _all_below(
+                block, bounds.max_absolute
+            ):
+                return False
+    return True
+
+
+def _all_below(block: NDArray[np.float32], limit: float) -> bool:
+    """Returns whether no absolute value exceeds `limit`; NaN does."""
+    # As Python floats: numpy would round the limit to float32 first.
+    return float(block.max()) <= limit and -float(block.min()) <= limit
+
+
+def _require_within(blocks: Iterator[NDArray[np.float32]], bounds: Bounds, what: str) -> None:
+    """Decides without rounding what `_surely_within` leaves open, in some 20 ns per value.
+
+    Raises:
+        ValuesError: the values are not finite, or not within `bounds`.
+    """
+    norm_squared = 0
+    for block in blocks:
+        if not np.isfinite(block).all() or not _all_below(block, bounds.max_absolute):
+            limit = f"{bounds.max_absolute:g}"
+            raise _bad_values(what, f"it holds NaN, infinity or an absolute value above {limit}")
+        norm_squared += _exact_sum_of_squares(block)
+    if norm_squared > Fraction(bounds.max_norm) ** 2 * 2**344:
+        raise _bad_values(what, f"its norm is above {bounds.max_norm:g}")
+
+
+def _exact_sum_of_squares(block: NDArray[np.float32]) -> int:
+    """Returns the sum of the squares of finite values, in units of 2^-344.
+
+    A value is an integer below 2^24 times 2^(exponent - 24), with exponents from -148. Squares of
+    one exponent are summed in two halves of 24 bits, which stay exact in float64.
+    """
+    fraction, exponent = np.frexp(block)
+    squares = np.ldexp(fraction, 24).astype(np.int64) ** 2
+    powers = exponent.astype(np.intp) + 148
+    low = np.bincount(powers, weights=squares & 0xFFFFFF)
+    high = np.bincount(powers, weights=squares >> 24)
+    pairs = zip(low.tolist(), high.tolist(), strict=True)
+    return sum(
+        (int(low_sum) + (int(high_sum) << 24)) << (2 * power)
+        for power, (low_sum, high_sum) in enumerate(pairs)
+    )
+
+
+def _shown(found: Any) -> str:
+    """Returns what a header holds, cut so that the rest of the message stays in sight."""
+    text = str(found)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _refusal(what: str, reason: str) -> WeightsError:
     return WeightsError(
         f"{what} is refused: {reason}",
         hint="train and submit again with the current plan; weights are never repaired here",
+    )
+
+
+def _bad_values(what: str, reason: str) -> ValuesError:
+    return ValuesError(
+        f"{what} is refused: {reason}",
+        hint="train and submit again, with a smaller `training.learning_rate` if the training "
+        "diverged; weights are never repaired here",
     )
 
 

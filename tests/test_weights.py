@@ -2,8 +2,11 @@
 
 import io
 import json
+import math
 import os
 import tracemalloc
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -14,9 +17,19 @@ import safetensors.numpy
 from federation import tensor_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from ddm_fed.errors import DdmFedError, MalformedError, WeightsError
-from ddm_fed.weights import MAX_HEADER_BYTES, TensorSpan, check_tensor_file, write_tensors
+from ddm_fed.errors import DdmFedError, MalformedError, ValuesError, WeightsError
+from ddm_fed.records.plan import SubmissionSpec
+from ddm_fed.weights import (
+    BLOCK_BYTES,
+    DEFAULT_BOUNDS,
+    MAX_HEADER_BYTES,
+    Bounds,
+    TensorSpan,
+    check_tensor_file,
+    write_tensors,
+)
 
 TABLE = {"a": ("F32", (2, 3)), "b": ("I64", (4,)), "c": ("F32", (1,))}
 A, B, C = bytes(24), bytes(32), bytes(4)
@@ -265,9 +278,7 @@ UNUSABLE = {
 @pytest.mark.parametrize("value", UNUSABLE.values(), ids=UNUSABLE)
 @pytest.mark.parametrize(("name", "index"), [("a", 0), ("a", 5), ("c", 0)])
 def test_value_nobody_can_use_is_refused(path: Path, name: str, index: int, value: float | bytes):
-    with pytest.raises(
-        WeightsError, match=f"tensor `{name}` is refused: it holds NaN, infinity or"
-    ):
+    with pytest.raises(ValuesError, match=f"tensor `{name}` is refused: it holds NaN, infinity or"):
         check(path, with_value(name, index, value))
 
 
@@ -277,12 +288,193 @@ def test_value_at_the_limit_passes(path: Path, value: float):
 
 
 def test_nan_in_the_last_element_of_a_tensor_of_several_blocks_is_refused(path: Path):
-    count = (1 << 20) + 3  # blocks are of 2^20 values
-    values = np.zeros(count, np.float32)
+    values = np.zeros(3 * BLOCK + 3, np.float32)
     values[-1] = np.nan
-    write_tensors(path, {"x": values})
-    with path.open("rb") as file, pytest.raises(WeightsError, match="`x` is refused: it holds NaN"):
-        check_tensor_file(file, {"x": ("F32", (count,))}, what="w")
+    with pytest.raises(ValuesError, match="`x` is refused: it holds NaN"):
+        check_values(path, values)
+
+
+# What values pass, against exact arithmetic
+
+BLOCK = BLOCK_BYTES // 4
+NORM = "`x` is refused: its norm is above"
+ANY = Bounds(1e38, 1e38)
+
+
+def check_values(path: Path, values: np.ndarray, bounds: Bounds = DEFAULT_BOUNDS) -> None:
+    head = {"x": {"dtype": "F32", "shape": [len(values)], "data_offsets": [0, values.nbytes]}}
+    path.write_bytes(tensor_bytes(head, values.tobytes()))
+    with path.open("rb") as file:
+        check_tensor_file(file, {"x": ("F32", values.shape)}, what="w", bounds=bounds)
+
+
+def passes(path: Path, values: np.ndarray, bounds: Bounds) -> bool:
+    try:
+        check_values(path, values, bounds)
+    except ValuesError:
+        return False
+    return True
+
+
+def passes_exactly(values: np.ndarray, bounds: Bounds) -> bool:
+    """The oracle: one value after the other, in fractions."""
+    numbers = values.tolist()
+    if not all(math.isfinite(number) for number in numbers):
+        return False
+    squares = sum(Fraction(number) ** 2 for number in numbers)
+    return (
+        max((abs(number) for number in numbers), default=0.0) <= bounds.max_absolute
+        and squares <= Fraction(bounds.max_norm) ** 2
+    )
+
+
+def beside(number: float, steps: int) -> float:
+    """Returns the float64 `steps` places above `number`, or below it, but never below zero."""
+    for _ in range(abs(steps)):
+        number = math.nextafter(number, math.copysign(math.inf, steps))
+    return max(number, 0.0)
+
+
+def test_bounds_of_a_plan_that_names_none_are_the_default():
+    spec = SubmissionSpec()
+    assert Bounds(float(spec.max_absolute), float(spec.max_norm)) == DEFAULT_BOUNDS
+
+
+@pytest.mark.parametrize("key", ["max_absolute", "max_norm"])
+@pytest.mark.parametrize("value", ["0", "-1", "1000000000000000001", "1e19", "NaN", "Infinity"])
+def test_plan_cannot_ask_for_a_bound_without_meaning(key: str, value: str):
+    with pytest.raises(ValidationError, match=key):
+        SubmissionSpec(**{key: Decimal(value)})
+
+
+@given(
+    numbers=st.lists(st.floats(width=32), max_size=12),
+    steps=st.tuples(st.integers(-2, 2), st.integers(-2, 2)),
+)
+def test_verdict_is_that_of_exact_arithmetic(fuzzed: Path, numbers, steps):
+    values = np.array(numbers, np.float32)
+    finite = [abs(float(value)) for value in values if np.isfinite(value)]
+    bounds = Bounds(
+        beside(max(finite, default=1.0), steps[0]), beside(math.hypot(*finite, 0.0), steps[1])
+    )
+    assert passes(fuzzed, values, bounds) == passes_exactly(values, bounds)
+
+
+@given(
+    numbers=st.lists(st.floats(width=32), min_size=1, max_size=12),
+    bounds=st.builds(Bounds, st.floats(0, 1e38), st.floats(0, 1e38)),
+)
+def test_verdict_is_that_of_exact_arithmetic_far_from_a_bound(fuzzed: Path, numbers, bounds):
+    values = np.array(numbers, np.float32)
+    assert passes(fuzzed, values, bounds) == passes_exactly(values, bounds)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 0.02, 30.0, 1e15])
+@pytest.mark.parametrize("count", [1000, 3 * BLOCK + 5])
+def test_no_rounding_of_a_long_sum_moves_the_norm(path: Path, scale: float, count: int):
+    drawn = np.random.default_rng(3).standard_normal(count) * scale
+    values = drawn.astype(np.float32)
+    norm = math.sqrt(math.fsum(np.square(values.astype(np.float64))))  # each square is exact
+    assert passes(path, values, Bounds(1e38, beside(norm, 2)))
+    assert not passes(path, values, Bounds(1e38, beside(norm, -2)))
+
+
+def test_verdict_on_a_norm_does_not_depend_on_the_order_of_the_values(path: Path):
+    values = np.random.default_rng(4).standard_normal(2 * BLOCK).astype(np.float32)
+    norm = math.sqrt(math.fsum(np.square(values.astype(np.float64))))
+    for ordered in (np.sort(values), np.sort(values)[::-1]):
+        assert passes(path, ordered, Bounds(10, beside(norm, 2)))
+        assert not passes(path, ordered, Bounds(10, beside(norm, -2)))
+
+
+def test_norm_exactly_at_the_bound_passes_and_the_next_value_does_not(path: Path):
+    at_the_bound = np.full(100, 1e4, np.float32)
+    check_values(path, at_the_bound)
+    with pytest.raises(ValuesError, match=f"{NORM} 100000"):
+        check_values(path, np.append(at_the_bound, np.float32(1e-45)))
+
+
+def test_norm_is_summed_over_all_blocks_of_a_tensor(path: Path):
+    values = np.zeros(3 * BLOCK, np.float32)
+    values[::BLOCK] = 6000.0
+    check_values(path, values, Bounds(1e4, 10393))
+    with pytest.raises(ValuesError, match=f"{NORM} 10392"):
+        check_values(path, values, Bounds(1e4, 10392))
+
+
+def test_norm_is_that_of_one_tensor_and_not_of_the_file(path: Path):
+    values = np.full(1000, 3e3, np.float32)
+    write_tensors(path, {"x": values, "y": values})
+    with path.open("rb") as file:
+        table = {"x": ("F32", (1000,)), "y": ("F32", (1000,))}
+        assert check_tensor_file(file, table, what="w")
+
+
+@pytest.mark.parametrize("value", UNUSABLE.values(), ids=UNUSABLE)
+@pytest.mark.parametrize("index", [0, BLOCK - 1, BLOCK, 2 * BLOCK - 1, 2 * BLOCK, -1])
+def test_value_nobody_can_use_is_found_at_the_edge_of_a_block(path: Path, index: int, value):
+    values = np.full(2 * BLOCK + 7, 0.02, np.float32)
+    raw = value if isinstance(value, bytes) else np.float32(value).tobytes()
+    values.view(np.uint8).reshape(-1, 4)[index] = list(raw)
+    with pytest.raises(ValuesError, match="`x` is refused: it holds NaN, infinity or"):
+        check_values(path, values)
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_no_bound_is_wide_enough_for_a_value_that_is_not_finite(path: Path, value: str):
+    for bounds in (ANY, Bounds(math.inf, 1e300), Bounds(1e300, 1e150)):
+        with pytest.raises(ValuesError, match="it holds NaN, infinity or"):
+            check_values(path, np.array([1, value], np.float32), bounds)
+
+
+def test_squares_beyond_float32_do_not_refuse_a_tensor_within_its_bounds(path: Path):
+    values = np.full(BLOCK + 1, 1e30, np.float32)
+    norm = float(np.linalg.norm(values.astype(np.float64)))
+    assert passes(path, values, Bounds(1.1e30, norm * 1.001))
+    assert not passes(path, values, Bounds(1.1e30, norm * 0.999))
+    assert not passes(path, values, Bounds(0.9e30, norm * 1.001))
+
+
+def test_squares_that_float32_takes_for_zero_are_counted(path: Path):
+    values = np.full(100, 1e-30, np.float32)
+    norm = float(np.linalg.norm(values.astype(np.float64)))
+    assert passes(path, values, Bounds(1e-29, norm * 1.001))
+    assert not passes(path, values, Bounds(1e-29, norm * 0.999))
+    assert not passes(path, values, Bounds(0.9e-30, 1))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_smallest_subnormal_is_a_value_like_any_other(path: Path, sign: int):
+    smallest = float(np.finfo(np.float32).smallest_subnormal)
+    values = np.array([0, sign * smallest, -0.0], np.float32)
+    assert passes(path, values, Bounds(smallest, smallest))
+    assert not passes(path, values, Bounds(smallest / 2, 1))
+    assert not passes(path, values, Bounds(1, smallest / 2))
+
+
+def test_bound_is_not_rounded_to_the_precision_of_the_values(path: Path):
+    limit = math.nextafter(1e4, 0)  # float32 would round it up to 10,000
+    assert not passes(path, np.array([1e4], np.float32), Bounds(limit, 1e5))
+    assert not passes(path, np.array([-1e4], np.float32), Bounds(limit, 1e5))
+
+
+def test_negative_zeros_and_empty_tensors_pass_the_narrowest_bounds(path: Path):
+    assert passes(path, np.full(BLOCK + 1, -0.0, np.float32), Bounds(0, 0))
+    assert passes(path, np.zeros(0, np.float32), Bounds(0, 0))
+
+
+@pytest.mark.parametrize("max_norm", [1e5, 40.001])  # the second is left to exact arithmetic
+def test_memory_for_values_does_not_grow_with_a_tensor(path: Path, max_norm: float):
+    count = 40 * BLOCK  # 10 MiB
+    write_tensors(path, {"x": np.full(count, 40 / math.sqrt(count), np.float32)})
+    tracemalloc.start()
+    try:
+        with path.open("rb") as file:
+            bounds = Bounds(1, max_norm)
+            check_tensor_file(file, {"x": ("F32", (count,))}, what="w", bounds=bounds)
+        assert tracemalloc.get_traced_memory()[1] < 16 * BLOCK_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 class Shrinking(io.FileIO):

@@ -127,10 +127,13 @@ class PrivacySpec(Record):
 
 
 class SubmissionSpec(Record):
-    """Limits on what a site may send."""
+    """Limits on what a site may send. The last two hold for each float tensor of its expert."""
 
     max_bytes: Count = 4 * 2**30
     valid_days: Annotated[int, Field(ge=1, le=3650)] = 90
+    # Below these no sum of squares comes near the end of float64, nor one tensor's of float32.
+    max_absolute: Annotated[Positive, Field(le=10**15)] = Decimal(10000)
+    max_norm: Annotated[Positive, Field(le=10**18)] = Decimal(100000)
 
 
 class Plan(Record):
