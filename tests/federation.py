@@ -12,17 +12,20 @@ from typing import Any
 
 import torch
 
-from coordinator import members
+from coordinator import members, rosters
 from coordinator.admission import Admitted, admit_arrivals, admitted_bundles
 from coordinator.assemble import assemble
-from coordinator.folder import CoordinatorFolder, CoordinatorSettings
+from coordinator.book import read_book
+from coordinator.folder import CoordinatorFolder
 from ddm_fed.bundle import ENVELOPE_FILE
+from ddm_fed.log import Log, read_log
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import IN_TOTO_PAYLOAD, Plan, canonical_json, read_plan_toml, sha256_hex
 from ddm_fed.signing import SigningKey, Trust, seal
 from sites import outbox
 from sites.folder import SiteFolder, SiteSettings
 from sites.jobs import TrainingOptions, run_plan
+from sites.seen import Published, look
 
 SITES = ("hospital-a", "hospital-b", "hospital-c")
 PLAN_TOML = """
@@ -69,9 +72,13 @@ def random_images(seed: int, count: int = 24) -> Private[ImageSet]:
 
 
 def train(site: SiteFolder, trust: Trust, data: Private[ImageSet], **options: Any) -> Path:
-    """Returns the draft that `run_plan` makes, in the fastest way a test can have it."""
+    """Returns the draft that `run_plan` makes, in the fastest way a test can have it.
+
+    The site must have looked at the published folder, unless `log` is given.
+    """
+    log = options.pop("log", None) or read_log(site.seen, trust.chain)
     chosen = TrainingOptions(precision="float32", **{"seed": 0, **options})
-    return run_plan(site, trust, data, chosen, on_step=lambda _: None, say=lambda _: None)
+    return run_plan(site, trust, log, data, chosen, on_step=lambda _: None, say=lambda _: None)
 
 
 @dataclass(frozen=True)
@@ -93,7 +100,29 @@ class Federation:
     @property
     def root(self) -> str:
         """The fingerprint everybody pins."""
-        return self.home.root_key().public.keyid
+        return self.home.settings.root
+
+    @property
+    def log(self) -> Log:
+        """The coordinator's transparency log."""
+        return read_book(self.home, self.home.chain())
+
+    @property
+    def published(self) -> Path:
+        """The published folder."""
+        return self.home.published
+
+    def look(self, name: str) -> Published:
+        """Lets a site look at the published folder, as every command of it does first."""
+        return look(self.site(name), self.published)
+
+    def coordinator_key(self) -> SigningKey:
+        """The active coordinator key."""
+        return self.home.key(self.home.chain())
+
+    def root_key(self) -> SigningKey:
+        """The root key, which a federation of one hand keeps at the coordinator."""
+        return SigningKey.read(self.home.keys / "root.pem")
 
     @property
     def inbox(self) -> Path:
@@ -105,8 +134,8 @@ class Federation:
         return SiteFolder.open(self.path / name)
 
     def key(self, name: str) -> SigningKey:
-        """The signing key of a site."""
-        return self.site(name).key()
+        """The newest signing key of a site."""
+        return self.site(name).newest_key()
 
     def arrival(self, name: str) -> Path:
         """The bundle of a site in the inbox."""
@@ -118,7 +147,7 @@ class Federation:
 
     def stored(self, name: str) -> Admitted:
         """The admitted bundle of a site."""
-        found = admitted_bundles(self.home, self.trust)
+        found = admitted_bundles(self.home, self.trust, self.log)
         return next(item for item in found if item.submission.site == name)
 
     def copy(self, target: Path, *parts: str) -> "Federation":
@@ -130,14 +159,17 @@ class Federation:
 
 def create_federation(path: Path, *, sites: tuple[str, ...] = SITES) -> Federation:
     """Returns a federation whose plan and first roster are published."""
-    home = CoordinatorFolder.create(path / "consortium", CoordinatorSettings(federation="test"))
-    root = home.root_key().public.keyid
+    home = CoordinatorFolder.create(path / "consortium", "test")
+    rosters.complete_genesis(home)
     for name in sites:
-        settings = SiteSettings(name=name, root_keyid=root, max_epsilon=Decimal(10))
-        site = SiteFolder.create(path / name, settings)
-        members.enroll(home, site.path / "enrolment.dsse.json", expected_keyid=None)
-    members.publish(home, a_plan())
-    return Federation(path)
+        settings = SiteSettings(name=name, root=home.settings.root, max_epsilon=Decimal(10))
+        SiteFolder.create(path / name, settings)
+    members.add(home, [path / name / "enrolment.dsse.json" for name in sites])
+    rosters.publish_plan(home, a_plan())
+    fed = Federation(path)
+    for name in sites:
+        fed.look(name)
+    return fed
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ddm_fed.errors import LogError, MalformedError, SignatureError, UnknownSignerError
-from ddm_fed.records import Record
-from ddm_fed.records.base import Sha256
+from ddm_fed.records import Record, Sha256
 from ddm_fed.signing.envelope import MAX_SIGNATURES
 from ddm_fed.signing.keys import SigningKey, VerifyKey
 from ddm_fed.signing.log import HASH_BYTES
