@@ -57,8 +57,8 @@ def main() -> None:
 
 
 def set_up() -> str:
-    """Makes the coordinator and the sites, enrols them, publishes; returns the root fingerprint."""
-    fingerprint = RUN / "root-fingerprint.txt"  # in life: read out by telephone
+    """Makes coordinator and sites, enrols them, publishes; returns the fingerprint to pin."""
+    fingerprint = RUN / "fingerprint.txt"  # in life: read out by telephone
     if not (RUN / "consortium" / "coordinator.toml").exists():
         fingerprint.write_text(
             run("ddm-coord", "init", RUN / "consortium", "--federation", "digits")
@@ -67,7 +67,7 @@ def set_up() -> str:
     for site in SITES:
         if not (RUN / site / "site.toml").exists():
             run("ddm-site", "init", RUN / site, "--name", site, "--root", root)
-        coord("enroll", RUN / site / "enrolment.dsse.json")
+    coord("roster", "add", *(RUN / site / "enrolment.dsse.json" for site in SITES))
     if not (RUN / "consortium" / "published" / "plan.dsse.json").exists():
         coord("publish", HERE / "plan.toml")
     return root
