@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from coordinator import members
-from coordinator.folder import CoordinatorFolder, CoordinatorSettings
+from coordinator import members, rosters
+from coordinator.folder import CoordinatorFolder
 from ddm_fed.models import build_expert
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import NonPrivateEvent, TrainingFacts, read_plan_toml
@@ -24,6 +24,7 @@ from ddm_fed.weights import write_tensors
 from sites import outbox
 from sites.folder import SiteFolder, SiteSettings
 from sites.jobs import EXPERT_FILE, TrainingOptions, open_ledger, record_training, run_plan
+from sites.seen import look
 
 BIN = Path(sys.executable).parent
 PLAN = """
@@ -48,13 +49,14 @@ max_epsilon = 1
 
 def build(folder: Path, architecture: str) -> tuple[Path, Path]:
     """Makes a coordinator and a site with a released bundle; returns coordinator and bundle."""
-    home = CoordinatorFolder.create(folder / "hub", CoordinatorSettings(federation="memory"))
-    root = home.root_key().public.keyid
-    settings = f'{{"name":"site","root_keyid":"{root}","max_epsilon":"10"}}'
+    home = CoordinatorFolder.create(folder / "hub", "memory")
+    rosters.complete_genesis(home)
+    settings = f'{{"name":"site","root":"{home.settings.root}","max_epsilon":"10"}}'
     site = SiteFolder.create(folder / "site", SiteSettings.model_validate_json(settings))
-    members.enroll(home, folder / "site" / "enrolment.dsse.json", expected_keyid=None)
-    members.publish(home, read_plan_toml(PLAN.format(architecture=architecture)))
-    trust = home.trust()
+    members.add(home, [folder / "site" / "enrolment.dsse.json"])
+    rosters.publish_plan(home, read_plan_toml(PLAN.format(architecture=architecture)))
+    published = look(site, home.published)
+    trust = published.trust
     # In place of training: weights of the right size, written where training leaves them.
     model = build_expert(trust.plan)
     model.reset_parameters(torch.Generator().manual_seed(0))
@@ -67,7 +69,13 @@ def build(folder: Path, architecture: str) -> tuple[Path, Path]:
     images = ImageSet(torch.zeros(10, 1, 8, 8), None)
     record_training(work, facts, images.digest())
     run_plan(
-        site, trust, Private(images), TrainingOptions(), on_step=lambda _: None, say=lambda _: None
+        site,
+        trust,
+        published.log,
+        Private(images),
+        TrainingOptions(),
+        on_step=lambda _: None,
+        say=lambda _: None,
     )
     outbox.review(site, trust)
     return folder / "hub", outbox.release(site, trust)
@@ -98,7 +106,7 @@ def peak_mib(program: str, *arguments: object) -> float:
 def measure(folder: Path, architecture: str) -> dict[str, float]:
     """Returns the expert's size in MB and the peak memory of each command in MiB."""
     hub, bundle = build(folder, architecture)
-    root = CoordinatorFolder.open(hub).root_key().public.keyid
+    root = CoordinatorFolder.open(hub).settings.root
     size_mb = (bundle / EXPERT_FILE).stat().st_size / 1e6
     published = hub / "published"
     peaks = {

@@ -2,12 +2,12 @@
 
     blobs/SHA256        0440, in a folder of mode 0700
 
-A file is hashed while it is copied in, under a temporary name, and gets its name by a hard link
-that never replaces anything. Whoever rewrites, renames or truncates the source meanwhile changes
-the copy's digest, and the copy is refused; afterwards nobody reads the source again.
+A file is hashed while it is copied in, under a temporary name, and gets its name only if that is
+its digest: a name never stands for other bytes, and no refusal costs what was kept. Whoever
+rewrites, renames or truncates the source meanwhile changes the copy's digest, and the copy is
+refused; afterwards nobody reads the source again.
 """
 
-import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +48,7 @@ class BlobStore:
             with suppress(DigestError):
                 check_file(kept, sha256=sha256, size_bytes=size_bytes, what=what, advance=advance)
                 return kept
-            kept.unlink()  # the disk damaged it: the source replaces it
+            # The disk damaged it, or the signed size is a lie: only a good source replaces it.
         part = self.folder / f"{PART_PREFIX}{sha256}"
         part.unlink(missing_ok=True)  # what a killed attempt left
         try:
@@ -61,7 +61,7 @@ class BlobStore:
                 advance=advance,
             )
             part.chmod(0o440)
-            os.link(part, kept)
+            part.replace(kept)
         finally:
             part.unlink(missing_ok=True)
         sync_folder(self.folder)

@@ -27,7 +27,7 @@ from federation import (
     tensor_bytes,
 )
 
-from coordinator import members
+from coordinator import members, rosters
 from ddm_fed.bundle import (
     ENVELOPE_FILE,
     EXPERT_FILE,
@@ -53,6 +53,7 @@ from ddm_fed.models import expert_tensors
 from ddm_fed.privacy import epsilon_text
 from ddm_fed.records import GaussianEvent, Plan, now, read_plan_toml, sha256_hex
 from ddm_fed.signing import SigningKey, Trust
+from ddm_fed.store import BlobStore
 
 A, B = "hospital-a", "hospital-b"
 
@@ -65,7 +66,7 @@ def verify(bundle: Path, trust: Trust, moment: datetime | None = None, **options
 def verified(stages, trust: Trust, tmp_path_factory) -> VerifiedBundle:
     """The honest bundle, verified once into a folder of its own."""
     kept = tmp_path_factory.mktemp("kept")
-    return verify(stages.submitted.arrival(A), trust, keep_in=kept)
+    return verify(stages.submitted.arrival(A), trust, store=BlobStore(kept))
 
 
 def test_honest_bundle_verifies(verified: VerifiedBundle):
@@ -76,8 +77,10 @@ def test_honest_bundle_verifies(verified: VerifiedBundle):
 
 def test_verified_copy_has_the_bytes_that_arrived(verified: VerifiedBundle, stages):
     arrived = stages.submitted.arrival(A)
-    for name in (*TENSOR_FILES, ENVELOPE_FILE):
-        assert (verified.folder / name).read_bytes() == (arrived / name).read_bytes()
+    assert verified.envelope == (arrived / ENVELOPE_FILE).read_bytes()
+    for name in TENSOR_FILES:
+        assert verified.files[name] != arrived / name
+        assert verified.files[name].read_bytes() == (arrived / name).read_bytes()
 
 
 def under(trust: Trust, plan: Plan) -> Trust:
@@ -160,9 +163,9 @@ def test_member_that_renames_its_own_bundle_is_refused(bundle: Path, trust: Trus
         verify(bundle, trust)
 
 
-@pytest.mark.parametrize("key", ["root_key", "key"])
+@pytest.mark.parametrize("key", ["root_key", "coordinator_key"])
 def test_bundle_signed_by_the_coordinator_is_refused(bundle: Path, trust: Trust, stages, key: str):
-    signer: SigningKey = getattr(stages.submitted.home, key)()
+    signer: SigningKey = getattr(stages.submitted, key)()
     forge_manifest(bundle, lambda fields: None, signer)
     with pytest.raises(UnknownSignerError, match=signer.public.keyid[:24]):
         verify(bundle, trust)
@@ -184,7 +187,7 @@ def test_enrolment_request_in_place_of_a_manifest_is_refused(bundle: Path, trust
 
 def test_bundle_of_another_plan_is_refused(bundle: Path, copy_of):
     fed: Federation = copy_of("submitted")
-    members.publish(fed.home, a_plan(steps="steps = 4"))
+    rosters.publish_plan(fed.home, a_plan(steps="steps = 4"))
     with pytest.raises(PlanMismatchError, match="the bundle bundle was made for the plan"):
         verify(bundle, fed.trust)
 
@@ -195,7 +198,7 @@ def test_bundle_of_another_federation_is_refused(bundle: Path, trust: Trust, sit
         verify(bundle, trust)
 
 
-@pytest.mark.parametrize("reference", [{"version": 2}, {"sha256": "0" * 64}])
+@pytest.mark.parametrize("reference", [{"version": 1}, {"version": 3}, {"sha256": "0" * 64}])
 def test_bundle_of_a_roster_never_published_is_refused(
     bundle: Path, trust: Trust, site_keys, reference: Json
 ):
@@ -206,10 +209,10 @@ def test_bundle_of_a_roster_never_published_is_refused(
 
 def test_bundle_of_an_earlier_roster_of_the_chain_verifies(bundle: Path, copy_of):
     fed: Federation = copy_of("submitted")
-    (fed.home.enrolled / "hospital-c.dsse.json").unlink()
-    members.publish(fed.home, a_plan())
-    assert fed.trust.roster.version == 2
-    assert verify(bundle, fed.trust).submission.roster.version == 1
+    cited = fed.trust.roster.version
+    members.revoke(fed.home, "hospital-c")
+    assert fed.trust.roster.version == cited + 1
+    assert verify(bundle, fed.trust).submission.roster.version == cited
 
 
 # The folder
@@ -270,7 +273,7 @@ def test_hard_linked_file_verifies_since_its_copy_is_what_counts(
 ):
     os.link(bundle / EXPERT_FILE, tmp_path / "second-name")
     (tmp_path / "kept").mkdir()
-    kept = verify(bundle, trust, keep_in=tmp_path / "kept").folder / EXPERT_FILE
+    kept = verify(bundle, trust, store=BlobStore(tmp_path / "kept")).files[EXPERT_FILE]
     assert kept.stat().st_nlink == 1
 
 
@@ -353,6 +356,22 @@ def test_manifest_with_wrong_size_is_refused(bundle: Path, trust: Trust, site_ke
         DigestError, match=r"`expert\.safetensors` is not .*: found \d+ bytes, sign"
     ):
         verify(bundle, trust)
+
+
+def test_manifest_with_wrong_size_leaves_the_stored_copy_of_the_same_digest(
+    bundle: Path, trust: Trust, site_keys, tmp_path: Path
+):
+    store = BlobStore(tmp_path)
+    kept = verify(bundle, trust, store=store).files[EXPERT_FILE]
+    honest = kept.read_bytes()
+
+    def edit(fields: Json) -> None:
+        fields["files"][0]["size_bytes"] += 1
+
+    forge_manifest(bundle, edit, site_keys[A])
+    with pytest.raises(DigestError, match=r"found \d+ bytes"):
+        verify(bundle, trust, store=store)
+    assert kept.read_bytes() == honest
 
 
 def test_manifest_of_more_bytes_than_the_plan_allows_is_refused(
@@ -691,7 +710,7 @@ def rewrite_all(bundle: Path) -> None:
 def test_bundle_deleted_while_it_is_verified_is_refused(bundle: Path, trust: Trust, tmp_path: Path):
     attack = advance_once(lambda: shutil.rmtree(bundle))
     with pytest.raises(FileSetError, match=r"router\.safetensors cannot be opened"):
-        verify(bundle, trust, keep_in=tmp_path, advance=attack)
+        verify(bundle, trust, store=BlobStore(tmp_path), advance=attack)
 
 
 def test_file_that_becomes_a_folder_while_it_is_verified_is_refused(
@@ -702,7 +721,7 @@ def test_file_that_becomes_a_folder_while_it_is_verified_is_refused(
         (bundle / ROUTER_FILE).mkdir()
 
     with pytest.raises(FileSetError, match=r"router\.safetensors"):
-        verify(bundle, trust, keep_in=tmp_path, advance=advance_once(attack))
+        verify(bundle, trust, store=BlobStore(tmp_path), advance=advance_once(attack))
 
 
 @pytest.mark.parametrize("kind", ["link", "fifo"])
@@ -714,7 +733,7 @@ def test_file_that_becomes_odd_while_it_is_verified_is_refused_without_blocking(
         make_odd_file(bundle / ROUTER_FILE, kind)
 
     with pytest.raises(FileSetError, match=r"router\.safetensors"):
-        verify(bundle, trust, keep_in=tmp_path, advance=advance_once(attack))
+        verify(bundle, trust, store=BlobStore(tmp_path), advance=advance_once(attack))
 
 
 def test_kept_copy_is_what_was_signed_though_all_is_rewritten_after_hashing(
@@ -727,8 +746,8 @@ def test_kept_copy_is_what_was_signed_though_all_is_rewritten_after_hashing(
         if len(seen) == 2:  # both tensor files were hashed
             rewrite_all(bundle)
 
-    kept = verify(bundle, trust, keep_in=tmp_path, advance=attack)
-    assert {name: sha256_hex((kept.folder / name).read_bytes()) for name in TENSOR_FILES} == (
+    kept = verify(bundle, trust, store=BlobStore(tmp_path), advance=attack)
+    assert {name: sha256_hex(kept.files[name].read_bytes()) for name in TENSOR_FILES} == (
         verified.sha256
     )
 
@@ -736,9 +755,10 @@ def test_kept_copy_is_what_was_signed_though_all_is_rewritten_after_hashing(
 @pytest.fixture
 def after(verified: VerifiedBundle, scratch: Path) -> VerifiedBundle:
     """The verified bundle in a folder that something else can write to."""
-    return dataclasses.replace(
-        verified, folder=Path(shutil.copytree(verified.folder, scratch / "after"))
-    )
+    files = {name: scratch / name for name in TENSOR_FILES}
+    for name, path in files.items():
+        shutil.copyfile(verified.files[name], path)
+    return dataclasses.replace(verified, files=files)
 
 
 def test_read_weights_returns_the_tensors_of_the_plan(after: VerifiedBundle, trust: Trust):
@@ -751,13 +771,13 @@ def test_read_weights_returns_the_tensors_of_the_plan(after: VerifiedBundle, tru
 
 @pytest.mark.parametrize("name", TENSOR_FILES)
 def test_read_weights_refuses_a_file_changed_after_verification(after: VerifiedBundle, name: str):
-    flip(after.folder / name, -1)
+    flip(after.files[name], -1)
     with pytest.raises(DigestError, match=f"`{name}` of `hospital-a` changed after it was verif"):
         read_weights(after, name)
 
 
 def test_read_weights_refuses_a_pickle_put_there_after_verification(after: VerifiedBundle):
-    (after.folder / EXPERT_FILE).write_bytes(b"\x80\x04N.")
+    after.files[EXPERT_FILE].write_bytes(b"\x80\x04N.")
     with pytest.raises(DigestError, match=f"`{EXPERT_FILE}` of `hospital-a` changed"):
         read_weights(after, EXPERT_FILE)
 
@@ -766,7 +786,7 @@ def test_read_weights_refuses_a_pickle_put_there_after_verification(after: Verif
 def test_read_weights_refuses_an_odd_file_put_there_after_verification(
     after: VerifiedBundle, kind: str
 ):
-    (after.folder / EXPERT_FILE).unlink()
-    make_odd_file(after.folder / EXPERT_FILE, kind)
+    after.files[EXPERT_FILE].unlink()
+    make_odd_file(after.files[EXPERT_FILE], kind)
     with pytest.raises(FileSetError, match=r"expert\.safetensors"):
         read_weights(after, EXPERT_FILE)
