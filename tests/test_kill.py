@@ -16,15 +16,17 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from coordinator import members
-from coordinator.admission import admit_arrivals
-from coordinator.folder import CoordinatorFolder, CoordinatorSettings
+from coordinator import members, rosters
+from coordinator.admission import admit_arrivals, admitted_bundles
+from coordinator.book import read_book
+from coordinator.folder import CoordinatorFolder
 from ddm_fed.assembly import verify_ensemble
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import read_plan_toml
 from sites import outbox
 from sites.folder import SiteFolder, SiteSettings
 from sites.jobs import TrainingOptions, run_plan
+from sites.seen import look
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent
@@ -77,13 +79,13 @@ def kill_when(seen: Callable[[], bool], program: str, *arguments: object) -> Non
 
 
 def federation(folder: Path, *, architecture: str, steps: int, sites: list[str]):
-    home = CoordinatorFolder.create(folder / "hub", CoordinatorSettings(federation="kill"))
-    root = home.root_key().public.keyid
+    home = CoordinatorFolder.create(folder / "hub", "kill")
+    rosters.complete_genesis(home)
     for name in sites:
-        settings = f'{{"name":"{name}","root_keyid":"{root}","max_epsilon":"10"}}'
+        settings = f'{{"name":"{name}","root":"{home.settings.root}","max_epsilon":"10"}}'
         SiteFolder.create(folder / name, SiteSettings.model_validate_json(settings))
-        members.enroll(home, folder / name / "enrolment.dsse.json", expected_keyid=None)
-    members.publish(home, read_plan_toml(PLAN.format(architecture=architecture, steps=steps)))
+    members.add(home, [folder / name / "enrolment.dsse.json" for name in sites])
+    rosters.publish_plan(home, read_plan_toml(PLAN.format(architecture=architecture, steps=steps)))
     return home
 
 
@@ -130,7 +132,8 @@ def released(tmp_path_factory):
         site = SiteFolder.open(folder / name)
         options = TrainingOptions(seed=number, precision="float32")
         ignore = lambda _: None  # noqa: E731
-        run_plan(site, trust, Private(images), options, on_step=ignore, say=ignore)
+        log = look(site, home.published).log
+        run_plan(site, trust, log, Private(images), options, on_step=ignore, say=ignore)
         outbox.review(site, trust)
         outbox.release(site, trust)
     return folder
@@ -150,18 +153,21 @@ def deliver(folder: Path) -> None:
 
 
 def admit(folder: Path) -> int:
-    """Verifies the inbox, in this process; returns the number of bundles then in the store."""
+    """Verifies the inbox, in this process; returns the number of bundles then admitted."""
     home = CoordinatorFolder.open(folder / "hub")
     admit_arrivals(home, home.trust())
-    return len(list(home.store.glob("[0-9a-f]*")))
+    admitted = admitted_bundles(home, home.trust(), read_book(home, home.chain()))
+    kept = {digest for item in admitted for digest in item.sha256.values()}
+    assert {path.name for path in home.blobs.folder.iterdir()} == kept  # all of them, no parts
+    return len(admitted)
 
 
-def grows_in(part: Path, at_least: int) -> Callable[[], bool]:
-    """Whether the files under `part` hold `at_least` bytes by now."""
+def grows_in(part: Path, at_least: int, pattern: str = "*.safetensors") -> Callable[[], bool]:
+    """Whether the files under `part` with such a name hold `at_least` bytes by now."""
 
     def seen() -> bool:
         try:
-            return sum(path.stat().st_size for path in part.rglob("*.safetensors")) >= at_least
+            return sum(path.stat().st_size for path in part.rglob(pattern)) >= at_least
         except FileNotFoundError:  # it was just renamed or removed
             return False
 
@@ -186,8 +192,12 @@ def test_admission_killed_half_way_admits_nothing_and_then_completes(copy):
     hub = copy / "hub"
     deliver(copy)
 
-    kill_when(grows_in(hub / "store", 40_000_000), "ddm-coord", "verify", "--coordinator", hub)
-    assert list((hub / "store").glob("[0-9a-f]*")) == []
+    blobs, command = hub / "store" / "blobs", ("ddm-coord", "verify", "--coordinator", hub)
+    kill_when(grows_in(blobs, 40_000_000, ".part-*"), *command)
+    assert [path.name[:6] for path in blobs.iterdir()] == [".part-"]
+    assert list((hub / "store" / "manifests").iterdir()) == []
+    home = CoordinatorFolder.open(hub)
+    assert read_book(home, home.chain()).size == 0
     assert len(list((hub / "inbox" / "incoming").iterdir())) == 2
 
     assert admit(copy) == 2
@@ -205,5 +215,5 @@ def test_assemble_killed_half_way_leaves_no_ensemble_and_then_completes(copy):
         assert not target.exists()
 
     finish(*command)
-    root = CoordinatorFolder.open(hub).root_key().public.keyid
+    root = CoordinatorFolder.open(hub).settings.root
     assert len(verify_ensemble(target, root).bundles) == 2
