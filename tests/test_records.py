@@ -31,8 +31,9 @@ def request_json(**changed: object) -> bytes:
     fields = {
         "format": 1,
         "site": "hospital-a",
-        "public_key": "0" * 64,
-        "root_keyid": "ed25519:" + "0" * 64,
+        "root": "sha256:" + "0" * 64,
+        "require": ["site"],
+        "keys": [{"role": "site", "public_key": "0" * 64}],
         "requested_at": "2026-11-23T00:00:00Z",
     }
     return json.dumps(fields | changed).encode()
@@ -126,9 +127,9 @@ def test_parse_json_of_any_bytes_refuses_or_reads(data: bytes):
         ("site", "", "should match pattern"),
         ("site", 1, "should be a valid string"),
         ("site", "a" * 64, "should match pattern"),
-        ("public_key", "A" * 64, "should match pattern"),
-        ("public_key", "0" * 63, "should match pattern"),
-        ("public_key", "0" * 64 + "\n", "should match pattern"),
+        ("root", "sha256:" + "A" * 64, "should match pattern"),
+        ("root", "ed25519:" + "0" * 64, "should match pattern"),
+        ("root", "0" * 64, "should match pattern"),
         ("format", 2, "should be 1"),
         ("format", "1", "should be 1"),
         ("requested_at", "2026-11-23T00:00:00", "a date needs a time zone"),
@@ -144,6 +145,39 @@ def test_record_field_of_the_wrong_form_is_named(field: str, value: object, prob
         read_request(**{field: value})
 
 
+@pytest.mark.parametrize("key", ["A" * 64, "0" * 63, "0" * 64 + "\n"])
+@pytest.mark.parametrize("field", ["keys", "replaces"])
+def test_public_key_of_the_wrong_form_is_named(field: str, key: str):
+    value, name = {
+        "keys": ([{"role": "site", "public_key": key}], r"keys\.0\.public_key"),
+        "replaces": ([key], r"replaces\.0"),
+    }[field]
+    with pytest.raises(
+        MalformedError,
+        match=f"the request is not a valid EnrolmentRequest: `{name}`: .*should match pattern",
+    ):
+        read_request(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        ({"keys": []}, "`keys`: .*at least 1 item"),
+        ({"keys": [{"role": "site", "public_key": "1" * 64}] * 2}, "a key is named twice"),
+        ({"replaces": ["0" * 64]}, "a key is named twice"),
+        ({"replaces": ["1" * 64] * 2}, "a key is named twice"),
+        ({"keys": [{"role": "root", "public_key": "1" * 64}]}, r"`keys\.0\.role`"),
+        ({"require": []}, "`require"),
+        ({"require": ["dpo"]}, "`require"),
+        ({"require": ["dpo", "site"]}, "`require"),
+        ({"require": ["site", "dpo", "dpo"]}, "`require"),
+    ],
+)
+def test_request_that_contradicts_itself_is_refused(changed: dict, problem: str):
+    with pytest.raises(MalformedError, match=problem):
+        read_request(**changed)
+
+
 def test_record_with_unknown_field_is_refused_with_a_suggestion():
     with pytest.raises(MalformedError, match="`sitee`: unknown key, did you mean `site`"):
         read_request(sitee="x")
@@ -151,8 +185,8 @@ def test_record_with_unknown_field_is_refused_with_a_suggestion():
 
 def test_record_without_a_field_is_refused_by_its_name():
     values = json.loads(request_json())
-    del values["root_keyid"]
-    with pytest.raises(MalformedError, match="`root_keyid`: field required"):
+    del values["root"]
+    with pytest.raises(MalformedError, match="`root`: field required"):
         EnrolmentRequest.from_json(canonical_json(values), what="the request")
 
 
@@ -237,47 +271,140 @@ def test_ledger_entry_of_unknown_mechanism_is_refused():
         LedgerEntry.from_json(ledger_entry(kind="laplace"), what="line 1")
 
 
+def ranged(public_key: str, **changed: object) -> dict[str, object]:
+    return {"public_key": public_key, "from_log_size": 0} | changed
+
+
+def roster_site(name: str, public_key: str, **changed: object) -> dict[str, object]:
+    fields = {
+        "name": name,
+        "enrolled_at": "2026-11-23T00:00:00Z",
+        "policies": [{"require": ["site"], "from_log_size": 0}],
+        "keys": [ranged(public_key, role="site")],
+    }
+    return fields | changed
+
+
 def roster(**changed: object) -> dict[str, object]:
-    site = {"name": "a", "public_key": "1" * 64, "enrolled_at": "2026-11-23T00:00:00Z"}
     fields = {
         "federation": "test",
         "version": 1,
         "previous_sha256": None,
         "issued_at": "2026-11-23T00:00:00Z",
         "expires_at": "2027-11-23T00:00:00Z",
-        "root_key": "2" * 64,
-        "coordinator_key": "3" * 64,
-        "sites": [site, {**site, "name": "b", "public_key": "4" * 64}],
+        "root": {"keys": ["2" * 64], "threshold": 1},
+        "coordinator": [ranged("3" * 64)],
+        "sites": [roster_site("a", "1" * 64), roster_site("b", "4" * 64)],
     }
     return fields | changed
 
 
-@pytest.mark.parametrize(
-    ("changed", "problem"),
-    [
-        ({"root_key": "3" * 64}, "a key is listed twice"),
-        ({"coordinator_key": "1" * 64}, "a key is listed twice"),
-        ({"version": 2}, "version 1 has no previous roster, and every later one has"),
-        ({"previous_sha256": "0" * 64}, "version 1 has no previous roster"),
-        ({"version": 0}, "greater than or equal to 1"),
-        ({"version": True}, "valid integer"),
-        ({"sites": []}, "at least 1 item"),
-    ],
-)
+def read_roster(**changed: object) -> Roster:
+    return Roster.from_json(canonical_json(roster(**changed)), what="roster 1")
+
+
+def policies(*sizes: int) -> list[dict[str, object]]:
+    return [{"require": ["site"], "from_log_size": size} for size in sizes]
+
+
+def test_first_roster_may_have_no_sites():
+    assert read_roster(sites=[]).sites == ()
+
+
+def test_roster_round_trip_keeps_record_and_bytes():
+    written = read_roster().to_json()
+    assert Roster.from_json(written, what="roster 1").to_json() == written
+
+
+CONTRADICTIONS = {
+    "root-is-coordinator": (
+        {"root": {"keys": ["3" * 64], "threshold": 1}},
+        "a key is listed twice",
+    ),
+    "coordinator-is-site": ({"coordinator": [ranged("1" * 64)]}, "a key is listed twice"),
+    "root-is-site": ({"root": {"keys": ["4" * 64], "threshold": 1}}, "a key is listed twice"),
+    "no-previous": ({"version": 2}, "version 1 has no previous roster, and every later one has"),
+    "previous-of-first": ({"previous_sha256": "0" * 64}, "version 1 has no previous roster"),
+    "version-zero": ({"version": 0}, "greater than or equal to 1"),
+    "version-bool": ({"version": True}, "valid integer"),
+    "expires-when-issued": (
+        {"expires_at": "2026-11-23T00:00:00Z"},
+        "it expires before it is issued",
+    ),
+    "no-root": ({"root": {"keys": [], "threshold": 1}}, "at least 1 item"),
+    "root-twice": ({"root": {"keys": ["2" * 64] * 2, "threshold": 2}}, "a root key is listed twi"),
+    "threshold-zero": (
+        {"root": {"keys": ["2" * 64], "threshold": 0}},
+        "greater than or equal to 1",
+    ),
+    "threshold-high": (
+        {"root": {"keys": ["2" * 64], "threshold": 2}},
+        "2 of 1 root keys can never sign",
+    ),
+    "no-coordinator": ({"coordinator": []}, "at least 1 item"),
+    "two-coordinators": (
+        {"coordinator": [ranged("3" * 64), ranged("5" * 64)]},
+        "exactly one coordinator key is active at a time",
+    ),
+    "coordinator-revoked": (
+        {"coordinator": [ranged("3" * 64, revoked_at_log_size=1)]},
+        "exactly one coordinator key is active at a time",
+    ),
+    "revoked-before-it-begins": (
+        {"coordinator": [ranged("3" * 64, from_log_size=2, revoked_at_log_size=1)]},
+        "a key is revoked before it begins",
+    ),
+    "compromised-and-active": (
+        {"coordinator": [ranged("3" * 64, compromised_since_log_size=1)]},
+        "a compromised key has to be revoked too",
+    ),
+    "negative-size": ({"coordinator": [ranged("3" * 64, from_log_size=-1)]}, "greater than or"),
+    "site-without-key": ({"sites": [roster_site("a", "1" * 64, keys=[])]}, "at least 1 item"),
+    "site-without-policy": (
+        {"sites": [roster_site("a", "1" * 64, policies=[])]},
+        "at least 1 item",
+    ),
+    "policies-fall": (
+        {"sites": [roster_site("a", "1" * 64, policies=policies(3, 2))]},
+        "policies are not in the order of the log",
+    ),
+    "policies-at-once": (
+        {"sites": [roster_site("a", "1" * 64, policies=policies(3, 3))]},
+        "policies are not in the order of the log",
+    ),
+    "policy-without-key": (
+        {
+            "sites": [
+                roster_site(
+                    "a", "1" * 64, policies=[{"require": ["site", "dpo"], "from_log_size": 0}]
+                )
+            ]
+        },
+        "a policy asks for a key the site does not have",
+    ),
+}
+
+
+@pytest.mark.parametrize(("changed", "problem"), CONTRADICTIONS.values(), ids=CONTRADICTIONS)
 def test_roster_that_contradicts_itself_is_refused(changed: dict, problem: str):
     with pytest.raises(MalformedError, match=f"roster 1 is not a valid Roster: .*{problem}"):
-        Roster.from_json(canonical_json(roster(**changed)), what="roster 1")
+        read_roster(**changed)
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "problem"),
-    [("name", "a", "a site is listed twice"), ("public_key", "1" * 64, "a key is listed twice")],
+    ("second", "problem"),
+    [
+        (roster_site("a", "4" * 64), "a site is listed twice"),
+        (roster_site("b", "1" * 64), "a key is listed twice"),
+        (
+            roster_site("b", "4" * 64, keys=[ranged("4" * 64, role=x) for x in ("site", "dpo")]),
+            "a key is listed twice",
+        ),
+    ],
 )
-def test_roster_that_lists_a_site_or_key_twice_is_refused(field: str, value: str, problem: str):
-    fields = roster()
-    fields["sites"][1][field] = value
+def test_roster_that_lists_a_site_or_key_twice_is_refused(second: dict, problem: str):
     with pytest.raises(MalformedError, match=problem):
-        Roster.from_json(canonical_json(fields), what="roster 1")
+        read_roster(sites=[roster_site("a", "1" * 64), second])
 
 
 # Plans
