@@ -80,6 +80,9 @@ class CoordinatorFolder(Home):
             StateError: `path` is a coordinator already.
         """
         require_new(path, "coordinator.toml")
+        # before anything is made: a bad name or threshold leaves no folder behind
+        CoordinatorSettings(federation=federation, root=pin_of(b""))
+        RootRole(keys=tuple(root_keys) or ("0" * 64,), threshold=threshold)
         for folder in (
             *("keys", "enrolled", "pending", "published", "refused", "evidence", "log"),
             *("store/blobs", "store/manifests", "inbox/incoming", "inbox/receipts"),

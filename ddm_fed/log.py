@@ -144,7 +144,14 @@ class Log:
         return found
 
 
-def read_entry(data: bytes, index: int, chain: RosterChain, keys: Iterable[VerifyKey]) -> LogEntry:
+def read_entry(
+    data: bytes,
+    index: int,
+    chain: RosterChain,
+    keys: Iterable[VerifyKey],
+    *,
+    what: str | None = None,
+) -> LogEntry:
     """Returns the statement in the envelope `data`, which claims to be leaf `index` (rule 3).
 
     Args:
@@ -152,12 +159,13 @@ def read_entry(data: bytes, index: int, chain: RosterChain, keys: Iterable[Verif
         index: The place it must say it has.
         chain: The federation's rosters.
         keys: Coordinator keys that may have signed it.
+        what: Its name, for messages; by default its place.
 
     Raises:
         LogError: it says another place, federation or kind.
         RefusedError: form or signature do not hold.
     """
-    what = f"log entry {index}"
+    what = what or f"log entry {index}"
     signed = open_envelope(data, IN_TOTO_PAYLOAD, keys, what=what)
     kind = _kind(signed.payload, what)
     statement = kind.from_json(signed.payload, what=what)

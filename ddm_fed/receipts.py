@@ -48,7 +48,7 @@ def read_receipt(data: bytes, payload_sha256: str, chain: RosterChain, *, what: 
     payload = peek_payload(data, IN_TOTO_PAYLOAD, what=what)
     claimed = Statement[Receipt].from_json(payload, what=what)
     index = claimed.predicate.log_index
-    entry = read_entry(data, index, chain, chain.coordinator_keys(index))
+    entry = read_entry(data, index, chain, chain.coordinator_keys(index), what=what)
     if entry.receipt is None or entry.submission_sha256 != payload_sha256:
         raise PlanMismatchError(
             f"{what} is not a receipt for the submission {payload_sha256[:16]}…",

@@ -83,6 +83,11 @@ class SiteFolder(Home):
         site = cls(path, settings)
         if not key_files(site.keys, "site"):  # a killed `init` may have left one: keep it
             new_key(site.keys, "site")
+        if settings.dpo_key == site.newest_key().public.hex:
+            raise StateError(
+                "the data-protection officer's key is the site's own",
+                hint="the officer makes a key of their own with `ddm-site keygen`",
+            )
         write_request(site, path / ENROLMENT_FILE, site.newest_key(), [site.newest_key()])
         # last, because its presence says that the folder is complete
         write_settings(site)
@@ -107,7 +112,9 @@ class SiteFolder(Home):
         active = {key.public_key for key in member.keys if key.role == "site" and key.is_active}
         for file in reversed(key_files(self.keys, "site")):
             if public_of(file).hex in active:
-                return SigningKey.read(file)
+                key = SigningKey.read(file)
+                if key.public.hex in active:  # the .pub beside it may be another's
+                    return key
         raise StateError(
             f"`{self.settings.name}` is enrolled with another key than those in {self.keys}",
             hint="ask the coordinator for a new published folder; if the key was replaced, send "

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from ddm_fed import __version__
+from ddm_fed.signing import read_public
 
 with warnings.catch_warnings():  # typer 0.20 imports a name that click 8.5 deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -20,8 +21,10 @@ with warnings.catch_warnings():  # typer 0.20 imports a name that click 8.5 depr
     import sites.cli
 
 EXAMPLE_PLAN = Path(__file__).parents[1] / "examples" / "digits" / "plan.toml"
-SOME_ROOT = "ed25519:" + "a" * 64
+SOME_ROOT = "sha256:" + "a" * 64
+SOME_KEY = "ed25519:" + "a" * 64
 KEYID = re.compile(r"ed25519:[0-9a-f]{64}")
+PIN = re.compile(r"sha256:[0-9a-f]{64}")
 ESCAPE = "\x1b"
 REFUSED = ("ddm-coord", "publish", EXAMPLE_PLAN, "--coordinator")  # and a folder that is none
 
@@ -127,7 +130,7 @@ def test_process_that_is_refused_ends_with_1(tmp_path):
 def test_process_that_makes_a_coordinator_prints_the_fingerprint_alone_on_stdout(tmp_path):
     ended = process("ddm-coord", "init", tmp_path / "home", "--federation", "digits")
     assert (ended.code, ended.out.count("\n")) == (0, 1)
-    assert KEYID.fullmatch(ended.out.strip())
+    assert PIN.fullmatch(ended.out.strip())
 
 
 def test_process_that_makes_a_site_writes_to_stderr_only(tmp_path):
@@ -208,7 +211,7 @@ def test_process_into_a_pipe_with_no_color_writes_no_escape_codes(arguments):
         ["ddm-site", "submit", "--plan", "x"],
         ["ddm-coord", "init", "new"],
         ["ddm-coord", "publish", "there-is-no-plan.toml"],
-        ["ddm-coord", "enroll", "."],
+        ["ddm-coord", "roster", "add", "."],
         ["ddm-coord", "assemble", "new", "--router", "pooled"],
         ["ddm-coord", "sample", "e", "--out", "o", "--root", SOME_ROOT, "--strategy", "top-0"],
         ["ddm-coord", "sample", "e", "--out", "o", "--root", SOME_ROOT, "--strategy", "best"],
@@ -232,9 +235,17 @@ def test_init_with_a_bad_name_ends_with_2_and_makes_nothing(run, tmp_path, name)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("root", ["", "a" * 64, "ed25519:" + "A" * 64, SOME_ROOT + "0", "rsa:00"])
+@pytest.mark.parametrize(
+    "root", ["", "a" * 64, "sha256:" + "A" * 64, SOME_ROOT + "0", "rsa:00", SOME_KEY]
+)
 def test_init_with_a_bad_fingerprint_ends_with_2_and_makes_nothing(run, tmp_path, root):
     assert_wrong_usage(run("ddm-site", "init", tmp_path / "s", "--name", "a", f"--root={root}"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_init_with_a_threshold_nobody_can_meet_ends_with_2_and_makes_nothing(run, tmp_path):
+    arguments = ["--federation", "digits", "--threshold", "2"]
+    assert_wrong_usage(run("ddm-coord", "init", tmp_path / "c", *arguments))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -249,7 +260,8 @@ def test_init_with_a_bad_limit_ends_with_2(run, tmp_path, limit):
 )
 def test_root_that_is_no_fingerprint_ends_with_2(run, tmp_path, monkeypatch, arguments):
     monkeypatch.chdir(tmp_path)
-    assert_wrong_usage(run("ddm-coord", *arguments, "--root", "ed25519:abc"))
+    assert_wrong_usage(run("ddm-coord", *arguments, "--root", "sha256:abc"))
+    assert_wrong_usage(run("ddm-coord", *arguments, "--root", SOME_KEY))
 
 
 @pytest.mark.parametrize("delta", ["0", "1", "-1", "nan"])
@@ -265,7 +277,10 @@ def test_ledger_at_a_delta_that_is_no_probability_ends_with_2(run, make_site, de
         ["ddm-site", "review", "--plan", "."],
         ["ddm-site", "release", "--plan", "."],
         ["ddm-site", "submit", "--plan", ".", "--to", "."],
+        ["ddm-site", "rotate", "--plan", "."],
         ["ddm-coord", "status"],
+        ["ddm-coord", "roster", "renew"],
+        ["ddm-coord", "roster", "show"],
         ["ddm-coord", "publish", str(EXAMPLE_PLAN)],
         ["ddm-coord", "verify"],
         ["ddm-coord", "assemble", "e"],
@@ -319,46 +334,63 @@ def test_settings_that_are_not_valid_are_refused(run, make_site, content):
 def enroll(run, consortium):
     def enrolled(site, *arguments):
         return run(
-            "ddm-coord", "enroll", request_of(site), "--coordinator", consortium[0], *arguments
+            *("ddm-coord", "roster", "add", request_of(site), "--coordinator", consortium[0]),
+            *arguments,
         )
 
     return enrolled
 
 
-def test_enroll_with_the_key_that_was_read_out_is_accepted(enroll, make_site, consortium):
+def rosters_of(home):
+    return {path.name: path.read_bytes() for path in (home / "published").glob("roster-*")}
+
+
+def test_roster_add_with_the_key_that_was_read_out_is_accepted(run, enroll, make_site, consortium):
     site = make_site("a")
-    key = KEYID.search(enroll(site).err)[0]
-    assert enroll(site, "--key", key).code == 0
-    assert [path.name for path in (consortium[0] / "enrolled").iterdir()] == [
-        "hospital-a.dsse.json"
-    ]
+    key = read_public(site / "keys" / "site.pub").keyid
+    ended = enroll(site, "--key", key)
+    assert (ended.code, key in ended.out) == (0, True)
+    (kept,) = (consortium[0] / "enrolled").iterdir()
+    assert kept.name.startswith("hospital-a-")
+    assert kept.read_bytes() == request_of(site).read_bytes()
+    shown = run("ddm-coord", "roster", "show", "--json", "--coordinator", consortium[0])
+    current = json.loads(shown.out)["current"]
+    assert [member["name"] for member in current["sites"]] == ["hospital-a"]
 
 
-def test_enroll_with_another_key_than_was_read_out_is_refused(enroll, make_site, consortium):
-    assert_refused(enroll(make_site("a"), "--key", SOME_ROOT), "DDM204")
+def test_key_that_a_site_reads_out_is_the_one_init_printed(run, tmp_path):
+    ended = run("ddm-site", "init", tmp_path / "s", "--name", "a", "--root", SOME_ROOT)
+    assert KEYID.findall(ended.err)[0] == read_public(tmp_path / "s" / "keys" / "site.pub").keyid
+
+
+def test_roster_add_with_another_key_than_was_read_out_is_refused(enroll, make_site, consortium):
+    before = rosters_of(consortium[0])
+    assert_refused(enroll(make_site("a"), "--key", SOME_KEY), "DDM204")
     assert list((consortium[0] / "enrolled").iterdir()) == []
+    assert rosters_of(consortium[0]) == before
 
 
-def test_enroll_of_the_same_site_twice_changes_nothing(enroll, make_site, consortium):
+def test_roster_add_of_the_same_site_twice_changes_nothing(enroll, make_site, consortium):
     site = make_site("a")
     first, before = enroll(site), files_of(consortium[0])
     second = enroll(site)
-    assert (first.code, second) == (0, first)
+    assert (first.code, second.code, second.out) == (0, 0, "")
+    assert "nothing changed" in second.err
     assert files_of(consortium[0]) == before
 
 
-def test_enroll_of_a_taken_name_with_another_key_is_refused(enroll, make_site, consortium):
+def test_roster_add_of_a_taken_name_with_another_key_is_refused(enroll, make_site, consortium):
     enroll(make_site("a"))
     before = files_of(consortium[0])
     assert_refused(enroll(make_site("b")), "DDM104")
     assert files_of(consortium[0]) == before
 
 
-def test_enroll_of_a_site_that_pinned_another_root_is_refused(enroll, make_site):
+def test_roster_add_of_a_site_that_pinned_another_root_is_refused(enroll, make_site):
     assert_refused(enroll(make_site("a", root=SOME_ROOT)), "DDM204")
 
 
-def test_enroll_of_an_altered_request_is_refused(enroll, make_site):
+def test_roster_add_of_an_altered_request_is_refused(enroll, make_site):
     site = make_site("a")
     envelope = json.loads(request_of(site).read_bytes())
     envelope["signatures"][0]["sig"] = "A" * 86 + "=="
@@ -367,7 +399,7 @@ def test_enroll_of_an_altered_request_is_refused(enroll, make_site):
 
 
 @pytest.mark.parametrize("content", ["", "hello", "{}", "[" * 5000, '{"payload": 1.5}'])
-def test_enroll_of_something_else_is_refused(enroll, make_site, content):
+def test_roster_add_of_something_else_is_refused(enroll, make_site, content):
     site = make_site("a")
     request_of(site).write_text(content)
     assert_refused(enroll(site), "DDM201")
@@ -383,8 +415,10 @@ def publish(run, consortium, tmp_path):
 
 
 def test_publish_before_anybody_is_enrolled_is_refused(publish, consortium):
+    before = files_of(consortium[0] / "published")
     assert_refused(publish(EXAMPLE_PLAN.read_text()), "DDM104")
-    assert list((consortium[0] / "published").iterdir()) == []
+    assert files_of(consortium[0] / "published") == before
+    assert not (consortium[0] / "published" / "plan.dsse.json").exists()
 
 
 def test_publish_with_an_invalid_plan_shows_every_problem(publish):
@@ -415,9 +449,11 @@ def test_publish_of_a_plan_of_another_federation_is_refused(publish, enroll, mak
 
 def test_publish_twice_keeps_the_roster(publish, enroll, make_site, consortium):
     enroll(make_site("a"))
+    before = rosters_of(consortium[0])
     publish(EXAMPLE_PLAN.read_text())
-    assert "roster 1 (unchanged)" in publish(EXAMPLE_PLAN.read_text()).err
-    assert len(list((consortium[0] / "published").glob("roster-*"))) == 1
+    assert "under roster 2: hospital-a" in publish(EXAMPLE_PLAN.read_text()).err
+    assert len(before) == 2
+    assert rosters_of(consortium[0]) == before
 
 
 def test_status_as_json_is_json_and_nothing_else(run, publish, enroll, make_site, consortium):
@@ -429,7 +465,7 @@ def test_status_as_json_is_json_and_nothing_else(run, publish, enroll, make_site
     assert (ended.code, ended.err, found["federation"]) == (0, "", "digits")
     assert [(row["site"], row["state"]) for row in found["sites"]] == [
         ("hospital-a", "in the roster"),
-        ("hospital-b", "enrolled"),
+        ("hospital-b", "in the roster"),
     ]
 
 
@@ -450,7 +486,6 @@ def test_coordinator_whose_key_others_can_read_is_refused(run, consortium, enrol
 
 
 def test_what_the_operating_system_refuses_is_an_error_with_a_hint_and_status_1():
-    root = "ed25519:" + "0" * 64
     words = [
         Path(sys.executable).parent / "ddm-site",
         "init",
@@ -458,7 +493,7 @@ def test_what_the_operating_system_refuses_is_an_error_with_a_hint_and_status_1(
         "--name",
         "site",
         "--root",
-        root,
+        SOME_ROOT,
     ]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 1

@@ -16,23 +16,25 @@ from federation import (
     snapshot,
 )
 
-from coordinator import members
+from coordinator import rosters
 from coordinator.admission import admit_arrivals
 from ddm_fed.bundle import ENVELOPE_FILE, EXPERT_FILE, ROUTER_FILE, TENSOR_FILES
 from ddm_fed.errors import (
     DdmFedError,
     DigestError,
     FileSetError,
+    LogError,
     PlanMismatchError,
     SignatureError,
     StateError,
     UnknownSignerError,
 )
 from ddm_fed.files import PART_PREFIX
-from ddm_fed.records import parse_json, sha256_hex
+from ddm_fed.records import EgressRecord, sha256_hex
 from ddm_fed.signing import Trust
 from sites import outbox
 from sites.folder import SiteFolder
+from sites.review import EGRESS_FILE
 
 A = "hospital-a"
 
@@ -67,21 +69,23 @@ def draft(site: SiteFolder) -> Path:
 
 def test_review_records_what_would_leave_and_what_it_costs(site: SiteFolder, trust: Trust):
     review = outbox.review(site, trust)
-    path = site.reviews / f"{review.bundle.payload_sha256}.json"
-    record = parse_json(path.read_bytes(), what="the review")
-    assert record == review.record
-    assert record["privacy"]["releases_epsilon"] == "2.0000"
-    assert [entry["purpose"] for entry in record["privacy"]["ledger"]] == [
+    assert review.folder == site.reviews / draft(site).name
+    egress = EgressRecord.from_json((review.folder / EGRESS_FILE).read_bytes(), what="the review")
+    assert egress == review.egress
+    assert egress.submission_sha256 == review.bundle.payload_sha256
+    assert (egress.releases_epsilon, egress.ledger_entries) == ("2.0000", 3)
+    assert [entry.purpose for entry in review.bundle.submission.privacy.ledger] == [
         "expert",
         "router-location",
         "router-shape",
     ]
+    assert not egress.expert_is_private
 
 
 def test_review_names_every_file_by_its_true_digest_and_size(site: SiteFolder, trust: Trust):
-    files = outbox.review(site, trust).record["files"]
+    files = outbox.review(site, trust).egress.files
     folder = draft(site)
-    assert [(file["name"], file["sha256"], file["size_bytes"]) for file in files] == [
+    assert [(file.name, file.sha256, file.size_bytes) for file in files] == [
         (name, sha256_hex((folder / name).read_bytes()), (folder / name).stat().st_size)
         for name in TENSOR_FILES
     ]
@@ -150,7 +154,9 @@ def test_release_without_review_is_refused(site: SiteFolder, trust: Trust):
 
 def test_release_of_another_draft_than_the_reviewed_one_is_refused(site: SiteFolder, trust: Trust):
     outbox.review(site, trust)
-    digest = forge_manifest(draft(site), lambda fields: fields.update(sequence=2), site.key())
+    digest = forge_manifest(
+        draft(site), lambda fields: fields.update(sequence=2), site.newest_key()
+    )
     with pytest.raises(StateError, match=f"the draft {digest[:16]}… was not reviewed"):
         outbox.release(site, trust)
 
@@ -283,14 +289,14 @@ def test_submit_with_a_bundle_of_an_earlier_plan_still_sends_the_current_one(
     fed: Federation, site: SiteFolder
 ):
     earlier = released(site, fed.trust)  # never admitted, for example because it was refused
-    members.publish(fed.home, a_plan(steps="steps = 4"))
+    rosters.publish_plan(fed.home, a_plan(steps="steps = 4"))
     later = Path(shutil.copytree(earlier, site.drafts / "later"))
 
     def renew(fields: Json) -> None:
         move_to_plan(fields, fed.trust.plan_sha256)
         fields["sequence"], fields["training"]["steps"] = 2, 4
 
-    digest = forge_manifest(later, renew, site.key())
+    digest = forge_manifest(later, renew, site.newest_key())
     later.rename(site.drafts / digest)
     released(site, fed.trust)
     assert (digest, "sent") in submit(fed)
@@ -301,7 +307,7 @@ def test_submit_with_a_bundle_of_an_earlier_plan_still_sends_the_current_one(
 
 def test_receipt_signed_by_the_site_itself_is_refused(fed: Federation, site: SiteFolder):
     digest = offer_receipt(fed, site)
-    forge(fed.home.receipts / f"{digest}.dsse.json", lambda _: None, site.key())
+    forge(fed.home.receipts / f"{digest}.dsse.json", lambda _: None, site.newest_key())
     with pytest.raises(UnknownSignerError, match=f"the receipt {digest[:16]}… is signed by"):
         submit(fed)
     assert list(site.receipts.iterdir()) == []
@@ -313,7 +319,7 @@ def test_receipt_for_another_submission_is_refused(fed: Federation, site: SiteFo
     def point_elsewhere(statement) -> None:
         statement["subject"][0]["digest"]["sha256"] = "0" * 64
 
-    forge(fed.home.receipts / f"{digest}.dsse.json", point_elsewhere, fed.home.key())
+    forge(fed.home.receipts / f"{digest}.dsse.json", point_elsewhere, fed.coordinator_key())
     with pytest.raises(PlanMismatchError, match=f"the receipt {digest[:16]}… is not a receipt"):
         submit(fed)
 
@@ -323,9 +329,9 @@ def test_receipt_of_another_kind_is_refused(fed: Federation, site: SiteFolder):
     forge(
         fed.home.receipts / f"{digest}.dsse.json",
         lambda statement: statement.update(predicateType="urn:other"),
-        fed.home.key(),
+        fed.coordinator_key(),
     )
-    with pytest.raises(PlanMismatchError, match=f"the receipt {digest[:16]}… is not a receipt"):
+    with pytest.raises(LogError, match=f"the receipt {digest[:16]}… is neither a receipt"):
         submit(fed)
 
 
@@ -333,7 +339,7 @@ def test_receipt_edited_after_signing_is_refused(fed: Federation, site: SiteFold
     digest = offer_receipt(fed, site)
     path = fed.home.receipts / f"{digest}.dsse.json"
     honest = path.read_bytes()
-    forge(path, lambda statement: statement["predicate"].update(sequence=9), fed.home.key())
+    forge(path, lambda statement: statement["predicate"].update(sequence=9), fed.coordinator_key())
     signature = honest[honest.index(b'"signatures"') :]
     forged = path.read_bytes()
     path.write_bytes(forged[: forged.index(b'"signatures"')] + signature)
@@ -368,7 +374,7 @@ def test_submit_does_not_send_an_expired_bundle_and_sends_the_others(
     def expire(fields: Json) -> None:
         fields["issued_at"], fields["expires_at"] = "2020-01-01T00:00:00Z", "2020-02-01T00:00:00Z"
 
-    digest = forge_manifest(old, expire, site.key())
+    digest = forge_manifest(old, expire, site.newest_key())
     old.rename(site.released / digest)
     states = dict(submit(fed))
     assert (states[digest], states[valid.name]) == ("expired", "sent")
