@@ -94,6 +94,8 @@ def next_roster(home: CoordinatorFolder, chain: RosterChain, **changes: Any) -> 
         StateError: another one is still waiting for signatures.
     """
     require_nothing_pending(home)
+    for file in key_files(home.keys, "root"):
+        SigningKey.read(file)  # a key that cannot be opened is found before anything is written
     issued_at = now()
     draft = chain.current.model_copy(
         update={

@@ -78,7 +78,8 @@ def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Writes a table to stdout, readable without colour."""
     table = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
-        table.add_column(column, no_wrap=number == 0)  # the name of a row stays readable
+        # the name of a row stays readable, and nothing is cut that people compare
+        table.add_column(column, no_wrap=number == 0, overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
     out.print(table)

@@ -368,10 +368,6 @@ CONTRADICTIONS = {
         {"sites": [roster_site("a", "1" * 64, policies=policies(3, 2))]},
         "policies are not in the order of the log",
     ),
-    "policies-at-once": (
-        {"sites": [roster_site("a", "1" * 64, policies=policies(3, 3))]},
-        "policies are not in the order of the log",
-    ),
     "policy-without-key": (
         {
             "sites": [
