@@ -11,6 +11,7 @@ is the store's own copy. The leaf is written last and in one step, so a kill at 
 bundle either admitted or as if it had just arrived; the same command goes on from there.
 """
 
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ from ddm_fed.errors import (
     StateError,
     printable,
 )
-from ddm_fed.files import Advance, read_bounded, require_file_set, write_atomically
+from ddm_fed.files import PART_PREFIX, Advance, read_bounded, require_file_set, write_atomically
 from ddm_fed.log import Log, LogEntry
 from ddm_fed.published import PLAN_FILE
 from ddm_fed.receipts import sign_receipt
@@ -267,8 +268,7 @@ def admit_arrivals(
             drop_unreferenced(home, log)
             verdicts.append(Verdict(printable(arrival.name), None, error))
             continue
-        # Whoever can write here may be at it still; what stays is found admitted the next time.
-        shutil.rmtree(arrival, ignore_errors=True)
+        _clear(home, arrival)
         verdicts.append(Verdict(arrival.name, admitted, None))
     return verdicts
 
@@ -278,6 +278,7 @@ def recover(home: CoordinatorFolder, trust: Trust) -> Log:
     log = read_book(home, trust.chain)
     publish_log(home, log)
     drop_unreferenced(home, log)
+    shutil.rmtree(_cleared(home), ignore_errors=True)
     noted = set()
     last_refusal = None
     for event in audit.events(home):
@@ -288,11 +289,11 @@ def recover(home: CoordinatorFolder, trust: Trust) -> Log:
         if entry.submission_sha256 not in noted:
             _note_admission(home, entry)
     if last_refusal is not None:  # written before the arrival was moved
-        arrival = home.incoming / str(last_refusal["arrival"])
         kept = home.refused / str(last_refusal["kept_as"])
-        if not kept.exists() and arrival.exists():
-            with suppress(OSError):
-                arrival.rename(kept)
+        for arrival in list(home.incoming.iterdir()):
+            if printable(arrival.name) == last_refusal["arrival"] and not os.path.lexists(kept):
+                with suppress(OSError):
+                    arrival.rename(kept)
     return log
 
 
@@ -330,6 +331,21 @@ def _take(
         _note_admission(home, entry)
     publish_log(home, log)  # delivered twice: the first receipt stands
     return log, _admitted(home, entry)
+
+
+def _cleared(home: CoordinatorFolder) -> Path:
+    return home.refused / f"{PART_PREFIX}admitted"
+
+
+def _clear(home: CoordinatorFolder, arrival: Path) -> None:
+    """Deletes what was admitted from the inbox; a kill leaves none of it there, or all."""
+    gone = _cleared(home)
+    try:
+        arrival.rename(gone)
+    except OSError:  # withdrawn, or may not be moved
+        gone = arrival
+    # Whoever can write here may be at it still; what stays is found admitted the next time.
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _note_admission(home: CoordinatorFolder, entry: LogEntry) -> None:

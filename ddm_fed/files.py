@@ -29,6 +29,7 @@ Advance = Callable[[int], None]
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Writes `data` to `path` so that a kill leaves the old file or the new one."""
     part = path.with_name(f"{PART_PREFIX}{path.name}")
+    part.unlink(missing_ok=True)  # what a killed attempt left may be read-only
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)

@@ -6,31 +6,42 @@ import stat
 import subprocess
 import threading
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 from federation import (
     SITES,
     Federation,
-    a_plan,
     flip,
     forge,
     forge_manifest,
     make_odd_file,
-    manifest,
+    payload_of,
     snapshot,
 )
 
 from coordinator import members
-from coordinator.admission import Verdict, admit_arrivals, current_members, refusals
+from coordinator.admission import Admitted, Verdict, admit_arrivals, current_members
 from coordinator.assemble import assemble
+from coordinator.audit import refusals
 from coordinator.status import site_states
-from ddm_fed.assembly import read_receipt, verify_ensemble
+from ddm_fed.assembly import verify_ensemble
 from ddm_fed.bundle import ENVELOPE_FILE, EXPERT_FILE, ROUTER_FILE, TENSOR_FILES
-from ddm_fed.errors import DigestError, ExpiredError, RefusedError, ReplayError, StateError
+from ddm_fed.errors import (
+    DigestError,
+    EquivocationError,
+    ExpiredError,
+    RefusedError,
+    ReplayError,
+    StateError,
+)
 from ddm_fed.files import PART_PREFIX
+from ddm_fed.log import LOG_FILES, read_log
+from ddm_fed.receipts import read_receipt
 from ddm_fed.records import sha256_hex
 from ddm_fed.signing import PLAN_PAYLOAD, SigningKey
+from sites.folder import SiteFolder, SiteSettings
 
 A, B, C = SITES
 
@@ -63,17 +74,31 @@ def incoming(fed: Federation) -> list[str]:
     return sorted(path.name for path in fed.home.incoming.iterdir())
 
 
+def manifests(fed: Federation) -> Path:
+    return fed.home.path / "store" / "manifests"
+
+
+def members_of(fed: Federation) -> dict[str, Admitted]:
+    return current_members(fed.home, fed.trust, fed.log)
+
+
 def stored_digests(fed: Federation) -> list[str]:
-    return sorted(path.name for path in fed.home.store.iterdir())
+    """Returns what is in the store: manifest, weights and leaf of each, and nothing besides."""
+    assert_store_is_what_was_signed(fed)
+    found = sorted(path.name.removesuffix(".dsse.json") for path in manifests(fed).iterdir())
+    assert sorted(entry.submission_sha256 for entry in fed.log.receipts()) == found
+    return found
 
 
 def assert_store_is_what_was_signed(fed: Federation) -> None:
-    """Asserts that every stored file hashes to the digest its site signed."""
-    for folder in fed.home.store.iterdir():
-        bundle = folder / "bundle"
-        for subject in manifest(bundle)["subject"]:
-            found = sha256_hex((bundle / subject["name"]).read_bytes())
-            assert found == subject["digest"]["sha256"]
+    """Asserts that the stored files are those, and have the digests, that the sites signed."""
+    signed = {
+        subject["digest"]["sha256"]
+        for path in manifests(fed).iterdir()
+        for subject in payload_of(path)["subject"]
+    }
+    stored = {path.name: sha256_hex(path.read_bytes()) for path in fed.home.blobs.folder.iterdir()}
+    assert stored == {digest: digest for digest in signed}
 
 
 # What is admitted
@@ -84,19 +109,21 @@ def test_arrival_is_admitted_into_the_store_with_a_published_receipt(fed: Federa
     digest = verdict.admitted.payload_sha256
     assert (stored_digests(fed), incoming(fed)) == ([digest], [])
     data = (fed.home.receipts / f"{digest}.dsse.json").read_bytes()
-    receipt = read_receipt(data, digest, fed.trust, what="receipt")
-    assert (receipt.site, receipt.sequence, receipt.verdict) == (A, 1, "admitted")
+    entry = read_receipt(data, digest, fed.trust.chain, what="receipt")
+    assert (entry.receipt.site, entry.receipt.sequence, entry.index) == (A, 1, 0)
+    assert read_log(fed.published, fed.trust.chain).entries == (entry,)
 
 
 def test_store_of_all_three_sites_is_what_they_signed(admitted: Federation):
-    assert current_members(admitted.home, admitted.trust).keys() == set(SITES)
+    assert members_of(admitted).keys() == set(SITES)
     assert_store_is_what_was_signed(admitted)
 
 
 def test_admitted_files_are_read_only_in_a_private_store(admitted: Federation):
-    for path in admitted.home.store.rglob("bundle/*"):
-        assert stat.S_IMODE(path.stat().st_mode) == 0o440
-    assert stat.S_IMODE(admitted.home.store.stat().st_mode) == 0o700
+    files = [*admitted.home.blobs.folder.iterdir(), *manifests(admitted).iterdir()]
+    assert len(files) == 3 * (len(TENSOR_FILES) + 1)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o440}
+    assert stat.S_IMODE((admitted.home.path / "store").stat().st_mode) == 0o700
 
 
 def test_admission_tells_every_byte_it_hashed(fed: Federation):
@@ -109,11 +136,11 @@ def test_admission_tells_every_byte_it_hashed(fed: Federation):
 def test_same_bundle_twice_is_idempotent_and_keeps_its_receipt(fed: Federation, scratch: Path):
     shutil.copytree(fed.arrival(A), scratch / "again")
     first = admit_one(fed).admitted
-    before = snapshot(fed.home.store)
+    before = [snapshot(fed.home.path / name) for name in ("store", "log", "published")]
     shutil.move(scratch / "again", fed.home.incoming / "another-name")
     second = admit_one(fed).admitted
-    assert second.receipt == first.receipt
-    assert snapshot(fed.home.store) == before
+    assert second.entry == first.entry
+    assert [snapshot(fed.home.path / name) for name in ("store", "log", "published")] == before
     assert incoming(fed) == []
 
 
@@ -123,21 +150,23 @@ def test_newer_sequence_replaces_the_member(fed: Federation, site_keys, scratch:
     admit_one(fed)
     shutil.move(newer, fed.home.incoming / "newer")
     assert admit_one(fed).error is None
-    assert current_members(fed.home, fed.trust)[A].submission.sequence == 2
+    assert members_of(fed)[A].submission.sequence == 2
     assert len(stored_digests(fed)) == 2
 
 
-def test_bundle_is_admitted_after_another_site_joined(fed: Federation):
-    (fed.home.enrolled / f"{C}.dsse.json").unlink()
-    members.publish(fed.home, a_plan())
-    assert fed.trust.roster.version == 2
+def test_bundle_is_admitted_after_another_site_joined(fed: Federation, scratch: Path):
+    before = fed.trust.roster.version
+    joining = SiteSettings(name="hospital-d", root=fed.root, max_epsilon=Decimal(10))
+    SiteFolder.create(scratch / "hospital-d", joining)
+    members.add(fed.home, [scratch / "hospital-d" / "enrolment.dsse.json"])
+    assert fed.trust.roster.version == before + 1
     assert admit_one(fed).error is None
 
 
 def test_store_stays_usable_after_a_member_left_the_roster(admitted: Federation):
-    (admitted.home.enrolled / f"{C}.dsse.json").unlink()
-    members.publish(admitted.home, a_plan())
-    assert current_members(admitted.home, admitted.trust).keys() == {A, B}
+    members.revoke(admitted.home, C, compromised_since=0)
+    assert admit(admitted) == []
+    assert members_of(admitted).keys() == {A, B}
 
 
 # What is refused
@@ -152,7 +181,8 @@ def test_admission_refuses_older_sequence(fed: Federation, site_keys, scratch: P
     shutil.move(older, fed.home.incoming / "older")
     verdict = admit_one(fed)
     assert isinstance(verdict.error, ReplayError)
-    assert f"`{A}` has sequence number 1, 2 was admitted already" in verdict.error.message
+    assert verdict.error.code == "DDM208"
+    assert f"`{A}` has the sequence number 1, 2 was admitted already" in verdict.error.message
 
 
 def test_admission_refuses_another_submission_of_the_same_sequence(
@@ -160,12 +190,20 @@ def test_admission_refuses_another_submission_of_the_same_sequence(
 ):
     other = Path(shutil.copytree(fed.arrival(A), scratch / "other"))
     renamed = {"program": "another program"}
-    forge_manifest(other, lambda fields: fields["training"].update(renamed), site_keys[A])
+    offered = forge_manifest(other, lambda fields: fields["training"].update(renamed), site_keys[A])
     admit_one(fed)
     shutil.move(other, fed.home.incoming / "other")
+    signed = (fed.home.incoming / "other" / ENVELOPE_FILE).read_bytes()
     verdict = admit_one(fed)
-    assert isinstance(verdict.error, ReplayError)
-    assert f"`{A}` has sequence number 1, 1 was admitted already" in verdict.error.message
+    assert isinstance(verdict.error, EquivocationError)
+    assert verdict.error.code == "DDM213"
+    assert f"`{A}` signed two submissions with the number 1" in verdict.error.message
+    admitted = fed.stored(A)
+    assert stored_digests(fed) == [admitted.payload_sha256]
+    assert snapshot(fed.home.evidence) == {
+        f"{A}-1/{admitted.payload_sha256}.dsse.json": admitted.envelope,
+        f"{A}-1/{offered}.dsse.json": signed,
+    }
 
 
 def test_refused_bundle_is_kept_as_it_arrived_with_the_reason(fed: Federation):
@@ -185,7 +223,7 @@ def test_one_refusal_does_not_stop_the_others(copy_of):
     fed: Federation = copy_of("submitted")
     flip(fed.arrival(B) / ROUTER_FILE, -1)
     admit(fed)
-    assert current_members(fed.home, fed.trust).keys() == {A, C}
+    assert members_of(fed).keys() == {A, C}
     assert [entry["code"] for entry in refusals(fed.home)] == ["DDM206"]
 
 
@@ -218,7 +256,7 @@ def test_expired_plan_admits_nothing(fed: Federation):
     forge(
         fed.home.published / "plan.dsse.json",
         lambda plan: plan.update(expires_at="2026-01-01T00:00:00Z"),
-        fed.home.key(),
+        fed.coordinator_key(),
         kind=PLAN_PAYLOAD,
     )
     with pytest.raises(ExpiredError, match="the plan expired on 2026-01-01"):
@@ -282,7 +320,7 @@ def test_arrival_with_an_odd_name_is_refused_and_shown_escaped(
     verdict = admit_one(fed)
     assert verdict.error.code == "DDM205"
     (entry,) = refusals(fed.home)
-    assert all(text.isprintable() for text in [verdict.name, *entry.values()])
+    assert all(text.isprintable() for text in [verdict.name, *map(str, entry.values())])
 
 
 def test_valid_bundle_in_a_folder_with_an_odd_name_is_admitted(fed: Federation):
@@ -486,20 +524,24 @@ def test_arrival_that_may_not_be_removed_is_admitted_and_does_not_stop_the_other
 # Killed
 
 
+def leave_in_store(fed: Federation) -> list[Path]:
+    left = [fed.home.blobs.path(name) for name in (f"{PART_PREFIX}{'0' * 64}", "0" * 64)]
+    for path in left:
+        path.write_bytes(b"half")
+    return left
+
+
 def test_leftover_of_a_killed_admission_is_removed_from_the_store(fed: Federation):
-    for name in (f"{PART_PREFIX}.receiving", ".receiving"):
-        (fed.home.store / name / "bundle").mkdir(parents=True)
-        (fed.home.store / name / "bundle" / EXPERT_FILE).write_bytes(b"half")
+    leave_in_store(fed)
     digest = admit_one(fed).admitted.payload_sha256
     assert stored_digests(fed) == [digest]
 
 
 def test_leftover_of_a_killed_admission_is_no_member(admitted: Federation):
-    part = admitted.home.store / f"{PART_PREFIX}.receiving" / "bundle"
-    part.mkdir(parents=True)
+    left = leave_in_store(admitted)
     assert admit(admitted) == []
-    assert len(current_members(admitted.home, admitted.trust)) == 3
-    assert not part.exists()
+    assert len(members_of(admitted)) == 3
+    assert not any(path.exists() for path in left)
 
 
 def test_receipt_appears_though_the_process_was_killed_before_publishing_it(
@@ -517,10 +559,12 @@ def test_arrival_left_by_a_kill_after_admission_is_cleared_with_the_same_receipt
 ):
     kept = Path(shutil.copytree(fed.arrival(A), scratch / "kept"))
     name = fed.arrival(A).name
-    receipt = admit_one(fed).admitted.receipt
-    (fed.home.receipts / f"{name}.dsse.json").unlink()
+    entry = admit_one(fed).admitted.entry
+    (receipt,) = fed.home.receipts.iterdir()
+    receipt.unlink()
     shutil.copytree(kept, fed.home.incoming / name)
-    assert admit_one(fed).admitted.receipt == receipt
+    assert admit_one(fed).admitted.entry == entry
+    assert receipt.read_bytes() == entry.envelope
     assert incoming(fed) == []
 
 
@@ -593,7 +637,7 @@ def test_assembly_into_an_existing_target_is_refused(
 def test_assembly_of_a_store_that_was_tampered_with_is_refused_and_leaves_nothing(
     admitted: Federation, scratch: Path
 ):
-    weights = admitted.stored(B).bundle / EXPERT_FILE
+    weights = admitted.home.blobs.path(admitted.stored(B).sha256[EXPERT_FILE])
     weights.chmod(0o640)
     flip(weights, -1)
     with pytest.raises(DigestError, match=f"`sites/{B}/{EXPERT_FILE}` is not what was signed"):
@@ -614,10 +658,33 @@ def test_assembly_twice_gives_the_same_bytes(admitted: Federation, stages, scrat
 
 
 def test_assembly_without_a_site_equals_that_of_a_federation_it_never_sent_to(
-    admitted: Federation, scratch: Path
+    admitted: Federation, copy_of, scratch: Path
 ):
     dropped = snapshot(put_together(admitted, scratch / "dropped", C))
-    stored = admitted.stored(C)
-    shutil.rmtree(stored.folder)
-    (admitted.home.receipts / f"{stored.payload_sha256}.dsse.json").unlink()
-    assert snapshot(put_together(admitted, scratch / "never", C)) == dropped
+    other: Federation = copy_of("submitted")
+    shutil.rmtree(other.arrival(C))
+    admit(other)
+    never = snapshot(put_together(other, scratch / "never", C))
+    # The log says forever that it was admitted once; nothing else tells the two apart.
+    assert payload_of(scratch / "dropped" / "ensemble.dsse.json")["predicate"]["left_out"] == [C]
+    assert without_log(dropped, scratch / "dropped") == without_log(never, scratch / "never")
+
+
+def without_log(files: dict[str, bytes], folder: Path) -> tuple[dict[str, bytes], dict]:
+    """Returns files and statement of an ensemble without what the other leaves of the log set."""
+
+    def follows_log(name: str) -> bool:
+        return name in LOG_FILES or name.startswith("receipts/")
+
+    statement = payload_of(folder / "ensemble.dsse.json")
+    statement["subject"] = [s for s in statement["subject"] if not follows_log(s["name"])]
+    for member in statement["predicate"]["members"]:
+        del member["log_index"]
+    for field in ("log", "left_out"):
+        del statement["predicate"][field]
+    kept = {
+        name: data
+        for name, data in files.items()
+        if name != "ensemble.dsse.json" and not follows_log(name)
+    }
+    return kept, statement
