@@ -212,6 +212,7 @@ def verify_ensemble(
             "root": (record.root, trust.root),
             "plan": (record.plan_sha256, trust.plan_sha256),
             "roster": (record.roster.sha256, trust.chain.reference.sha256),
+            "roster version": (str(record.roster.version), str(trust.chain.reference.version)),
         },
     )
     digests = {subject.name: subject.digest.sha256 for subject in statement.subject}
@@ -223,7 +224,13 @@ def verify_ensemble(
     for name in sorted(files - tensor_files - {STATEMENT_FILE}):
         _require_digest(name, sha256_of(folder / name), digests[name])
     log = read_log(folder, trust.chain)
-    _require_same(what, {"log": (record.log.root, log.head.root)})
+    _require_same(
+        what,
+        {
+            "log": (record.log.root, log.head.root),
+            "log size": (str(record.log.size), str(log.size)),
+        },
+    )
     _require_complete(record, log)
     bundles = []
     for member in record.members:

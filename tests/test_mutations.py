@@ -5,6 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from federation import forge
+
+from ddm_fed.assembly import STATEMENT_FILE, verify_ensemble
+from ddm_fed.errors import PlanMismatchError
 
 
 @pytest.fixture(scope="module")
@@ -24,3 +28,18 @@ def test_no_mutant_is_admitted_falls_or_takes_long(mutations, stages, scratch):
     for kind, tally in result.kinds.items():
         assert tally.mutants == sum(tally.refused.values()) + sum(tally.accepted.values()), kind
         assert tally.refused, f"no mutant of `{kind}` was refused, so nothing was tested"
+
+
+@pytest.mark.parametrize(
+    ("document", "number", "named"),
+    [("roster", "version", "roster version"), ("log", "size", "log size")],
+)
+def test_ensemble_with_a_wrong_number_beside_a_right_digest_is_refused(
+    stages, ensemble, document, number, named
+):
+    def edit(statement):
+        statement["predicate"][document][number] -= 1
+
+    forge(ensemble / STATEMENT_FILE, edit, stages.admitted.coordinator_key())
+    with pytest.raises(PlanMismatchError, match=f"names the {named}"):
+        verify_ensemble(ensemble, stages.admitted.root)
