@@ -73,7 +73,7 @@ def federation(tmp_path_factory):
     (base / "two-images" / "dot" / "broken.png").write_bytes(b"not a picture")
     for name in ("one", "two"):
         run("ddm-site", "init", base / name, "--name", name, "--root", root)
-        run("ddm-coord", "enroll", base / name / "enrolment.dsse.json", "--coordinator", hub)
+        run("ddm-coord", "roster", "add", base / name / "enrolment.dsse.json", "--coordinator", hub)
     (base / "plan.toml").write_text(PLAN)
     run("ddm-coord", "publish", base / "plan.toml", "--coordinator", hub)
     for name, data in (("one", base / "one.npz"), ("two", base / "two-images")):
@@ -122,6 +122,41 @@ def test_two_sites_become_an_ensemble_anyone_can_verify_and_sample(copy):
         assert archive["labels"].tolist() == [1] * 12
     with Image.open(out / "grid.png") as grid:
         assert grid.width > 8
+
+
+def files_below(folder: Path) -> dict[str, bytes]:
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in found}
+
+
+def test_removed_site_leaves_the_ensemble_assembled_without_it_and_stale_older_ones(copy):
+    base, root = copy
+    hub = base / "hub"
+    for name in ("one", "two"):
+        common = ("--site", base / name, "--plan", hub / "published")
+        run("ddm-site", "submit", *common, "--to", hub / "inbox")
+    run("ddm-coord", "verify", "--coordinator", hub)
+    older, newer, without = base / "older", base / "newer", base / "without"
+    run("ddm-coord", "assemble", older, "--coordinator", hub)
+    pinned = ("--root", root, "--published", hub / "published")
+    assert "STALE" not in run("ddm-coord", "verify", older, *pinned).stderr
+
+    told = ("--coordinator", hub, "--reason", "consent withdrawn", "--out", newer)
+    removed = run("ddm-coord", "remove", "two", *told)
+    assert "STALE: ensemble" in removed.stderr
+    assert str(older) in removed.stderr
+    run("ddm-coord", "assemble", without, "--coordinator", hub, "--without", "two")
+    assert files_below(newer) == files_below(without)
+
+    stale = run("ddm-coord", "verify", older, *pinned, expect=1)
+    assert "STALE: `two` was removed on" in stale.stderr
+    assert "consent withdrawn" in stale.stderr
+    said = json.loads(run("ddm-coord", "verify", older, *pinned, "--json", expect=1).stdout)
+    assert len(said["stale"]) == 1
+    run("ddm-coord", "verify", older, "--root", root)  # its own past still holds
+    current = json.loads(run("ddm-coord", "verify", newer, *pinned, "--json").stdout)
+    assert current["stale"] == []
+    assert [member["site"] for member in current["members"]] == ["one"]
 
 
 def rewrite(envelope: Path, field: str) -> None:
@@ -190,7 +225,7 @@ def test_every_tampered_bundle_is_refused_by_name_with_exit_status_1(copy):
         assert mentioned in verdicts[name]["reason"], verdicts[name]
     assert done.stderr.count("error[DDM2") == len(TAMPERING)
     assert done.stderr.count("hint:") == len(TAMPERING)
-    assert list((hub / "store").glob("[0-9a-f]*")) == []
+    assert [*(hub / "store/blobs").iterdir(), *(hub / "store/manifests").iterdir()] == []
 
 
 @pytest.mark.parametrize("document", ["plan", "roster-0001"])
