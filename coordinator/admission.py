@@ -221,13 +221,14 @@ def _admitted(home: CoordinatorFolder, entry: LogEntry) -> Admitted:
 
 
 def drop_unreferenced(home: CoordinatorFolder, log: Log) -> None:
-    """Deletes from the store what belongs to nothing admitted: parts of refused bundles."""
-    referenced = set()
-    for entry in log.receipts():
-        referenced |= set(_admitted(home, entry).sha256.values())
-    for file in home.blobs.folder.iterdir():
-        if file.name not in referenced:
-            file.unlink()
+    """Deletes from the store what belongs to nothing admitted: parts of what was refused."""
+    admitted = [_admitted(home, entry) for entry in log.receipts()]
+    blobs = {sha256 for item in admitted for sha256 in item.sha256.values()}
+    manifests = {home.manifest(item.payload_sha256).name for item in admitted}
+    for folder, referenced in ((home.blobs.folder, blobs), (home.manifests, manifests)):
+        for file in folder.iterdir():
+            if file.name not in referenced:
+                file.unlink()
 
 
 def current_members(home: CoordinatorFolder, trust: Trust, log: Log) -> dict[str, Admitted]:

@@ -200,9 +200,14 @@ class CoordinatorFolder(Home):
         """Admitted weights."""
         return BlobStore(self.path / "store" / "blobs")
 
+    @property
+    def manifests(self) -> Path:
+        """Admitted manifests."""
+        return self.path / "store" / "manifests"
+
     def manifest(self, payload_sha256: str) -> Path:
         """Returns where the manifest of this payload lies, or would lie."""
-        return self.path / "store" / "manifests" / f"{payload_sha256}.dsse.json"
+        return self.manifests / f"{payload_sha256}.dsse.json"
 
     @property
     def log(self) -> Path:

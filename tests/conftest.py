@@ -1,6 +1,7 @@
 """Fixtures: one real federation, built once; every test works on copies of it."""
 
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -9,6 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+
+# the tests' keys are no business of the keyring of whoever runs them
+os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 
 # the same examples in every run: a failure here is a failure everywhere
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)

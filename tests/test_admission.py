@@ -126,6 +126,15 @@ def test_admitted_files_are_read_only_in_a_private_store(admitted: Federation):
     assert stat.S_IMODE((admitted.home.path / "store").stat().st_mode) == 0o700
 
 
+def test_manifest_whose_leaf_was_never_written_does_not_stay_in_the_store(fed: Federation):
+    """Killed between manifest and leaf, and the arrival withdrawn before the next command."""
+    for name in (f"{'0' * 64}.dsse.json", f"{PART_PREFIX}{'0' * 64}.dsse.json"):
+        (manifests(fed) / name).write_bytes(b"{}")
+    admit(fed)
+    assert len(stored_digests(fed)) == 1
+    assert len(list(manifests(fed).iterdir())) == 1
+
+
 def test_admission_tells_every_byte_it_hashed(fed: Federation):
     counted: list[int] = []
     tensors = sum((fed.arrival(A) / name).stat().st_size for name in TENSOR_FILES)

@@ -90,6 +90,7 @@ DOORS = {
         "sites.cli",
         "coordinator.cli",
     },
+    "keyring": {"ddm_fed.signing.passphrase"},
     "fcntl": {"ddm_fed.files"},
     # nowhere: they run code out of files, reach a network, or start programs
     "pickle": set(),

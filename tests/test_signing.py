@@ -8,10 +8,14 @@ import stat
 import subprocess
 from pathlib import Path
 
+import keyring
+import keyring.backends.fail
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from hypothesis import given
 from hypothesis import strategies as st
+from keyring.backend import KeyringBackend
+from keyring.errors import KeyringLocked
 from securesystemslib.dsse import Envelope
 from securesystemslib.signer import SSlibKey
 
@@ -285,6 +289,70 @@ def test_encrypted_key_file_does_not_open_without_its_passphrase(
     with pytest.raises(KeyFileError, match=r"key\.pem cannot be opened") as caught:
         SigningKey.read(tmp_path / "key.pem")
     assert "correct horse" not in str(caught.value)
+
+
+class DeskKeyring(KeyringBackend):
+    """A keyring that holds one passphrase, or is locked."""
+
+    priority = 1
+
+    def __init__(self, passphrase: str | None, *, locked: bool = False) -> None:
+        super().__init__()
+        self.held, self.locked = {("ddm-fed", "keys"): passphrase}, locked
+
+    def get_password(self, service: str, username: str) -> str | None:
+        if self.locked:
+            raise KeyringLocked("the collection is locked")
+        return self.held.get((service, username))
+
+    def set_password(self, service: str, username: str, password: str) -> None:
+        self.held[service, username] = password
+
+    def delete_password(self, service: str, username: str) -> None:
+        del self.held[service, username]
+
+
+@pytest.fixture
+def use_keyring(monkeypatch):
+    before = keyring.get_keyring()
+    monkeypatch.delenv(PASSPHRASE_VARIABLE, raising=False)
+    yield keyring.set_keyring
+    keyring.set_keyring(before)
+
+
+def test_key_file_is_encrypted_and_opened_with_the_passphrase_of_the_keyring(
+    tmp_path: Path, use_keyring
+):
+    use_keyring(DeskKeyring("correct horse"))
+    KEY.write(tmp_path / "key.pem")
+    assert b"ENCRYPTED" in (tmp_path / "key.pem").read_bytes()
+    assert SigningKey.read(tmp_path / "key.pem").public == KEY.public
+    use_keyring(DeskKeyring("another"))
+    with pytest.raises(KeyFileError, match=r"key\.pem cannot be opened"):
+        SigningKey.read(tmp_path / "key.pem")
+
+
+def test_environment_comes_before_the_keyring(tmp_path: Path, monkeypatch, use_keyring):
+    use_keyring(DeskKeyring("of the keyring", locked=True))
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "of the environment")
+    KEY.write(tmp_path / "key.pem")
+    assert SigningKey.read(tmp_path / "key.pem").public == KEY.public
+
+
+def test_locked_keyring_writes_no_key_in_the_clear(tmp_path: Path, use_keyring):
+    use_keyring(DeskKeyring("correct horse", locked=True))
+    with pytest.raises(KeyFileError, match="the collection is locked") as caught:
+        KEY.write(tmp_path / "key.pem")
+    assert "unlock it" in caught.value.hint
+    assert not (tmp_path / "key.pem").exists()
+
+
+@pytest.mark.parametrize("backend", [DeskKeyring(None), keyring.backends.fail.Keyring()])
+def test_machine_whose_keyring_holds_nothing_makes_plain_keys(tmp_path: Path, use_keyring, backend):
+    use_keyring(backend)
+    KEY.write(tmp_path / "key.pem")
+    assert b"ENCRYPTED" not in (tmp_path / "key.pem").read_bytes()
+    assert SigningKey.read(tmp_path / "key.pem").public == KEY.public
 
 
 def test_signing_key_repr_shows_no_secret():

@@ -88,8 +88,8 @@ def explain(error: ValidationError, model: type[BaseModel]) -> str:
         problem = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], siblings, n=1)
-            known = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(siblings)}"
-            problem = f"unknown key, {known}"
+            known = f"known are {', '.join(siblings)}" if siblings else "none is known here"
+            problem = "unknown key, " + (f"did you mean `{near[0]}`?" if near else known)
         problems.append(f"`{'.'.join(path) or 'document'}`: {problem[:1].lower() + problem[1:]}")
     return "; ".join(problems)
 

@@ -24,7 +24,6 @@ from ddm_fed.signing.keyfiles import new_key as new_key
 from ddm_fed.signing.keyfiles import public_of as public_of
 from ddm_fed.signing.keyfiles import read_public as read_public
 from ddm_fed.signing.keyfiles import write_key as write_key
-from ddm_fed.signing.keys import PASSPHRASE_VARIABLE as PASSPHRASE_VARIABLE
 from ddm_fed.signing.keys import SigningKey as SigningKey
 from ddm_fed.signing.keys import VerifyKey as VerifyKey
 from ddm_fed.signing.keys import is_encrypted as is_encrypted
@@ -35,6 +34,7 @@ from ddm_fed.signing.log import merkle_root as merkle_root
 from ddm_fed.signing.log import node_hash as node_hash
 from ddm_fed.signing.log import verify_consistency as verify_consistency
 from ddm_fed.signing.log import verify_inclusion as verify_inclusion
+from ddm_fed.signing.passphrase import PASSPHRASE_VARIABLE as PASSPHRASE_VARIABLE
 from ddm_fed.signing.trust import RosterChain as RosterChain
 from ddm_fed.signing.trust import Trust as Trust
 from ddm_fed.signing.trust import establish_chain as establish_chain

@@ -60,7 +60,7 @@ class ExportKey:
         return self._private.sign(message, ec.ECDSA(SHA256()))
 
     def write(self, path: Path) -> None:
-        """Writes PKCS#8 PEM with mode 0600, encrypted if `DDM_FED_PASSPHRASE` is set.
+        """Writes PKCS#8 PEM with mode 0600, encrypted if there is a passphrase.
 
         Raises:
             KeyFileError: `path` exists; a key is never overwritten.

@@ -22,8 +22,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from ddm_fed.errors import KeyFileError, WeakKeyError
-
-PASSPHRASE_VARIABLE = "DDM_FED_PASSPHRASE"  # noqa: S105 - the name of a variable, not a secret
+from ddm_fed.signing.passphrase import (
+    KEYRING_SERVICE,
+    KEYRING_USER,
+    PASSPHRASE_VARIABLE,
+    find_passphrase,
+)
 
 _P = 2**255 - 19
 _L = 2**252 + 27742317777372353535851937790883648493  # order of the base point
@@ -93,7 +97,7 @@ class SigningKey:
         return self._private.sign(message)
 
     def write(self, path: Path) -> None:
-        """Writes PKCS#8 PEM with mode 0600, encrypted if `DDM_FED_PASSPHRASE` is set.
+        """Writes PKCS#8 PEM with mode 0600, encrypted if there is a passphrase.
 
         Raises:
             KeyFileError: `path` exists; a key is never overwritten.
@@ -116,15 +120,15 @@ class SigningKey:
 
 
 def write_private_pem(path: Path, private: Ed25519PrivateKey | EllipticCurvePrivateKey) -> None:
-    """Writes PKCS#8 PEM with mode 0600, encrypted if `DDM_FED_PASSPHRASE` is set.
+    """Writes PKCS#8 PEM with mode 0600, encrypted if there is a passphrase.
 
     Raises:
         KeyFileError: `path` exists; a key is never overwritten.
     """
-    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+    passphrase = find_passphrase()
     encryption: serialization.KeySerializationEncryption = serialization.NoEncryption()
     if passphrase:
-        encryption = serialization.BestAvailableEncryption(passphrase.encode())
+        encryption = serialization.BestAvailableEncryption(passphrase)
     pem = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
     )
@@ -152,23 +156,22 @@ def read_private_pem(path: Path) -> PrivateKeyTypes:
         pem = path.read_bytes()
     except FileNotFoundError:
         raise KeyFileError(
-            f"there is no key file {path}", hint="run `init` first, or restore it from backup"
+            f"there is no key file {path}",
+            hint="give the path of a key that `init` or `keygen` made, or restore it from backup",
         ) from None
     if mode & 0o077:
         raise KeyFileError(
             f"the key file {path} has mode {mode:04o}, so others on this machine can read it",
             hint=f"chmod 600 {path}",
         )
-    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
-    encrypted = b"ENCRYPTED" in pem
+    passphrase = find_passphrase() if b"ENCRYPTED" in pem else None
     try:
-        return serialization.load_pem_private_key(
-            pem, passphrase.encode() if passphrase and encrypted else None
-        )
+        return serialization.load_pem_private_key(pem, passphrase)
     except (TypeError, ValueError, UnsupportedAlgorithm) as error:
         raise KeyFileError(
             f"the key file {path} cannot be opened: {error}",
-            hint=f"set {PASSPHRASE_VARIABLE} to its passphrase",
+            hint=f"set {PASSPHRASE_VARIABLE} to its passphrase, or store it with "
+            f"`keyring set {KEYRING_SERVICE} {KEYRING_USER}`",
         ) from None
 
 
