@@ -17,7 +17,7 @@ import torch
 
 from coordinator import members, rosters
 from coordinator.folder import CoordinatorFolder
-from ddm_fed.models import build_expert
+from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import NonPrivateEvent, TrainingFacts, read_plan_toml
 from ddm_fed.weights import write_tensors
@@ -58,25 +58,22 @@ def build(folder: Path, architecture: str) -> tuple[Path, Path]:
     published = look(site, home.published)
     trust = published.trust
     # In place of training: weights of the right size, written where training leaves them.
-    model = build_expert(trust.plan)
+    design = trust.plan.expert.default
+    model = build_network(trust.plan.data, design)
     model.reset_parameters(torch.Generator().manual_seed(0))
     work = site.work(trust.plan_sha256)
     write_tensors(work / EXPERT_FILE, model.state_dict())
     facts = TrainingFacts(
-        program="benchmark", torch=torch.__version__, precision="float32", steps=1
+        program="benchmark",
+        torch=torch.__version__,
+        precision="float32",
+        steps=1,
+        ema_half_life=trust.plan.training.ema_half_lives[0],
     )
     open_ledger(site).append(trust.plan_sha256, "expert", "random weights", NonPrivateEvent())
     images = ImageSet(torch.zeros(10, 1, 8, 8), None)
-    record_training(work, facts, images.digest())
-    run_plan(
-        site,
-        trust,
-        published.log,
-        Private(images),
-        TrainingOptions(),
-        on_step=lambda _: None,
-        say=lambda _: None,
-    )
+    record_training(work, facts, design, images.digest())
+    run_plan(site, trust, published.log, Private(images), TrainingOptions())
     outbox.review(site, trust)
     return folder / "hub", outbox.release(site, trust)
 

@@ -320,8 +320,9 @@ class World:
         self.documents = [
             data for name, data in self.ensemble.files.items() if name.endswith(".dsse.json")
         ]
+        plan = self.trust.plan
         self.tables = {
-            EXPERT_FILE: expert_tensors(self.trust.plan),
+            EXPERT_FILE: expert_tensors(plan.data, plan.expert.default),
             ROUTER_FILE: release_tensors(self.trust.plan),
         }
         self.verified = verify_bundle(self.bundle.path, self.trust, self.moment)

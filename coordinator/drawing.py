@@ -1,25 +1,37 @@
-"""Draws images from a verified ensemble and writes them down with how they came about."""
+"""Draws images from a verified ensemble and writes them down with how they came about.
+
+Finished chunks lie in `.part-samples` until all are there. A killed run goes on from them when the
+same command is given again, and ends with the very files an unbroken run would have written. A
+folder belongs to one set of options and one ensemble: another is refused, never mixed in.
+"""
 
 import json
-from collections.abc import Callable
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from coordinator.pictures import write_grid
 from ddm_fed.assembly import load_ensemble, verify_ensemble
-from ddm_fed.ensemble import Strategy
+from ddm_fed.ensemble import Ensemble, Strategy
 from ddm_fed.errors import StateError
-from ddm_fed.files import write_atomically
-from ddm_fed.flows import CALLS_PER_STEP, Solver
-from ddm_fed.records import Plan
+from ddm_fed.experts import Precision
+from ddm_fed.files import PART_PREFIX, commit_file, exclusive, write_atomically
+from ddm_fed.flows import CALLS_PER_STEP, ClassCondition, Solver
+from ddm_fed.pictures import write_grid, write_picture
+from ddm_fed.records import DataSpec, canonical_json, sha256_hex
 from ddm_fed.router import RouterKind
-from ddm_fed.sampling import sample
+from ddm_fed.sampling import SamplingOptions, sample_chunk
 
 GRID_SAMPLES = 100
+PARTS = f"{PART_PREFIX}samples"
+SUMMARY = "samples.json"
 
 
 @dataclass(frozen=True)
@@ -27,13 +39,18 @@ class DrawOptions:
     """How to sample; see `ddm-coord sample --help`."""
 
     count: int
-    strategy: Strategy
+    strategy: Strategy | None
     router: RouterKind | None
     steps: int
     solver: Solver
     seed: int
     label: str | None
     batch_size: int
+    guidance: float = 1.0
+    in_flight: int = 1024
+    resident: int | None = None
+    precision: Precision = "float32"
+    png: bool = True
 
 
 def draw(
@@ -44,81 +61,263 @@ def draw(
     *,
     update: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Verifies the ensemble, samples it, writes samples.npz, grid.png and samples.json to `out`.
-
-    Returns:
-        What samples.json holds: the options, the ensemble's identity, intended shares, and for
-        `sticky` the number of samples of every site.
+    """Verifies the ensemble, samples it, and writes what `write_samples` writes to `out`.
 
     Raises:
         RefusedError: the ensemble does not verify; nothing was loaded.
-        StateError: the class or the router does not fit the plan.
+        StateError: options do not fit the plan or each other, or `out` holds other samples.
     """
     verified = verify_ensemble(folder, root_keyid)
-    plan = verified.trust.plan
-    ensemble = load_ensemble(verified, router=options.router)
-    labels = _labels(plan, options)
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        update(done)
-
-    drawn = sample(
-        ensemble,
-        plan.data.shape,
-        options.count,
-        strategy=options.strategy,
-        steps=options.steps,
-        solver=options.solver,
-        seed=options.seed,
-        labels=labels,
-        batch_size=options.batch_size,
-        advance=advance,
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ensemble = load_ensemble(
+        verified,
+        router=options.router,
+        resident=options.resident,
+        device=device,
+        precision=options.precision,
     )
-    sites = [bundle.site for bundle in verified.bundles]
-    shares = ensemble.router.log_prior(None).exp().tolist()
-    counts = None
-    if drawn.sites is not None:
-        counts = dict(
-            zip(sites, torch.bincount(drawn.sites, minlength=len(sites)).tolist(), strict=True)
-        )
-    summary = {
-        "federation": plan.federation,
+    source = {
+        "federation": verified.trust.plan.federation,
+        "ensemble_sha256": verified.sha256,
         "plan_sha256": verified.trust.plan_sha256,
         "members": {bundle.site: bundle.payload_sha256 for bundle in verified.bundles},
-        "intended_shares": dict(zip(sites, shares, strict=True)),
-        "site_counts": counts,
-        "strategy": str(options.strategy),
         "router": options.router or verified.record.router,
-        "solver": options.solver,
-        "steps": options.steps,
-        "calls_per_step": CALLS_PER_STEP[options.solver],
-        "seed": options.seed,
-        "count": options.count,
     }
+    return write_samples(ensemble, verified.trust.plan.data, out, options, source, update=update)
+
+
+def write_samples(
+    ensemble: Ensemble,
+    data: DataSpec,
+    out: Path,
+    options: DrawOptions,
+    source: dict[str, Any],
+    *,
+    update: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Samples an ensemble into samples.npz, grid.png, samples.json and images/ in `out`.
+
+    Args:
+        ensemble: What to sample.
+        data: What its images are.
+        out: Folder; made where it is missing.
+        options: How.
+        source: Says which ensemble it is; `members` names its sites in their order.
+        update: Told how many samples' worth of work is done.
+
+    Returns:
+        What samples.json holds: source, options, intended shares, calls of every expert, and where
+        each sample has one site the number of samples of every site.
+
+    Raises:
+        StateError: as for `draw`.
+    """
+    strategy = options.strategy or ensemble.default_strategy
+    _require_fit(ensemble, data, options, strategy)
+    described = source | _described(ensemble, options, strategy)
+    digest = sha256_hex(canonical_json(json.loads(json.dumps(described), parse_float=str)))
     out.mkdir(parents=True, exist_ok=True)
-    arrays: dict[str, Any] = {"images": ((drawn.images + 1) * 127.5).round().byte().numpy()}
-    if drawn.sites is not None:
-        arrays["sites"] = drawn.sites.numpy()
-    if labels is not None:
-        arrays["labels"] = labels.numpy()
-    np.savez_compressed(out / "samples.npz", **arrays)
-    write_grid(out / "grid.png", drawn.images[:GRID_SAMPLES])
-    write_atomically(out / "samples.json", json.dumps(summary, indent=2).encode())
+    if (out / SUMMARY).exists():
+        finished: dict[str, Any] = json.loads((out / SUMMARY).read_bytes())
+        _require_same_digest(out, finished.get("options_sha256"), digest)
+        update(options.count)
+        return finished
+    parts = out / PARTS
+    parts.mkdir(exist_ok=True)
+    with exclusive(parts / "lock"):
+        if (parts / "options").exists():
+            _require_same_digest(out, (parts / "options").read_text(), digest)
+        write_atomically(parts / "options", digest.encode())
+        job = _Job(ensemble, data, out, options, strategy, tuple(source["members"]))
+        files = [job.part(indices, update) for indices in job.chunks]
+        summary = described | _counted(ensemble, files, tuple(source["members"]))
+        summary["options_sha256"] = digest
+        _write_archive(out / "samples.npz", files, options.count)
+        _write_first(out / "grid.png", files)
+        write_atomically(out / SUMMARY, json.dumps(summary, indent=2).encode())
+    shutil.rmtree(parts)
     return summary
 
 
-def _labels(plan: Plan, options: DrawOptions) -> torch.Tensor | None:
-    """Returns the wanted class of every sample: the one asked for, or all in turn."""
-    if options.label is None:
-        if not plan.data.classes:
+class _Job:
+    """One set of samples being drawn, chunk by chunk."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        data: DataSpec,
+        out: Path,
+        options: DrawOptions,
+        strategy: Strategy,
+        sites: Sequence[str],
+    ) -> None:
+        self._ensemble, self._data, self._out, self._sites = ensemble, data, out, sites
+        self._options = options
+        self._sampling = SamplingOptions(
+            strategy=strategy,
+            steps=options.steps,
+            solver=options.solver,
+            seed=options.seed,
+            guidance=options.guidance,
+            batch_size=options.batch_size,
+            in_flight=options.in_flight,
+        )
+        self.chunks = self._sampling.chunks(options.count)
+
+    def part(self, indices: range, update: Callable[[int], None]) -> Path:
+        """Returns the file of a finished chunk, which is drawn where it is missing."""
+        file = self._out / PARTS / f"{indices.start:09d}.npz"
+        if file.exists():
+            update(indices.stop)
+            return file
+        labels = self._labels(indices)
+        done, calls = 0, list(self._ensemble.experts.calls)
+
+        def advanced(count: int) -> None:
+            nonlocal done
+            done += count
+            update(indices.start + done // self._options.steps)
+
+        drawn = sample_chunk(
+            self._ensemble,
+            self._data.shape,
+            indices,
+            self._sampling,
+            condition=None if labels is None else ClassCondition(labels),
+            advanced=advanced,
+        )
+        images = ((drawn.images + 1) * 127.5).round().byte().numpy()
+        arrays: dict[str, Any] = {"images": images}
+        if drawn.sites is not None:
+            arrays["sites"] = drawn.sites.numpy()
+        if labels is not None:
+            arrays["labels"] = labels.numpy()
+        if self._options.png:
+            self._write_pictures(indices, arrays)
+        after = self._ensemble.experts.calls
+        arrays["calls"] = np.array([a - b for a, b in zip(after, calls, strict=True)])
+        content = BytesIO()
+        np.savez(content, **arrays)
+        write_atomically(file, content.getvalue())
+        return file
+
+    def _labels(self, indices: range) -> torch.Tensor | None:
+        """Returns the wanted class of every sample: the one asked for, or all in turn."""
+        classes, label = self._data.classes, self._options.label
+        if not classes:
             return None
-        return torch.arange(options.count) % len(plan.data.classes)
-    if options.label not in plan.data.classes:
-        known = ", ".join(plan.data.classes) or "none: the plan is unconditional"
+        if label is not None:
+            return torch.full((len(indices),), classes.index(label))
+        return torch.arange(indices.start, indices.stop) % len(classes)
+
+    def _write_pictures(self, indices: range, arrays: dict[str, Any]) -> None:
+        folder = self._out / "images"
+        folder.mkdir(exist_ok=True)
+        for row, index in enumerate(indices):
+            notes = {"seed": str(self._options.seed), "index": str(index)}
+            if "labels" in arrays:
+                notes["class"] = self._data.classes[arrays["labels"][row]]
+            if "sites" in arrays:
+                notes["site"] = self._sites[arrays["sites"][row]]
+            write_picture(folder / f"{index:06d}.png", arrays["images"][row], notes)
+
+
+def _require_fit(
+    ensemble: Ensemble, data: DataSpec, options: DrawOptions, strategy: Strategy
+) -> None:
+    if options.label is not None and options.label not in data.classes:
+        known = ", ".join(data.classes) or "none: the plan is unconditional"
         raise StateError(
             f"--class {options.label} is not in the plan", hint=f"its classes are {known}"
         )
-    return torch.full((options.count,), plan.data.classes.index(options.label))
+    if options.guidance != 1.0 and not data.classes:
+        raise StateError(
+            f"--guidance {options.guidance:g} needs classes to guide to, and the plan has none",
+            hint="leave --guidance out",
+        )
+    try:
+        ensemble.require(strategy)
+    except ValueError as error:
+        raise StateError(
+            str(error), hint="choose --strategy sticky, or --router mixture where the plan has it"
+        ) from None
+
+
+def _described(ensemble: Ensemble, options: DrawOptions, strategy: Strategy) -> dict[str, Any]:
+    """Returns all that decides about the images, to the last bit."""
+    return {
+        "strategy": str(strategy),
+        "solver": options.solver,
+        "steps": options.steps,
+        "calls_per_step": CALLS_PER_STEP[options.solver],
+        "guidance": options.guidance,
+        "seed": options.seed,
+        "count": options.count,
+        "class": options.label,
+        "precision": options.precision,
+        "device": ensemble.experts.device.type,
+        "batch_size": options.batch_size,
+        "in_flight": options.in_flight,
+        "png": options.png,
+    }
+
+
+def _require_same_digest(out: Path, found: str | None, expected: str) -> None:
+    if found != expected:
+        raise StateError(
+            f"{out} holds samples of other options or of another ensemble: digest "
+            f"{(found or 'unknown')[:16]}…, asked for {expected[:16]}…",
+            hint="give another --out, or delete that folder; samples are never mixed",
+        )
+
+
+def _counted(ensemble: Ensemble, files: Sequence[Path], sites: Sequence[str]) -> dict[str, Any]:
+    shares = ensemble.router.log_prior(None).exp().tolist()
+    calls, counts = np.zeros(len(sites), int), np.zeros(len(sites), int)
+    drawn = False
+    for part in _read(files):
+        calls += part["calls"]
+        if "sites" in part:
+            drawn = True
+            counts += np.bincount(part["sites"], minlength=len(sites))
+    return {
+        "intended_shares": dict(zip(sites, shares, strict=True)),
+        "site_counts": dict(zip(sites, counts.tolist(), strict=True)) if drawn else None,
+        "expert_calls": dict(zip(sites, calls.tolist(), strict=True)),
+    }
+
+
+def _read(files: Sequence[Path]) -> Iterator[dict[str, NDArray[Any]]]:
+    for file in files:
+        with np.load(file) as archive:
+            yield dict(archive)
+
+
+def _write_archive(path: Path, files: Sequence[Path], count: int) -> None:
+    """Writes what `np.savez_compressed` would, one chunk in memory at a time."""
+    first = next(_read(files))
+    part = path.with_name(f"{PART_PREFIX}{path.name}")
+    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("images", "sites", "labels"):
+            if name not in first:
+                continue
+            # an entry of no date: the same samples are the same bytes
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            header = np.lib.format.header_data_from_array_1_0(first[name])
+            header["shape"] = (count, *first[name].shape[1:])
+            with archive.open(entry, "w", force_zip64=True) as target:
+                np.lib.format.write_array_header_1_0(target, header)
+                for chunk in _read(files):
+                    target.write(np.ascontiguousarray(chunk[name]).tobytes())
+    commit_file(part, path)
+
+
+def _write_first(path: Path, files: Sequence[Path]) -> None:
+    """Writes the first samples as one picture."""
+    found: list[NDArray[np.uint8]] = []
+    for chunk in _read(files):
+        found.append(chunk["images"][: GRID_SAMPLES - sum(map(len, found))])
+        if sum(map(len, found)) >= GRID_SAMPLES:
+            break
+    write_grid(path, torch.from_numpy(np.concatenate(found)).float() / 127.5 - 1)

@@ -17,8 +17,11 @@ being named; and all digests agree.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from ddm_fed.bundle import (
     ENVELOPE_FILE,
@@ -31,6 +34,7 @@ from ddm_fed.bundle import (
 )
 from ddm_fed.ensemble import Ensemble
 from ddm_fed.errors import DigestError, LogError, PlanMismatchError
+from ddm_fed.experts import ExpertPool, Precision
 from ddm_fed.files import (
     Advance,
     check_file,
@@ -42,16 +46,19 @@ from ddm_fed.files import (
     sha256_of,
     write_atomically,
 )
+from ddm_fed.flows import Expert
 from ddm_fed.log import Log, LogEntry, read_log
-from ddm_fed.models import build_expert
+from ddm_fed.models import build_network
 from ddm_fed.oms import SIGNATURE_FILE
 from ddm_fed.published import published_files, read_published
 from ddm_fed.records import (
     ENSEMBLE_PREDICATE,
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
+    DataSpec,
     EnsembleMember,
     EnsembleRecord,
+    ExpertDesign,
     Statement,
     sha256_hex,
     subjects,
@@ -337,19 +344,38 @@ def _require_digest(name: str, found: str, signed: str) -> None:
         )
 
 
-def load_ensemble(verified: VerifiedEnsemble, *, router: RouterKind | None = None) -> Ensemble:
+def load_ensemble(
+    verified: VerifiedEnsemble,
+    *,
+    router: RouterKind | None = None,
+    resident: int | None = None,
+    device: torch.device | str = "cpu",
+    precision: Precision = "float32",
+) -> Ensemble:
     """Returns the experts and the router of a verified ensemble, ready to sample from.
 
     Args:
         verified: Only a verified ensemble is read.
         router: Use another router than the one the ensemble was assembled with.
+        resident: The most experts in memory at once, loaded when they are asked; by default all,
+            loaded now.
+        device: Where experts run.
+        precision: What experts multiply in.
+
+    Raises:
+        DigestError: an expert's file changed after it was verified; with `resident` when the
+            expert is asked.
     """
     plan = verified.trust.plan
-    experts = []
-    for bundle in verified.bundles:
-        expert = build_expert(plan)
-        expert.load_state_dict(read_weights(bundle, EXPERT_FILE))
-        experts.append(expert.eval())
+    experts = ExpertPool(
+        [partial(load_expert, plan.data, bundle) for bundle in verified.bundles],
+        resident=resident,
+        largest_time=min(_largest_time(bundle.submission.expert) for bundle in verified.bundles),
+        device=device,
+        precision=precision,
+    )
+    if resident is None:
+        experts.load_all()
     releases = [
         SiteRelease(
             {name: value.numpy() for name, value in read_weights(bundle, ROUTER_FILE).items()},
@@ -358,3 +384,19 @@ def load_ensemble(verified: VerifiedEnsemble, *, router: RouterKind | None = Non
         for bundle in verified.bundles
     ]
     return Ensemble(experts, build_router(plan, router or verified.record.router, releases))
+
+
+def load_expert(data: DataSpec, bundle: VerifiedBundle) -> Expert:
+    """Returns the expert of a bundle. Its weights are in memory once, beside the file's bytes."""
+    design, weights = bundle.submission.expert, read_weights(bundle, EXPERT_FILE)
+    with torch.device("meta"):
+        network = build_network(data, design)
+    network.load_state_dict(weights, assign=True)
+    if any(value.is_meta for value in network.buffers()):  # tables that are no weights
+        network = build_network(data, design)
+        network.load_state_dict(weights, assign=True)
+    return Expert(network.eval().requires_grad_(False), design.path, design.prediction)
+
+
+def _largest_time(design: ExpertDesign) -> float:
+    return Expert(lambda x, *_: x, design.path, design.prediction).largest_time

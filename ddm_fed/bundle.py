@@ -24,13 +24,14 @@ the manifest's claim of a site: it is looked at to pick the key of step 4, and b
 """
 
 import hashlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
 import torch
-from safetensors.torch import load as load_tensors
 
 from ddm_fed.errors import (
     DigestError,
@@ -70,7 +71,7 @@ from ddm_fed.router import ROUTER_PURPOSES, release_tensors
 from ddm_fed.signing import SigningKey, Trust, seal
 from ddm_fed.store import BlobStore
 from ddm_fed.submission import read_submission
-from ddm_fed.weights import Bounds, check_tensor_file
+from ddm_fed.weights import ITEM_BYTES, Bounds, check_tensor_file
 
 EXPERT_FILE = "expert.safetensors"
 ROUTER_FILE = "router.safetensors"
@@ -197,7 +198,10 @@ def verify_files(
             files[name] = store.add(
                 sources[name], sha256=digest, size_bytes=size_bytes, what=called, advance=advance
             )
-    tables = {EXPERT_FILE: expert_tensors(trust.plan), ROUTER_FILE: release_tensors(trust.plan)}
+    tables = {
+        EXPERT_FILE: expert_tensors(trust.plan.data, submission.expert),
+        ROUTER_FILE: release_tensors(trust.plan),
+    }
     limits = trust.plan.submission
     bounds = Bounds(float(limits.max_absolute), float(limits.max_norm))
     for name, table in tables.items():
@@ -217,11 +221,23 @@ def _require_ours(submission: Submission, trust: Trust, what: str) -> None:
                 f"{what} was made for the {field} `{found}`, expected `{expected}`",
                 hint="the site trained under another plan; it has to train under this one",
             )
-    if submission.training.steps != trust.plan.training.steps:
+    plan, training = trust.plan, submission.training
+    if not plan.expert.allows(submission.expert):
         raise PlanMismatchError(
-            f"{what} was trained for {submission.training.steps} steps, the plan asks for "
-            f"{trust.plan.training.steps}",
+            f"{what} holds an expert of {submission.expert}, which the plan does not allow",
+            hint="the site has to choose among the plan's `expert` architecture, path, prediction",
+        )
+    if training.steps != plan.training.steps:
+        raise PlanMismatchError(
+            f"{what} was trained for {training.steps} steps, the plan asks for "
+            f"{plan.training.steps}",
             hint="the site has to train as the plan says",
+        )
+    if training.ema_half_life not in plan.training.ema_half_lives:
+        raise PlanMismatchError(
+            f"{what} is averaged with a half-life of {training.ema_half_life} steps, the plan has "
+            f"{', '.join(map(str, plan.training.ema_half_lives))}",
+            hint="the site has to choose one of them: `ddm-site train --ema-half-life`",
         )
     if not trust.chain.knows(submission.roster):
         raise PlanMismatchError(
@@ -345,7 +361,8 @@ def read_weights(bundle: VerifiedBundle, name: str) -> dict[str, torch.Tensor]:
         DigestError: the bytes are not the ones that were verified.
     """
     with open_regular(bundle.files[name]) as file:
-        data = file.read()
+        data = bytearray(os.fstat(file.fileno()).st_size)
+        file.readinto(data)
     digest = hashlib.sha256(data).hexdigest()
     if digest != bundle.sha256[name]:
         raise DigestError(
@@ -353,4 +370,22 @@ def read_weights(bundle: VerifiedBundle, name: str) -> dict[str, torch.Tensor]:
             f"verified {bundle.sha256[name]}",
             hint="something writes to this folder; find out what, then verify again",
         )
-    return load_tensors(data)
+    return view_tensors(data)
+
+
+def view_tensors(data: bytearray) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a verified file as views of its bytes: weights are in memory once.
+
+    The library would copy them. Only for bytes whose digest is that of a file `check_tensor_file`
+    passed: nothing is checked here.
+    """
+    start = 8 + int.from_bytes(data[:8], "little")
+    dtypes = {"F32": torch.float32, "I64": torch.int64}
+    tensors = {}
+    for name, entry in json.loads(data[8:start]).items():
+        begin, end = entry["data_offsets"]
+        raw = torch.frombuffer(data, dtype=torch.uint8, count=end - begin, offset=start + begin)
+        if raw.data_ptr() % ITEM_BYTES[entry["dtype"]]:  # the sender's header has an odd length
+            raw = raw.clone()
+        tensors[name] = raw.view(dtypes[entry["dtype"]]).reshape(entry["shape"])
+    return tensors

@@ -2,13 +2,30 @@
 
 The identity holds for any sites, overlapping or not. A strategy decides which experts are asked:
 
-| strategy | experts per sample and call | shares of the sites                                  |
-| -------- | --------------------------- | ---------------------------------------------------- |
-| full     | all                         | exact, up to router and solver                       |
-| top-k    | k, weights renormalised     | biased: small sites fade, k = 1 all but deletes them |
-| sticky   | 1, drawn once from pi(c)    | exact by construction; needs no router               |
+| strategy             | asked per sample and call                          | shares of the sites  |
+| -------------------- | -------------------------------------------------- | -------------------- |
+| full                 | all, weighted by the posterior                     | exact                |
+| threshold-W          | those of at least weight W, renormalised           | small sites may fade |
+| top-K                | K, renormalised                                    | biased, K = 1 worst  |
+| sticky               | 1, drawn once from pi(c)                           | exact, by the draw   |
+| per-step             | 1, drawn anew from the posterior in every step     | exact                |
+| sticky-then-routed-T | 1, as sticky above time T and as per-step below it | exact                |
 
-Source: McAllister et al. 2025, arXiv:2501.05450, eq. 4 to 7; the bias of top-k: docs/adr/0005.
+Why drawing is exact: let (x_t, k) be a joint draw, x_t of the noised images of the pool and k of
+their sites. Given k, x_t is a noised image of site k, and the ODE (or SDE) of expert k keeps it
+one, so (x_s, k) is a joint draw at the next time s. Drawing k anew from p(k | x_s, s, c) leaves
+the joint law as it is. So with exact experts, router and solver the three drawn strategies sample
+the pooled images however many steps there are, and whenever sites are redrawn. Top-1 replaces the
+draw by its most probable value, and no such argument holds. Of the prior router, which cannot see
+x_t, a redraw would switch sites blindly: the strategies that redraw refuse it.
+
+"Exact" is up to the errors of experts, router and solver. Sticky alone needs no router.
+
+Classifier-free guidance: u = u_null + w (u_cond - u_null). Weighted strategies use the posterior
+of each branch; where a site was drawn, by the conditional posterior, it answers both branches.
+
+Source: McAllister et al. 2025, arXiv:2501.05450, eq. 4 to 7; Ho and Salimans 2022,
+arXiv:2207.12598, eq. 6 (guidance); the bias of top-k: docs/adr/0005.
 """
 
 from collections.abc import Sequence
@@ -18,98 +35,237 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from ddm_fed.flows import VelocityModel
+from ddm_fed.experts import ExpertPool
+from ddm_fed.flows import Condition, VelocityModel, rows_of
 from ddm_fed.router import Router
+
+STICKY_UNTIL = 0.5
+"""Default time below which `sticky-then-routed` redraws.
+
+Above it x_t is mostly noise, the posterior is close to the prior, and a redraw buys no information
+for the loading of many experts. Below it x_t shows which sites it could be of.
+"""
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """Which experts answer. `k` counts them for `top-k` and is 0 otherwise."""
+    """Which experts answer.
 
-    kind: Literal["full", "top-k", "sticky"]
+    Attributes:
+        kind: See the table above.
+        k: How many, for `top-k`.
+        level: The least weight for `threshold`; for `sticky-then-routed` the time T.
+    """
+
+    kind: Literal["full", "top-k", "threshold", "sticky", "per-step", "sticky-then-routed"]
     k: int = 0
+    level: float = 0.0
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Returns the strategy called `full`, `sticky`, or `top-1`, `top-2`, ...
+        """Returns the strategy of a name such as `full`, `top-2` or `threshold-0.05`.
 
         Raises:
             ValueError: naming what is allowed.
         """
-        if text in ("full", "sticky"):
-            return cls(kind=text)  # type: ignore[arg-type]
-        prefix, _, k = text.partition("-")
-        if prefix == "top" and k.isdecimal() and int(k) >= 1:
-            return cls(kind="top-k", k=int(k))
-        raise ValueError(f"unknown strategy `{text}`; use full, sticky, or top-K such as top-2")
+        match text.rpartition("-"):
+            case ("", "", "full" | "sticky" as kind):
+                return cls(kind)
+            case ("per", "-", "step"):
+                return cls("per-step")
+            case ("sticky-then", "-", "routed"):
+                return cls("sticky-then-routed", level=STICKY_UNTIL)
+            case ("top", "-", k) if k.isdecimal() and int(k) >= 1:
+                return cls("top-k", k=int(k))
+            case ("threshold" | "sticky-then-routed" as kind, "-", level) if _is_fraction(level):
+                return cls(kind, level=float(level))
+        raise ValueError(
+            f"unknown strategy `{text}`; use sticky, sticky-then-routed, per-step, full, top-K "
+            "such as top-2, threshold-W such as threshold-0.05, or sticky-then-routed-T such as "
+            "sticky-then-routed-0.5"
+        )
 
     def __str__(self) -> str:
-        return f"top-{self.k}" if self.kind == "top-k" else self.kind
+        match self.kind:
+            case "top-k":
+                return f"top-{self.k}"
+            case "threshold" | "sticky-then-routed":
+                return f"{self.kind}-{self.level:g}"
+        return self.kind
+
+    @property
+    def draws_sites(self) -> bool:
+        """Whether one site is drawn for each sample, rather than several weighted."""
+        return self.kind in ("sticky", "per-step", "sticky-then-routed")
+
+    @property
+    def sticky_until(self) -> float:
+        """The time above which a drawn site stays; 1 or more redraws in every step."""
+        return {"sticky": -1.0, "per-step": 1.0}.get(self.kind, self.level)
 
 
 class Ensemble:
     """The experts of K sites under one router.
 
     Args:
-        experts: One velocity network per site.
-        router: Scores the same sites in the same order.
+        experts: One velocity network per site, or a pool of them.
+        router: Scores the same sites in the same order. It runs on the processor.
     """
 
-    def __init__(self, experts: Sequence[VelocityModel], router: Router) -> None:
-        self.experts = tuple(experts)
+    def __init__(self, experts: Sequence[VelocityModel] | ExpertPool, router: Router) -> None:
+        self.experts = experts if isinstance(experts, ExpertPool) else ExpertPool.of(experts)
         self.router = router
 
-    def draw_sites(self, count: int, label: Tensor | None, generator: torch.Generator) -> Tensor:
-        """Returns a site for each sample, drawn from pi(c), `(count,)`; for `sticky`."""
-        prior = self.router.log_prior(label).exp()
-        if label is None:
-            return torch.multinomial(prior, count, replacement=True, generator=generator)
-        return torch.multinomial(prior, 1, generator=generator)[:, 0]
+    @property
+    def default_strategy(self) -> Strategy:
+        """The strategy that is exact and asks one expert a call; see docs/adr/0005."""
+        return Strategy.parse("sticky-then-routed" if self.router.reads_state else "sticky")
+
+    def require(self, strategy: Strategy) -> None:
+        """Refuses a strategy that would switch sites blindly.
+
+        Raises:
+            ValueError: it redraws sites, and the router does not look at x_t.
+        """
+        if strategy.draws_sites and strategy.kind != "sticky" and not self.router.reads_state:
+            raise ValueError(
+                f"strategy {strategy} draws sites by what x_t looks like, and this router does not "
+                "look at it; use sticky, or another router"
+            )
+
+    def log_prior(self, count: int, condition: Condition | None) -> Tensor:
+        """Returns log pi_k(c) of `count` samples, `(count, K)` float64, on the processor."""
+        if condition is None:
+            return self.router.log_prior(None).expand(count, -1)
+        return self.router.log_prior(condition.to(torch.device("cpu")))
+
+    def log_posterior(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
+        """Returns log p(k | x_t, t, c), `(B, K)` float64, on the processor."""
+        here = torch.device("cpu")
+        asked = None if condition is None else condition.to(here)
+        return self.router.log_posterior(x_t.to(here), t.to(here), asked)
 
     def weights(
-        self, x_t: Tensor, t: Tensor, label: Tensor | None, strategy: Strategy, sites: Tensor | None
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition | None,
+        strategy: Strategy,
+        sites: Tensor | None = None,
     ) -> Tensor:
         """Returns the weight of every expert for every sample, `(B, K)` float64; rows sum to 1.
 
         Args:
             x_t: States, `(B, C, H, W)`.
             t: Times, `(B,)`.
-            label: Class indices `(B,)`, or None.
+            condition: What the images are asked to be, or None.
             strategy: Which experts are asked.
-            sites: The drawn site of every sample `(B,)`; for `sticky` only.
+            sites: The drawn site of every sample `(B,)`, for strategies that draw.
         """
-        if strategy.kind == "sticky":
+        if strategy.draws_sites:
             if sites is None:
-                raise ValueError("sticky sampling needs the drawn sites")
+                raise ValueError(f"strategy {strategy} needs the drawn sites")
             return torch.nn.functional.one_hot(sites, len(self.experts)).double()
-        log_posterior = self.router.log_posterior(x_t, t, label)
+        log_posterior = self.log_posterior(x_t, t, condition)
         if strategy.kind == "top-k":
             kept = log_posterior.topk(min(strategy.k, len(self.experts)), dim=1).indices
-            mask = torch.full_like(log_posterior, -torch.inf).scatter(1, kept, 0.0)
-            log_posterior = log_posterior + mask
+            log_posterior = _only(log_posterior, kept)
+        elif strategy.kind == "threshold":
+            kept = log_posterior.argmax(1, keepdim=True)
+            heavy = log_posterior.exp() >= strategy.level
+            log_posterior = torch.where(heavy, log_posterior, _only(log_posterior, kept))
         return log_posterior.softmax(1)
+
+    def site_velocity(
+        self,
+        site: int,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition | None,
+        *,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Returns what one expert says of every row, `(B, C, H, W)`; guided by itself."""
+        v = self.experts.ask(site, x_t, t, condition)
+        if guidance == 1.0:
+            return v
+        v_null = self.experts.ask(site, x_t, t, None)
+        return v_null + guidance * (v - v_null)
 
     def velocity(
         self,
         x_t: Tensor,
         t: Tensor,
-        label: Tensor | None = None,
+        condition: Condition | None = None,
         *,
         strategy: Strategy,
         sites: Tensor | None = None,
+        guidance: float = 1.0,
+        batch_size: int | None = None,
+        descending: bool = False,
     ) -> Tensor:
         """Returns u(x_t, t, c), `(B, C, H, W)`.
 
-        Every expert runs once, on the rows of the batch that give it weight. Arguments are those
-        of `weights`.
+        Every expert runs once, on the rows of the batch that give it weight.
+
+        Args:
+            x_t: As for `weights`, and so are the next three.
+            t: Times.
+            condition: What the images are asked to be, or None.
+            strategy: Which experts are asked.
+            sites: The drawn sites.
+            guidance: The factor w; 1 leaves the condition as strong as it was trained.
+            batch_size: The most rows an expert is given at once.
+            descending: Ask the experts in this order, to begin with the one asked last.
+
+        Raises:
+            ValueError: guidance without a condition.
         """
-        weights = self.weights(x_t, t, label, strategy, sites)
+        require_condition(guidance, condition)
+        branches = [(condition, guidance)]
+        if guidance != 1.0:
+            branches.append((None, 1 - guidance))
+        weights = [self.weights(x_t, t, asked, strategy, sites) for asked, _ in branches]
         total = torch.zeros_like(x_t)
-        for k, expert in enumerate(self.experts):
-            rows = weights[:, k].nonzero()[:, 0]
-            if len(rows) == 0:
-                continue
-            v = expert(x_t[rows], t[rows], None if label is None else label[rows])
-            weight = weights[rows, k].to(x_t.dtype)
-            total[rows] += weight.reshape(-1, *(1,) * (x_t.ndim - 1)) * v
+        for k in sorted(range(len(self.experts)), reverse=descending):
+            for (asked, factor), weight in zip(branches, weights, strict=True):
+                for rows in torch.split(weight[:, k].nonzero()[:, 0], batch_size or len(x_t)):
+                    if len(rows) == 0:
+                        continue
+                    here = rows.to(x_t.device)
+                    v = self.experts.ask(k, x_t[here], t[here], rows_of(asked, here))
+                    scale = (factor * weight[rows, k]).to(x_t)
+                    total[here] += scale.reshape(-1, *(1,) * (x_t.ndim - 1)) * v
         return total
+
+
+def draw_sites(log_probability: Tensor, uniform: Tensor) -> Tensor:
+    """Returns a site for each row, `(B,)` int64, by inverting the distribution function.
+
+    Args:
+        log_probability: `(B, K)` float64; a site of probability 0 is never drawn.
+        uniform: Even draws from [0, 1), `(B,)` float64.
+    """
+    reached = log_probability.softmax(1).cumsum(1)
+    return (reached <= uniform[:, None] * reached[:, -1:]).sum(1)
+
+
+def require_condition(guidance: float, condition: Condition | None) -> None:
+    """Refuses guidance without a condition: it has nowhere to lead.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if guidance != 1.0 and condition is None:
+        raise ValueError(f"guidance {guidance:g} needs a condition; without one it has to be 1")
+
+
+def _only(log_posterior: Tensor, kept: Tensor) -> Tensor:
+    """Returns `log_posterior (B, K)` with every site but `kept (B, k)` impossible."""
+    return log_posterior + torch.full_like(log_posterior, -torch.inf).scatter(1, kept, 0.0)
+
+
+def _is_fraction(text: str) -> bool:
+    """Returns whether `text` is a decimal strictly between 0 and 1, such as 0.05."""
+    whole, point, digits = text.partition(".")
+    return whole == "0" and point == "." and digits.isdecimal() and float(text) > 0

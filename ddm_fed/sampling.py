@@ -1,18 +1,68 @@
 """From an ensemble to images. The same seed gives the same images, whatever the batch size.
 
-Sample i starts from noise that depends on (seed, i) alone, and so does the site that `sticky`
-draws for it.
+All that is random about sample i in step j depends on (seed, i, j) alone.
+
+Samples are worked on in chunks. Where a site stays (see `Strategy`), the loop over sites is outside
+the one over steps, so that a chunk needs each expert once. Where sites are redrawn, every step asks
+each expert once about all samples of the chunk that need it, in turn from the first site to the
+last and back, so that the expert that is in memory is asked first. A pool that holds one expert at
+a time thus loads as rarely as it can.
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ddm_fed.ensemble import Ensemble, Strategy
-from ddm_fed.flows import Solver, integrate, time_grid
+from ddm_fed.ensemble import Ensemble, Strategy, draw_sites, require_condition
+from ddm_fed.flows import (
+    LINEAR,
+    Condition,
+    Solver,
+    State,
+    advance,
+    join,
+    rows_of,
+    time_grid,
+)
+
+CPU = torch.device("cpu")
+TimedVelocity = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class SamplingOptions:
+    """How to sample.
+
+    Attributes:
+        strategy: Which experts are asked.
+        steps: Steps of the solver to t = 0, from the largest time every expert may be asked at.
+        solver: Which solver.
+        seed: Decides noise and sites.
+        guidance: See `ddm_fed.ensemble`.
+        batch_size: The most rows an expert is given at once; changes speed and memory only.
+        in_flight: Samples of a chunk; changes speed and memory only.
+    """
+
+    strategy: Strategy
+    steps: int
+    solver: Solver
+    seed: int
+    guidance: float = 1.0
+    batch_size: int = 256
+    in_flight: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "in_flight"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def chunks(self, count: int) -> list[range]:
+        """Returns the samples of every chunk."""
+        size = self.in_flight
+        return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 @dataclass(frozen=True)
@@ -21,79 +71,207 @@ class Samples:
 
     Attributes:
         images: `(N, C, H, W)`, clamped to [-1, 1], float32.
-        sites: The site that drew each sample, `(N,)`, or None where several shared the work.
-        labels: Class indices `(N,)`, or None.
+        sites: The site that finished each sample, `(N,)`, or None where several shared the work.
     """
 
     images: Tensor
     sites: Tensor | None
-    labels: Tensor | None
 
 
-@torch.inference_mode()
 def sample(
     ensemble: Ensemble,
     shape: tuple[int, int, int],
     count: int,
+    options: SamplingOptions,
     *,
-    strategy: Strategy,
-    steps: int,
-    solver: Solver,
-    seed: int,
-    labels: Tensor | None = None,
-    batch_size: int = 256,
-    advance: Callable[[int], None] = lambda _: None,
+    condition: Condition | None = None,
+    advanced: Callable[[int], None] = lambda _: None,
 ) -> Samples:
-    """Returns `count` samples of the ensemble.
+    """Returns samples 0 to `count - 1` of the ensemble.
 
     Args:
         ensemble: Experts and router.
         shape: One image's `(C, H, W)`.
         count: Number of samples.
-        strategy: Which experts are asked.
-        steps: Steps of the solver from t = 1 to t = 0.
-        solver: Which solver.
-        seed: Decides noise and sites.
-        labels: Wanted class of every sample, `(count,)`, or None.
-        batch_size: Samples at once; changes speed and memory only.
-        advance: Told the number of samples just finished.
+        options: How.
+        condition: What every sample is asked to be, `count` rows, or None.
+        advanced: Told how many samples just went one step further.
 
     Raises:
-        ValueError: `count` is not positive.
+        ValueError: a count is not positive, guidance has no condition, or the strategy needs
+            another router.
     """
     if count < 1:
         raise ValueError(f"count must be positive, got {count}")
-    images, chosen = [], []
-    for start in range(0, count, batch_size):
-        indices = range(start, min(start + batch_size, count))
-        label = None if labels is None else labels[start : start + len(indices)]
-        sites = _draw_sites(ensemble, indices, label, seed) if strategy.kind == "sticky" else None
-
-        def velocity(
-            x: Tensor, t: Tensor, label: Tensor | None = label, sites: Tensor | None = sites
-        ) -> Tensor:
-            return ensemble.velocity(x, t.expand(len(x)), label, strategy=strategy, sites=sites)
-
-        x_1 = torch.stack([torch.randn(shape, generator=_generator(seed, i)) for i in indices])
-        images.append(integrate(velocity, x_1, time_grid(steps), solver).clamp(-1, 1))
-        if sites is not None:
-            chosen.append(sites)
-        advance(len(indices))
-    return Samples(torch.cat(images), torch.cat(chosen) if chosen else None, labels)
-
-
-def _draw_sites(ensemble: Ensemble, indices: range, label: Tensor | None, seed: int) -> Tensor:
-    """Returns the site of every sample, `(len(indices),)`, each from a generator of its own."""
-    return torch.cat(
-        [
-            ensemble.draw_sites(
-                1, None if label is None else label[j : j + 1], _generator(seed, i, "site")
-            )
-            for j, i in enumerate(indices)
-        ]
+    drawn = [
+        sample_chunk(
+            ensemble,
+            shape,
+            indices,
+            options,
+            condition=rows_of(condition, slice(indices.start, indices.stop)),
+            advanced=advanced,
+        )
+        for indices in options.chunks(count)
+    ]
+    sites = [chunk.sites for chunk in drawn if chunk.sites is not None]
+    return Samples(
+        torch.cat([chunk.images for chunk in drawn]), torch.cat(sites) if sites else None
     )
 
 
-def _generator(seed: int, index: int, purpose: str = "noise") -> torch.Generator:
-    digest = hashlib.sha256(f"{seed}/{purpose}/{index}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+@torch.inference_mode()
+def sample_chunk(
+    ensemble: Ensemble,
+    shape: tuple[int, int, int],
+    indices: range,
+    options: SamplingOptions,
+    *,
+    condition: Condition | None = None,
+    advanced: Callable[[int], None] = lambda _: None,
+) -> Samples:
+    """Returns the samples `indices`, worked on together; `condition` has their rows only."""
+    require_condition(options.guidance, condition)
+    ensemble.require(options.strategy)
+    chunk = _Chunk(ensemble, shape, indices, options, condition, advanced)
+    x_0, sites = chunk.drawn() if options.strategy.draws_sites else (chunk.weighted(), None)
+    return Samples(x_0.clamp(-1, 1).float().to(CPU), sites)
+
+
+class _Chunk:
+    """Samples on their way from noise to images. Row r of every tensor is sample indices[r]."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        shape: tuple[int, int, int],
+        indices: range,
+        options: SamplingOptions,
+        condition: Condition | None,
+        advanced: Callable[[int], None],
+    ) -> None:
+        self._ensemble, self._options, self._advanced = ensemble, options, advanced
+        self._device = ensemble.experts.device
+        self._condition = None if condition is None else condition.to(self._device)
+        self._shape, self._indices = shape, indices
+        self._times = time_grid(options.steps, start=ensemble.experts.largest_time)
+        # one generator for each sample and purpose, of which every step takes the next numbers
+        self._step_noise = list(self._generators("step")) if options.solver == "sde" else []
+        noise = torch.stack([torch.randn(shape, generator=g) for g in self._generators("noise")])
+        self._start = State((LINEAR.sigma(self._times[0]) * noise).to(self._device))
+        self._turn = 0
+
+    def weighted(self) -> Tensor:
+        """Returns images of a strategy that weights experts."""
+        options, state = self._options, self._start
+        everyone = torch.arange(len(self._indices))
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            return self._ensemble.velocity(
+                x,
+                self._all_at(t, x),
+                self._condition,
+                strategy=options.strategy,
+                guidance=options.guidance,
+                batch_size=options.batch_size,
+                descending=self._next_turn(),
+            )
+
+        for step in range(options.steps):
+            state = self._advance(velocity, state, step, everyone)
+        return state.x
+
+    def drawn(self) -> tuple[Tensor, Tensor]:
+        """Returns images of a strategy that draws a site for each, and the sites."""
+        state, steps = self._start, self._options.steps
+        uniform = torch.stack(
+            [torch.rand(steps, generator=g, dtype=torch.float64) for g in self._generators("site")]
+        )  # (B, steps)
+        until = self._options.strategy.sticky_until
+        routed = [step for step in range(steps) if self._times[step] <= until]
+        kept = range(steps - len(routed))
+        log_prior = self._ensemble.log_prior(len(self._indices), self._condition)
+        sites = draw_sites(log_prior, uniform[:, 0])
+        state = self._run(state, sites, kept)
+        for step in routed:
+            at = self._all_at(self._times[step], state.x)
+            log_posterior = self._ensemble.log_posterior(state.x, at, self._condition)
+            before, sites = sites, draw_sites(log_posterior, uniform[:, step])
+            state = self._run(state, sites, range(step, step + 1), changed=sites != before)
+        return state.x, sites
+
+    def _run(
+        self, state: State, sites: Tensor, steps: range, changed: Tensor | None = None
+    ) -> State:
+        """Returns the state after `steps`, in which each sample follows the expert of its site."""
+        if not steps:
+            return state
+        parts, places = [], []
+        for site in sorted(set(sites.tolist()), reverse=self._next_turn()):
+            own = (sites == site).nonzero()[:, 0]
+            for rows in torch.split(own, self._options.batch_size):
+                here = rows.to(self._device)
+                part, velocity = state.rows(here), self._velocity_of(site, here)
+                if changed is not None:
+                    part, velocity = _without_past(
+                        part, velocity, self._times[steps.start], changed[rows].to(self._device)
+                    )
+                for step in steps:
+                    part = self._advance(velocity, part, step, rows)
+                parts.append(part)
+                places.append(here)
+        return join(parts, places)
+
+    def _advance(self, velocity: TimedVelocity, state: State, step: int, rows: Tensor) -> State:
+        def noise(_: int) -> Tensor:
+            drawn = [
+                torch.randn(self._shape, generator=self._step_noise[row]) for row in rows.tolist()
+            ]
+            return torch.stack(drawn).to(self._device)
+
+        after = advance(velocity, state, self._times, step, self._options.solver, noise)
+        self._advanced(len(rows))
+        return after
+
+    def _velocity_of(self, site: int, rows: Tensor) -> TimedVelocity:
+        condition, guidance = rows_of(self._condition, rows), self._options.guidance
+
+        def velocity(x: Tensor, t: Tensor) -> Tensor:
+            at = self._all_at(t, x)
+            return self._ensemble.site_velocity(site, x, at, condition, guidance=guidance)
+
+        return velocity
+
+    def _all_at(self, t: Tensor, x: Tensor) -> Tensor:
+        return t.to(x.device).expand(len(x))
+
+    def _next_turn(self) -> bool:
+        """Returns whether to go through the experts from the last to the first, every other time.
+
+        It does not depend on what the pool holds: the order decides about rounding.
+        """
+        self._turn += 1
+        return self._turn % 2 == 0
+
+    def _generators(self, purpose: str) -> Iterator[torch.Generator]:
+        for index in self._indices:
+            text = f"{self._options.seed}/{purpose}/{index}"
+            digest = hashlib.sha256(text.encode()).digest()
+            yield torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _without_past(
+    state: State, velocity: TimedVelocity, t: Tensor, changed: Tensor
+) -> tuple[State, TimedVelocity]:
+    """Returns state and velocity for a step in which some rows forget what they remember.
+
+    A solver that remembers the image estimate of the step before extrapolates from it to this
+    one's. Where another expert made that one, the difference is no trend: with exact parts the
+    spread of samples was off by twice as much (a test shows it). There the past becomes what the
+    new expert says now, which makes the step one of order 1.
+    """
+    if state.previous is None or not changed.any():
+        return state, velocity
+    v = velocity(state.x, t)
+    rows = changed.reshape(-1, *(1,) * (state.x.ndim - 1))
+    return State(state.x, torch.where(rows, state.x - t * v, state.previous)), lambda *_: v

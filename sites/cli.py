@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can import flwr
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +12,7 @@ import typer
 
 from ddm_fed import __version__, console
 from ddm_fed.files import size_below
-from sites import cli_keys
+from sites import cli_keys, cli_train
 from sites.options import JsonOption, PlanOption, SiteOption, open_published
 
 if TYPE_CHECKING:
@@ -36,15 +35,8 @@ ddm-site train --site hospital-a --plan published --data images/""",
 SETUP, WORK, LEAVE = "Set up", "Work", "What leaves"
 app.command(rich_help_panel=SETUP)(cli_keys.keygen)
 app.command(rich_help_panel=SETUP)(cli_keys.rotate)
+app.command(rich_help_panel=WORK)(cli_train.train)
 app.command(rich_help_panel=LEAVE)(cli_keys.approve)
-
-
-class PrecisionName(StrEnum):
-    """Choices of `--precision`."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
 
 
 def main() -> None:
@@ -114,74 +106,6 @@ def init(
     request = folder / ENROLMENT_FILE
     steps = [] if dpo is None else [f"the officer runs ddm-site approve {request} --key DPO.pem"]
     console.next_step(*steps, f"send {request} to the coordinator, and read the key to them aloud")
-
-
-@app.command(rich_help_panel=WORK)
-def train(
-    plan: PlanOption,
-    data: Annotated[
-        str,
-        typer.Option(
-            help="`digits` (or digits:0-4), an .npz with images and labels, or a folder of images."
-        ),
-    ],
-    site: SiteOption = Path(),
-    value_range: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Values that mean black and white, if the dtype does not say."),
-    ] = None,
-    max_bad_fraction: Annotated[
-        float, typer.Option(help="Most unreadable files in a folder, as a fraction.", min=0, max=1)
-    ] = 0.05,
-    precision: Annotated[
-        PrecisionName, typer.Option(help="Of the arithmetic; auto measures which is faster here.")
-    ] = PrecisionName.AUTO,
-    seed: Annotated[
-        int | None, typer.Option(help="For reproducible experiments; random and secret otherwise.")
-    ] = None,
-    checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between checkpoints; 0 means every step.", min=0)
-    ] = 30.0,
-    restart: Annotated[
-        bool, typer.Option("--restart", help="Forget the checkpoint and train from the start.")
-    ] = False,
-) -> None:
-    """Do the whole job under a plan: train, compute the private release, write and sign the bundle.
-
-    The same command continues after a kill. Example: ddm-site train --plan published --data digits
-    """
-    from ddm_fed.training import StepReport
-    from sites.data import load_images
-    from sites.jobs import TrainingOptions, run_plan
-    from sites.outbox import find_bundles
-
-    home, published = open_published(site, plan)
-    trust = published.trust
-    with home.changing():
-        images, report = load_images(
-            data, trust.plan.data, value_range=value_range, max_bad_fraction=max_bad_fraction
-        )
-        console.say(f"{home.settings.name}: {report.count} images from {report.source}")
-        for note in report.notes:
-            console.say(f"  {note}")
-        if report.skipped:
-            console.say(f"  {len(report.skipped)} files could not be read and were left out:")
-            for line in report.skipped:
-                console.say(f"    {line}")
-        steps = trust.plan.training.steps
-        with console.counting(f"training {home.settings.name}", steps, "steps") as update:
-
-            def on_step(step: StepReport) -> None:
-                update(step.step, f"loss {step.loss:.4f}  {step.images_per_s:,.0f} images/s")
-
-            options = TrainingOptions(seed, precision.value, checkpoint_every, restart)
-            bundle = run_plan(
-                home, trust, published.log, images, options, on_step=on_step, say=console.say
-            )
-        drafts = find_bundles(home.drafts)
-    console.say(f"{home.settings.name}: signed bundle {bundle}")
-    step = "review" if bundle in drafts else "submit --to INBOX"
-    console.next_step(f"ddm-site {step} --site {site} --plan {plan}")
 
 
 @app.command(rich_help_panel=LEAVE)

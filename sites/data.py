@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ddm_fed.errors import DataError
-from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.privacy import ImageSet, Private, to_unit_range
 from ddm_fed.records import DataSpec
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm"}
@@ -33,6 +33,7 @@ UNREADABLE_ARCHIVE = (
     zipfile.BadZipFile,
     zlib.error,
 )
+BLOCK_IMAGES = 1024  # bounds memory while the values of a mapped file are checked
 Pixels = NDArray[Any]
 
 
@@ -58,7 +59,9 @@ def load_images(
     Args:
         source: `digits` or `digits:0-4` (the 8 by 8 digits of scikit-learn, all or some classes),
             an `.npz` file with `images` and optionally `labels` (or MedMNIST's `train_images` and
-            `train_labels`), or a folder of image files, with a subfolder per class or without.
+            `train_labels`), an `.npy` file of images with its labels in `NAME.labels.npy` beside
+            it, or a folder of image files, with a subfolder per class or without. An `.npy` file
+            of the plan's shape is mapped and never in memory as a whole.
         spec: The plan's image shape and classes.
         value_range: Values that mean black and white. Needed for signed integers; otherwise uint8
             is 0 to 255, uint16 0 to 65535, bool 0 to 1, and floats 0 to 1.
@@ -87,12 +90,15 @@ def load_images(
     elif Path(source).suffix == ".npz" and Path(source).is_file():
         pixels, labels = _npz(Path(source))
         names = None
+    elif Path(source).suffix == ".npy" and Path(source).is_file():
+        pixels, labels = _npy(Path(source))
+        names = None
     else:
         raise DataError(
-            f"--data {source} is neither `digits`, an .npz file, nor a folder",
+            f"--data {source} is neither `digits`, an .npz or .npy file, nor a folder",
             hint="give a path that exists, or `digits` to try things out",
         )
-    images = _to_tensor(pixels, spec, value_range, report)
+    images, value_range = _to_images(pixels, spec, value_range, report)
     report.count = len(images)
     if report.count == 0:
         raise DataError(f"{source} holds no images", hint="check the path")
@@ -102,7 +108,7 @@ def load_images(
             f"{source} has {len(images)} images and {len(class_indices)} labels",
             hint="every image needs one label",
         )
-    return Private(ImageSet(images, class_indices)), report
+    return Private(ImageSet(images, class_indices, value_range)), report
 
 
 def _digits(source: str) -> tuple[Pixels, Pixels]:
@@ -134,6 +140,19 @@ def _npz(path: Path) -> tuple[Pixels, Pixels | None]:
         f"{path} holds {found}, expected `images` or `train_images`",
         hint="numpy.savez_compressed(path, images=..., labels=...)",
     )
+
+
+def _npy(path: Path) -> tuple[Pixels, Pixels | None]:
+    """Returns images, mapped from the file, and labels, read from the file beside it."""
+    beside = path.with_suffix(".labels.npy")
+    try:
+        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+        labels = np.load(beside, allow_pickle=False) if beside.is_file() else None
+    except UNREADABLE_ARCHIVE as error:
+        raise DataError(
+            f"{path} or its labels cannot be read: {error}", hint="write them with numpy.save"
+        ) from None
+    return pixels, labels
 
 
 def _image_folder(
@@ -206,10 +225,13 @@ def _read_image(path: Path, spec: DataSpec, value_range: tuple[float, float] | N
             return np.asarray(fitted)
 
 
-def _to_tensor(
+def _to_images(
     pixels: Pixels, spec: DataSpec, value_range: tuple[float, float] | None, report: DataReport
-) -> torch.Tensor:
-    """Returns `(N, C, H, W)` float32 in [-1, 1]."""
+) -> tuple[torch.Tensor | Pixels, tuple[float, float] | None]:
+    """Returns pixels `(N, C, H, W)` and the values in them that mean -1 and 1, as ImageSet does.
+
+    Bytes stay bytes and mapped files stay mapped, if they have the plan's shape.
+    """
     if pixels.dtype.kind not in "buif":
         raise DataError(f"the images are {pixels.dtype}, not numbers", hint="store them as uint8")
     low, high = value_range or _range_of_dtype(pixels)
@@ -221,6 +243,18 @@ def _to_tensor(
         raise DataError(
             f"the images have shape {pixels.shape}, so they hold no pixels", hint="check the array"
         )
+    for start in range(0, len(pixels), BLOCK_IMAGES):
+        _require_range(pixels[start : start + BLOCK_IMAGES], low, high)
+    pixels = _channels_first(pixels, spec)
+    kept_as_is = isinstance(pixels, np.memmap) or pixels.dtype == np.uint8
+    if kept_as_is and pixels.shape[1:] == spec.shape:
+        return pixels, (low, high)
+    images = to_unit_range(torch.from_numpy(pixels.astype(np.float32)), low, high)
+    return _fitted(images, spec, report).contiguous(), None
+
+
+def _require_range(pixels: Pixels, low: float, high: float) -> None:
+    """Refuses values that are not finite, or not from `low` to `high`."""
     with np.errstate(over="ignore"):  # to infinity, which is refused next
         values = pixels.astype(np.float32)
     if not np.isfinite(values).all():
@@ -231,20 +265,20 @@ def _to_tensor(
             f"{pixels.dtype} means here",
             hint="state what black and white are with --value-range LOW HIGH",
         )
-    images = torch.from_numpy(2 * (values - low) / (high - low) - 1)
-    images = _channels_first(images, spec)
-    if images.shape[1:] != spec.shape:
-        if images.shape[1] != spec.channels:
-            images = _convert_channels(images, spec.channels, report)
-        if tuple(images.shape[2:]) != (spec.height, spec.width):
-            report.notes.append(
-                f"resized from {images.shape[2]} x {images.shape[3]} to "
-                f"{spec.height} x {spec.width}"
-            )
-            images = torch.nn.functional.interpolate(
-                images, (spec.height, spec.width), mode="bilinear", antialias=True
-            )
-    return images.contiguous()
+
+
+def _fitted(images: torch.Tensor, spec: DataSpec, report: DataReport) -> torch.Tensor:
+    """Returns images of the plan's channels and size."""
+    if images.shape[1] != spec.channels:
+        images = _convert_channels(images, spec.channels, report)
+    if tuple(images.shape[2:]) != (spec.height, spec.width):
+        report.notes.append(
+            f"resized from {images.shape[2]} x {images.shape[3]} to {spec.height} x {spec.width}"
+        )
+        images = torch.nn.functional.interpolate(
+            images, (spec.height, spec.width), mode="bilinear", antialias=True
+        )
+    return images
 
 
 def _range_of_dtype(pixels: Pixels) -> tuple[float, float]:
@@ -260,11 +294,11 @@ def _range_of_dtype(pixels: Pixels) -> tuple[float, float]:
     )
 
 
-def _channels_first(images: torch.Tensor, spec: DataSpec) -> torch.Tensor:
+def _channels_first(images: Pixels, spec: DataSpec) -> Pixels:
     if images.ndim == 3:
         return images[:, None]
     if images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
-        return images.permute(0, 3, 1, 2)
+        return images.transpose(0, 3, 1, 2)
     if images.ndim == 4 and images.shape[1] in (1, 3):
         return images
     raise DataError(

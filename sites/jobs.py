@@ -7,10 +7,11 @@ and nothing private is released twice.
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+
+from torch import Tensor
 
 from ddm_fed.bundle import (
     ENVELOPE_FILE,
@@ -34,6 +35,7 @@ from ddm_fed.privacy import (
 )
 from ddm_fed.records import (
     MAX_DOCUMENT_BYTES,
+    ExpertDesign,
     GaussianEvent,
     LedgerEntry,
     NonPrivateEvent,
@@ -45,24 +47,47 @@ from ddm_fed.records import (
 from ddm_fed.router import release_statistics, router_shares
 from ddm_fed.signing import Trust, require_in_force
 from ddm_fed.submission import read_submission
-from ddm_fed.training import Precision, StepReport, train_expert
+from ddm_fed.training import (
+    RunOptions,
+    StepReport,
+    TrainedExpert,
+    read_trained,
+    require_base,
+    require_possible,
+    train_expert,
+)
 from ddm_fed.weights import write_tensors
 from sites.folder import SiteFolder
 from sites.ledger import SiteLedger
 from sites.outbox import find_bundles, member_of, sequence_for_next
 
+CHECKPOINT_FILE = "checkpoint.safetensors"
 TRAINED_FILE = "trained.json"  # private: it identifies the data set
 RELEASE_FILE = "release.json"
 
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """What a site chooses about its own run. None of it changes what the plan fixes."""
+    """What a site chooses about its own run. None of it changes what the plan fixes.
 
-    seed: int | None = None
-    precision: Precision | Literal["auto"] = "auto"
-    checkpoint_every_s: float = 30.0
+    Attributes:
+        run: How it is computed.
+        design: Which expert, out of those the plan allows; None is the plan's first.
+        restart: Whether an earlier checkpoint and expert are forgotten.
+    """
+
+    run: RunOptions = field(default_factory=RunOptions)
+    design: ExpertDesign | None = None
     restart: bool = False
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Who is told how it goes: nobody, unless a command has a screen. All of it stays here."""
+
+    on_step: Callable[[StepReport], None] = lambda _: None
+    on_sample: Callable[[int, Tensor], None] = lambda *_: None
+    say: Callable[[str], None] = lambda _: None
 
 
 def require_member(site: SiteFolder, trust: Trust) -> None:
@@ -87,9 +112,7 @@ def run_plan(
     log: Log,
     data: Private[ImageSet],
     options: TrainingOptions,
-    *,
-    on_step: Callable[[StepReport], None],
-    say: Callable[[str], None],
+    screen: Screen | None = None,
 ) -> Path:
     """Returns the signed draft bundle of `site` under the plan of `trust`.
 
@@ -105,19 +128,50 @@ def run_plan(
             "the plan demands that experts are trained with DP-SGD, which this version cannot do",
             hint='ask for a plan with must_be_private = ["router"], or use a newer version',
         )
+    screen = screen or Screen()
     work, ledger = site.work(trust.plan_sha256), open_ledger(site)
     data_sha256 = data.reveal().digest()
+    design = options.design or plan.expert.default
+    if options.restart or not (work / TRAINED_FILE).exists():
+        require_possible(data.reveal(), plan, design, options.run)
+    if options.restart or not (work / CHECKPOINT_FILE).exists():
+        require_base(plan, options.run)
     if not _released(work, data_sha256):
         events = gaussian_events(
             float(plan.router.epsilon), float(plan.privacy.delta), router_shares(plan)
         )
         ledger.require_budget(events, plan)
     if options.restart:  # only now: a refusal above must not cost an expert
-        for name in ("checkpoint.safetensors", EXPERT_FILE, TRAINED_FILE):
+        for name in (CHECKPOINT_FILE, EXPERT_FILE, TRAINED_FILE):
             (work / name).unlink(missing_ok=True)
-    _train(work, trust, data, data_sha256, options, ledger, on_step, say)
-    _release(work, trust, data, data_sha256, ledger, say)
+    _train(work, trust, data, data_sha256, options, ledger, screen)
+    _release(work, trust, data, data_sha256, ledger, screen.say)
     return _write_draft(site, work, trust, log, ledger)
+
+
+def help_train(
+    site: SiteFolder, trust: Trust, data: Private[ImageSet], options: TrainingOptions
+) -> None:
+    """Takes part in the training of `run_plan`, as any process but the first; writes nothing."""
+    work = site.work(trust.plan_sha256)
+    if options.restart or not (work / TRAINED_FILE).exists():
+        _train_expert(work, trust, data, options, Screen())
+
+
+def _train_expert(
+    work: Path, trust: Trust, data: Private[ImageSet], options: TrainingOptions, screen: Screen
+) -> TrainedExpert:
+    return train_expert(
+        data,
+        trust.plan,
+        trust.plan_sha256,
+        work / CHECKPOINT_FILE,
+        design=options.design,
+        options=options.run,
+        on_step=screen.on_step,
+        on_sample=screen.on_sample,
+        say=screen.say,
+    )
 
 
 def _train(
@@ -127,23 +181,14 @@ def _train(
     data_sha256: str,
     options: TrainingOptions,
     ledger: SiteLedger,
-    on_step: Callable[[StepReport], None],
-    say: Callable[[str], None],
+    screen: Screen,
 ) -> None:
+    design = options.design or trust.plan.expert.default
     if (work / TRAINED_FILE).exists():
-        _require_same_images(work, data_sha256)
-        say("the expert is trained already")
+        _require_same_run(work, data_sha256, design)
+        _choose_average(work, trust, data_sha256, design, options, screen.say)
         return
-    expert = train_expert(
-        data,
-        trust.plan,
-        trust.plan_sha256,
-        work / "checkpoint.safetensors",
-        seed=options.seed,
-        precision=options.precision,
-        checkpoint_every_s=options.checkpoint_every_s,
-        on_step=on_step,
-    )
+    expert = _train_expert(work, trust, data, options, screen)
     ledger.append(
         trust.plan_sha256,
         "expert",
@@ -151,22 +196,60 @@ def _train(
         NonPrivateEvent(),
     )
     write_tensors(work / EXPERT_FILE, expert.state)
-    record_training(work, expert.facts, data_sha256)
+    record_training(work, expert.facts, design, data_sha256)
 
 
-def record_training(work: Path, facts: TrainingFacts, data_sha256: str) -> None:
-    """Says that the expert in `work` is complete, how it was trained, and on which images."""
-    record = {"data_sha256": data_sha256, "facts": facts.model_dump(mode="json")}
+def record_training(
+    work: Path, facts: TrainingFacts, design: ExpertDesign, data_sha256: str
+) -> None:
+    """Says that the expert in `work` is complete, what it is, and which images it saw."""
+    record = {
+        "data_sha256": data_sha256,
+        "design": design.model_dump(mode="json"),
+        "facts": facts.model_dump(mode="json"),
+    }
     write_atomically(work / TRAINED_FILE, json.dumps(record).encode())
 
 
-def _require_same_images(work: Path, data_sha256: str) -> None:
+def _recorded(work: Path) -> tuple[TrainingFacts, ExpertDesign, str]:
+    record = json.loads((work / TRAINED_FILE).read_bytes())
+    facts = TrainingFacts.model_validate(record["facts"])
+    return facts, ExpertDesign.model_validate(record["design"]), record["data_sha256"]
+
+
+def _require_same_run(work: Path, data_sha256: str, design: ExpertDesign) -> None:
     """Refuses to pair an expert with the statistics of other images than it was trained on."""
-    if json.loads((work / TRAINED_FILE).read_bytes())["data_sha256"] != data_sha256:
+    _, trained, trained_on = _recorded(work)
+    if trained_on != data_sha256:
         raise CheckpointError(
             "the expert was trained on other images than these",
             hint="give the images it was trained on, or train on these with --restart",
         )
+    if trained != design:
+        raise CheckpointError(
+            f"the expert is trained already, as {trained}; asked for is {design}",
+            hint="choose what it was trained as, or train it anew with --restart",
+        )
+
+
+def _choose_average(
+    work: Path,
+    trust: Trust,
+    data_sha256: str,
+    design: ExpertDesign,
+    options: TrainingOptions,
+    say: Callable[[str], None],
+) -> None:
+    """Puts another of the plan's averages in place of the expert, where one is asked for."""
+    present = _recorded(work)[0].ema_half_life
+    wanted = options.run.ema_half_life or present
+    if wanted == present:
+        say("the expert is trained already")
+        return
+    expert = read_trained(work / CHECKPOINT_FILE, trust.plan, ema_half_life=wanted)
+    write_tensors(work / EXPERT_FILE, expert.state)
+    record_training(work, expert.facts, design, data_sha256)
+    say(f"the expert is trained already; now it is its average of half-life {wanted} steps")
 
 
 def _release(
@@ -204,6 +287,7 @@ def _write_draft(site: SiteFolder, work: Path, trust: Trust, log: Log, ledger: S
     plan, issued_at = trust.plan, now()
     superseded = log.newest(site.settings.name)
     entries = ledger.entries()
+    facts, design, _ = _recorded(work)
     submission = Submission(
         federation=plan.federation,
         plan_sha256=trust.plan_sha256,
@@ -215,7 +299,8 @@ def _write_draft(site: SiteFolder, work: Path, trust: Trust, log: Log, ledger: S
         issued_at=issued_at,
         expires_at=issued_at + timedelta(days=plan.submission.valid_days),
         files=sizes,
-        training=_training_facts(work),
+        expert=design,
+        training=facts,
         privacy=PrivacyStatement(
             delta=plan.privacy.delta,
             releases_epsilon=epsilon_text(private_events(entries), float(plan.privacy.delta)),
@@ -236,10 +321,6 @@ def _write_draft(site: SiteFolder, work: Path, trust: Trust, log: Log, ledger: S
     target = site.drafts / verified.payload_sha256
     building.rename(target)
     return target
-
-
-def _training_facts(work: Path) -> TrainingFacts:
-    return TrainingFacts.model_validate(json.loads((work / TRAINED_FILE).read_bytes())["facts"])
 
 
 def _same(bundle: Path, trust: Trust, digests: dict[str, str]) -> bool:

@@ -103,7 +103,7 @@ def review(site: SiteFolder, trust: Trust) -> Reviewed:
         RefusedError: the draft was altered since it was signed.
     """
     bundle = verify_bundle(newest_draft(site), trust, now(), require=("site",))
-    egress = describe(bundle, trust.plan, required(site, trust))
+    egress = describe(bundle, required(site, trust))
     folder = site.reviews / bundle.payload_sha256
     if not folder.exists():
         with new_folder(folder) as part:
@@ -133,7 +133,7 @@ def release(site: SiteFolder, trust: Trust) -> Path:
             hint="run `ddm-site review` and read what would leave",
         )
     require = required(site, trust)
-    signed = read_review(folder, describe(bundle, trust.plan, require))
+    signed = read_review(folder, describe(bundle, require))
     _require_seen_by(site, trust, signed, require)
     approved = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
     what = f"the draft {digest[:16]}"

@@ -25,7 +25,6 @@ from ddm_fed.records import (
     EgressFile,
     EgressRecord,
     EnrolmentRequest,
-    Plan,
     Require,
     Review,
     Statement,
@@ -49,7 +48,7 @@ EGRESS_FILE = "egress.json"
 REVIEW_FILE = "review.dsse.json"
 
 
-def describe(bundle: VerifiedBundle, plan: Plan, require: Require) -> EgressRecord:
+def describe(bundle: VerifiedBundle, require: Require) -> EgressRecord:
     """Returns all that would leave with `bundle`: a pure function of what was signed."""
     submission = bundle.submission
     return EgressRecord(
@@ -62,7 +61,7 @@ def describe(bundle: VerifiedBundle, plan: Plan, require: Require) -> EgressReco
             EgressFile(name=f.name, size_bytes=f.size_bytes, sha256=bundle.sha256[f.name])
             for f in submission.files
         ),
-        architecture=plan.expert.architecture,
+        expert=submission.expert,
         expert_is_private=submission.privacy.expert_is_private,
         releases_epsilon=submission.privacy.releases_epsilon,
         delta=format(submission.privacy.delta, "f"),

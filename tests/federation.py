@@ -22,6 +22,7 @@ from ddm_fed.log import Log, read_log
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import IN_TOTO_PAYLOAD, Plan, canonical_json, read_plan_toml, sha256_hex
 from ddm_fed.signing import SigningKey, Trust, seal
+from ddm_fed.training import RunOptions
 from sites import outbox
 from sites.folder import SiteFolder, SiteSettings
 from sites.jobs import TrainingOptions, run_plan
@@ -77,8 +78,9 @@ def train(site: SiteFolder, trust: Trust, data: Private[ImageSet], **options: An
     The site must have looked at the published folder, unless `log` is given.
     """
     log = options.pop("log", None) or read_log(site.seen, trust.chain)
-    chosen = TrainingOptions(precision="float32", **{"seed": 0, **options})
-    return run_plan(site, trust, log, data, chosen, on_step=lambda _: None, say=lambda _: None)
+    chosen = {name: options.pop(name) for name in ("design", "restart") if name in options}
+    run = RunOptions(precision="float32", **{"seed": 0, **options})
+    return run_plan(site, trust, log, data, TrainingOptions(run, **chosen))
 
 
 @dataclass(frozen=True)

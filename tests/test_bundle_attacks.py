@@ -763,7 +763,7 @@ def after(verified: VerifiedBundle, scratch: Path) -> VerifiedBundle:
 
 def test_read_weights_returns_the_tensors_of_the_plan(after: VerifiedBundle, trust: Trust):
     weights = read_weights(after, EXPERT_FILE)
-    table = expert_tensors(trust.plan)
+    table = expert_tensors(trust.plan.data, trust.plan.expert.default)
     assert {name: tuple(value.shape) for name, value in weights.items()} == {
         name: shape for name, (_, shape) in table.items()
     }

@@ -448,3 +448,55 @@ def test_real_data_set_is_read_with_its_labels(name, shape, classes):
     expected = [raw.min() / 127.5 - 1, raw.max() / 127.5 - 1]
     assert np.allclose([data.images.min(), data.images.max()], expected, atol=1e-6)
     assert data.labels.unique().tolist() == list(range(classes))
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [((6, 8, 8), GREY), ((6, 1, 8, 8), GREY), ((6, 8, 8, 3), COLOUR), ((6, 3, 8, 8), COLOUR)],
+)
+def test_npy_file_is_mapped_and_holds_what_an_npz_would(tmp_path, npz, shape, spec):
+    pixels = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+    np.save(tmp_path / "mapped.npy", pixels)
+    mapped = load_images(str(tmp_path / "mapped.npy"), spec)[0].reveal()
+    read = load_images(str(npz(images=pixels)), spec)[0].reveal()
+    assert isinstance(mapped.pixels, np.memmap)
+    assert torch.equal(mapped.images, read.images)
+    assert mapped.images.shape == (6, *spec.shape)
+    assert mapped.digest() == read.digest()
+
+
+def test_npy_file_has_its_labels_beside_it(tmp_path):
+    np.save(tmp_path / "pets.npy", BYTES)
+    with pytest.raises(DataError, match="has no labels"):
+        load_images(str(tmp_path / "pets.npy"), PETS)
+    np.save(tmp_path / "pets.labels.npy", np.array([0, 1, 2, 2, 1, 0]))
+    data = load_images(str(tmp_path / "pets.npy"), PETS)[0].reveal()
+    assert data.labels.tolist() == [0, 1, 2, 2, 1, 0]
+    np.save(tmp_path / "pets.labels.npy", np.array([0, 1]))
+    with pytest.raises(DataError, match="6 images and 2 labels"):
+        load_images(str(tmp_path / "pets.npy"), PETS)
+
+
+def test_npy_file_of_another_size_is_converted_in_memory(tmp_path):
+    np.save(tmp_path / "large.npy", np.full((3, 16, 16), 255, dtype=np.uint8))
+    data, report = load_images(str(tmp_path / "large.npy"), GREY)
+    assert report.notes == ["resized from 16 x 16 to 8 x 8"]
+    assert torch.equal(data.reveal().images, torch.ones(3, 1, 8, 8))
+
+
+def test_npy_file_with_values_outside_its_range_is_refused(tmp_path):
+    pixels = np.zeros((3000, 8, 8), dtype=np.float32)
+    pixels[2999, 7, 7] = 1.5  # in the last block
+    np.save(tmp_path / "wrong.npy", pixels)
+    with pytest.raises(DataError, match="outside 0 to 1"):
+        load_images(str(tmp_path / "wrong.npy"), GREY)
+    data = load_images(str(tmp_path / "wrong.npy"), GREY, value_range=(0, 2))[0].reveal()
+    assert data.images[2999, 0, 7, 7] == 0.5
+
+
+def test_npy_file_with_objects_or_cut_short_is_refused(tmp_path):
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    (tmp_path / "cut.npy").write_bytes(b"\x93NUMPY")
+    for name in ("objects.npy", "cut.npy"):
+        with pytest.raises(DataError, match="cannot be read"):
+            load_images(str(tmp_path / name), GREY)

@@ -6,8 +6,10 @@ import pytest
 import torch
 from torch.nn.functional import layer_norm
 
-from ddm_fed.models import DiT, build_expert, expert_tensors, parameter_count
-from ddm_fed.models.dit import Attention, Block, PositionEmbedding
+from ddm_fed.flows import NO_CLASS, ClassCondition
+from ddm_fed.models import DiT, build_network, expert_tensors, parameter_count
+from ddm_fed.models.dit import Block
+from ddm_fed.models.layers import Attention, PositionEmbedding, patchify, unpatchify
 from ddm_fed.records import DIT_SIZES, DitSize, read_plan_toml
 
 TINY = DitSize(depth=2, width=32, heads=4)
@@ -28,6 +30,10 @@ def generator(seed):
 
 def normal(seed, *shape):
     return torch.randn(shape, generator=generator(seed))
+
+
+def classes_of(*labels):
+    return ClassCondition(torch.tensor(labels))
 
 
 def untrained(shape=(3, 8, 8), patch=2, classes=0, seed=0):
@@ -76,15 +82,16 @@ def test_dit_output_under_autocast_is_float32():
 
 @pytest.mark.parametrize(("shape", "patch"), SHAPES)
 def test_unpatchify_of_patchify_returns_the_image(shape, patch):
-    model, x = DiT(shape, TINY, patch, 0), normal(2, 3, *shape)
-    assert torch.equal(model._unpatchify(model._patchify(x)), x)
+    x = normal(2, 3, *shape)
+    rows, columns = shape[1] // patch, shape[2] // patch
+    assert torch.equal(unpatchify(patchify(x, patch), rows, columns, patch), x)
 
 
 @pytest.mark.parametrize(("shape", "patch"), SHAPES)
 def test_patchify_makes_each_token_of_one_square_in_reading_order(shape, patch):
     _, height, width = shape
     x = torch.arange(math.prod(shape)).reshape(1, *shape)
-    tokens = DiT(shape, TINY, patch, 0)._patchify(x)
+    tokens = patchify(x, patch)
     squares = [
         x[0, :, top : top + patch, left : left + patch].flatten()
         for top in range(0, height, patch)
@@ -95,9 +102,10 @@ def test_patchify_makes_each_token_of_one_square_in_reading_order(shape, patch):
 
 def test_dit_images_of_a_batch_do_not_influence_each_other():
     model, x, t = scrambled(classes=3), normal(3, 4, 3, 8, 8), torch.tensor([0.1, 0.3, 0.6, 0.9])
-    label = torch.tensor([0, 1, 2, 3])
-    together = model(x, t, label)
-    alone = torch.cat([model(x[i : i + 1], t[i : i + 1], label[i : i + 1]) for i in range(4)])
+    condition = classes_of(0, 1, 2, NO_CLASS)
+    together = model(x, t, condition)
+    parts = [slice(i, i + 1) for i in range(4)]
+    alone = torch.cat([model(x[part], t[part], condition.rows(part)) for part in parts])
     assert torch.allclose(together, alone, rtol=1e-4, atol=1e-4)
 
 
@@ -121,8 +129,8 @@ def test_dit_swapping_two_patches_does_not_only_swap_the_outputs():
 @pytest.mark.parametrize("classes", [0, 5])
 def test_dit_at_initialisation_returns_zero(classes):
     model, x = untrained(classes=classes), normal(6, 3, 3, 8, 8)
-    label = torch.tensor([0, 1, 5]) if classes else None
-    assert torch.equal(model(x, torch.tensor([0.0, 0.5, 1.0]), label), torch.zeros(3, 3, 8, 8))
+    condition = classes_of(0, 1, NO_CLASS) if classes else None
+    assert torch.equal(model(x, torch.tensor([0.0, 0.5, 1.0]), condition), torch.zeros(3, 3, 8, 8))
 
 
 def test_dit_blocks_at_initialisation_are_the_identity():
@@ -159,21 +167,21 @@ def test_dit_initialisation_of_another_seed_differs():
 # --- labels ---
 
 
-def test_dit_label_none_equals_the_no_label_index():
+def test_dit_without_condition_equals_no_class_in_every_row():
     model, x, t = scrambled(classes=5), normal(10, 2, 3, 8, 8), torch.tensor([0.2, 0.8])
-    assert torch.equal(model(x, t, None), model(x, t, torch.tensor([5, 5])))
+    assert torch.equal(model(x, t, None), model(x, t, classes_of(NO_CLASS, NO_CLASS)))
 
 
 def test_dit_every_label_gives_another_velocity():
     model, x, t = scrambled(classes=3), normal(11, 1, 3, 8, 8), torch.tensor([0.4])
-    outs = [model(x, t, torch.tensor([label])) for label in range(4)]
+    outs = [model(x, t, classes_of(label)) for label in (0, 1, 2, NO_CLASS)]
     gaps = [(outs[i] - outs[j]).abs().max() for i in range(4) for j in range(i)]
     assert min(gaps) > 1e-3
 
 
 def test_dit_labels_on_an_unconditional_model_are_refused():
     with pytest.raises(ValueError, match="unconditional"):
-        scrambled()(normal(12, 1, 3, 8, 8), torch.tensor([0.4]), torch.tensor([0]))
+        scrambled()(normal(12, 1, 3, 8, 8), torch.tensor([0.4]), classes_of(0))
 
 
 # --- parts ---
@@ -271,16 +279,16 @@ def test_parameter_count_leaves_out_frozen_weights():
     ids=["unconditional", "classes", "colour"],
 )
 def test_expert_tensors_match_the_state_of_the_built_expert(agreed):
-    state = build_expert(agreed).state_dict()
+    state = build_network(agreed.data, agreed.expert.default).state_dict()
     assert all(value.dtype == torch.float32 for value in state.values())
-    assert expert_tensors(agreed) == {
+    assert expert_tensors(agreed.data, agreed.expert.default) == {
         name: ("F32", tuple(value.shape)) for name, value in state.items()
     }
 
 
 def test_built_expert_takes_images_and_classes_of_the_plan():
     agreed = plan(', conditioning = "class", classes = ["cat", "dog"]', channels=3, width=16)
-    model = build_expert(agreed)
+    model = build_network(agreed.data, agreed.expert.default)
     model.reset_parameters(generator(20))
-    out = model(normal(21, 3, 3, 8, 16), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0, 1, 2]))
+    out = model(normal(21, 3, 3, 8, 16), torch.tensor([0.1, 0.2, 0.3]), classes_of(0, 1, NO_CLASS))
     assert out.shape == (3, 3, 8, 16)

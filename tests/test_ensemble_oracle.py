@@ -13,7 +13,8 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from ddm_fed.ensemble import Ensemble, Strategy
+from ddm_fed.ensemble import Ensemble, Strategy, draw_sites
+from ddm_fed.flows import ClassCondition, Expert
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import GaussianEvent, LedgerEntry, read_plan_toml
 from ddm_fed.records.base import now
@@ -76,6 +77,8 @@ class Mixture:
 class ExactRouter:
     """Bayes' rule on the sites' own densities."""
 
+    reads_state = True
+
     def __init__(self, prior, sites):
         self.prior, self.sites = torch.tensor(prior, dtype=torch.float64), sites
 
@@ -96,6 +99,8 @@ class ExactRouter:
 class TableRouter:
     """The posterior that a test wrote down, `(B, K)`."""
 
+    reads_state = True
+
     def __init__(self, posterior):
         self.table = torch.tensor(posterior, dtype=torch.float64)
 
@@ -112,8 +117,9 @@ class Witness:
     def __init__(self, value):
         self.value, self.asked = value, []
 
-    def __call__(self, x_t, t, label):
-        self.asked.append((x_t.clone(), t.clone(), None if label is None else label.clone()))
+    def __call__(self, x_t, t, condition):
+        labels = None if condition is None else condition.labels.clone()
+        self.asked.append((x_t.clone(), t.clone(), labels))
         return torch.full_like(x_t, self.value)
 
 
@@ -231,10 +237,11 @@ def test_ensemble_under_a_class_condition_equals_the_pooled_velocity_of_the_clas
     def expert(k):
         means, covariances = parts[k]
 
-        def velocity(x_t, t, label):
+        def velocity(x_t, t, condition):
+            labels = condition.labels.tolist()
             rows = [
                 Mixture([1.0], means[c : c + 1], covariances[c : c + 1]).velocity(x, float(time))
-                for x, time, c in zip(x_t.flatten(1).numpy(), t, label.tolist(), strict=True)
+                for x, time, c in zip(x_t.flatten(1).numpy(), t, labels, strict=True)
             ]
             return torch.from_numpy(np.stack(rows)).reshape(x_t.shape)
 
@@ -242,7 +249,8 @@ def test_ensemble_under_a_class_condition_equals_the_pooled_velocity_of_the_clas
 
     ensemble, x_t = Ensemble([expert(k) for k in range(3)], router), states(16, 9)
     t, label = times(0.4, 9), torch.arange(9) % 3
-    found = ensemble.velocity(x_t, t, label, strategy=FULL).flatten(1).numpy()
+    asked = ClassCondition(label)
+    found = ensemble.velocity(x_t, t, asked, strategy=FULL).flatten(1).numpy()
     for row, c in enumerate(label.tolist()):
         pooled = Mixture(
             masses[:, c],
@@ -351,11 +359,16 @@ def test_sticky_without_drawn_sites_is_refused():
         ensemble.velocity(states(23, 4), times(0.5, 4), strategy=STICKY)
 
 
+def evenly(seed, count):
+    draws = torch.Generator().manual_seed(seed)
+    return torch.rand(count, generator=draws, dtype=torch.float64)
+
+
 def test_drawn_sites_follow_the_prior():
     # Chi-square over 20,000 draws, false alarm 1e-4 over seeds.
-    ensemble = Ensemble([Witness(1.0)] * 3, PriorRouter(torch.tensor([[6.0], [3.0], [1.0]])))
-    drawn = ensemble.draw_sites(20_000, None, torch.Generator().manual_seed(24))
-    counts = torch.bincount(drawn, minlength=3).numpy()
+    router = PriorRouter(torch.tensor([[6.0], [3.0], [1.0]]))
+    log_prior = Ensemble([Witness(1.0)] * 3, router).log_prior(20_000, None)
+    counts = torch.bincount(draw_sites(log_prior, evenly(24, 20_000)), minlength=3).numpy()
     assert stats.chisquare(counts, 20_000 * np.array([0.6, 0.3, 0.1])).pvalue > 1e-4
 
 
@@ -363,12 +376,165 @@ def test_drawn_sites_under_labels_follow_the_prior_of_each_class():
     # Two chi-squares over 10,000 draws each, false alarm 1e-4 over seeds each.
     router = PriorRouter(torch.tensor([[9.0, 1.0], [1.0, 1.0], [0.0, 2.0]]))
     ensemble, label = Ensemble([Witness(1.0)] * 3, router), torch.arange(20_000) % 2
-    drawn = ensemble.draw_sites(20_000, label, torch.Generator().manual_seed(25))
+    log_prior = ensemble.log_prior(20_000, ClassCondition(label))
+    drawn = draw_sites(log_prior, evenly(25, 20_000))
     first = torch.bincount(drawn[label == 0], minlength=3).numpy()
     second = torch.bincount(drawn[label == 1], minlength=3).numpy()
     assert first[2] == 0
     assert stats.chisquare(first[:2], [9000, 1000]).pvalue > 1e-4
     assert stats.chisquare(second, [2500, 2500, 5000]).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("uniform", [0.0, 0.2, 0.3, 1 - 2**-53])
+def test_site_of_probability_zero_is_never_drawn(uniform):
+    table = torch.tensor([[0.0, 0.25, 0.0, 0.75, 0.0]], dtype=torch.float64).log()
+    drawn = int(draw_sites(table, torch.tensor([uniform], dtype=torch.float64)))
+    assert drawn == (1 if uniform < 0.25 else 3)
+
+
+# --- strategy threshold ---
+
+
+def test_threshold_drops_light_sites_and_keeps_the_proportions_of_the_others():
+    expected = torch.tensor(
+        [
+            [0.55 / 0.95, 0.25 / 0.95, 0.15 / 0.95, 0],
+            [0.10, 0.20, 0.30, 0.40],
+            [0, 0.80 / 0.90, 0.10 / 0.90, 0],
+            [0.34 / 0.99, 0, 0.33 / 0.99, 0.32 / 0.99],
+        ],
+        dtype=torch.float64,
+    )
+    found = weights_of(Strategy.parse("threshold-0.08"))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-14)
+
+
+def test_threshold_above_every_weight_keeps_the_largest():
+    found = weights_of(Strategy.parse("threshold-0.99"))
+    assert torch.equal(found, weights_of(TOP_1))
+
+
+# --- guidance ---
+
+
+@pytest.mark.parametrize("factor", [0.0, 2.5])
+def test_guided_ensemble_equals_the_guided_velocity_of_the_pooled_images(factor):
+    # experts of class-conditional Gaussians, of all classes where no class is asked for
+    rng = np.random.default_rng(33)
+    masses = np.array([[50.0, 4.0], [10.0, 30.0], [2.0, 6.0]])
+    parts = [random_components(rng, 2) for _ in range(3)]
+    values, axes = np.linalg.eigh(np.stack([s for _, s in parts]))
+    fitted = GaussianMixtures(
+        *map(torch.from_numpy, (masses, np.stack([m for m, _ in parts]), values, axes))
+    )
+    router = MixtureRouter(
+        fitted, torch.eye(PIXELS, dtype=torch.float64), centre=0.0, components_are_classes=True
+    )
+
+    def pooled(rows, chosen):
+        return Mixture(
+            np.concatenate([masses[k, chosen] for k in rows]),
+            np.concatenate([parts[k][0][chosen] for k in rows]),
+            np.concatenate([parts[k][1][chosen] for k in rows]),
+        )
+
+    def expert(k):
+        def velocity(x_t, t, condition):
+            if condition is None:
+                return pooled([k], [0, 1]).expert(x_t, t)
+            each = [
+                pooled([k], [c]).expert(x_t[i : i + 1], t[i : i + 1])
+                for i, c in enumerate(condition.labels.tolist())
+            ]
+            return torch.cat(each)
+
+        return velocity
+
+    ensemble, x_t, t = Ensemble([expert(k) for k in range(3)], router), states(34, 6), times(0.4, 6)
+    labels = torch.arange(6) % 2
+    found = ensemble.velocity(x_t, t, ClassCondition(labels), strategy=FULL, guidance=factor)
+    null = pooled(range(3), [0, 1]).expert(x_t, t)
+    of_class = [pooled(range(3), [c]).expert(x_t, t) for c in (0, 1)]
+    conditional = torch.where((labels == 0).reshape(-1, 1, 1, 1), *of_class)
+    assert (found - (null + factor * (conditional - null))).abs().max() < 1e-10
+
+
+def test_guidance_of_a_drawn_site_asks_that_site_twice_and_no_other():
+    experts = [Witness(1.0) for _ in range(4)]
+    ensemble = Ensemble(experts, TableRouter(POSTERIOR))
+    sites, asked = torch.tensor([2, 0, 2, 2]), ClassCondition(torch.tensor([5, 6, 7, 8]))
+    ensemble.velocity(states(35, 4), times(0.5, 4), asked, strategy=STICKY, sites=sites, guidance=3)
+    assert [len(expert.asked) for expert in experts] == [2, 0, 2, 0]
+
+
+def test_guidance_of_one_asks_nothing_without_the_condition():
+    expert, asked = Witness(1.0), ClassCondition(torch.tensor([5]))
+    ensemble = Ensemble([expert], TableRouter([[1.0]]))
+    ensemble.velocity(states(36, 1), times(0.5, 1), asked, strategy=FULL, guidance=1.0)
+    assert [labels is None for _, _, labels in expert.asked] == [False]
+
+
+def test_guidance_without_a_condition_is_refused():
+    ensemble = Ensemble([Witness(1.0)], TableRouter([[1.0]]))
+    with pytest.raises(ValueError, match="needs a condition"):
+        ensemble.velocity(states(37, 1), times(0.5, 1), strategy=FULL, guidance=2.0)
+
+
+# --- batches and order ---
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("descending", [False, True])
+def test_velocity_is_the_same_in_batches_of_any_size_and_in_either_order(batch_size, descending):
+    prior, sites, pooled = overlapping_sites(38)
+    ensemble = Ensemble([site.expert for site in sites], ExactRouter(prior, sites))
+    x_t, t = states(39, 7), times(0.4, 7)
+    found = ensemble.velocity(x_t, t, strategy=FULL, batch_size=batch_size, descending=descending)
+    assert (found - pooled.expert(x_t, t)).abs().max() < 1e-10
+
+
+# --- experts of other paths ---
+
+
+@pytest.mark.parametrize("t", [0.05, 0.5, 0.9])
+def test_experts_of_mixed_paths_and_predictions_equal_the_pooled_velocity(t):
+    prior, sites, pooled = overlapping_sites(40)
+
+    def of(site, path, prediction):
+        # E[x_0 | x_t] of the site, asked on the path's own scale and time
+        def network(x, own_time, condition):
+            return _answer(site, x, own_time, path, prediction)
+
+        return Expert(network, path, prediction)
+
+    kinds = [("linear", "velocity"), ("cosine", "noise"), ("vp", "noise"), ("cosine", "image")]
+    experts = [of(site, *kind) for site, kind in zip(sites, kinds, strict=True)]
+    ensemble, x_t = Ensemble(experts, ExactRouter(prior, sites)), states(41, 6)
+    found = ensemble.velocity(x_t, times(t, 6), strategy=FULL)
+    assert (found - pooled.expert(x_t, times(t, 6))).abs().max() < 1e-8
+
+
+def _answer(site, x, own_time, path, prediction):
+    """What a perfect network of `path` predicts: Gaussian conditioning at its own alpha, sigma."""
+    answers = []
+    for row, time in zip(x.flatten(1).numpy(), own_time.tolist(), strict=True):
+        if path == "linear":
+            alpha, sigma = 1 - time, time
+        elif path == "cosine":
+            alpha, sigma = math.cos(math.pi * time / 2), math.sin(math.pi * time / 2)
+        else:
+            integral = 0.1 * time + 9.95 * time**2
+            alpha, sigma = math.exp(-integral / 2), math.sqrt(-math.expm1(-integral))
+        logs, images = [], []
+        for w, m, s in zip(site.weights, site.means, site.covariances, strict=True):
+            covariance = alpha**2 * s + sigma**2 * np.eye(len(row))
+            logs.append(math.log(w) + stats.multivariate_normal.logpdf(row, alpha * m, covariance))
+            images.append(m + alpha * s @ np.linalg.solve(covariance, row - alpha * m))
+        posterior = np.exp(np.array(logs) - np.logaddexp.reduce(logs))
+        image = posterior @ np.array(images)
+        noise = (row - alpha * image) / sigma
+        answers.append({"image": image, "noise": noise, "velocity": noise - image}[prediction])
+    return torch.from_numpy(np.stack(answers)).reshape(x.shape)
 
 
 # --- who is asked what ---
@@ -379,7 +545,7 @@ def test_expert_is_asked_once_about_exactly_the_rows_that_give_it_weight():
     ensemble, x_t = Ensemble(experts, TableRouter(POSTERIOR)), states(26, 4)
     t = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
     label = torch.tensor([5, 6, 7, 8])
-    ensemble.velocity(x_t, t, label, strategy=TOP_1)
+    ensemble.velocity(x_t, t, ClassCondition(label), strategy=TOP_1)
     for expert, rows in zip(experts, [[0, 3], [2], [], [1]], strict=True):
         assert len(expert.asked) == (1 if rows else 0)
         for seen, whole in zip(expert.asked[0] if rows else (), (x_t, t, label), strict=False):
@@ -489,12 +655,70 @@ def test_site_of_zero_mass_leaves_the_ensemble_bit_equal_to_one_without_it():
 # --- names of strategies ---
 
 
-@pytest.mark.parametrize("text", ["full", "sticky", "top-1", "top-2", "top-12"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "full",
+        "sticky",
+        "top-1",
+        "top-2",
+        "top-12",
+        "threshold-0.05",
+        "per-step",
+        "sticky-then-routed-0.25",
+    ],
+)
 def test_strategy_name_survives_parsing(text):
     assert str(Strategy.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "top", "top-", "top-0", "top--1", "top-1.5", "FULL", "all"])
+def test_strategy_sticky_then_routed_names_its_default_time():
+    assert str(Strategy.parse("sticky-then-routed")) == "sticky-then-routed-0.5"
+
+
+@pytest.mark.parametrize(
+    ("router", "expected"),
+    [
+        (PriorRouter(torch.ones(2, 1)), "sticky"),
+        (TableRouter([[0.5, 0.5]]), "sticky-then-routed-0.5"),
+    ],
+    ids=["prior", "reads-state"],
+)
+def test_default_strategy_redraws_only_if_the_router_looks_at_the_state(router, expected):
+    assert str(Ensemble([Witness(1.0)] * 2, router).default_strategy) == expected
+
+
+@pytest.mark.parametrize("text", ["per-step", "sticky-then-routed"])
+def test_redrawing_by_a_router_that_does_not_look_at_the_state_is_refused(text):
+    ensemble = Ensemble([Witness(1.0)] * 2, PriorRouter(torch.ones(2, 1)))
+    with pytest.raises(ValueError, match="does not look"):
+        ensemble.require(Strategy.parse(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "top",
+        "top-",
+        "top-0",
+        "top--1",
+        "top-1.5",
+        "FULL",
+        "all",
+        "threshold",
+        "threshold-0",
+        "threshold-1",
+        "threshold-0.0",
+        "threshold-1.5",
+        "threshold-nan",
+        "threshold--0.5",
+        "sticky-0.5",
+        "sticky-then-routed-1",
+        "sticky-then-routed-",
+        "per-step-0.5",
+    ],
+)
 def test_strategy_of_unknown_name_is_refused(text):
     with pytest.raises(ValueError, match="unknown strategy"):
         Strategy.parse(text)

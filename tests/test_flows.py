@@ -1,26 +1,26 @@
-"""The linear path, the flow-matching loss, its times, and the order of every solver."""
+"""Paths, the denoising loss and its weights, and the times it is taken at."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
-from scipy import linalg, special, stats
+from scipy import special, stats
 
 from ddm_fed.flows import (
-    CALLS_PER_STEP,
-    alpha,
-    integrate,
+    LINEAR,
+    denoising_loss,
     interpolate,
     logit_normal_times,
-    sigma,
-    time_grid,
+    path_named,
+    shift_times,
     uniform_times,
     velocity,
-    velocity_loss,
 )
+from ddm_fed.flows.objective import loss_weight
 
-ORDERS = [("euler", 1), ("midpoint", 2), ("heun", 2)]
+PATHS = ["linear", "cosine", "vp"]
+PREDICTIONS = ["velocity", "noise", "image"]
 
 
 def generator(seed):
@@ -63,17 +63,41 @@ def test_alpha_and_sigma_are_the_moments_of_noised_data():
     for time in (0.2, 0.7):
         t = torch.full((n,), time, dtype=torch.float64)
         x_t = interpolate(torch.full((n,), 2.0, dtype=torch.float64), eps, t)
-        assert abs(float(x_t.mean()) - 2 * float(alpha(t[0]))) < 5 * time / math.sqrt(n)
-        assert abs(float(x_t.std()) - float(sigma(t[0]))) < 5 * time / math.sqrt(2 * n)
+        assert abs(float(x_t.mean()) - 2 * float(LINEAR.alpha(t[0]))) < 5 * time / math.sqrt(n)
+        assert abs(float(x_t.std()) - float(LINEAR.sigma(t[0]))) < 5 * time / math.sqrt(2 * n)
 
 
-@pytest.mark.parametrize("time", [0.0, 0.3, 0.99])
-def test_velocity_is_the_derivative_of_interpolate(time):
-    x_0, eps = normal(4, 5, 3, 4, 4), normal(5, 5, 3, 4, 4)
-    h = 1e-5
-    ahead = interpolate(x_0, eps, torch.full((5,), time + h, dtype=torch.float64))
-    behind = interpolate(x_0, eps, torch.full((5,), time - h, dtype=torch.float64))
-    assert torch.allclose(velocity(x_0, eps), (ahead - behind) / (2 * h), rtol=0, atol=1e-9)
+@pytest.mark.parametrize("time", [0.02, 0.3, 0.99])
+@pytest.mark.parametrize("name", PATHS)
+def test_velocity_is_the_derivative_of_interpolate(name, time):
+    x_0, eps, path, h = normal(4, 5, 3, 4, 4), normal(5, 5, 3, 4, 4), path_named(name), 1e-5
+    ahead, at, behind = (torch.full((5,), time + d, dtype=torch.float64) for d in (h, 0.0, -h))
+    slope = (interpolate(x_0, eps, ahead, path) - interpolate(x_0, eps, behind, path)) / (2 * h)
+    assert torch.allclose(velocity(x_0, eps, at, path), slope, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_path_rates_are_the_gradients_of_alpha_and_sigma(name):
+    path = path_named(name)
+    t = torch.tensor([0.01, 0.2, 0.5, 0.9, 1.0], dtype=torch.float64, requires_grad=True)
+    for value, rate in ((path.alpha, path.alpha_rate), (path.sigma, path.sigma_rate)):
+        (gradient,) = torch.autograd.grad(value(t).sum(), t)
+        assert torch.allclose(rate(t), gradient, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_path_time_of_its_own_alpha_and_sigma_is_the_time(name):
+    path = path_named(name)
+    t = torch.tensor([0.0, 1e-6, 0.01, 0.2, 0.5, 0.9, 0.999], dtype=torch.float64)
+    # any common factor leaves the ratio
+    found = path.time_of(3 * path.alpha(t), 3 * path.sigma(t))
+    assert torch.allclose(found, t, rtol=1e-12, atol=0)
+
+
+def test_path_vp_and_cosine_preserve_variance():
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    for path in (path_named("vp"), path_named("cosine")):
+        assert torch.allclose(path.alpha(t) ** 2 + path.sigma(t) ** 2, torch.ones_like(t))
 
 
 # --- loss ---
@@ -85,11 +109,11 @@ def _toy_model(x, t, label):
     return torch.sin(x + x.mean((1, 2, 3), keepdim=True)) * t.reshape(-1, 1, 1, 1) + 0.1 * shift
 
 
-def test_velocity_loss_equals_brute_force_loop():
+def test_denoising_loss_equals_brute_force_loop():
     x_0, eps = normal(6, 4, 2, 3, 3), normal(7, 4, 2, 3, 3)
     t = torch.tensor([0.1, 0.4, 0.6, 0.95], dtype=torch.float64)
     label = torch.tensor([0, 2, 1, 1])
-    found = velocity_loss(_toy_model, x_0.float(), eps.float(), t.float(), label)
+    found = denoising_loss(_toy_model, x_0.float(), eps.float(), t.float(), label)
     for i in range(4):
         x, e, time = x_0[i].numpy().ravel(), eps[i].numpy().ravel(), float(t[i])
         x_t = [(1 - time) * a + time * b for a, b in zip(x, e, strict=True)]
@@ -99,39 +123,90 @@ def test_velocity_loss_equals_brute_force_loop():
         assert float(found[i]) == pytest.approx(math.fsum(terms) / len(terms), rel=1e-5)
 
 
-def test_velocity_loss_is_one_float32_number_per_image():
+def test_denoising_loss_is_one_float32_number_per_image():
     def half_precision(x, t, label):
         return x.bfloat16()
 
     x_0, eps = normal(8, 6, 1, 4, 4, dtype=torch.float32), normal(9, 6, 1, 4, 4).float()
-    loss = velocity_loss(half_precision, x_0, eps, torch.full((6,), 0.5), None)
+    loss = denoising_loss(half_precision, x_0, eps, torch.full((6,), 0.5), None)
     assert (loss.shape, loss.dtype) == ((6,), torch.float32)
 
 
-def test_velocity_loss_of_a_row_has_no_gradient_in_other_rows():
+def test_denoising_loss_of_a_row_has_no_gradient_in_other_rows():
     x_0 = normal(10, 4, 1, 4, 4).requires_grad_()
     eps, t = normal(11, 4, 1, 4, 4), torch.full((4,), 0.3, dtype=torch.float64)
-    loss = velocity_loss(_toy_model, x_0, eps, t, None)
+    loss = denoising_loss(_toy_model, x_0, eps, t, None)
     (gradient,) = torch.autograd.grad(loss[2], x_0)
     assert gradient[2].abs().min() > 0
     assert torch.equal(gradient[[0, 1, 3]], torch.zeros(3, 1, 4, 4, dtype=torch.float64))
 
 
-def test_velocity_loss_of_a_row_stays_when_all_other_rows_change():
+def test_denoising_loss_of_a_row_stays_when_all_other_rows_change():
     x_0, eps = normal(12, 4, 1, 4, 4), normal(13, 4, 1, 4, 4)
     t, label = torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64), torch.tensor([0, 1, 2, 3])
-    before = velocity_loss(_toy_model, x_0, eps, t, label)
+    before = denoising_loss(_toy_model, x_0, eps, t, label)
     x_0[1:], eps[1:], t[1:], label[1:] = 1e6, -3.0, 0.9, 0
-    after = velocity_loss(_toy_model, x_0, eps, t, label)
+    after = denoising_loss(_toy_model, x_0, eps, t, label)
     assert before[0] == after[0]
     assert (before[1:] != after[1:]).all()
 
 
-def test_velocity_loss_of_the_true_velocity_is_zero():
+def test_denoising_loss_of_the_true_velocity_is_zero():
     x_0, eps = normal(14, 3, 1, 4, 4).float(), normal(15, 3, 1, 4, 4).float()
     t = torch.tensor([0.1, 0.5, 0.9])
-    loss = velocity_loss(lambda x, t, label: eps - x_0, x_0, eps, t, None)
+    loss = denoising_loss(lambda x, t, label: eps - x_0, x_0, eps, t, None)
     assert torch.equal(loss, torch.zeros(3))
+
+
+@pytest.mark.parametrize("weighting", ["none", "min-snr"])
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", PATHS)
+def test_denoising_loss_is_least_at_the_conditional_expectation(name, prediction, weighting):
+    # Four images of one pixel, and the noise that takes each of them to the same state: over
+    # these, weighted by how likely they are, the best answer is the conditional expectation.
+    path, time, state, h = path_named(name), 0.4, 0.35, 1e-6
+    t = torch.full((4,), time, dtype=torch.float64)
+    alpha, sigma = float(path.alpha(t)[0]), float(path.sigma(t)[0])
+    x_0 = torch.tensor([-1.0, -0.2, 0.5, 0.9], dtype=torch.float64)
+    eps = (state - alpha * x_0) / sigma
+    share = np.exp(-(eps.numpy() ** 2) / 2) / np.exp(-(eps.numpy() ** 2) / 2).sum()
+    image, noise = share @ x_0.numpy(), share @ eps.numpy()
+    rates = [(float(f(t + h)[0]) - float(f(t - h)[0])) / (2 * h) for f in (path.alpha, path.sigma)]
+    expected = {"image": image, "noise": noise, "velocity": rates[0] * image + rates[1] * noise}
+    answer = torch.tensor(expected[prediction], dtype=torch.float64, requires_grad=True)
+    loss = denoising_loss(
+        lambda x, t, c: answer.expand(x.shape),
+        x_0.reshape(4, 1, 1, 1),
+        eps.reshape(4, 1, 1, 1),
+        t,
+        None,
+        path=path,
+        prediction=prediction,
+        weighting=weighting,
+    )
+    (slope,) = torch.autograd.grad((torch.from_numpy(share) * loss).sum(), answer)
+    assert abs(float(slope)) < 1e-5
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_min_snr_weights_give_all_predictions_the_same_weighted_error(name):
+    path = path_named(name)
+    t = torch.tensor([0.01, 0.1, 0.3, 0.5, 0.8, 0.95], dtype=torch.float64)
+    alpha, sigma = path.alpha(t), path.sigma(t)
+    wrong = normal(30, 6)  # the error of the image; the noise's follows from the same x_t
+    noise = -alpha / sigma * wrong
+    errors = {"image": wrong, "noise": noise, "velocity": velocity(wrong, noise, t, path)}
+    expected = torch.minimum((alpha / sigma) ** 2, torch.tensor(5.0)) * wrong**2
+    for prediction, error in errors.items():
+        weighted = loss_weight(t, path, prediction) * error**2
+        assert torch.allclose(weighted, expected, rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+@pytest.mark.parametrize("name", ["linear", "cosine"])
+def test_min_snr_weights_are_finite_at_both_ends(name, prediction):
+    ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert torch.isfinite(loss_weight(ends, path_named(name), prediction)).all()
 
 
 # --- times ---
@@ -177,96 +252,11 @@ def test_times_of_the_same_seed_are_the_same(draw):
     assert torch.equal(draw(50, generator(21)), draw(50, generator(21)))
 
 
-# --- solvers ---
-
-
-def test_time_grid_runs_evenly_from_noise_to_data():
-    t = time_grid(7, dtype=torch.float64)
-    assert (t.shape, float(t[0]), float(t[-1])) == ((8,), 1.0, 0.0)
-    np.testing.assert_allclose(np.diff(t.numpy()), -1 / 7, rtol=0, atol=1e-15)
-
-
-@pytest.mark.parametrize("steps", [1, 3, 50, 1000])
-def test_time_grid_in_float32_decreases_strictly_between_exact_ends(steps):
-    t = time_grid(steps)
-    assert t.dtype == torch.float32
-    assert (len(t), float(t[0]), float(t[-1])) == (steps + 1, 1.0, 0.0)
-    assert (t.diff() < 0).all()
-
-
-def _order(solver, velocity_field, x_1, exact):
-    """Slope of log error against log step: the order of convergence, measured."""
-    steps = np.array([32, 64, 128, 256, 512])
-    errors = [
-        float(
-            (integrate(velocity_field, x_1, time_grid(int(n), dtype=torch.float64), solver) - exact)
-            .abs()
-            .max()
-        )
-        for n in steps
-    ]
-    return -np.polyfit(np.log(steps), np.log(errors), 1)[0]
-
-
-@pytest.mark.parametrize(("solver", "order"), ORDERS)
-def test_solver_converges_with_its_order_on_a_nonlinear_time_dependent_equation(solver, order):
-    # dx/dt = -2 t x^2 is solved by x(t) = 1 / (t^2 + c)
-    c = torch.tensor([0.7, 1.0, 2.5], dtype=torch.float64)
-    measured = _order(solver, lambda x, t: -2 * t * x**2, 1 / (1 + c), 1 / c)
-    assert measured == pytest.approx(order, abs=0.1)
-
-
-@pytest.mark.parametrize(("solver", "order"), ORDERS)
-def test_solver_converges_with_its_order_to_the_matrix_exponential(solver, order):
-    matrix = np.array([[0.3, -2.0, 0.1], [1.5, -0.4, 0.6], [0.0, -0.8, 0.2]])
-    x_1 = np.array([1.0, -0.5, 2.0])
-    exact = torch.from_numpy(linalg.expm(-matrix) @ x_1)
-    field = torch.from_numpy(matrix)
-    measured = _order(solver, lambda x, t: field @ x, torch.from_numpy(x_1), exact)
-    assert measured == pytest.approx(order, abs=0.1)
-
-
-@pytest.mark.parametrize(("solver", "order"), ORDERS)
-def test_solver_converges_with_at_least_its_order_to_the_gaussian_it_should_sample(solver, order):
-    # For data N(m, s^2) the flow keeps the quantile, so noise z ends in m + s z. On this field the
-    # leading error of midpoint cancels and its order is 3.
-    m, s = 0.4, 0.6
-    z = torch.tensor([-2.0, -0.3, 1.5], dtype=torch.float64)
-
-    def field(x, t):
-        slope = (t - (1 - t) * s**2) / ((1 - t) ** 2 * s**2 + t**2)
-        return -m + slope * (x - (1 - t) * m)
-
-    assert _order(solver, field, z, m + s * z) > order - 0.1
-
-
-@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
-def test_solver_follows_a_straight_path_exactly_in_one_step(solver):
-    x_0, eps = normal(22, 2, 1, 4, 4), normal(23, 2, 1, 4, 4)
-    found = integrate(lambda x, t: eps - x_0, eps, time_grid(1, dtype=torch.float64), solver=solver)
-    assert torch.allclose(found, x_0, rtol=0, atol=1e-14)
-
-
-@pytest.mark.parametrize(("solver", "calls"), CALLS_PER_STEP.items())
-def test_solver_asks_for_the_velocity_as_often_as_it_says(solver, calls):
-    asked = []
-
-    def field(x, t):
-        asked.append(float(t))
-        return -x
-
-    integrate(field, torch.ones(2), time_grid(6), solver)
-    assert len(asked) == 6 * calls
-
-
-@pytest.mark.parametrize("solver", ["euler", "midpoint", "heun"])
-def test_solver_asks_only_for_times_between_data_and_noise(solver):
-    asked = []
-
-    def field(x, t):
-        asked.append(float(t))
-        return -x
-
-    integrate(field, torch.ones(2), time_grid(9), solver)
-    assert min(asked) >= 0
-    assert max(asked) == 1
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_shift_times_multiplies_noise_to_image_ratio_and_keeps_order_and_ends(shift):
+    t = torch.linspace(0, 1, 101, dtype=torch.float64)
+    moved = shift_times(t, shift)
+    inner, before = moved[1:-1], t[1:-1]
+    assert torch.allclose(inner / (1 - inner), shift * before / (1 - before), rtol=1e-12)
+    assert (moved.diff() > 0).all()
+    assert (float(moved[0]), float(moved[-1])) == (0, 1)

@@ -23,6 +23,7 @@ from coordinator.folder import CoordinatorFolder
 from ddm_fed.assembly import verify_ensemble
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import read_plan_toml
+from ddm_fed.training import RunOptions
 from sites import outbox
 from sites.folder import SiteFolder, SiteSettings
 from sites.jobs import TrainingOptions, run_plan
@@ -130,10 +131,9 @@ def released(tmp_path_factory):
         generator = torch.Generator().manual_seed(number)
         images = ImageSet(torch.rand((40, 1, 8, 8), generator=generator) * 2 - 1, None)
         site = SiteFolder.open(folder / name)
-        options = TrainingOptions(seed=number, precision="float32")
-        ignore = lambda _: None  # noqa: E731
+        options = TrainingOptions(RunOptions(seed=number, precision="float32"))
         log = look(site, home.published).log
-        run_plan(site, trust, log, Private(images), options, on_step=ignore, say=ignore)
+        run_plan(site, trust, log, Private(images), options)
         outbox.review(site, trust)
         outbox.release(site, trust)
     return folder

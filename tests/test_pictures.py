@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from coordinator.pictures import write_grid
+from ddm_fed.pictures import write_grid
 
 GAP_GREY = 128
 

@@ -14,13 +14,18 @@ from hypothesis import strategies as st
 
 from ddm_fed.errors import MalformedError, PlanError
 from ddm_fed.records import (
+    DIT_SIZES,
+    DitArchitecture,
     EnrolmentRequest,
+    ExpertDesign,
     LedgerEntry,
     Plan,
     Roster,
     canonical_json,
+    parse_architecture,
     parse_json,
     read_plan_toml,
+    require_fit,
     subjects,
 )
 
@@ -484,8 +489,17 @@ def test_plan_with_several_problems_names_them_all_at_once():
         ),
         ("DiT-Nano/2", "DiT-Nano/3", "unknown architecture `DiT-Nano/3`"),
         ("DiT-Nano/2", "UNet", "unknown architecture `UNet`"),
-        ("height = 8", "height = 7", "patches of 2 pixels, which do not tile 7 x 8 images"),
-        ("width = 8", "width = 9", "patches of 2 pixels, which do not tile 8 x 9 images"),
+        ("DiT-Nano/2", "DiT-Nano/2-rope-single", "unknown architecture `DiT-Nano/2-rope-single`"),
+        ("DiT-Nano/2", "MMDiT-XL/2", "unknown architecture `MMDiT-XL/2`"),
+        ('"DiT-Nano/2"', '["DiT-Nano/2", "DiT-Nano/2"]', "it holds a name twice"),
+        ('"DiT-Nano/2"', "[]", "`expert.architecture`"),
+        ('"DiT-Nano/2"', '"DiT-Nano/2"\nprediction = ["speed"]', "`expert.prediction"),
+        ('"DiT-Nano/2"', '"DiT-Nano/2"\nbase = { sha256 = "f" }', "`expert.base.sha256`"),
+        ("steps = 3", "steps = 3\nema_half_lives = [9, 9]", "it holds a value twice"),
+        ("steps = 3", "steps = 3\nema_half_lives = []", "`training.ema_half_lives`"),
+        ("steps = 3", "steps = 3\ntime_shift = 0", "`training.time_shift`"),
+        ("height = 8", "height = 7", "patches of 2 pixels, which does not tile 7 x 8 images"),
+        ("width = 8", "width = 9", "patches of 2 pixels, which does not tile 8 x 9 images"),
         ("frequencies = 4", "frequencies = 65", "`router.frequencies` exceeds the 64 pixels"),
         ("epsilon = 2", "epsilon = 3.5", "`router.epsilon` 3.5 exceeds `privacy.max_epsilon` 3"),
         ("epsilon = 2", "epsilon = 0", "greater than or equal to 0.001"),
@@ -542,3 +556,43 @@ def test_plan_with_time_of_day_for_a_date_is_refused():
 def test_plan_with_endless_integer_is_refused():
     with pytest.raises(PlanError, match=r"plan\.toml"):
         read_plan_toml(plan_with("steps = 3", "steps = " + "9" * 5000))
+
+
+# Designs of experts
+
+CHOICES = '["DiT-Nano/2", "UNet-Nano"]\npath = ["linear", "vp"]\nprediction = ["velocity", "noise"]'
+
+
+def test_plan_with_one_name_is_the_plan_with_a_list_of_one():
+    listed = read_plan_toml(plan_with('"DiT-Nano/2"', '["DiT-Nano/2"]'))
+    assert listed.to_json() == a_plan().to_json()
+
+
+def test_plan_with_choices_allows_each_of_them_and_defaults_to_the_first():
+    spec = read_plan_toml(plan_with('"DiT-Nano/2"', CHOICES)).expert
+    assert spec.default == ExpertDesign(architecture="DiT-Nano/2")
+    assert spec.allows(ExpertDesign(architecture="UNet-Nano", path="vp", prediction="noise"))
+    for other in (
+        ExpertDesign(architecture="DiT-Nano/4"),
+        ExpertDesign(architecture="UNet-Nano", path="cosine"),
+        ExpertDesign(architecture="UNet-Nano", prediction="image"),
+    ):
+        assert not spec.allows(other)
+
+
+def test_plan_with_choices_keeps_its_identity_when_read_again():
+    plan = read_plan_toml(plan_with('"DiT-Nano/2"', CHOICES))
+    assert type(plan).from_json(plan.to_json(), what="the plan") == plan
+
+
+@pytest.mark.parametrize(("height", "width"), [(8, 10), (10, 8)])
+def test_network_that_cannot_take_the_images_is_refused(height: int, width: int):
+    with pytest.raises(ValueError, match=f"UNet-S halves images 2 times.*{height} x {width}"):
+        require_fit("UNet-S", height, width)
+
+
+def test_architecture_name_says_every_option():
+    assert parse_architecture("DiT-S/2-single-qknorm-rope") == DitArchitecture(
+        DIT_SIZES["S"], 2, "single", qk_norm=True, positions="rope"
+    )
+    assert parse_architecture("DiT-S/2") == DitArchitecture(DIT_SIZES["S"], 2)

@@ -8,6 +8,7 @@ import torch
 from scipy import fft, integrate, stats
 
 from ddm_fed.embedding import dct_basis
+from ddm_fed.flows import ClassCondition
 from ddm_fed.router import GaussianMixtures, MixtureRouter, PriorRouter
 
 CENTRE = -0.4
@@ -112,9 +113,9 @@ def test_mixture_router_of_classes_equals_brute_force_posterior_within_the_class
     shape, frequencies, t
 ):
     world = World(5, shape, frequencies, per_class=True)
-    x_t, label = world.states(6, 6), torch.tensor([0, 1, 1, 0, 1, 0])
+    x_t, label = world.states(6, 6), ClassCondition(torch.tensor([0, 1, 1, 0, 1, 0]))
     scores = world.joint(world.basis, x_t, t)
-    expected = normalised(np.stack([scores[i, :, c] for i, c in enumerate(label.tolist())]))
+    expected = normalised(np.stack([scores[i, :, c] for i, c in enumerate(label.labels.tolist())]))
     found = world.router.log_posterior(x_t, times(t, 6), label).numpy()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-8)
 
@@ -180,14 +181,16 @@ def test_mixture_router_at_pure_noise_returns_the_prior(per_class):
 
 def test_mixture_router_of_classes_at_pure_noise_returns_the_prior_of_the_class():
     world = World(13, (1, 4, 4), 7, per_class=True)
-    label = torch.tensor([0, 1, 1])
+    label = ClassCondition(torch.tensor([0, 1, 1]))
     found = world.router.log_posterior(world.states(14, 3), times(1.0, 3), label).exp().numpy()
-    shares = (world.masses / world.masses.sum(0)).T[label.numpy()]
+    shares = (world.masses / world.masses.sum(0)).T[label.labels.numpy()]
     np.testing.assert_allclose(found, shares, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("t", [0.0, *TIMES])
-@pytest.mark.parametrize("label", [None, torch.tensor([0, 1, 0, 1, 0, 1])], ids=["any", "class"])
+@pytest.mark.parametrize(
+    "label", [None, ClassCondition(torch.tensor([0, 1, 0, 1, 0, 1]))], ids=["any", "class"]
+)
 def test_mixture_router_rows_sum_to_one(t, label):
     world = World(15, (3, 4, 6), 5, per_class=True)
     found = world.router.log_posterior(3 * world.states(16, 6), times(t, 6), label)
@@ -204,7 +207,7 @@ def test_mixture_router_without_a_condition_has_the_prior_of_all_masses():
 def test_mixture_router_of_classes_has_the_prior_of_the_class():
     world = World(18, (1, 4, 4), 7, per_class=True)
     shares = (world.masses / world.masses.sum(0)).T
-    found = world.router.log_prior(torch.tensor([1, 0])).exp().numpy()
+    found = world.router.log_prior(ClassCondition(torch.tensor([1, 0]))).exp().numpy()
     np.testing.assert_allclose(found, shares[[1, 0]], atol=1e-14)
 
 
@@ -219,7 +222,7 @@ def test_mixture_router_never_chooses_a_site_without_the_class():
         centre=CENTRE,
         components_are_classes=True,
     )
-    label = torch.tensor([0, 0, 0])
+    label = ClassCondition(torch.tensor([0, 0, 0]))
     found = router.log_posterior(world.states(20, 3), times(0.3, 3), label).exp()
     assert torch.equal(found[:, 1], torch.zeros(3, dtype=torch.float64))
     assert torch.allclose(found.sum(1), torch.ones(3, dtype=torch.float64))
@@ -253,7 +256,7 @@ def test_prior_router_without_labels_gives_every_row_the_share_of_all_images():
 
 
 def test_prior_router_with_labels_gives_every_row_the_share_of_its_class():
-    label = torch.tensor([1, 0, 1])
+    label = ClassCondition(torch.tensor([1, 0, 1]))
     router = PriorRouter(COUNTS)
     found = router.log_posterior(torch.zeros(3, 1, 4, 4), times(0.5, 3), label).exp()
     first, second = [30 / 40, 10 / 40, 0.0], [10 / 80, 50 / 80, 20 / 80]

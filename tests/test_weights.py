@@ -14,11 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
+import safetensors.torch
+import torch
 from federation import tensor_bytes
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ddm_fed.bundle import view_tensors
 from ddm_fed.errors import DdmFedError, MalformedError, ValuesError, WeightsError
 from ddm_fed.records.plan import SubmissionSpec
 from ddm_fed.weights import (
@@ -537,3 +540,28 @@ def test_any_json_in_a_header_is_refused_or_harmless(fuzzed: Path, name: str, fi
     honest = header().get(name, {})
     changed = header(**{name: value if field is None else honest | {field: value}})
     refused_or_what_the_library_reads(fuzzed, tensor_bytes(changed, DATA))
+
+
+# Views
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2, 3, 4, 5, 6, 7])
+def test_views_of_a_file_are_what_the_library_reads(padding: int):
+    """Also after a header of odd length, which a sender may choose."""
+    values = {"a": torch.randn(3, 5), "b": torch.arange(4), "c": torch.randn(1)}
+    data = safetensors.torch.save(values)
+    length = int.from_bytes(data[:8], "little")
+    padded = data[8 : 8 + length] + b" " * padding
+    whole = bytearray(len(padded).to_bytes(8, "little") + padded + data[8 + length :])
+    found = view_tensors(whole)
+    assert found.keys() == values.keys()
+    for name, value in values.items():
+        assert torch.equal(found[name], value)
+        assert found[name].dtype == value.dtype
+
+
+def test_views_of_a_file_share_its_memory():
+    data = bytearray(safetensors.torch.save({"a": torch.zeros(1000)}))
+    (tensor,) = view_tensors(data).values()
+    tensor.fill_(1.0)
+    assert data[-4:] == torch.ones(1).numpy().tobytes()

@@ -3,21 +3,61 @@
 import torch
 from torch import nn
 
+from ddm_fed.models.base import ExpertNetwork
 from ddm_fed.models.dit import DiT
-from ddm_fed.records import Plan, parse_architecture
+from ddm_fed.models.mmdit import MMDiT
+from ddm_fed.models.unet import UNet
+from ddm_fed.records import (
+    DataSpec,
+    DitArchitecture,
+    ExpertDesign,
+    MmditArchitecture,
+    UnetArchitecture,
+    parse_architecture,
+    require_fit,
+)
 from ddm_fed.weights import TensorTable
 
 
-def build_expert(plan: Plan) -> DiT:
-    """Returns the expert network `plan` names, with weights that are still to be set."""
-    size, patch = parse_architecture(plan.expert.architecture)
-    return DiT(plan.data.shape, size, patch, classes=len(plan.data.classes))
+def build_network(data: DataSpec, design: ExpertDesign) -> ExpertNetwork:
+    """Returns the network of `design` for images of `data`, with weights that are still to be set.
+
+    It has `reset_parameters(generator)` and `classes`; what its output means, the design says.
+
+    Raises:
+        ValueError: the architecture cannot take images of this size.
+    """
+    return network_named(design.architecture, data.shape, len(data.classes))
 
 
-def expert_tensors(plan: Plan) -> TensorTable:
-    """Returns name, dtype and shape of every weight of the plan's expert. Allocates nothing."""
+def network_named(architecture: str, shape: tuple[int, int, int], classes: int) -> ExpertNetwork:
+    """Returns the network of that name for images of `shape (C, H, W)`, weights still to be set.
+
+    Raises:
+        ValueError: the name is unknown, or stands for a network that cannot take this size.
+    """
+    require_fit(architecture, shape[1], shape[2])
+    match parse_architecture(architecture):
+        case DitArchitecture() as dit:
+            return DiT(
+                shape,
+                dit.size,
+                dit.patch,
+                classes,
+                modulation=dit.modulation,
+                qk_norm=dit.qk_norm,
+                positions=dit.positions,
+            )
+        case MmditArchitecture() as mmdit:
+            return MMDiT(shape, mmdit.size, mmdit.patch, classes)
+        case UnetArchitecture() as unet:
+            return UNet(shape, unet.size, classes)
+
+
+def expert_tensors(data: DataSpec, design: ExpertDesign) -> TensorTable:
+    """Returns name, dtype and shape of every weight of an expert. Allocates nothing."""
     with torch.device("meta"):
-        model = build_expert(plan)
+        model = build_network(data, design)
     return {name: ("F32", tuple(value.shape)) for name, value in model.state_dict().items()}
 
 

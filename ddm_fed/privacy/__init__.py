@@ -12,3 +12,4 @@ from ddm_fed.privacy.mechanisms import Spend as Spend
 from ddm_fed.privacy.mechanisms import release as release
 from ddm_fed.privacy.private import ImageSet as ImageSet
 from ddm_fed.privacy.private import Private as Private
+from ddm_fed.privacy.private import to_unit_range as to_unit_range

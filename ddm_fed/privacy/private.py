@@ -3,12 +3,15 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, NoReturn, TypeVar
+from typing import Any, Generic, NoReturn, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 T = TypeVar("T")
 U = TypeVar("U")
+BLOCK_IMAGES = 1024  # bounds memory while a whole set is read
 
 
 class Private(Generic[T]):
@@ -40,17 +43,56 @@ class Private(Generic[T]):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in [-1, 1], `(N, C, H, W)` float32, and class indices `(N,)` int64 or None."""
+    """Images and their classes, in memory or mapped from a file.
 
-    images: torch.Tensor
+    Attributes:
+        pixels: Float32 values in [-1, 1], `(N, C, H, W)`; or, with `value_range`, an array of any
+            real dtype of that shape, which may be mapped from a file and is then read in parts.
+        labels: Class indices `(N,)` int64, or None.
+        value_range: The values in `pixels` that mean -1 and 1; None if they are so already.
+    """
+
+    pixels: torch.Tensor | NDArray[Any]
     labels: torch.Tensor | None
+    value_range: tuple[float, float] | None = None
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pixels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of one image, `(C, H, W)`."""
+        _, channels, height, width = self.pixels.shape
+        return (channels, height, width)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """All images, `(N, C, H, W)` float32 in [-1, 1]: all of them in memory."""
+        return self.batch(slice(None))
+
+    def batch(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        """Returns some images, `(B, C, H, W)` float32 in [-1, 1]; only these are read."""
+        if isinstance(self.pixels, torch.Tensor):
+            chosen = self.pixels[rows]
+        else:
+            index = rows if isinstance(rows, slice) else rows.numpy()
+            chosen = torch.from_numpy(np.array(self.pixels[index], dtype=np.float32))
+        return chosen if self.value_range is None else to_unit_range(chosen, *self.value_range)
 
     def digest(self) -> str:
-        """Returns a SHA-256 of images and labels. It identifies the data set: it stays private."""
-        digest = hashlib.sha256(self.images.numpy().tobytes())
+        """Returns a SHA-256 of images and labels. It identifies the data set: it stays private.
+
+        It is the same however the images are stored.
+        """
+        digest = hashlib.sha256()
+        for start in range(0, len(self), BLOCK_IMAGES):
+            block = self.batch(slice(start, start + BLOCK_IMAGES)).contiguous()
+            digest.update(block.numpy().data)
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
         return digest.hexdigest()
+
+
+def to_unit_range(values: torch.Tensor, low: float, high: float) -> torch.Tensor:
+    """Returns `values` mapped linearly so that `low` becomes -1 and `high` becomes 1, float32."""
+    return 2 * (values.float() - low) / (high - low) - 1

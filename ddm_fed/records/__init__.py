@@ -1,8 +1,15 @@
 """Frozen facts that both sides sign or store. Loads no torch."""
 
 from ddm_fed.records.architecture import DIT_SIZES as DIT_SIZES
+from ddm_fed.records.architecture import Architecture as Architecture
+from ddm_fed.records.architecture import DitArchitecture as DitArchitecture
 from ddm_fed.records.architecture import DitSize as DitSize
+from ddm_fed.records.architecture import MmditArchitecture as MmditArchitecture
+from ddm_fed.records.architecture import MmditSize as MmditSize
+from ddm_fed.records.architecture import UnetArchitecture as UnetArchitecture
+from ddm_fed.records.architecture import UnetSize as UnetSize
 from ddm_fed.records.architecture import parse_architecture as parse_architecture
+from ddm_fed.records.architecture import require_fit as require_fit
 from ddm_fed.records.base import KeyId as KeyId
 from ddm_fed.records.base import LogSize as LogSize
 from ddm_fed.records.base import Name as Name
@@ -39,9 +46,16 @@ from ddm_fed.records.manifest import Review as Review
 from ddm_fed.records.manifest import RosterReference as RosterReference
 from ddm_fed.records.manifest import Submission as Submission
 from ddm_fed.records.manifest import TrainingFacts as TrainingFacts
+from ddm_fed.records.plan import Augmentation as Augmentation
+from ddm_fed.records.plan import BaseSpec as BaseSpec
 from ddm_fed.records.plan import DataSpec as DataSpec
+from ddm_fed.records.plan import ExpertDesign as ExpertDesign
+from ddm_fed.records.plan import ExpertSpec as ExpertSpec
+from ddm_fed.records.plan import LossWeighting as LossWeighting
 from ddm_fed.records.plan import MixtureRouterSpec as MixtureRouterSpec
+from ddm_fed.records.plan import PathName as PathName
 from ddm_fed.records.plan import Plan as Plan
+from ddm_fed.records.plan import Prediction as Prediction
 from ddm_fed.records.plan import PriorRouterSpec as PriorRouterSpec
 from ddm_fed.records.plan import TrainingSpec as TrainingSpec
 from ddm_fed.records.plan import read_plan_toml as read_plan_toml

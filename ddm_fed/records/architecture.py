@@ -1,11 +1,20 @@
-"""Names of networks, as plans use them: `DiT-S/2` is size S with patches of 2 by 2 pixels.
+"""Names of networks, as plans use them.
+
+| name                  | network                                                                |
+| --------------------- | ---------------------------------------------------------------------- |
+| `DiT-S/2`             | diffusion transformer, size S, patches of 2 by 2 pixels                |
+| `DiT-S/2-single`      | one modulation shared by all blocks (adaLN-single)                     |
+| `DiT-S/2-qknorm-rope` | queries and keys normalised, rotary positions; suffixes in this order  |
+| `DiT-S/2-learned`     | learned positions                                                      |
+| `MMDiT-3B/2`          | two streams, condition and image, that attend to each other            |
+| `UNet-S`              | diffusers' `UNet2DModel`                                               |
 
 Sizes Ti to XL are those of DiT (Peebles and Xie 2023, arXiv:2212.09748, Table 1; Ti as in DeiT).
 Nano and Micro are ours: small enough for a laptop, a test, or 8 by 8 images.
 """
 
 import re
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class DitSize(NamedTuple):
@@ -14,6 +23,23 @@ class DitSize(NamedTuple):
     depth: int
     width: int
     heads: int
+
+
+class MmditSize(NamedTuple):
+    """Blocks of two streams, then blocks of one; width in channels; number of heads."""
+
+    double_blocks: int
+    single_blocks: int
+    width: int
+    heads: int
+
+
+class UnetSize(NamedTuple):
+    """Channels of every level, ResNet blocks per level, and levels that attend (the deepest)."""
+
+    channels: tuple[int, ...]
+    blocks: int
+    attending: int
 
 
 DIT_SIZES = {
@@ -25,19 +51,86 @@ DIT_SIZES = {
     "L": DitSize(depth=24, width=1024, heads=16),
     "XL": DitSize(depth=28, width=1152, heads=16),
 }
-_NAME = re.compile(r"DiT-([A-Za-z]+)/([1248])")
+# 3B has the width and depth of the paper's largest experts (arXiv:2501.05450, section 4.4).
+MMDIT_SIZES = {
+    "Nano": MmditSize(double_blocks=1, single_blocks=2, width=64, heads=4),
+    "3B": MmditSize(double_blocks=4, single_blocks=26, width=2560, heads=20),
+}
+UNET_SIZES = {
+    "Nano": UnetSize(channels=(16, 32), blocks=1, attending=1),
+    "S": UnetSize(channels=(64, 128, 128), blocks=2, attending=2),
+    "M": UnetSize(channels=(128, 256, 256), blocks=2, attending=2),
+    "L": UnetSize(channels=(128, 256, 256, 512), blocks=3, attending=3),
+}
 
 
-def parse_architecture(name: str) -> tuple[DitSize, int]:
-    """Returns the size and the patch width in pixels that `name` stands for.
+class DitArchitecture(NamedTuple):
+    """What a name such as `DiT-S/2-single-rope` says."""
+
+    size: DitSize
+    patch: int
+    modulation: Literal["zero", "single"] = "zero"
+    qk_norm: bool = False
+    positions: Literal["sincos", "rope", "learned"] = "sincos"
+
+
+class MmditArchitecture(NamedTuple):
+    """What a name such as `MMDiT-3B/2` says."""
+
+    size: MmditSize
+    patch: int
+
+
+class UnetArchitecture(NamedTuple):
+    """What a name such as `UNet-S` says."""
+
+    size: UnetSize
+
+
+Architecture = DitArchitecture | MmditArchitecture | UnetArchitecture
+_DIT = re.compile(r"DiT-([A-Za-z]+)/([1248])(-single)?(-qknorm)?(?:-(rope|learned))?")
+_MMDIT = re.compile(r"MMDiT-([0-9A-Za-z]+)/([1248])")
+_UNET = re.compile(r"UNet-([A-Za-z]+)")
+
+
+def parse_architecture(name: str) -> Architecture:
+    """Returns the network that `name` stands for.
 
     Raises:
-        ValueError: `name` is not `DiT-SIZE/PATCH` with a known size and a patch of 1, 2, 4 or 8.
+        ValueError: `name` is none of the forms above, or its size is unknown.
     """
-    match = _NAME.fullmatch(name)
-    if match is None or match[1] not in DIT_SIZES:
-        raise ValueError(
-            f"unknown architecture `{name}`; use DiT-SIZE/PATCH with SIZE one of "
-            f"{', '.join(DIT_SIZES)} and PATCH one of 1, 2, 4, 8"
+    if (match := _DIT.fullmatch(name)) and match[1] in DIT_SIZES:
+        return DitArchitecture(
+            DIT_SIZES[match[1]],
+            int(match[2]),
+            "single" if match[3] else "zero",
+            match[4] is not None,
+            {"rope": "rope", "learned": "learned"}.get(match[5], "sincos"),  # type: ignore[arg-type]
         )
-    return DIT_SIZES[match[1]], int(match[2])
+    if (match := _MMDIT.fullmatch(name)) and match[1] in MMDIT_SIZES:
+        return MmditArchitecture(MMDIT_SIZES[match[1]], int(match[2]))
+    if (match := _UNET.fullmatch(name)) and match[1] in UNET_SIZES:
+        return UnetArchitecture(UNET_SIZES[match[1]])
+    raise ValueError(
+        f"unknown architecture `{name}`; use DiT-SIZE/PATCH with SIZE one of "
+        f"{', '.join(DIT_SIZES)} and PATCH one of 1, 2, 4, 8, then -single, -qknorm, and -rope or "
+        f"-learned if wanted; MMDiT-SIZE/PATCH with SIZE one of {', '.join(MMDIT_SIZES)}; or "
+        f"UNet-SIZE with SIZE one of {', '.join(UNET_SIZES)}"
+    )
+
+
+def require_fit(name: str, height: int, width: int) -> None:
+    """Refuses an architecture that cannot take images of this size.
+
+    Raises:
+        ValueError: naming both.
+    """
+    architecture = parse_architecture(name)
+    if isinstance(architecture, UnetArchitecture):
+        factor = 2 ** (len(architecture.size.channels) - 1)
+        reason = f"halves images {len(architecture.size.channels) - 1} times"
+    else:
+        factor = architecture.patch
+        reason = f"cuts patches of {factor} pixels"
+    if height % factor or width % factor:
+        raise ValueError(f"{name} {reason}, which does not tile {height} x {width} images")

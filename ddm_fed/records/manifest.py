@@ -6,6 +6,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from ddm_fed.records.base import Count, LogSize, Moment, Name, Record, RootPin, Sha256
 from ddm_fed.records.ledger import PrivacyStatement
+from ddm_fed.records.plan import ExpertDesign
 from ddm_fed.records.roster import Require
 from ddm_fed.records.statement import FileName
 
@@ -47,7 +48,7 @@ class TrainingFacts(Record):
     torch: Text
     precision: Literal["float32", "bfloat16"]
     steps: Count
-    weights: Literal["ema"] = "ema"
+    ema_half_life: Count
 
 
 class Submission(Record):
@@ -67,6 +68,7 @@ class Submission(Record):
     issued_at: Moment
     expires_at: Moment
     files: Annotated[tuple[FileSize, ...], Field(min_length=1, max_length=16)]
+    expert: ExpertDesign
     training: TrainingFacts
     privacy: PrivacyStatement
 
@@ -92,7 +94,7 @@ class EgressRecord(Record):
     sequence: Count
     submission_sha256: Sha256
     files: Annotated[tuple[EgressFile, ...], Field(min_length=1, max_length=16)]
-    architecture: Text
+    expert: ExpertDesign
     expert_is_private: bool
     releases_epsilon: Text
     delta: Text

@@ -8,10 +8,17 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from ddm_fed.errors import PlanError
-from ddm_fed.records.architecture import parse_architecture
+from ddm_fed.records.architecture import parse_architecture, require_fit
 from ddm_fed.records.base import (
     Count,
     Moment,
@@ -21,6 +28,7 @@ from ddm_fed.records.base import (
     Positive,
     Probability,
     Record,
+    Sha256,
     explain,
 )
 from ddm_fed.records.canonical import canonical_json
@@ -28,6 +36,22 @@ from ddm_fed.records.canonical import canonical_json
 Epsilon = Annotated[Number, Field(ge=Decimal("0.001"), le=1000)]
 ClassName = Annotated[str, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
 Dimension = Annotated[int, Field(ge=4, le=1024)]
+PathName = Literal["linear", "cosine", "vp"]
+Prediction = Literal["velocity", "noise", "image"]
+LossWeighting = Literal["none", "min-snr"]
+Augmentation = Literal["horizontal-flip", "translate"]
+
+
+def _as_tuple(value: Any) -> Any:
+    match value:
+        case str():
+            return (value,)
+        case list():  # after this function pydantic no longer knows that it came from JSON
+            return tuple(value)
+    return value
+
+
+_Listed = BeforeValidator(_as_tuple)
 
 
 class DataSpec(Record):
@@ -53,18 +77,71 @@ class DataSpec(Record):
         return self
 
 
-class ExpertSpec(Record):
-    """The network of an expert and what it predicts."""
+class ExpertDesign(Record):
+    """Which network a site trained and what it predicts; the sites of a federation may differ."""
 
     architecture: str
-    path: Literal["linear"] = "linear"
-    prediction: Literal["velocity"] = "velocity"
+    path: PathName = "linear"
+    prediction: Prediction = "velocity"
 
     @field_validator("architecture")
     @classmethod
     def _known(cls, name: str) -> str:
         parse_architecture(name)
         return name
+
+    def __str__(self) -> str:
+        return f"{self.architecture}, {self.prediction} on the {self.path} path"
+
+
+class BaseSpec(Record):
+    """A public checkpoint that every expert starts from: a safetensors file, by its digest.
+
+    Its network is the expert's. Where it was trained for another path or prediction than the
+    expert's, its last layer is drawn anew.
+    """
+
+    sha256: Sha256
+    path: PathName = "linear"
+    prediction: Prediction = "velocity"
+
+
+class ExpertSpec(Record):
+    """The networks an expert may be and what it may predict: a name, or a list to choose from."""
+
+    architecture: Annotated[tuple[str, ...], _Listed, Field(min_length=1, max_length=16)]
+    path: Annotated[tuple[PathName, ...], _Listed, Field(min_length=1)] = ("linear",)
+    prediction: Annotated[tuple[Prediction, ...], _Listed, Field(min_length=1)] = ("velocity",)
+    base: BaseSpec | None = None
+
+    @field_validator("architecture")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            parse_architecture(name)
+        return names
+
+    @field_validator("architecture", "path", "prediction")
+    @classmethod
+    def _distinct(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(names)) != len(names):
+            raise ValueError("it holds a name twice")
+        return names
+
+    @property
+    def default(self) -> ExpertDesign:
+        """The design of a site that chooses nothing: the first of each list."""
+        return ExpertDesign(
+            architecture=self.architecture[0], path=self.path[0], prediction=self.prediction[0]
+        )
+
+    def allows(self, design: ExpertDesign) -> bool:
+        """Returns whether a site may train `design`."""
+        return (
+            design.architecture in self.architecture
+            and design.path in self.path
+            and design.prediction in self.prediction
+        )
 
 
 class TrainingSpec(Record):
@@ -76,11 +153,21 @@ class TrainingSpec(Record):
     warmup_steps: Annotated[int, Field(ge=0)] = 100
     weight_decay: NonNegative = Decimal(0)
     clip_norm: Positive = Decimal(1)
-    ema_decay: Probability = Decimal("0.999")
+    ema_half_lives: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = (700,)
     time_sampling: Literal["uniform", "logit-normal"] = "logit-normal"
     time_location: Number = Decimal(0)
     time_scale: Positive = Decimal(1)
+    time_shift: Positive = Decimal(1)
+    loss_weighting: LossWeighting = "none"
     label_dropout: Probability = Decimal("0.1")
+    augmentation: tuple[Augmentation, ...] = ()
+
+    @field_validator("ema_half_lives", "augmentation")
+    @classmethod
+    def _distinct(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) != len(values):
+            raise ValueError("it holds a value twice")
+        return values
 
     @model_validator(mode="after")
     def _uniform_times_have_no_shape(self) -> Self:
@@ -152,12 +239,8 @@ class Plan(Record):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        _, patch = parse_architecture(self.expert.architecture)
-        if self.data.height % patch or self.data.width % patch:
-            raise ValueError(
-                f"{self.expert.architecture} cuts patches of {patch} pixels, which do not tile "
-                f"{self.data.height} x {self.data.width} images"
-            )
+        for name in self.expert.architecture:
+            require_fit(name, self.data.height, self.data.width)
         pixels = self.data.height * self.data.width
         if isinstance(self.router, MixtureRouterSpec) and self.router.frequencies > pixels:
             raise ValueError(f"`router.frequencies` exceeds the {pixels} pixels of a channel")

@@ -4,28 +4,35 @@ from typing import Protocol
 
 from torch import Tensor
 
+from ddm_fed.flows import Condition
+
 
 class Router(Protocol):
     """Scores the K sites of an ensemble, in the ensemble's order."""
 
-    def log_prior(self, label: Tensor | None) -> Tensor:
+    @property
+    def reads_state(self) -> bool:
+        """Whether the posterior depends on x_t; without, sites must not be redrawn on the way."""
+        ...
+
+    def log_prior(self, condition: Condition | None) -> Tensor:
         """Returns log pi_k(c).
 
         Args:
-            label: Class indices `(B,)`, or None for no condition.
+            condition: What the images are asked to be, or None.
 
         Returns:
-            `(K,)` without and `(B, K)` with labels, float64; exponentials sum to 1 over K.
+            `(K,)` without and `(B, K)` with a condition, float64; exponentials sum to 1 over K.
         """
         ...
 
-    def log_posterior(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+    def log_posterior(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         """Returns log p(k | x_t, t, c).
 
         Args:
             x_t: Noised images, `(B, C, H, W)`.
             t: Times in [0, 1], `(B,)`.
-            label: Class indices `(B,)`, or None.
+            condition: What the images are asked to be, or None.
 
         Returns:
             `(B, K)`, float64; exponentials sum to 1 over K.

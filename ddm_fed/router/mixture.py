@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ddm_fed.flows import Condition
 from ddm_fed.router.prior import PriorRouter
 
 
@@ -61,18 +62,23 @@ class MixtureRouter:
         )
         self._axis_means = torch.einsum("kjde,kjd->kje", mixtures.axes, mixtures.means)
 
-    def log_prior(self, label: Tensor | None) -> Tensor:
-        """Returns log pi_k(c), `(K,)` or `(B, K)`; see `Router`."""
-        return self._prior.log_prior(label)
+    @property
+    def reads_state(self) -> bool:
+        """True; see `Router`."""
+        return True
 
-    def log_posterior(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:
+    def log_prior(self, condition: Condition | None) -> Tensor:
+        """Returns log pi_k(c), `(K,)` or `(B, K)`; see `Router`."""
+        return self._prior.log_prior(condition)
+
+    def log_posterior(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         """Returns log p(k | x_t, t, c), `(B, K)`; see `Router`."""
         scores = self._log_joint(x_t, t)  # (B, K, J)
-        if label is None or not self._per_class:
+        if condition is None or not self._per_class:
             site_scores = scores.logsumexp(2)  # (B, K)
         else:
             rows = torch.arange(len(scores), device=scores.device)
-            site_scores = scores[rows, :, label]  # (B, K)
+            site_scores = scores[rows, :, condition.labels]  # (B, K)
         return site_scores.log_softmax(1)
 
     def _log_joint(self, x_t: Tensor, t: Tensor) -> Tensor:

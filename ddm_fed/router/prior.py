@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from ddm_fed.flows import NO_CLASS, Condition
+
 
 class PriorRouter:
     """p(k | x_t, t, c) = pi_k(c).
@@ -15,14 +17,23 @@ class PriorRouter:
         self._log_prior = _normalised_log(counts.double().sum(1))  # (K,)
         self._log_class_prior = _normalised_log(counts.double().T)  # (G, K)
 
-    def log_prior(self, label: Tensor | None) -> Tensor:
-        """Returns log pi_k(c), `(K,)` or `(B, K)`; see `Router`."""
-        return self._log_prior if label is None else self._log_class_prior[label]
+    @property
+    def reads_state(self) -> bool:
+        """False; see `Router`."""
+        return False
 
-    def log_posterior(self, x_t: Tensor, t: Tensor, label: Tensor | None) -> Tensor:  # noqa: ARG002
+    def log_prior(self, condition: Condition | None) -> Tensor:
+        """Returns log pi_k(c), `(K,)` or `(B, K)`; see `Router`."""
+        if condition is None:
+            return self._log_prior
+        if bool((condition.labels == NO_CLASS).any()):
+            raise ValueError("a batch has a class in every row, or no condition at all")
+        return self._log_class_prior[condition.labels]
+
+    def log_posterior(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:  # noqa: ARG002
         """Returns the prior for every row, `(B, K)`; see `Router`."""
-        prior = self.log_prior(label)
-        return prior if label is not None else prior.expand(len(x_t), -1)
+        prior = self.log_prior(condition)
+        return prior if condition is not None else prior.expand(len(x_t), -1)
 
 
 def _normalised_log(weights: Tensor) -> Tensor:

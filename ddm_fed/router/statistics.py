@@ -213,14 +213,17 @@ def _coefficients(images: ImageSet, plan: Plan) -> tuple[Floats, Ints]:
     if not isinstance(plan.router, MixtureRouterSpec):
         return np.zeros((len(images), 0)), cells
     basis = dct_basis(plan.data.shape, plan.router.frequencies).numpy()
-    pixels = images.images.flatten(1).double().numpy() - float(plan.router.centre)
-    # the bound must hold for any image: one that is not finite counts as the constant image
-    pixels[~np.isfinite(pixels).all(axis=1)] = 0.0
-    # One image at a time: in a product of matrices, the rounding of one image's row may change when
-    # another image joins, and the bound on what one image can change would not hold to the bit.
-    y = np.empty((len(pixels), len(basis)))
-    for row, image in enumerate(pixels):
-        y[row] = basis @ image
+    y = np.empty((len(images), len(basis)))
+    for start in range(0, len(images), ROWS_AT_ONCE):
+        block = images.batch(slice(start, start + ROWS_AT_ONCE)).flatten(1)
+        pixels = block.double().numpy() - float(plan.router.centre)
+        # the bound must hold for any image: one that is not finite counts as the constant image
+        pixels[~np.isfinite(pixels).all(axis=1)] = 0.0
+        # One image at a time: in a product of matrices, the rounding of one image's row may change
+        # when another image joins, and the bound on what one image can change would not hold to
+        # the bit.
+        for row, image in enumerate(pixels, start=start):
+            y[row] = basis @ image
     return y, cells
 
 

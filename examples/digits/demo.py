@@ -17,14 +17,14 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 
-from coordinator.pictures import write_grid
 from ddm_fed import console
 from ddm_fed.evaluation import site_share_error
+from ddm_fed.pictures import write_grid
 
 HERE = Path(__file__).parent
 RUN = Path("demo-run")
 SITES = {"hospital-a": range(5), "hospital-b": range(5, 8), "hospital-c": range(8, 10)}
-STRATEGIES = ("sticky", "full", "top-1")
+STRATEGIES = ("sticky", "sticky-then-routed", "full", "top-1")
 SAMPLES = 2000
 PER_CLASS = 8
 
@@ -52,7 +52,7 @@ def main() -> None:
     console.say(f"\nDone in {minutes} min {seconds} s. Where to look:")
     console.say(f"  {RUN / 'digits.png'}: real digits on the left, samples on the right")
     console.say(f"  {RUN / 'ensemble'}: the signed ensemble; verify it with --root {root}")
-    console.say(f"  {RUN / 'samples-sticky'}, {RUN / 'samples-full'}, {RUN / 'samples-top-1'}")
+    console.say(f"  {', '.join(str(RUN / f'samples-{name}') for name in STRATEGIES)}")
     console.say(f"  ddm-site ledger --site {RUN / 'hospital-a'}: what that site has spent")
 
 
@@ -93,7 +93,8 @@ def draw(strategy: str, root: str) -> None:
     """Samples the ensemble with one strategy, unless that is done."""
     out = RUN / f"samples-{strategy}"
     if not (out / "samples.json").exists():
-        options = ("--strategy", strategy, "--count", SAMPLES, "--steps", 15, "--out", out)
+        options = ("--strategy", strategy, "--count", SAMPLES, "--steps", 15, "--no-png")
+        options = (*options, "--out", out)
         run("ddm-coord", "sample", RUN / "ensemble", "--root", root, *options)
 
 
@@ -122,7 +123,7 @@ def show_shares() -> None:
     true = np.bincount(owner[digits.target]) / len(digits.target)
     summary = json.loads((RUN / "samples-sticky" / "samples.json").read_text())
     intended = [summary["intended_shares"][site] for site in SITES]
-    # Sticky knows which site it drew; for all three, a classifier tells the digit, hence the site.
+    # Sticky knows which site it drew; for all, a classifier tells the digit, hence the site.
     counts = {"sticky drawn": np.array([summary["site_counts"][site] for site in SITES])}
     for strategy in STRATEGIES:
         told = owner[judge(samples(strategy))]
@@ -139,7 +140,7 @@ def show_shares() -> None:
     )
     console.show_table(
         f"Site shares in {SAMPLES} samples: as drawn, or as a digit classifier tells",
-        ["site", "images", "released", *counts],
+        ["site", "images", "released", *(name.removeprefix("sticky-then-") for name in counts)],
         rows,
     )
     console.say("top-1 lets small sites vanish, even with good experts: it is never the default")

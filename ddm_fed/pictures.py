@@ -1,11 +1,14 @@
 """Images as files people can look at."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 GAP = 1
 
@@ -36,3 +39,12 @@ def write_grid(
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(
         path
     )
+
+
+def write_picture(path: Path, image: NDArray[np.uint8], notes: Mapping[str, str]) -> None:
+    """Writes one image `(C, H, W)`, C = 1 or 3, as a PNG that carries `notes` as text chunks."""
+    texts = PngInfo()
+    for name, value in notes.items():
+        texts.add_text(name, value)
+    pixels = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    Image.fromarray(np.ascontiguousarray(pixels)).save(path, format="PNG", pnginfo=texts)

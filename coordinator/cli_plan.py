@@ -1,0 +1,93 @@
+"""`ddm-coord plan`: what a plan would cost the sites, before anybody signs it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coordinator.options import CoordinatorOption, JsonOption, RootOption, pinned_root
+from ddm_fed import console
+
+if TYPE_CHECKING:
+    from ddm_fed.records import Plan
+
+app = typer.Typer(name="plan", no_args_is_help=True, help="Look at a plan before it is signed.")
+GIGA = 1e9
+
+
+@app.callback()
+def _group() -> None:
+    """Look at a plan before it is signed, or at the published one."""
+
+
+@app.command()
+def show(
+    plan: Annotated[
+        Path,
+        typer.Argument(help="A plan.toml, or a folder with a signed plan.", exists=True),
+    ],
+    coordinator: CoordinatorOption = Path(),
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every network the plan allows, with its size and what a step of training costs.
+
+    Example: ddm-coord plan show examples/digits/plan.toml
+    """
+    agreed = _read(plan, coordinator, root)
+    rows = [_cost(agreed, name) for name in agreed.expert.architecture]
+    if as_json:
+        console.show_json({"plan": agreed.model_dump(mode="json"), "networks": rows})
+        return
+    channels, height, width = agreed.data.shape
+    console.show_table(
+        f"{agreed.federation}: networks for {channels} x {height} x {width} images",
+        ["network", "parameters", "bundle", "GFLOP per image", "PFLOP per run", "memory"],
+        [
+            [
+                row["architecture"],
+                f"{row['parameters']:,}",
+                f"{row['weights_bytes'] / 1e6:,.1f} MB",
+                f"{row['forward_flops'] / GIGA:,.3f}",
+                f"{row['training_flops'] / 1e15:,.3f}",
+                f"{row['training_bytes'] / 1e6:,.0f} MB",
+            ]
+            for row in rows
+        ],
+    )
+    console.say(
+        "A multiply-add counts as 2 FLOP. A run is the plan's steps times its batch, forward and "
+        "backward. Memory is weights, gradients, optimizer and averages, without activations."
+    )
+    limit = agreed.submission.max_bytes
+    for row in rows:
+        if row["weights_bytes"] > limit:
+            console.say(f"WARNING: a bundle of {row['architecture']} exceeds submission.max_bytes")
+
+
+def _read(plan: Path, coordinator: Path, root: str | None) -> "Plan":
+    if plan.is_file() and plan.suffix == ".toml":
+        from ddm_fed.records import read_plan_toml
+
+        return read_plan_toml(plan.read_text(encoding="utf-8"), name=str(plan))
+    from ddm_fed.published import read_published
+
+    folder = plan if plan.is_dir() else plan.parent
+    return read_published(folder, pinned_root(root, coordinator)).plan
+
+
+def _cost(plan: "Plan", architecture: str) -> dict[str, Any]:
+    """Returns what one network of the plan costs a site."""
+    from ddm_fed.models import network_cost
+
+    cost = network_cost(architecture, plan.data.shape, len(plan.data.classes))
+    images = plan.training.steps * plan.training.batch_size
+    return {
+        "architecture": architecture,
+        "parameters": cost.parameters,
+        "weights_bytes": cost.weights_bytes,
+        "forward_flops": cost.flops_per_image,
+        # a backward pass costs twice a forward one
+        "training_flops": 3 * cost.flops_per_image * images,
+        "training_bytes": cost.training_bytes(len(plan.training.ema_half_lives)),
+    }

@@ -1,0 +1,231 @@
+"""What the transformers are built from: patches, times, positions, attention, modulation.
+
+Shapes: B batch, C channels, H and W pixels, T = (H/P)(W/P) tokens, D width, P patch, E = D / heads.
+"""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name everybody uses
+
+TIME_BASE = 10_000
+# A rotary base of 10,000 is for long texts: along the few dozen tokens of an image's side, most of
+# its pairs would hardly turn.
+ROTARY_BASE = 100
+
+
+def patchify(x: Tensor, patch: int) -> Tensor:
+    """Returns the squares of images `(B, C, H, W)` in reading order, `(B, T, C P P)`."""
+    batch, channels, height, width = x.shape
+    x = x.reshape(batch, channels, height // patch, patch, width // patch, patch)
+    return x.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+
+
+def unpatchify(h: Tensor, rows: int, columns: int, patch: int) -> Tensor:
+    """Returns the images whose squares are `h (B, T, C P P)`, `(B, C, H, W)`."""
+    batch = len(h)
+    h = h.reshape(batch, rows, columns, -1, patch, patch)  # (B, H/P, W/P, C, P, P)
+    return h.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, rows * patch, columns * patch)
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the time through a small network, `(B,) -> (B, D)`."""
+
+    def __init__(self, width: int, frequencies: int = 64) -> None:
+        super().__init__()
+        self.register_buffer("rates", _rates(frequencies, TIME_BASE), persistent=False)
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Returns the embedding of times in [0, 1], scaled to [0, 1000] as the field does."""
+        angles = 1000 * t.float()[:, None] * self.get_buffer("rates")  # (B, 64)
+        embedded: Tensor = self.mlp(torch.cat([angles.cos(), angles.sin()], dim=1))  # (B, D)
+        return embedded
+
+
+class PositionEmbedding(nn.Module):
+    """Adds fixed two-dimensional sinusoids, `(B, T, D) -> (B, T, D)`."""
+
+    def __init__(self, rows: int, columns: int, width: int) -> None:
+        super().__init__()
+        self.register_buffer("table", _sincos_2d(rows, columns, width), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `x` with the position of every token added."""
+        return x + self.get_buffer("table")
+
+
+class LearnedPosition(nn.Module):
+    """Adds one learned code per token, `(B, T, D) -> (B, T, D)`."""
+
+    def __init__(self, tokens: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(tokens, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns `x` with the position of every token added."""
+        return x + self.table
+
+
+class RotaryPosition(nn.Module):
+    """Turns queries and keys by their place: half of the pairs by the row, half by the column.
+
+    The product of a query and a key then depends on how far apart they are, not on where.
+
+    Args:
+        rows: Rows of tokens.
+        columns: Columns of tokens.
+        width: Channels of one head; a multiple of 4.
+        leading: Tokens before those of the image, which stay unturned.
+
+    Source: Su et al. 2021, arXiv:2104.09864; here for two axes.
+    """
+
+    def __init__(self, rows: int, columns: int, width: int, leading: int = 0) -> None:
+        super().__init__()
+        y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+        rates = _rates(width // 4, ROTARY_BASE).numpy()
+        angles = np.concatenate([axis.reshape(-1, 1) * rates for axis in (y, x)], axis=1)
+        angles = np.concatenate([np.zeros((leading, width // 2)), angles])  # (T, E/2)
+        self.register_buffer("cos", torch.from_numpy(np.cos(angles)).float(), persistent=False)
+        self.register_buffer("sin", torch.from_numpy(np.sin(angles)).float(), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Returns queries or keys `(B, heads, T, E)`, each turned; same shape and dtype."""
+        cos, sin = self.get_buffer("cos"), self.get_buffer("sin")
+        left, right = x.float().chunk(2, dim=-1)  # (B, heads, T, E/2)
+        turned = [left * cos - right * sin, left * sin + right * cos]
+        return torch.cat(turned, dim=-1).type_as(x)
+
+
+class QkNorm(nn.Module):
+    """Gives queries and keys a root mean square that is learned, so that no logit runs away.
+
+    Source: Esser et al. 2024, arXiv:2403.03206.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.RMSNorm(width, eps=1e-6)
+        self.key = nn.RMSNorm(width, eps=1e-6)
+
+    def forward(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns both normalised over their last axis, same shapes and dtypes."""
+        # in float32: torch warns of, and is slow with, half-precision values and float32 scales
+        return self.query(q.float()).type_as(q), self.key(k.float()).type_as(k)
+
+
+def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns queries, keys and values, each `(B, heads, T, E)`, of `qkv (B, T, 3 D)`."""
+    batch, tokens, width = qkv.shape
+    qkv = qkv.reshape(batch, tokens, 3, heads, width // (3 * heads))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    return q, k, v
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Returns every token's mixture of all values, heads side by side, `(B, T, D)`."""
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, `(B, T, D) -> (B, T, D)`."""
+
+    def __init__(self, width: int, heads: int, *, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.out = nn.Linear(width, width)
+        self.qk_norm = QkNorm(width // heads) if qk_norm else None
+
+    def forward(self, x: Tensor, rotary: RotaryPosition | None = None) -> Tensor:
+        """Returns every token's attention-weighted mixture of all tokens."""
+        q, k, v = split_heads(self.qkv(x), self.heads)
+        if self.qk_norm is not None:
+            q, k = self.qk_norm(q, k)
+        if rotary is not None:
+            q, k = rotary(q), rotary(k)
+        mixed: Tensor = self.out(attend(q, k, v))
+        return mixed
+
+
+class Modulation(nn.Linear):
+    """Shifts, scales and gates of a condition, `(B, D) -> (B, n D)`; zero before training."""
+
+    def forward(self, c: Tensor) -> Tensor:
+        """Returns the modulation of the condition `c`."""
+        return super().forward(F.silu(c))
+
+
+class ModulationTable(nn.Module):
+    """A block's own offset to a modulation that all blocks share, `(B, n D) -> (B, n D)`.
+
+    Source: Chen et al. 2023 (PixArt-alpha), arXiv:2310.00426 (adaLN-single).
+    """
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(rows, width))
+
+    def forward(self, shared: Tensor) -> Tensor:
+        """Returns the block's modulation."""
+        return shared + self.table.flatten()
+
+
+def feed_forward(width: int) -> nn.Sequential:
+    """Returns the network that every token passes by itself, `(B, T, D) -> (B, T, D)`."""
+    return nn.Sequential(
+        nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width)
+    )
+
+
+def plain_norm(width: int) -> nn.LayerNorm:
+    """Returns a layer norm without weights: the modulation shifts and scales."""
+    return nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+
+
+def reset_transformer(model: nn.Module, head: nn.Linear, generator: torch.Generator) -> None:
+    """Draws weights as DiT does: Xavier for linear layers, zero for modulations and the head."""
+    for module in model.modules():
+        match module:
+            case nn.Linear():
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                nn.init.zeros_(module.bias)
+            case nn.Embedding():
+                nn.init.normal_(module.weight, std=0.02, generator=generator)
+            case LearnedPosition():
+                nn.init.normal_(module.table, std=0.02, generator=generator)
+            case ModulationTable():
+                nn.init.zeros_(module.table)
+            case nn.RMSNorm():
+                nn.init.ones_(module.weight)
+    # Drawn twice, so that a seed gives the weights it always gave.
+    for embedding in model.modules():
+        if isinstance(embedding, TimeEmbedding):
+            for module in embedding.mlp:
+                if isinstance(module, nn.Linear):
+                    nn.init.normal_(module.weight, std=0.02, generator=generator)
+    for module in model.modules():
+        if isinstance(module, Modulation):
+            nn.init.zeros_(module.weight)
+    nn.init.zeros_(head.weight)
+
+
+def _rates(count: int, base: float) -> Tensor:
+    """Returns `count` angular rates from 1 down towards 1 / base, evenly in their logarithm.
+
+    Tables are made by numpy: on the meta device, torch.arange would first load half of torch.
+    """
+    return torch.from_numpy(np.exp(-math.log(base) * np.arange(count) / count)).float()
+
+
+def _sincos_2d(rows: int, columns: int, width: int) -> Tensor:
+    """Returns one sinusoidal code per token, half for the row and half for the column, `(T, D)`."""
+    y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+    rates = _rates(width // 4, TIME_BASE).numpy()
+    codes = [wave(axis.reshape(-1, 1) * rates) for axis in (y, x) for wave in (np.sin, np.cos)]
+    return torch.from_numpy(np.concatenate(codes, axis=1)).float()

@@ -1,0 +1,20 @@
+"""One site's expert, trained in isolation: a loop that a kill cannot change.
+
+Everything random in step s is drawn from a generator seeded by (seed, s), and the batch of step s
+is a function of (seed, s, N). So a checkpoint needs no random state, and a run that was killed and
+resumed ends with the same weights, bit for bit, as one that never stopped: on the same machine
+type, with the same torch, precision, threads, processes, micro-batches and compilation, which the
+checkpoint records.
+"""
+
+from ddm_fed.training.loop import require_possible as require_possible
+from ddm_fed.training.loop import train_expert as train_expert
+from ddm_fed.training.options import RunOptions as RunOptions
+from ddm_fed.training.options import StepReport as StepReport
+from ddm_fed.training.options import TrainedExpert as TrainedExpert
+from ddm_fed.training.parallel import process_rank as process_rank
+from ddm_fed.training.precision import Precision as Precision
+from ddm_fed.training.precision import choose_precision as choose_precision
+from ddm_fed.training.state import read_trained as read_trained
+from ddm_fed.training.state import steps_done as steps_done
+from ddm_fed.training.warmstart import require_base as require_base

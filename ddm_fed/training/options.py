@@ -1,0 +1,77 @@
+"""What a site may choose about its own run, and what the run tells it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from ddm_fed.records import TrainingFacts
+from ddm_fed.training.precision import Precision
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a site runs the training that the plan fixes. No choice here changes its mathematics.
+
+    Attributes:
+        seed: For reproducible experiments. By default drawn from the operating system, and kept
+            only in the checkpoint.
+        precision: `auto` times both on this machine and takes the faster.
+        checkpoint_every_s: Seconds between checkpoints; 0 writes one after every step.
+        micro_batch: Most images per process in memory at once; None takes the whole batch.
+        compile: Whether torch compiles the network. Without a working compiler a notice is given
+            and the run goes on as if this were False.
+        shard: Under torchrun, whether weights, averages and optimizer state are divided among the
+            processes (FSDP) instead of copied to each (DDP).
+        base: The public checkpoint on this machine, where the plan starts from one.
+        ema_half_life: Which of the plan's averages is the expert, in steps; None is the first.
+        sample_every: Steps between two previews; None draws none.
+        sample_count: Images of a preview.
+    """
+
+    seed: int | None = None
+    precision: Precision | Literal["auto"] = "auto"
+    checkpoint_every_s: float = 30.0
+    micro_batch: int | None = None
+    compile: bool = False
+    shard: bool = False
+    base: Path | None = None
+    ema_half_life: int | None = None
+    sample_every: int | None = None
+    sample_count: int = 16
+
+    def __post_init__(self) -> None:
+        for name in ("micro_batch", "sample_every", "sample_count"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, expected at least 1")
+
+
+class StepReport(NamedTuple):
+    """What the loop tells its caller after a step; for the site's own screen only.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps of the whole run.
+        loss: Mean over the batch. On a GPU that of the step before, so that it is not waited for.
+        images_per_s: Of all processes together, smoothed over the last steps.
+        eta_s: Seconds that the rest will take at that speed.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    images_per_s: float
+    eta_s: float
+
+
+@dataclass(frozen=True)
+class TrainedExpert:
+    """The averaged (EMA) weights, and the facts about them that may be published.
+
+    The checkpoint they were read from holds the plan's other averages: see `read_trained`.
+    """
+
+    state: dict[str, Tensor]
+    facts: TrainingFacts

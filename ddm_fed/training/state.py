@@ -1,0 +1,280 @@
+"""The checkpoint of a run: written atomically, the same file however many processes train."""
+
+import json
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ddm_fed._version import __version__
+from ddm_fed.errors import CheckpointError, StateError
+from ddm_fed.files import PART_PREFIX, commit_file
+from ddm_fed.models import build_network
+from ddm_fed.records import ExpertDesign, Plan, TrainingFacts
+from ddm_fed.training.batches import seeded
+from ddm_fed.training.ema import Averages
+from ddm_fed.training.options import RunOptions, TrainedExpert
+from ddm_fed.training.parallel import Team, fill, whole
+from ddm_fed.training.precision import Precision, choose_precision
+from ddm_fed.training.warmstart import load_base
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of each weight
+
+
+@dataclass(frozen=True)
+class RunIdentity:
+    """What a checkpoint must agree with to be continued.
+
+    Attributes:
+        plan_sha256: The plan's signed identity.
+        data_sha256: Identifies the images.
+        design: Network, path and prediction.
+        base_sha256: The public checkpoint it started from, or "".
+        seed: Everything random follows from it.
+        precision: Of forward and backward passes.
+        threads: Of each process.
+        torch: Version.
+        processes: How many trained together.
+        shard: Whether they divided the weights.
+        micro_batch: Most images at once; 0 for no limit.
+        compile: Whether compilation was asked for.
+    """
+
+    plan_sha256: str
+    data_sha256: str
+    design: str
+    base_sha256: str
+    seed: int
+    precision: Precision
+    threads: int
+    torch: str
+    processes: int
+    shard: bool
+    micro_batch: int
+    compile: bool
+
+
+@dataclass
+class Learner:
+    """What a step changes."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    averages: Averages
+
+
+def start_run(
+    path: Path,
+    plan: Plan,
+    plan_sha256: str,
+    data_sha256: str,
+    design: ExpertDesign,
+    options: RunOptions,
+    team: Team,
+) -> None:
+    """Writes the checkpoint of a new run: drawn or public weights, no step behind it."""
+    precision = options.precision
+    if precision == "auto":
+        precision = choose_precision(plan, design, team.device, micro_batch=options.micro_batch)
+    run = RunIdentity(
+        plan_sha256,
+        data_sha256,
+        str(design),
+        plan.expert.base.sha256 if plan.expert.base else "",
+        secrets.randbits(62) if options.seed is None else options.seed,
+        precision,
+        torch.get_num_threads(),
+        torch.__version__,
+        team.size,
+        team.shard,
+        options.micro_batch or 0,
+        options.compile,
+    )
+    model = build_network(plan.data, design)
+    model.reset_parameters(seeded(run.seed, "weights", 0))
+    load_base(model, plan, design, options)
+    weights = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    _write(path, run, 0, weights)
+
+
+def require_same_run(
+    path: Path,
+    plan_sha256: str,
+    data_sha256: str,
+    design: ExpertDesign,
+    options: RunOptions,
+    team: Team,
+    *,
+    finished: bool,
+) -> RunIdentity:
+    """Returns the run of the checkpoint at `path`, which this call may continue.
+
+    How it is computed must agree as well while there are steps to do, since rounding depends on
+    it; the number of threads is taken over instead.
+
+    Raises:
+        CheckpointError: it is damaged, or belongs to another run.
+    """
+    with _open(path) as (_, run, _):
+        pass
+    pairs: list[tuple[str, object, object]] = [
+        ("another plan", run.plan_sha256, plan_sha256),
+        ("other images", run.data_sha256, data_sha256),
+        ("another network", run.design, str(design)),
+        ("another seed", run.seed, run.seed if options.seed is None else options.seed),
+    ]
+    if options.precision != "auto":
+        pairs.append(("another precision", run.precision, options.precision))
+    if not finished:
+        pairs += [
+            ("another version of torch", run.torch, torch.__version__),
+            ("another number of processes", run.processes, team.size),
+            ("another --shard", run.shard, team.shard),
+            ("another --micro-batch", run.micro_batch, options.micro_batch or 0),
+            ("another --compile", run.compile, options.compile),
+        ]
+    for phrase, found, wanted in pairs:
+        if found != wanted:
+            # the digest of the images identifies the data set, and the seed the weights: not shown
+            secret = phrase in ("other images", "another seed")
+            shown = "" if secret else f": it holds {found}, this run has {wanted}"
+            raise CheckpointError(
+                f"{path} was made with {phrase}{shown}",
+                hint="continue with what it was made with, or start again with --restart",
+            )
+    return run
+
+
+def steps_done(path: Path) -> int:
+    """Returns the number of steps the checkpoint at `path` has behind it; 0 if there is none.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    if not path.exists():
+        return 0
+    with _open(path) as (_, _, step):
+        return step
+
+
+def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) -> TrainedExpert:
+    """Returns the expert that a finished checkpoint holds, in any of the plan's averages.
+
+    Args:
+        path: The checkpoint.
+        plan: The plan it was trained under.
+        ema_half_life: In steps, one of `plan.training.ema_half_lives`; None is the first.
+
+    Raises:
+        StateError: the plan has no such average, or the training is not finished.
+        CheckpointError: the checkpoint cannot be read.
+    """
+    half_life = choose_half_life(plan, ema_half_life)
+    with _open(path) as (file, run, step):
+        if step != plan.training.steps:
+            raise StateError(
+                f"{path} has {step} of the plan's {plan.training.steps} steps behind it",
+                hint="finish the training first",
+            )
+        prefix = f"ema{half_life}."
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
+        state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    facts = TrainingFacts(
+        program=f"ddm-fed {__version__}",
+        torch=run.torch,
+        precision=run.precision,
+        steps=step,
+        ema_half_life=half_life,
+    )
+    return TrainedExpert(state, facts)
+
+
+def choose_half_life(plan: Plan, wanted: int | None) -> int:
+    """Returns `wanted`, or the plan's first half-life.
+
+    Raises:
+        StateError: the plan does not name it.
+    """
+    named = plan.training.ema_half_lives
+    if wanted is None:
+        return named[0]
+    if wanted not in named:
+        raise StateError(
+            f"the plan has no average of half-life {wanted} steps",
+            hint=f"choose one of {', '.join(map(str, named))}",
+        )
+    return wanted
+
+
+def save(path: Path, run: RunIdentity, step: int, learner: Learner, team: Team) -> None:
+    """Writes the state after `step` steps. Every process calls it; process 0 writes.
+
+    A reader finds the old file or the new one, whole.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, value in _tensors(learner):
+        full = whole(value)  # all processes take part in putting it together
+        if team.rank == 0:
+            tensors[name] = full.detach().cpu().contiguous()
+    if team.rank == 0:
+        _write(path, run, step, tensors)
+
+
+def restore(path: Path, learner: Learner) -> int:
+    """Copies the checkpoint at `path` into place and returns the steps it has behind it."""
+    with _open(path) as (file, _, step), torch.no_grad():
+        for name, value in learner.model.state_dict().items():
+            whole_weight = file.get_tensor(f"model.{name}")
+            fill(value, whole_weight)
+            for half_life, average in learner.averages.of.items():
+                start = file.get_tensor(f"ema{half_life}.{name}") if step else whole_weight
+                fill(average[name], start)
+        if step == 0:
+            return 0
+        for name, weight in learner.model.named_parameters():
+            moments = {slot: torch.zeros_like(weight) for slot in MOMENTS}
+            for slot, moment in moments.items():
+                fill(moment, file.get_tensor(f"{slot}.{name}"))
+            counter = torch.tensor(float(step), device=weight.device)
+            learner.optimizer.state[weight] = {"step": counter, **moments}
+    return step
+
+
+def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:
+    for name, value in learner.model.state_dict().items():
+        yield f"model.{name}", value
+    for half_life, average in learner.averages.of.items():
+        for name, value in average.items():
+            yield f"ema{half_life}.{name}", value
+    for name, weight in learner.model.named_parameters():
+        for slot in MOMENTS:
+            yield f"{slot}.{name}", learner.optimizer.state[weight][slot]
+
+
+def _write(path: Path, run: RunIdentity, step: int, tensors: dict[str, Tensor]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{PART_PREFIX}{path.name}")
+    save_file(tensors, part, metadata={"run": json.dumps(asdict(run)), "step": str(step)})
+    commit_file(part, path)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[tuple[Any, RunIdentity, int]]:
+    """Yields the checkpoint's tensors, its run and its step."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            run = RunIdentity(**json.loads(metadata["run"]))
+            yield file, run, int(metadata["step"])
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(
+            f"the checkpoint {path} cannot be read: {error}",
+            hint="restore it from backup, or start again with --restart",
+        ) from None

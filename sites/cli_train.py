@@ -1,0 +1,196 @@
+"""`ddm-site train`: the site's whole job under a plan, and the choices that are its own."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed import console
+from sites.options import PlanOption, SiteOption, open_published
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddm_fed.privacy import ImageSet, Private
+    from ddm_fed.records import ExpertDesign, Plan
+    from ddm_fed.training import StepReport
+    from sites.data import DataReport
+    from sites.folder import SiteFolder
+    from sites.jobs import Screen, TrainingOptions
+
+    Choose = Callable[[Plan], TrainingOptions]
+    Load = Callable[[Plan], tuple[Private[ImageSet], DataReport]]
+
+
+class PrecisionName(StrEnum):
+    """Choices of `--precision`."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+def train(
+    plan: PlanOption,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="`digits` (or digits:0-4), an .npz with images and labels, an .npy that is mapped "
+            "into memory, or a folder of images."
+        ),
+    ],
+    site: SiteOption = Path(),
+    value_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Values that mean black and white, if the dtype does not say."),
+    ] = None,
+    max_bad_fraction: Annotated[
+        float, typer.Option(help="Most unreadable files in a folder, as a fraction.", min=0, max=1)
+    ] = 0.05,
+    architecture: Annotated[
+        str | None, typer.Option(help="Out of the plan's; by default its first. So too below.")
+    ] = None,
+    path: Annotated[str | None, typer.Option(help="linear, cosine or vp.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="velocity, noise or image.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="The plan's base checkpoint on this machine.")
+    ] = None,
+    ema_half_life: Annotated[
+        int | None,
+        typer.Option(help="Which of the plan's averages is the expert; also after training."),
+    ] = None,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="Of the arithmetic; auto measures which is faster here.")
+    ] = PrecisionName.AUTO,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Most images in memory at once; changes no result.", min=1)
+    ] = None,
+    compile_network: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first, where torch can.")
+    ] = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun: divide the weights as well.")
+    ] = False,
+    sample_every: Annotated[
+        int | None, typer.Option(help="Steps between pictures of samples, in private/.", min=1)
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="For reproducible experiments; random and secret otherwise.")
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints; 0 means every step.", min=0)
+    ] = 30.0,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget the checkpoint and train from the start.")
+    ] = False,
+) -> None:
+    """Do the whole job under a plan: train, compute the private release, write and sign the bundle.
+
+    The same command continues after a kill. Example: ddm-site train --plan published --data digits
+
+    With several GPUs: torchrun --nproc-per-node 8 -m sites train --plan published --data …
+    """
+    from ddm_fed.training import RunOptions, process_rank
+    from sites.jobs import TrainingOptions
+
+    run = RunOptions(
+        seed=seed,
+        precision=precision.value,
+        checkpoint_every_s=checkpoint_every,
+        micro_batch=micro_batch,
+        compile=compile_network,
+        shard=shard,
+        base=base,
+        ema_half_life=ema_half_life,
+        sample_every=sample_every,
+    )
+
+    def choose(agreed: "Plan") -> TrainingOptions:
+        return TrainingOptions(run, _design(agreed, architecture, path, prediction), restart)
+
+    def load(agreed: "Plan") -> "tuple[Private[ImageSet], DataReport]":
+        from sites.data import load_images
+
+        return load_images(
+            data, agreed.data, value_range=value_range, max_bad_fraction=max_bad_fraction
+        )
+
+    if process_rank() != 0:
+        _help(site, plan, choose, load)
+        return
+    _lead(site, plan, choose, load)
+
+
+def _design(
+    plan: "Plan", architecture: str | None, path: str | None, prediction: str | None
+) -> "ExpertDesign":
+    """Returns the plan's default with what was chosen in its place."""
+    from pydantic import ValidationError
+
+    from ddm_fed.records import ExpertDesign, explain
+
+    chosen = {"architecture": architecture, "path": path, "prediction": prediction}
+    named = {name: value for name, value in chosen.items() if value is not None}
+    try:
+        return ExpertDesign.model_validate(plan.expert.default.model_dump() | named)
+    except ValidationError as error:
+        raise typer.BadParameter(explain(error, ExpertDesign)) from None
+
+
+def _lead(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
+    from sites.jobs import run_plan
+    from sites.outbox import find_bundles
+
+    home, published = open_published(site, plan)
+    trust = published.trust
+    options = choose(trust.plan)
+    with home.changing():
+        images, report = load(trust.plan)
+        _show_data(home.settings.name, report)
+        with _screen(home, trust.plan_sha256, trust.plan.training.steps) as screen:
+            bundle = run_plan(home, trust, published.log, images, options, screen)
+        drafts = find_bundles(home.drafts)
+    console.say(f"{home.settings.name}: signed bundle {bundle}")
+    step = "review" if bundle in drafts else "submit --to INBOX"
+    console.next_step(f"ddm-site {step} --site {site} --plan {plan}")
+
+
+def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
+    """What every process but the first does: it holds no lock and writes nothing."""
+    from ddm_fed.published import read_published
+    from sites.folder import SiteFolder
+    from sites.jobs import help_train
+
+    home = SiteFolder.open(site)
+    trust = read_published(plan if plan.is_dir() else plan.parent, home.settings.root)
+    help_train(home, trust, load(trust.plan)[0], choose(trust.plan))
+
+
+def _show_data(name: str, report: "DataReport") -> None:
+    console.say(f"{name}: {report.count} images from {report.source}")
+    for note in report.notes:
+        console.say(f"  {note}")
+    if report.skipped:
+        console.say(f"  {len(report.skipped)} files could not be read and were left out:")
+        for line in report.skipped:
+            console.say(f"    {line}")
+
+
+@contextmanager
+def _screen(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Screen]":
+    """Shows a bar of the steps; pictures of samples go to the site's private folder."""
+    from ddm_fed.pictures import write_grid
+    from sites.jobs import Screen
+
+    with console.counting(f"training {home.settings.name}", steps, "steps") as update:
+
+        def on_step(step: "StepReport") -> None:
+            update(step.step, f"loss {step.loss:.4f}  {step.images_per_s:,.0f} images/s")
+
+        def on_sample(step: int, images: "Tensor") -> None:
+            write_grid(home.work(plan_sha256) / f"samples-{step:07d}.png", images)
+
+        yield Screen(on_step, on_sample, console.say)
