@@ -281,13 +281,13 @@ def _released(work: Path, data_sha256: str) -> bool:
 def _write_draft(site: SiteFolder, work: Path, trust: Trust, log: Log, ledger: SiteLedger) -> Path:
     """Signs what `work` holds; returns an equal bundle that is there already, if there is one."""
     digests, sizes = file_digests(work)
+    facts, design, _ = _recorded(work)
     for bundle in (*find_bundles(site.drafts), *find_bundles(site.released)):
-        if _same(bundle, trust, digests):
+        if _same(bundle, trust, digests, facts):
             return bundle
     plan, issued_at = trust.plan, now()
     superseded = log.newest(site.settings.name)
     entries = ledger.entries()
-    facts, design, _ = _recorded(work)
     submission = Submission(
         federation=plan.federation,
         plan_sha256=trust.plan_sha256,
@@ -323,8 +323,8 @@ def _write_draft(site: SiteFolder, work: Path, trust: Trust, log: Log, ledger: S
     return target
 
 
-def _same(bundle: Path, trust: Trust, digests: dict[str, str]) -> bool:
-    """Returns whether `bundle` holds the same files under the same plan, and is still valid."""
+def _same(bundle: Path, trust: Trust, digests: dict[str, str], facts: TrainingFacts) -> bool:
+    """Returns whether `bundle` says the same of the same files and plan, and is still valid."""
     envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
     try:
         statement, _ = read_submission(
@@ -336,5 +336,6 @@ def _same(bundle: Path, trust: Trust, digests: dict[str, str]) -> bool:
     return (
         {subject.name: subject.digest.sha256 for subject in statement.subject} == digests
         and submission.plan_sha256 == trust.plan_sha256
+        and submission.training == facts
         and now() < submission.expires_at
     )
