@@ -17,9 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddm_fed.assembly import load_ensemble, verify_ensemble
+from ddm_fed.assembly import verify_ensemble
 from ddm_fed.ensemble import Ensemble, Strategy
 from ddm_fed.flows import Expert
+from ddm_fed.loading import load_ensemble
 from ddm_fed.models import build_network
 from ddm_fed.records import Plan
 from ddm_fed.router import PriorRouter

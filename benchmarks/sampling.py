@@ -175,9 +175,9 @@ def sample_lazily(file: Path, sites: int) -> int:
     """Samples from `sites` experts read from `file`, one in memory at a time; returns the loads."""
     from types import SimpleNamespace
 
-    from ddm_fed.assembly import load_expert
     from ddm_fed.bundle import EXPERT_FILE
     from ddm_fed.files import sha256_of
+    from ddm_fed.loading import load_expert
 
     bundle = SimpleNamespace(
         submission=SimpleNamespace(expert=LARGE),

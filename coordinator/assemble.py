@@ -8,13 +8,12 @@ from coordinator import audit
 from coordinator.admission import Admitted, admitted_bundles, current_members, recover
 from coordinator.book import append, publish_log
 from coordinator.folder import CoordinatorFolder
-from ddm_fed.assembly import Member, WrittenEnsemble, write_ensemble
+from ddm_fed.assembly import BuiltRouterFile, Member, WrittenEnsemble, write_ensemble
 from ddm_fed.errors import StateError
 from ddm_fed.files import Advance
 from ddm_fed.log import Log
 from ddm_fed.receipts import sign_removal
-from ddm_fed.records import Removal, now
-from ddm_fed.router import RouterKind
+from ddm_fed.records import Removal, RouterName, now
 from ddm_fed.signing import Trust
 
 
@@ -81,14 +80,22 @@ def assemble(
     home: CoordinatorFolder,
     target: Path,
     *,
-    router: RouterKind | None,
+    router: RouterName | BuiltRouterFile | None,
     without: Collection[str],
     advance: Advance = lambda _: None,
 ) -> WrittenEnsemble:
     """Writes and signs the ensemble folder `target`.
 
+    Args:
+        home: The coordinator.
+        target: Must not exist.
+        router: Which router; None is the plan's. One that was made from samples is refused unless
+            its samples are of exactly the members' experts.
+        without: Sites to leave out.
+        advance: Told the bytes copied and verified.
+
     Raises:
-        StateError: `target` exists, or a site is missing.
+        StateError: `target` exists, a site is missing, or the router is of other experts.
     """
     _require_free(target)
     trust = home.trust()
@@ -101,6 +108,10 @@ def assemble(
         )
         for name, item in _choose(home, trust, log, without).items()
     }
+    built = None
+    if isinstance(router, BuiltRouterFile):
+        _require_made_of(router, members)
+        built, router = router, router.record.kind
     verified = write_ensemble(
         target,
         home.published,
@@ -109,6 +120,7 @@ def assemble(
         members,
         router or trust.plan.router.kind,
         home.key(trust.chain),
+        built=built,
         advance=advance,
     )
     audit.record(
@@ -119,6 +131,18 @@ def assemble(
         members=sorted(members),
     )
     return verified
+
+
+def _require_made_of(built: BuiltRouterFile, members: Mapping[str, Member]) -> None:
+    """Refuses a router made from the samples of other experts than the members': it is stale."""
+    wanted = tuple(members[site].entry.submission_sha256 for site in sorted(members))
+    if built.record.submissions != wanted:
+        raise StateError(
+            f"the router in {built.file.parent} is stale: it was made from samples of "
+            f"{len(built.record.submissions)} experts that are not these {len(wanted)}",
+            hint="assemble without it, build it anew from that ensemble with `ddm-coord router "
+            "build`, and assemble with the new one",
+        )
 
 
 def _require_free(target: Path) -> None:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 import typer
 
-from coordinator import cli_plan, cli_roster, cli_verify
+from coordinator import cli_plan, cli_roster, cli_router, cli_verify
 from coordinator.options import CoordinatorOption, JsonOption, RootOption, pinned_root
 from ddm_fed import __version__, console
 from ddm_fed.files import size_below
 
 if TYPE_CHECKING:
     from coordinator.folder import CoordinatorFolder
+    from ddm_fed.assembly import BuiltRouterFile
 
 app = typer.Typer(
     name="ddm-coord",
@@ -37,9 +38,10 @@ SETUP, WORK, USE = "Set up", "Admit and assemble", "Use an ensemble"
 
 app.add_typer(cli_roster.app, rich_help_panel=SETUP)
 app.add_typer(cli_plan.app, rich_help_panel=SETUP)
+app.add_typer(cli_router.app, rich_help_panel=WORK)
 app.command(rich_help_panel=WORK)(cli_verify.verify)
 app.command(rich_help_panel=USE)(cli_verify.audit)
-RouterName = Literal["prior", "mixture"]
+RouterName = Literal["prior", "mixture", "replay", "hybrid"]  # importing it would load pydantic
 
 
 def main() -> None:
@@ -206,7 +208,11 @@ def assemble(
     target: Annotated[Path, typer.Argument(help="Folder to make.")],
     coordinator: CoordinatorOption = Path(),
     router: Annotated[
-        str | None, typer.Option(help="prior or mixture; by default what the plan says.")
+        str | None,
+        typer.Option(
+            help="prior or mixture, or a folder that `router build` made; by default what the plan "
+            "says."
+        ),
     ] = None,
     without: Annotated[
         list[str] | None, typer.Option(help="Leave this site out. May be given several times.")
@@ -219,13 +225,29 @@ def assemble(
     from coordinator.folder import CoordinatorFolder
 
     home = CoordinatorFolder.open(coordinator)
-    kind = _router(router)
     with home.changing():
-        _assemble(home, target, kind, without or [])
+        _assemble(home, target, _chosen_router(router), without or [])
+
+
+def _chosen_router(router: str | None) -> "RouterName | BuiltRouterFile | None":
+    if router is not None and Path(router).is_dir():
+        from coordinator.routers import read_built
+
+        return read_built(Path(router))
+    kind = _router(router)
+    if kind in ("replay", "hybrid"):
+        raise typer.BadParameter(
+            f"a {kind} router is made of samples: give the folder that `ddm-coord router build "
+            f"--kind {kind}` made"
+        )
+    return kind
 
 
 def _assemble(
-    home: "CoordinatorFolder", target: Path, kind: RouterName | None, without: list[str]
+    home: "CoordinatorFolder",
+    target: Path,
+    router: "RouterName | BuiltRouterFile | None",
+    without: list[str],
 ) -> None:
     from coordinator import assemble as assembling
 
@@ -236,7 +258,9 @@ def _assemble(
         for digest in item.sha256.values()
     )
     with console.moving_bytes("assembling", total) as advance:
-        verified = assembling.assemble(home, target, router=kind, without=without, advance=advance)
+        verified = assembling.assemble(
+            home, target, router=router, without=without, advance=advance
+        )
     names = ", ".join(member.site for member in verified.record.members)
     console.say(f"{target} is a signed ensemble of {names}")
     root = home.settings.root

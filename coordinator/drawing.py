@@ -18,15 +18,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddm_fed.assembly import load_ensemble, verify_ensemble
+from ddm_fed.assembly import verify_ensemble
 from ddm_fed.ensemble import Ensemble, Strategy
 from ddm_fed.errors import StateError
 from ddm_fed.experts import Precision
 from ddm_fed.files import PART_PREFIX, commit_file, exclusive, write_atomically
 from ddm_fed.flows import CALLS_PER_STEP, ClassCondition, Solver
+from ddm_fed.loading import load_ensemble
 from ddm_fed.pictures import write_grid, write_picture
-from ddm_fed.records import DataSpec, canonical_json, sha256_hex
-from ddm_fed.router import RouterKind
+from ddm_fed.records import DataSpec, RouterName, canonical_json, sha256_hex
 from ddm_fed.sampling import SamplingOptions, sample_chunk
 
 GRID_SAMPLES = 100
@@ -40,7 +40,7 @@ class DrawOptions:
 
     count: int
     strategy: Strategy | None
-    router: RouterKind | None
+    router: RouterName | None
     steps: int
     solver: Solver
     seed: int

@@ -7,6 +7,7 @@
     sites/SITE/                   the bundle exactly as SITE signed it
     receipts/SITE.dsse.json       the coordinator's receipt for it
     receipts/SITE.tlog-proof      the proof that the receipt is in the log
+    router.safetensors            where the router was trained or calibrated on samples
     model.sig                     optional, for other tools (`ddm_fed.oms`); proves nothing here
 
 Verification: rosters and plan lead from the pinned digest to the coordinator's key; the statement
@@ -17,24 +18,17 @@ being named; and all digests agree.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from ddm_fed.bundle import (
     ENVELOPE_FILE,
-    EXPERT_FILE,
     ROUTER_FILE,
     TENSOR_FILES,
     VerifiedBundle,
-    read_weights,
     verify_bundle,
 )
-from ddm_fed.ensemble import Ensemble
 from ddm_fed.errors import DigestError, LogError, PlanMismatchError
-from ddm_fed.experts import ExpertPool, Precision
 from ddm_fed.files import (
     Advance,
     check_file,
@@ -46,24 +40,22 @@ from ddm_fed.files import (
     sha256_of,
     write_atomically,
 )
-from ddm_fed.flows import Expert
 from ddm_fed.log import Log, LogEntry, read_log
-from ddm_fed.models import build_network
 from ddm_fed.oms import SIGNATURE_FILE
 from ddm_fed.published import published_files, read_published
 from ddm_fed.records import (
     ENSEMBLE_PREDICATE,
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
-    DataSpec,
+    BuiltRouter,
     EnsembleMember,
     EnsembleRecord,
-    ExpertDesign,
+    RouterName,
     Statement,
     sha256_hex,
     subjects,
 )
-from ddm_fed.router import RouterKind, SiteRelease, build_router
+from ddm_fed.router import built_tensors
 from ddm_fed.signing import (
     SigningKey,
     Trust,
@@ -77,6 +69,7 @@ from ddm_fed.signing import (
     write_proof,
 )
 from ddm_fed.submission import read_submission
+from ddm_fed.weights import check_tensor_file
 
 STATEMENT_FILE = "ensemble.dsse.json"
 
@@ -87,6 +80,13 @@ class Member(NamedTuple):
     envelope: bytes
     entry: LogEntry
     files: Mapping[str, Path]
+
+
+class BuiltRouterFile(NamedTuple):
+    """A router made from samples of the experts: its record, and the file of its tensors."""
+
+    record: BuiltRouter
+    file: Path
 
 
 class WrittenEnsemble(NamedTuple):
@@ -107,6 +107,7 @@ class VerifiedEnsemble:
     log: Log
     record: EnsembleRecord
     bundles: tuple[VerifiedBundle, ...]
+    router_sha256: str | None  # of ROUTER_FILE, where the router is made from samples
 
 
 def write_ensemble(
@@ -115,9 +116,10 @@ def write_ensemble(
     trust: Trust,
     log: Log,
     members: Mapping[str, Member],
-    router: RouterKind,
+    router: RouterName,
     key: SigningKey,
     *,
+    built: BuiltRouterFile | None = None,
     advance: Advance = lambda _: None,
 ) -> WrittenEnsemble:
     """Writes the ensemble folder `target`, signs it, verifies it, and only then names it.
@@ -132,6 +134,7 @@ def write_ensemble(
         members: By site.
         router: Which router the ensemble is to use.
         key: The coordinator's key.
+        built: Its parts, where it was made from samples of exactly these members' experts.
         advance: Told the bytes copied and verified.
     """
     with new_folder(target) as folder:
@@ -169,6 +172,8 @@ def write_ensemble(
             entries.append(
                 EnsembleMember(site=site, submission_sha256=payload_sha256, log_index=index)
             )
+        if built is not None:
+            put(ROUTER_FILE, built.file.read_bytes())
         record = EnsembleRecord(
             federation=trust.plan.federation,
             root=trust.root,
@@ -178,6 +183,7 @@ def write_ensemble(
             router=router,
             members=tuple(entries),
             left_out=tuple(sorted(log.current(trust.plan_sha256).keys() - members.keys())),
+            built=None if built is None else built.record,
         )
         statement_of_all = Statement[EnsembleRecord](
             subject=subjects(digests), predicateType=ENSEMBLE_PREDICATE, predicate=record
@@ -245,9 +251,24 @@ def verify_ensemble(
         for name, digest in bundles[-1].sha256.items():
             path = f"sites/{member.site}/{name}"
             _require_digest(path, digest, digests[path])
+    if record.built is not None:
+        _verify_router(folder, record.built, trust)
     return VerifiedEnsemble(
-        folder, signed.sha256, signed.signers, trust, log, record, tuple(bundles)
+        folder,
+        signed.sha256,
+        signed.signers,
+        trust,
+        log,
+        record,
+        tuple(bundles),
+        digests.get(ROUTER_FILE),
     )
+
+
+def _verify_router(folder: Path, built: BuiltRouter, trust: Trust) -> None:
+    """Refuses a router file that does not hold what its record says, before a byte is parsed."""
+    with open_regular(folder / ROUTER_FILE) as file:
+        check_tensor_file(file, built_tensors(trust.plan.data, built), what="the router")
 
 
 def _require_complete(record: EnsembleRecord, log: Log) -> None:
@@ -342,61 +363,3 @@ def _require_digest(name: str, found: str, signed: str) -> None:
             f"`{name}` is not what the ensemble was signed with: found {found}, signed {signed}",
             hint="it was altered or damaged after signing; fetch the whole folder again",
         )
-
-
-def load_ensemble(
-    verified: VerifiedEnsemble,
-    *,
-    router: RouterKind | None = None,
-    resident: int | None = None,
-    device: torch.device | str = "cpu",
-    precision: Precision = "float32",
-) -> Ensemble:
-    """Returns the experts and the router of a verified ensemble, ready to sample from.
-
-    Args:
-        verified: Only a verified ensemble is read.
-        router: Use another router than the one the ensemble was assembled with.
-        resident: The most experts in memory at once, loaded when they are asked; by default all,
-            loaded now.
-        device: Where experts run.
-        precision: What experts multiply in.
-
-    Raises:
-        DigestError: an expert's file changed after it was verified; with `resident` when the
-            expert is asked.
-    """
-    plan = verified.trust.plan
-    experts = ExpertPool(
-        [partial(load_expert, plan.data, bundle) for bundle in verified.bundles],
-        resident=resident,
-        largest_time=min(_largest_time(bundle.submission.expert) for bundle in verified.bundles),
-        device=device,
-        precision=precision,
-    )
-    if resident is None:
-        experts.load_all()
-    releases = [
-        SiteRelease(
-            {name: value.numpy() for name, value in read_weights(bundle, ROUTER_FILE).items()},
-            bundle.noise_multipliers,
-        )
-        for bundle in verified.bundles
-    ]
-    return Ensemble(experts, build_router(plan, router or verified.record.router, releases))
-
-
-def load_expert(data: DataSpec, bundle: VerifiedBundle) -> Expert:
-    """Returns the expert of a bundle. Its weights are in memory once, beside the file's bytes."""
-    design, weights = bundle.submission.expert, read_weights(bundle, EXPERT_FILE)
-    with torch.device("meta"):
-        network = build_network(data, design)
-    network.load_state_dict(weights, assign=True)
-    if any(value.is_meta for value in network.buffers()):  # tables that are no weights
-        network = build_network(data, design)
-        network.load_state_dict(weights, assign=True)
-    return Expert(network.eval().requires_grad_(False), design.path, design.prediction)
-
-
-def _largest_time(design: ExpertDesign) -> float:
-    return Expert(lambda x, *_: x, design.path, design.prediction).largest_time

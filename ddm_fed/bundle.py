@@ -360,14 +360,24 @@ def read_weights(bundle: VerifiedBundle, name: str) -> dict[str, torch.Tensor]:
     Raises:
         DigestError: the bytes are not the ones that were verified.
     """
-    with open_regular(bundle.files[name]) as file:
+    return read_verified(
+        bundle.files[name], bundle.sha256[name], what=f"`{name}` of `{bundle.site}`"
+    )
+
+
+def read_verified(path: Path, sha256: str, *, what: str) -> dict[str, torch.Tensor]:
+    """Returns the tensors of a file whose header was checked and whose digest is `sha256`.
+
+    Raises:
+        DigestError: the bytes are not the ones that were verified.
+    """
+    with open_regular(path) as file:
         data = bytearray(os.fstat(file.fileno()).st_size)
         file.readinto(data)
     digest = hashlib.sha256(data).hexdigest()
-    if digest != bundle.sha256[name]:
+    if digest != sha256:
         raise DigestError(
-            f"`{name}` of `{bundle.site}` changed after it was verified: found {digest}, "
-            f"verified {bundle.sha256[name]}",
+            f"{what} changed after it was verified: found {digest}, verified {sha256}",
             hint="something writes to this folder; find out what, then verify again",
         )
     return view_tensors(data)

@@ -26,10 +26,11 @@ from coordinator import rosters
 from coordinator.admission import admit_arrivals
 from coordinator.assemble import assemble
 from coordinator.cli import app
-from ddm_fed.assembly import load_ensemble, verify_ensemble
+from ddm_fed.assembly import verify_ensemble
 from ddm_fed.bundle import EXPERT_FILE, verify_bundle
 from ddm_fed.ensemble import Strategy
 from ddm_fed.errors import CheckpointError, PlanMismatchError, StateError, WeightsError
+from ddm_fed.loading import load_ensemble
 from ddm_fed.records import ExpertDesign, now, read_plan_toml
 from ddm_fed.sampling import SamplingOptions, sample
 from ddm_fed.training import RunOptions

@@ -25,7 +25,7 @@ from federation import (
 
 from coordinator import members, rosters
 from coordinator.assemble import assemble, remove
-from ddm_fed.assembly import STATEMENT_FILE, load_ensemble, verify_ensemble
+from ddm_fed.assembly import STATEMENT_FILE, verify_ensemble
 from ddm_fed.bundle import ENVELOPE_FILE, EXPERT_FILE, ROUTER_FILE
 from ddm_fed.errors import (
     DdmFedError,
@@ -39,6 +39,7 @@ from ddm_fed.errors import (
     StateError,
     UnknownSignerError,
 )
+from ddm_fed.loading import load_ensemble
 from ddm_fed.log import CHECKPOINT_FILE, LEAVES_FILE
 from ddm_fed.published import read_seen
 from ddm_fed.records import IN_TOTO_PAYLOAD, canonical_json, sha256_hex

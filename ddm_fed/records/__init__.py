@@ -20,6 +20,10 @@ from ddm_fed.records.base import RootPin as RootPin
 from ddm_fed.records.base import Sha256 as Sha256
 from ddm_fed.records.base import explain as explain
 from ddm_fed.records.base import now as now
+from ddm_fed.records.built_router import LEARNED_ROUTERS as LEARNED_ROUTERS
+from ddm_fed.records.built_router import BuiltRouter as BuiltRouter
+from ddm_fed.records.built_router import RouterName as RouterName
+from ddm_fed.records.built_router import RouterNetworkSpec as RouterNetworkSpec
 from ddm_fed.records.canonical import MAX_DOCUMENT_BYTES as MAX_DOCUMENT_BYTES
 from ddm_fed.records.canonical import canonical_json as canonical_json
 from ddm_fed.records.canonical import parse_json as parse_json

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 
 from ddm_fed.records.base import Count, LogSize, Moment, Name, Record, RootPin, Sha256
+from ddm_fed.records.built_router import LEARNED_ROUTERS, BuiltRouter, RouterName
 from ddm_fed.records.ledger import PrivacyStatement
 from ddm_fed.records.plan import ExpertDesign
 from ddm_fed.records.roster import Require
@@ -17,7 +18,6 @@ REMOVAL_PREDICATE = "urn:ddm-fed:removal:v1"
 ENSEMBLE_PREDICATE = "urn:ddm-fed:ensemble:v1"
 
 Text = Annotated[str, StringConstraints(max_length=200)]
-RouterName = Literal["prior", "mixture"]
 
 
 class RosterReference(Record):
@@ -154,6 +154,8 @@ class EnsembleRecord(Record):
     """What an ensemble is made of. A pure function of log and rosters: it names no clock.
 
     `left_out` lists the sites that have an admitted submission under the plan and are not members.
+    `built` says how the router in the ensemble's folder was made; without, it is computed from what
+    the sites released.
     """
 
     federation: Name
@@ -164,6 +166,19 @@ class EnsembleRecord(Record):
     router: RouterName
     members: Annotated[tuple[EnsembleMember, ...], Field(min_length=1, max_length=1000)]
     left_out: Annotated[tuple[Name, ...], Field(max_length=1000)]
+    built: BuiltRouter | None = None
+
+    @model_validator(mode="after")
+    def _router_is_of_these_members(self) -> Self:
+        if self.built is None:
+            if self.router in LEARNED_ROUTERS:
+                raise ValueError(f"a {self.router} router is made of samples; `built` is missing")
+            return self
+        if self.built.kind != self.router:
+            raise ValueError(f"`built` is a {self.built.kind} router, `router` is {self.router}")
+        if self.built.submissions != tuple(member.submission_sha256 for member in self.members):
+            raise ValueError("`built` was made from the experts of other members")
+        return self
 
     @model_validator(mode="after")
     def _members_are_distinct(self) -> Self:

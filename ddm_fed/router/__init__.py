@@ -1,12 +1,32 @@
 """Which site's expert answers: log p(k | x_t, t, c) from releases alone."""
 
 from ddm_fed.router.base import Router as Router
-from ddm_fed.router.fit import RouterKind as RouterKind
+from ddm_fed.router.built import built_tensors as built_tensors
+from ddm_fed.router.built import calibration_tensors as calibration_tensors
+from ddm_fed.router.built import network_tensors as network_tensors
+from ddm_fed.router.built import restore_router as restore_router
+from ddm_fed.router.built import router_network as router_network
+from ddm_fed.router.calibration import CALIBRATION_TIMES as CALIBRATION_TIMES
+from ddm_fed.router.calibration import CalibratedRouter as CalibratedRouter
+from ddm_fed.router.calibration import Calibration as Calibration
+from ddm_fed.router.calibration import TimeQuality as TimeQuality
+from ddm_fed.router.calibration import fit_calibration as fit_calibration
+from ddm_fed.router.calibration import posterior_quality as posterior_quality
+from ddm_fed.router.fit import ClosedForm as ClosedForm
 from ddm_fed.router.fit import SiteRelease as SiteRelease
 from ddm_fed.router.fit import build_router as build_router
+from ddm_fed.router.fit import fit_mixtures as fit_mixtures
+from ddm_fed.router.fit import released_weights as released_weights
+from ddm_fed.router.fitting import train_classifier as train_classifier
+from ddm_fed.router.fitting import train_head as train_head
+from ddm_fed.router.hybrid import HybridRouter as HybridRouter
+from ddm_fed.router.learned import ClassifierRouter as ClassifierRouter
+from ddm_fed.router.learned import HeadsRouter as HeadsRouter
 from ddm_fed.router.mixture import GaussianMixtures as GaussianMixtures
 from ddm_fed.router.mixture import MixtureRouter as MixtureRouter
+from ddm_fed.router.network import CoefficientNetwork as CoefficientNetwork
 from ddm_fed.router.prior import PriorRouter as PriorRouter
+from ddm_fed.router.reference import PooledReference as PooledReference
 from ddm_fed.router.statistics import ROUTER_PURPOSES as ROUTER_PURPOSES
 from ddm_fed.router.statistics import release_statistics as release_statistics
 from ddm_fed.router.statistics import release_tensors as release_tensors

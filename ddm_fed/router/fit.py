@@ -18,7 +18,7 @@ from ddm_fed.router.statistics import LOCATION, SHAPE, Ints, Location, decode_lo
 
 FLOOR_FACTOR = 0.5  # of the noise's spectral edge; measured in docs/adr/0006
 LEAST_VARIANCE = 0.1  # coefficients are not Gaussian: keeps low t from over-confidence
-RouterKind = Literal["prior", "mixture"]
+ClosedForm = Literal["prior", "mixture"]  # those that are computed from releases alone
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class SiteRelease:
     noise_multipliers: dict[str, float]
 
 
-def build_router(plan: Plan, kind: RouterKind, releases: Sequence[SiteRelease]) -> Router:
+def build_router(plan: Plan, kind: ClosedForm, releases: Sequence[SiteRelease]) -> Router:
     """Returns the router over the sites of `releases`, in their order.
 
     Args:
@@ -42,8 +42,7 @@ def build_router(plan: Plan, kind: RouterKind, releases: Sequence[SiteRelease]) 
             released a usable count.
     """
     if kind == "prior":
-        locations = [_location(plan, site) for site in releases]
-        return PriorRouter(_cover(torch.stack([location.weights for location in locations])))
+        return PriorRouter(released_weights(plan, releases))
     spec = plan.router
     if not isinstance(spec, MixtureRouterSpec):
         raise StateError(
@@ -56,6 +55,12 @@ def build_router(plan: Plan, kind: RouterKind, releases: Sequence[SiteRelease]) 
         centre=float(spec.centre),
         components_are_classes=bool(plan.data.classes),
     )
+
+
+def released_weights(plan: Plan, releases: Sequence[SiteRelease]) -> Tensor:
+    """Returns the mass of every class at every site as released, `(K, G)`, or `(K, 1)` without."""
+    locations = [_location(plan, site) for site in releases]
+    return _cover(torch.stack([location.weights for location in locations]))
 
 
 def fit_mixtures(plan: Plan, releases: Sequence[SiteRelease]) -> GaussianMixtures:

@@ -1,0 +1,56 @@
+"""Which of the routers that an ensemble can have knows best whose image it sees."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from coordinator.routers import read_built
+from ddm_fed.assembly import VerifiedEnsemble
+from ddm_fed.errors import StateError
+from ddm_fed.files import sha256_of
+from ddm_fed.loading import load_releases, load_router, read_router
+from ddm_fed.records import MixtureRouterSpec, RouterName
+from ddm_fed.replay import BuildOptions, draw_from_experts, judge_router
+from ddm_fed.router import Router, TimeQuality, released_weights
+
+
+def compare_routers(
+    verified: VerifiedEnsemble, built: Sequence[Path], options: BuildOptions
+) -> dict[str, list[TimeQuality]]:
+    """Returns the quality of every router on the same fresh samples of the experts, by its name.
+
+    Args:
+        verified: The ensemble.
+        built: Folders of routers made from samples of the same experts.
+        options: How many samples, and how they are drawn.
+
+    Raises:
+        StateError: a router was made from other experts, or from these very samples.
+    """
+    routers: dict[str, Router] = {"prior": load_router(verified, "prior")}
+    names: list[RouterName] = [verified.record.router]
+    if isinstance(verified.trust.plan.router, MixtureRouterSpec):
+        names.append("mixture")
+    for name in names:
+        label = f"{name} of the ensemble" if name == verified.record.router else name
+        routers.setdefault(label, load_router(verified, name))
+    members = tuple(member.submission_sha256 for member in verified.record.members)
+    for folder in built:
+        record, file = read_built(folder)
+        if record.submissions != members:
+            raise StateError(
+                f"the router in {folder} was made from samples of other experts",
+                hint="build it anew from this ensemble",
+            )
+        if record.seed == options.seed:
+            raise StateError(
+                f"the router in {folder} was made from the samples of seed {record.seed}, which "
+                "would judge it",
+                hint="give another --seed",
+            )
+        routers[str(folder)] = read_router(verified, record, file, sha256_of(file))
+    weights = released_weights(verified.trust.plan, load_releases(verified))
+    shares = weights.sum(1) / weights.sum()
+    drawn = draw_from_experts(verified, weights, options)
+    return {
+        name: judge_router(router, drawn, shares, options.seed) for name, router in routers.items()
+    }

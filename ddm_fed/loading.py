@@ -1,0 +1,133 @@
+"""From a verified ensemble to one that can be sampled: experts, releases and router in memory.
+
+Only what was verified is loaded, and the digest is taken again of the very bytes that are parsed.
+"""
+
+from functools import partial
+from pathlib import Path
+from typing import cast, get_args
+
+import torch
+
+from ddm_fed.assembly import VerifiedEnsemble
+from ddm_fed.bundle import EXPERT_FILE, ROUTER_FILE, VerifiedBundle, read_verified, read_weights
+from ddm_fed.ensemble import Ensemble
+from ddm_fed.errors import StateError
+from ddm_fed.experts import ExpertPool, Precision
+from ddm_fed.files import open_regular
+from ddm_fed.flows import Expert
+from ddm_fed.models import build_network
+from ddm_fed.records import BuiltRouter, DataSpec, ExpertDesign, RouterName
+from ddm_fed.router import (
+    ClosedForm,
+    Router,
+    SiteRelease,
+    build_router,
+    built_tensors,
+    restore_router,
+)
+from ddm_fed.weights import check_tensor_file
+
+
+def load_ensemble(
+    verified: VerifiedEnsemble,
+    *,
+    router: RouterName | None = None,
+    resident: int | None = None,
+    device: torch.device | str = "cpu",
+    precision: Precision = "float32",
+) -> Ensemble:
+    """Returns the experts and the router of a verified ensemble, ready to sample from.
+
+    Args:
+        verified: Only a verified ensemble is read.
+        router: Use another router than the one the ensemble was assembled with.
+        resident: The most experts in memory at once, loaded when they are asked; by default all,
+            loaded now.
+        device: Where experts run.
+        precision: What experts multiply in.
+
+    Raises:
+        DigestError: an expert's file changed after it was verified; with `resident` when the
+            expert is asked.
+        StateError: this router has to be built from samples, and the ensemble has none.
+    """
+    plan = verified.trust.plan
+    experts = ExpertPool(
+        [partial(load_expert, plan.data, bundle) for bundle in verified.bundles],
+        resident=resident,
+        largest_time=min(_largest_time(bundle.submission.expert) for bundle in verified.bundles),
+        device=device,
+        precision=precision,
+    )
+    if resident is None:
+        experts.load_all()
+    return Ensemble(experts, load_router(verified, router))
+
+
+def load_router(verified: VerifiedEnsemble, kind: RouterName | None = None) -> Router:
+    """Returns the router of a verified ensemble, or another that its releases can serve.
+
+    Raises:
+        StateError: `kind` has to be built from samples, and the ensemble has none of it.
+        DigestError: the router's file changed after it was verified.
+    """
+    plan, record = verified.trust.plan, verified.record
+    kind = kind or record.router
+    if record.built is not None and record.built.kind == kind:
+        if verified.router_sha256 is None:  # verification required the file
+            raise ValueError("a built router without a file")
+        file = verified.folder / ROUTER_FILE
+        return read_router(verified, record.built, file, verified.router_sha256)
+    if kind not in get_args(ClosedForm):
+        raise StateError(
+            f"the ensemble has no {kind} router, it has a {record.router} router",
+            hint=f"make one with `ddm-coord router build --kind {kind}` and assemble with it",
+        )
+    return build_router(plan, cast(ClosedForm, kind), load_releases(verified))
+
+
+def read_router(verified: VerifiedEnsemble, built: BuiltRouter, file: Path, sha256: str) -> Router:
+    """Returns a router made from samples, over the sites of a verified ensemble.
+
+    Args:
+        verified: The ensemble.
+        built: What the file holds.
+        file: Its tensors.
+        sha256: Their digest.
+
+    Raises:
+        RefusedError: the file holds something else.
+    """
+    plan = verified.trust.plan
+    with open_regular(file) as opened:
+        check_tensor_file(opened, built_tensors(plan.data, built), what="the router")
+    tensors = read_verified(file, sha256, what="the router")
+    return restore_router(plan, built, tensors, load_releases(verified))
+
+
+def load_releases(verified: VerifiedEnsemble) -> list[SiteRelease]:
+    """Returns what every site released for the router, in the ensemble's order."""
+    return [
+        SiteRelease(
+            {name: value.numpy() for name, value in read_weights(bundle, ROUTER_FILE).items()},
+            bundle.noise_multipliers,
+        )
+        for bundle in verified.bundles
+    ]
+
+
+def load_expert(data: DataSpec, bundle: VerifiedBundle) -> Expert:
+    """Returns the expert of a bundle. Its weights are in memory once, beside the file's bytes."""
+    design, weights = bundle.submission.expert, read_weights(bundle, EXPERT_FILE)
+    with torch.device("meta"):
+        network = build_network(data, design)
+    network.load_state_dict(weights, assign=True)
+    if any(value.is_meta for value in network.buffers()):  # tables that are no weights
+        network = build_network(data, design)
+        network.load_state_dict(weights, assign=True)
+    return Expert(network.eval().requires_grad_(False), design.path, design.prediction)
+
+
+def _largest_time(design: ExpertDesign) -> float:
+    return Expert(lambda x, *_: x, design.path, design.prediction).largest_time

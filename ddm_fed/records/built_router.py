@@ -1,0 +1,64 @@
+"""How a router was made from the experts' own samples: a coordinator states it, no site spends.
+
+A router that is computed from what the sites released needs no such record. One that was trained or
+calibrated on samples of the experts does: it is true of those experts only.
+"""
+
+from decimal import Decimal
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from ddm_fed.records.base import Count, Number, Positive, Record, Sha256
+
+RouterName = Literal["prior", "mixture", "replay", "hybrid"]
+LEARNED_ROUTERS: tuple[RouterName, ...] = ("replay", "hybrid")
+
+Switch = Annotated[Number, Field(gt=0, lt=1)]
+
+
+class RouterNetworkSpec(Record):
+    """The network of a learned router and its training; `frequencies` counts per channel."""
+
+    frequencies: Annotated[int, Field(ge=1, le=4096)]
+    width: Annotated[int, Field(ge=8, le=8192)] = 256
+    depth: Annotated[int, Field(ge=1, le=32)] = 3
+    steps: Count = 3000
+    batch_size: Count = 256
+    learning_rate: Positive = Decimal("0.001")
+
+
+class BuiltRouter(Record):
+    """A router trained or calibrated on samples of the experts, and the budget it took.
+
+    Attributes:
+        kind: Which router.
+        submissions: The experts it was made from, in the ensemble's order: it serves no others.
+        samples_per_site: Images drawn from each expert.
+        solver_steps: Steps of the solver that drew them.
+        seed: Decides all draws.
+        network: The network, for kinds that have one.
+        switch: Time below which `hybrid` asks the network, above the closed form.
+        knots: Times at which the posterior was calibrated; none if it was not.
+    """
+
+    kind: RouterName
+    submissions: Annotated[tuple[Sha256, ...], Field(min_length=1, max_length=1000)]
+    samples_per_site: Count
+    solver_steps: Count
+    seed: Annotated[int, Field(ge=0, lt=2**53)]
+    network: RouterNetworkSpec | None = None
+    switch: Switch | None = None
+    knots: Annotated[tuple[Switch, ...], Field(max_length=100)] = ()
+
+    @model_validator(mode="after")
+    def _kind_has_its_parts(self) -> Self:
+        if (self.kind in LEARNED_ROUTERS) != (self.network is not None):
+            raise ValueError("`network` belongs to replay and hybrid, and both need it")
+        if (self.kind == "hybrid") != (self.switch is not None):
+            raise ValueError("`switch` belongs to hybrid, which needs it")
+        if self.network is None and not self.knots:
+            raise ValueError("a router without network and calibration is not built from samples")
+        if list(self.knots) != sorted(set(self.knots)):
+            raise ValueError("`knots` increase")
+        return self

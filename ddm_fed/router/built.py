@@ -1,0 +1,113 @@
+"""A router that was trained or calibrated on samples of the experts: its tensors, and back.
+
+The record says which parts there are (`BuiltRouter`), so the tensors a file must hold follow from
+record and plan, and nothing else is read from it.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ddm_fed.embedding import dct_basis
+from ddm_fed.errors import StateError
+from ddm_fed.records import BuiltRouter, DataSpec, Plan, RouterNetworkSpec
+from ddm_fed.router.base import Router
+from ddm_fed.router.calibration import CalibratedRouter, Calibration
+from ddm_fed.router.fit import SiteRelease, build_router, released_weights
+from ddm_fed.router.hybrid import HybridRouter
+from ddm_fed.router.learned import ClassifierRouter
+from ddm_fed.router.network import CoefficientNetwork
+from ddm_fed.router.prior import PriorRouter
+from ddm_fed.weights import TensorTable
+
+NETWORK, TEMPERATURE, BIAS = "network.", "calibration.log_temperature", "calibration.bias"
+
+
+def router_network(data: DataSpec, spec: RouterNetworkSpec, sites: int) -> CoefficientNetwork:
+    """Returns the network of a learned router over `sites` sites, with undefined weights.
+
+    Raises:
+        StateError: the network wants more frequencies than an image has pixels.
+    """
+    channels, height, width = data.shape
+    if spec.frequencies > height * width:
+        raise StateError(
+            f"the router's network reads {spec.frequencies} frequencies of a channel, images have "
+            f"{height * width} pixels",
+            hint="choose fewer --frequencies",
+        )
+    return CoefficientNetwork(
+        channels * spec.frequencies, sites, len(data.classes), spec.width, spec.depth
+    )
+
+
+def built_tensors(data: DataSpec, built: BuiltRouter) -> TensorTable:
+    """Returns the tensors that the file of a built router holds."""
+    sites, table = len(built.submissions), TensorTable()
+    if built.network is not None:
+        with torch.device("meta"):
+            state = router_network(data, built.network, sites).state_dict()
+        table |= {NETWORK + name: ("F32", tuple(value.shape)) for name, value in state.items()}
+    if built.knots:
+        table[TEMPERATURE] = ("F32", (len(built.knots),))
+        table[BIAS] = ("F32", (len(built.knots), sites))
+    return table
+
+
+def network_tensors(network: CoefficientNetwork) -> dict[str, Tensor]:
+    """Returns the tensors of a trained network as the file of a built router names them."""
+    return {NETWORK + name: value for name, value in network.state_dict().items()}
+
+
+def calibration_tensors(calibration: Calibration) -> dict[str, Tensor]:
+    """Returns the tensors of a calibration as the file names them; its times are in the record."""
+    return {
+        TEMPERATURE: calibration.log_temperature.float(),
+        BIAS: calibration.bias.float(),
+    }
+
+
+def restore_router(
+    plan: Plan, built: BuiltRouter, tensors: Mapping[str, Tensor], releases: Sequence[SiteRelease]
+) -> Router:
+    """Returns the router that `built` describes.
+
+    Args:
+        plan: What was released.
+        built: Which parts there are.
+        tensors: Those of `built_tensors`.
+        releases: One per site, in the order of `built.submissions`.
+    """
+    router = _uncalibrated(plan, built, tensors, releases)
+    if not built.knots:
+        return router
+    times = torch.tensor([float(knot) for knot in built.knots], dtype=torch.float64)
+    logs, biases = tensors[TEMPERATURE].double(), tensors[BIAS].double()
+    return CalibratedRouter(router, Calibration(times, logs, biases))
+
+
+def _uncalibrated(
+    plan: Plan, built: BuiltRouter, tensors: Mapping[str, Tensor], releases: Sequence[SiteRelease]
+) -> Router:
+    match built.kind:
+        case "prior" | "mixture":
+            return build_router(plan, built.kind, releases)
+    if built.network is None:  # the record is validated: it has one
+        raise ValueError(f"a {built.kind} router without a network")
+    network = router_network(plan.data, built.network, len(releases))
+    network.load_state_dict(
+        {
+            name.removeprefix(NETWORK): value
+            for name, value in tensors.items()
+            if name.startswith(NETWORK)
+        }
+    )
+    learned = ClassifierRouter(
+        network.eval().requires_grad_(False),
+        dct_basis(plan.data.shape, built.network.frequencies),
+        PriorRouter(released_weights(plan, releases)),
+    )
+    if built.switch is None:
+        return learned
+    return HybridRouter(build_router(plan, "mixture", releases), learned, float(built.switch))
