@@ -378,6 +378,19 @@ def sample(
         int | None, typer.Option(help="Most experts in memory at once; all by default.", min=1)
     ] = None,
     precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cpu, cuda or cuda:1; several take the experts in turn. By default the GPU, if "
+            "there is one."
+        ),
+    ] = None,
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload", help="Keep experts that gave way to others in the processor's memory."
+        ),
+    ] = False,
     no_png: Annotated[
         bool, typer.Option("--no-png", help="Write no PNG of each sample into images/.")
     ] = False,
@@ -386,6 +399,7 @@ def sample(
 
     Example: ddm-coord sample ensemble --root sha256:3b6a… --count 100 --out samples
     """
+    from coordinator.devices import chosen_devices
     from coordinator.drawing import DrawOptions, draw
     from ddm_fed.ensemble import Strategy
     from ddm_fed.experts import Precision
@@ -414,6 +428,8 @@ def sample(
         resident=resident,
         precision=cast(Precision, precision),
         png=not no_png,
+        devices=chosen_devices(device),
+        offload=offload,
     )
     with console.counting("sampling", count, "samples") as show:
         started, before = monotonic(), -1

@@ -23,6 +23,10 @@ SamplesOption = Annotated[
 ]
 StepsOption = Annotated[int, typer.Option(help="Solver steps of each image.", min=1)]
 SeedOption = Annotated[int, typer.Option(help="Same seed, same router.", min=0)]
+DeviceOption = Annotated[
+    list[str] | None,
+    typer.Option(help="cpu, cuda or cuda:1; by default the GPU, if there is one."),
+]
 ResidentOption = Annotated[
     int | None, typer.Option(help="Most experts in memory at once; all by default.", min=1)
 ]
@@ -63,6 +67,7 @@ def build(
     ] = False,
     seed: SeedOption = 0,
     resident: ResidentOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Verify an ensemble, draw images from each expert, and make a router of them.
@@ -74,6 +79,7 @@ def build(
     """
     if kind not in BUILT:
         raise typer.BadParameter(f"--kind is one of {', '.join(BUILT)}")
+    from coordinator.devices import chosen_devices
     from coordinator.routers import described, write_built
     from ddm_fed.assembly import verify_ensemble
     from ddm_fed.errors import StateError
@@ -101,6 +107,7 @@ def build(
         switch=switch,
         calibrate=not no_calibrate,
         resident=resident,
+        devices=chosen_devices(device),
     )
     total = len(verified.bundles) * samples_per_site
     with (
@@ -143,6 +150,7 @@ def compare(
         int, typer.Option(help="Other than that of the routers: fresh images.", min=0)
     ] = 1,
     resident: ResidentOption = None,
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask the routers an ensemble can have whose images the experts' samples are.
@@ -150,6 +158,7 @@ def compare(
     Example: ddm-coord router compare ensemble --router router-replay --router router-hybrid
     """
     from coordinator.comparing import compare_routers
+    from coordinator.devices import chosen_devices
     from coordinator.routers import described
     from ddm_fed.assembly import verify_ensemble
     from ddm_fed.replay import BuildOptions
@@ -161,6 +170,7 @@ def compare(
         solver_steps=steps,
         seed=seed,
         resident=resident,
+        devices=chosen_devices(device),
     )
     found = compare_routers(verified, built or [], options)
     if as_json:

@@ -51,6 +51,8 @@ class DrawOptions:
     resident: int | None = None
     precision: Precision = "float32"
     png: bool = True
+    devices: tuple[str, ...] = ("cpu",)
+    offload: bool = False
 
 
 def draw(
@@ -68,12 +70,12 @@ def draw(
         StateError: options do not fit the plan or each other, or `out` holds other samples.
     """
     verified = verify_ensemble(folder, root_keyid)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     ensemble = load_ensemble(
         verified,
         router=options.router,
         resident=options.resident,
-        device=device,
+        devices=options.devices,
+        offload=options.offload,
         precision=options.precision,
     )
     source = {
@@ -255,7 +257,7 @@ def _described(ensemble: Ensemble, options: DrawOptions, strategy: Strategy) -> 
         "count": options.count,
         "class": options.label,
         "precision": options.precision,
-        "device": ensemble.experts.device.type,
+        "devices": [str(device) for device in ensemble.experts.devices],
         "batch_size": options.batch_size,
         "in_flight": options.in_flight,
         "png": options.png,

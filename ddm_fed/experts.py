@@ -25,9 +25,10 @@ class ExpertPool:
 
     Args:
         loaders: One per site, in the ensemble's order.
-        resident: The most experts in the device's memory at once; None for all.
+        resident: The most experts in the memory of one device at once; None for all.
         largest_time: The largest time that every expert may be asked at; see `Expert`.
-        device: Where experts run. States come and answers leave on it.
+        devices: Where experts run, in turn: expert k on device k modulo their number. States come
+            and answers leave on the first.
         offload: Keep what was let go of in the processor's memory instead of loading it again.
         precision: `bfloat16` multiplies matrices in it (autocast); states stay as they are.
 
@@ -42,18 +43,22 @@ class ExpertPool:
         *,
         resident: int | None = None,
         largest_time: float = 1.0,
-        device: torch.device | str = "cpu",
+        devices: Sequence[torch.device | str] = ("cpu",),
         offload: bool = False,
         precision: Precision = "float32",
     ) -> None:
         if resident is not None and resident < 1:
             raise ValueError(f"at least one expert has to be resident, got {resident}")
-        self.largest_time, self.device = largest_time, torch.device(device)
+        if not devices:
+            raise ValueError("experts need a device to run on")
+        self.largest_time = largest_time
+        self.devices = tuple(torch.device(device) for device in devices)
+        self.device = self.devices[0]
         self.loads, self.calls = [0] * len(loaders), [0] * len(loaders)
         self._loaders = tuple(loaders)
         self._resident = len(loaders) if resident is None else resident
         self._offload, self._precision = offload, precision
-        self._here: OrderedDict[int, VelocityModel] = OrderedDict()
+        self._here: OrderedDict[int, VelocityModel] = OrderedDict()  # on all devices
         self._aside: dict[int, VelocityModel] = {}
 
     @classmethod
@@ -68,29 +73,36 @@ class ExpertPool:
 
     @property
     def resident(self) -> tuple[int, ...]:
-        """The experts on the device, the one asked longest ago first."""
+        """The experts on their devices, the one asked longest ago first."""
         return tuple(self._here)
+
+    def device_of(self, site: int) -> torch.device:
+        """Returns where an expert runs."""
+        return self.devices[site % len(self.devices)]
 
     def load_all(self) -> None:
         """Loads as many experts as may be resident, so that a bad file is found now."""
-        for site in range(self._resident):
+        for site in range(min(len(self), self._resident * len(self.devices))):
             self._get(site)
 
     def ask(self, site: int, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         """Returns the velocity of one expert, `(B, C, H, W)`; arguments as for `Expert`."""
-        expert = self._get(site)
+        expert, there = self._get(site), self.device_of(site)
         self.calls[site] += len(x_t)
+        asked = None if condition is None else condition.to(there)
         if self._precision == "float32":
-            return expert(x_t, t, condition)
-        with torch.autocast(self.device.type, torch.bfloat16):
-            return expert(x_t, t, condition).to(x_t.dtype)
+            return expert(x_t.to(there), t.to(there), asked).to(x_t.device)
+        with torch.autocast(there.type, torch.bfloat16):
+            return expert(x_t.to(there), t.to(there), asked).to(x_t)
 
     def _get(self, site: int) -> VelocityModel:
         if site in self._here:
             self._here.move_to_end(site)
             return self._here[site]
-        while len(self._here) >= self._resident:
-            gone, expert = self._here.popitem(last=False)
+        place = site % len(self.devices)
+        beside = [other for other in self._here if other % len(self.devices) == place]
+        for gone in beside[: max(0, len(beside) - self._resident + 1)]:
+            expert = self._here.pop(gone)
             if self._offload:
                 self._aside[gone] = _moved(expert, torch.device("cpu"))
             del expert
@@ -99,7 +111,7 @@ class ExpertPool:
         else:
             found = self._loaders[site]()
             self.loads[site] += 1
-        self._here[site] = _moved(found, self.device)
+        self._here[site] = _moved(found, self.device_of(site))
         return found
 
 

@@ -3,6 +3,7 @@
 Only what was verified is loaded, and the digest is taken again of the very bytes that are parsed.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast, get_args
@@ -34,7 +35,8 @@ def load_ensemble(
     *,
     router: RouterName | None = None,
     resident: int | None = None,
-    device: torch.device | str = "cpu",
+    devices: Sequence[torch.device | str] = ("cpu",),
+    offload: bool = False,
     precision: Precision = "float32",
 ) -> Ensemble:
     """Returns the experts and the router of a verified ensemble, ready to sample from.
@@ -44,7 +46,8 @@ def load_ensemble(
         router: Use another router than the one the ensemble was assembled with.
         resident: The most experts in memory at once, loaded when they are asked; by default all,
             loaded now.
-        device: Where experts run.
+        devices: Where experts run, in turn.
+        offload: Keep experts that gave way in the processor's memory instead of loading them again.
         precision: What experts multiply in.
 
     Raises:
@@ -57,7 +60,8 @@ def load_ensemble(
         [partial(load_expert, plan.data, bundle) for bundle in verified.bundles],
         resident=resident,
         largest_time=min(_largest_time(bundle.submission.expert) for bundle in verified.bundles),
-        device=device,
+        devices=devices,
+        offload=offload,
         precision=precision,
     )
     if resident is None:

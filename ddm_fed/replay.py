@@ -72,6 +72,7 @@ class BuildOptions:
     calibrate: bool = True
     batch_size: int = 256
     resident: int | None = None
+    devices: tuple[str, ...] = ("cpu",)
 
 
 @dataclass(frozen=True)
@@ -167,8 +168,9 @@ def draw_from_experts(
         advanced: Told how many images just went one solver step further.
     """
     plan = verified.trust.plan
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    pool = load_ensemble(verified, router="prior", resident=options.resident, device=device).experts
+    pool = load_ensemble(
+        verified, router="prior", resident=options.resident, devices=options.devices
+    ).experts
     images, labels = [], []
     for site in range(len(pool)):
         wanted = None
@@ -178,7 +180,7 @@ def draw_from_experts(
         alone = ExpertPool(
             [partial(_of_site, pool, site)],
             largest_time=pool.largest_time,
-            device=pool.device,
+            devices=[pool.device],
         )
         one = PriorRouter(torch.ones((1, max(1, len(plan.data.classes)))))
         sampling = SamplingOptions(

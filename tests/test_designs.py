@@ -35,7 +35,7 @@ from ddm_fed.records import ExpertDesign, now, read_plan_toml
 from ddm_fed.sampling import SamplingOptions, sample
 from ddm_fed.training import RunOptions
 from sites import outbox
-from sites.jobs import TrainingOptions, run_plan
+from sites.jobs import TRAINED_FILE, TrainingOptions, run_plan
 
 A, B, C = SITES
 DESIGNS = {
@@ -150,6 +150,22 @@ def test_another_average_is_chosen_after_training_without_training_again(fed: Fe
     assert verify(fed, second).submission.training.ema_half_life == 1
     before, after = (load_file(bundle / EXPERT_FILE) for bundle in (first, second))
     assert any((before[name] != after[name]).any() for name in before)
+
+
+def test_draft_states_the_average_that_was_asked_for_even_where_the_weights_are_equal(
+    fed: Federation,
+):
+    first = draft(fed, A)
+    site, trust = fed.site(A), fed.trust
+    record = site.work(trust.plan_sha256) / TRAINED_FILE
+    facts = json.loads(record.read_bytes())
+    facts["facts"]["ema_half_life"] = 1  # as if both averages had come out the same
+    record.write_text(json.dumps(facts))
+    options = TrainingOptions(RunOptions(ema_half_life=1), DESIGNS[A])
+    second = run_plan(site, trust, fed.log, random_images(0), options)
+    assert (second / EXPERT_FILE).read_bytes() == (first / EXPERT_FILE).read_bytes()
+    assert verify(fed, second).submission.training.ema_half_life == 1
+    assert second != first
     # and nothing was released or spent anew
     ledgers = [verify(fed, item).submission.privacy.ledger for item in (first, second)]
     assert ledgers[0] == ledgers[1]

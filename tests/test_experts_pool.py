@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from coordinator.devices import chosen_devices
+from ddm_fed.errors import StateError
 from ddm_fed.experts import ExpertPool
 from ddm_fed.flows import Expert
 
@@ -105,6 +107,57 @@ def test_loading_all_loads_as_many_as_may_be_resident(resident):
     pool, _ = pool_of(3, resident=resident)
     pool.load_all()
     assert sum(pool.loads) == (resident or 3)
+
+
+def test_experts_take_turns_on_the_devices_and_answer_on_the_first():
+    pool, _ = pool_of(5, devices=["cpu", "cpu:0", "cpu"])
+    places = ["cpu", "cpu:0", "cpu", "cpu", "cpu:0"]
+    assert [str(pool.device_of(site)) for site in range(5)] == places
+    assert ask(pool, range(5)) == [0, 1, 2, 3, 4]
+    assert pool.ask(1, X, T, None).device == X.device
+
+
+def test_every_device_holds_as_many_experts_as_may_be_resident():
+    pool, shelf = pool_of(6, resident=1, devices=["cpu", "cpu:0"])
+    gc.disable()
+    try:
+        ask(pool, [0, 1, 2, 0, 3])
+        assert pool.resident == (0, 3)  # 0 and 2 share a device, so do 1 and 3
+        assert pool.loads == [2, 1, 1, 1, 0, 0]
+        pool.load_all()
+    finally:
+        gc.enable()
+    assert shelf.most == 2
+
+
+def test_rows_move_to_the_device_of_the_expert_and_back():
+    moved = []
+
+    class Recorder(torch.Tensor):
+        def to(self, *arguments, **options):
+            moved.append(arguments[0])
+            return super().to(*arguments, **options)
+
+    pool, _ = pool_of(2, devices=["cpu", "cpu:0"])
+    pool.ask(1, X.as_subclass(Recorder), T, None)
+    assert moved[0] == torch.device("cpu:0")
+    assert moved[-1] == X.device
+
+
+def test_pool_without_a_device_is_refused():
+    with pytest.raises(ValueError, match="need a device"):
+        pool_of(2, devices=[])
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:99", "cpu:1", "meta"])
+def test_device_that_is_not_there_is_refused(name):
+    with pytest.raises(StateError, match=r"is no device|this machine has no"):
+        chosen_devices(["cpu", name])
+
+
+def test_device_that_is_there_is_taken():
+    assert chosen_devices(["cpu"]) == ("cpu",)
+    assert chosen_devices(None) == (("cuda",) if torch.cuda.is_available() else ("cpu",))
 
 
 @pytest.mark.parametrize("resident", [0, -1])
