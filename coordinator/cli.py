@@ -5,15 +5,13 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can import flwr
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-from math import isfinite
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator import cli_plan, cli_roster, cli_router, cli_verify
-from coordinator.options import CoordinatorOption, JsonOption, RootOption, pinned_root
+from coordinator import cli_plan, cli_roster, cli_router, cli_sample, cli_verify
+from coordinator.options import CoordinatorOption, JsonOption, RouterName, router_name
 from ddm_fed import __version__, console
 from ddm_fed.files import size_below
 
@@ -41,7 +39,7 @@ app.add_typer(cli_plan.app, rich_help_panel=SETUP)
 app.add_typer(cli_router.app, rich_help_panel=WORK)
 app.command(rich_help_panel=WORK)(cli_verify.verify)
 app.command(rich_help_panel=USE)(cli_verify.audit)
-RouterName = Literal["prior", "mixture", "replay", "hybrid"]  # importing it would load pydantic
+app.command(rich_help_panel=USE)(cli_sample.sample)
 
 
 def main() -> None:
@@ -234,7 +232,7 @@ def _chosen_router(router: str | None) -> "RouterName | BuiltRouterFile | None":
         from coordinator.routers import read_built
 
         return read_built(Path(router))
-    kind = _router(router)
+    kind = router_name(router)
     if kind in ("replay", "hybrid"):
         raise typer.BadParameter(
             f"a {kind} router is made of samples: give the folder that `ddm-coord router build "
@@ -337,116 +335,3 @@ def export(
         f"python -m model_signing verify key {ensemble} --signature {ensemble / SIGNATURE_FILE} "
         f"--public_key {public}"
     )
-
-
-@app.command(rich_help_panel=USE)
-def sample(
-    ensemble: Annotated[Path, typer.Argument(help="The ensemble's folder.", file_okay=False)],
-    out: Annotated[
-        Path, typer.Option(help="Folder for images/, samples.npz, grid.png, samples.json.")
-    ],
-    coordinator: CoordinatorOption = Path(),
-    root: RootOption = None,
-    count: Annotated[int, typer.Option(help="Number of samples.", min=1)] = 64,
-    strategy: Annotated[
-        str | None,
-        typer.Option(
-            help="sticky, sticky-then-routed[-T], per-step, full, threshold-W or top-K. By default "
-            "the exact one of a single expert a call: sticky-then-routed, or sticky where the "
-            "router does not look at images."
-        ),
-    ] = None,
-    router: Annotated[
-        str | None, typer.Option(help="prior or mixture; by default what it was assembled with.")
-    ] = None,
-    steps: Annotated[int, typer.Option(help="Solver steps.", min=1)] = 50,
-    solver: Annotated[str, typer.Option(help="euler, midpoint, heun, dpm++2m or sde.")] = "heun",
-    guidance: Annotated[
-        float, typer.Option(help="Strength of the class; 1 is as trained, more costs twice.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0,
-    label: Annotated[
-        str | None, typer.Option("--class", help="Class name, for a plan with classes.")
-    ] = None,
-    batch_size: Annotated[
-        int, typer.Option(help="Images an expert is given at once.", min=1)
-    ] = 256,
-    in_flight: Annotated[
-        int, typer.Option(help="Samples worked on together; a kill loses no more.", min=1)
-    ] = 1024,
-    resident: Annotated[
-        int | None, typer.Option(help="Most experts in memory at once; all by default.", min=1)
-    ] = None,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    device: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="cpu, cuda or cuda:1; several take the experts in turn. By default the GPU, if "
-            "there is one."
-        ),
-    ] = None,
-    offload: Annotated[
-        bool,
-        typer.Option(
-            "--offload", help="Keep experts that gave way to others in the processor's memory."
-        ),
-    ] = False,
-    no_png: Annotated[
-        bool, typer.Option("--no-png", help="Write no PNG of each sample into images/.")
-    ] = False,
-) -> None:
-    """Verify an ensemble, then draw images from it. The same command continues a killed run.
-
-    Example: ddm-coord sample ensemble --root sha256:3b6a… --count 100 --out samples
-    """
-    from coordinator.devices import chosen_devices
-    from coordinator.drawing import DrawOptions, draw
-    from ddm_fed.ensemble import Strategy
-    from ddm_fed.experts import Precision
-    from ddm_fed.flows import Solver
-
-    try:
-        chosen = None if strategy is None else Strategy.parse(strategy)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    for name, value, allowed in (("solver", solver, Solver), ("precision", precision, Precision)):
-        if value not in get_args(allowed):
-            raise typer.BadParameter(f"--{name} is one of {', '.join(get_args(allowed))}")
-    if not isfinite(guidance):
-        raise typer.BadParameter("--guidance is a finite number")
-    options = DrawOptions(
-        count=count,
-        strategy=chosen,
-        router=_router(router),
-        steps=steps,
-        solver=cast(Solver, solver),
-        seed=seed,
-        label=label,
-        batch_size=batch_size,
-        guidance=guidance,
-        in_flight=in_flight,
-        resident=resident,
-        precision=cast(Precision, precision),
-        png=not no_png,
-        devices=chosen_devices(device),
-        offload=offload,
-    )
-    with console.counting("sampling", count, "samples") as show:
-        started, before = monotonic(), -1
-
-        def update(done: int) -> None:
-            nonlocal started, before
-            if before < 0:  # loading and what an earlier run finished are no part of the speed
-                started, before = monotonic(), done
-            show(done, f"{(done - before) / max(monotonic() - started, 1e-9):.1f} images/s")
-
-        summary = draw(ensemble, pinned_root(root, coordinator), out, options, update=update)
-    console.say(f"{count} samples in {out}, for example {out / 'grid.png'}")
-    if summary["site_counts"] is not None:
-        console.say(f"drawn from {summary['site_counts']}")
-
-
-def _router(name: str | None) -> RouterName | None:
-    if name is None or name in get_args(RouterName):
-        return cast(RouterName | None, name)
-    raise typer.BadParameter(f"--router is one of {', '.join(get_args(RouterName))}")

@@ -2,12 +2,13 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, cast, get_args
 
 import typer
 
 from ddm_fed.errors import StateError
 
+RouterName = Literal["prior", "mixture", "replay", "hybrid"]  # the records' would load pydantic
 CoordinatorOption = Annotated[
     Path,
     typer.Option(
@@ -36,3 +37,10 @@ def pinned_root(root: str | None, coordinator: Path) -> str:
     from coordinator.folder import CoordinatorFolder
 
     return CoordinatorFolder.open(coordinator).settings.root
+
+
+def router_name(name: str | None) -> RouterName | None:
+    """Returns the router of that name; none stays none."""
+    if name is None or name in get_args(RouterName):
+        return cast(RouterName | None, name)
+    raise typer.BadParameter(f"--router is one of {', '.join(get_args(RouterName))}")

@@ -118,6 +118,7 @@ DOORS = {
         "coordinator.cli_plan",
         "coordinator.cli_roster",
         "coordinator.cli_router",
+        "coordinator.cli_sample",
         "coordinator.cli_verify",
         "coordinator.options",
     },

@@ -1,0 +1,126 @@
+"""How close samples are to real images, in a space of features.
+
+All figures are of finite samples: compare only those of equal counts and equal features.
+
+Shapes: N real images, M samples, F features.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.floating]
+ROWS_AT_ONCE = 1024
+
+
+class Manifold(NamedTuple):
+    """Precision, recall, density and coverage of samples, from balls about nearest neighbours."""
+
+    precision: float
+    recall: float
+    density: float
+    coverage: float
+
+
+def frechet_distance(real: Floats, drawn: Floats) -> float:
+    """Returns the squared Frechet distance of two Gaussians fitted to features (FID).
+
+    Args:
+        real: `(N, F)`.
+        drawn: `(M, F)`.
+
+    Raises:
+        ValueError: fewer than two rows.
+
+    Source: Heusel et al. 2017, arXiv:1706.08500, eq. 6.
+    """
+    _require_rows(real, drawn, least=2)
+    (mean_r, root_r), (mean_d, cov_d) = _moments(real, root=True), _moments(drawn, root=False)
+    # tr (R D)^(1/2) by the eigenvalues of the symmetric R^(1/2) D R^(1/2): no complex square root
+    values = np.linalg.eigvalsh(root_r @ cov_d @ root_r).clip(min=0)
+    trace = np.square(root_r).sum() + np.trace(cov_d) - 2 * np.sqrt(values).sum()
+    return float(np.square(mean_r - mean_d).sum() + trace)
+
+
+def kernel_distance(real: Floats, drawn: Floats) -> float:
+    """Returns the unbiased squared MMD under the kernel (x y / F + 1)^3 (KID).
+
+    Arguments as for `frechet_distance`. Unlike FID its mean does not depend on the counts.
+
+    Source: Binkowski et al. 2018, arXiv:1801.01401, section 4.
+    """
+    _require_rows(real, drawn, least=2)
+    x, y = real.astype(np.float64), drawn.astype(np.float64)
+
+    def kernel(a: Floats, b: Floats) -> Floats:
+        product: Floats = (a @ b.T / a.shape[1] + 1) ** 3
+        return product
+
+    def within(a: Floats) -> float:
+        k, n = kernel(a, a), len(a)
+        return float((k.sum() - np.trace(k)) / (n * (n - 1)))
+
+    return within(x) + within(y) - 2 * float(kernel(x, y).mean())
+
+
+def manifold_scores(real: Floats, drawn: Floats, *, neighbours: int = 5) -> Manifold:
+    """Returns how much of each set lies within the other's reach.
+
+    A real image reaches as far as its `neighbours`-th nearest other real image, a sample likewise.
+    Precision and density: samples within the reach of real images. Recall: real images within the
+    reach of samples. Coverage: real images with a sample within their own reach.
+
+    Source: Kynkaanniemi et al. 2019, arXiv:1904.06991; Naeem et al. 2020, arXiv:2002.09797.
+    """
+    _require_rows(real, drawn, least=neighbours + 1)
+    reach_r, reach_d = _reach(real, neighbours), _reach(drawn, neighbours)
+    inside = np.zeros(len(drawn))
+    recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
+    for start in range(0, len(real), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        far = _distances(real[rows], drawn)
+        within = far <= reach_r[rows, None]
+        inside += within.sum(0)
+        covered[rows] = within.any(1)
+        recalled[rows] = (far <= reach_d[None]).any(1)
+    return Manifold(
+        precision=float((inside > 0).mean()),
+        recall=float(recalled.mean()),
+        density=float(inside.mean() / neighbours),
+        coverage=float(covered.mean()),
+    )
+
+
+def _moments(features: Floats, *, root: bool) -> tuple[Floats, Floats]:
+    """Returns mean `(F,)` and covariance, or its symmetric square root, `(F, F)` float64."""
+    x = features.astype(np.float64)
+    covariance = np.atleast_2d(np.cov(x, rowvar=False))
+    if not root:
+        return x.mean(0), covariance
+    values, axes = np.linalg.eigh(covariance)
+    return x.mean(0), (axes * np.sqrt(values.clip(min=0))) @ axes.T
+
+
+def _distances(a: Floats, b: Floats) -> Floats:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    squared = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T
+    distances: Floats = np.sqrt(squared.clip(min=0))
+    return distances
+
+
+def _reach(features: Floats, neighbours: int) -> Floats:
+    """Returns the distance of every row to its `neighbours`-th nearest other row."""
+    found = [
+        np.partition(_distances(features[start : start + ROWS_AT_ONCE], features), neighbours, 1)
+        for start in range(0, len(features), ROWS_AT_ONCE)
+    ]
+    reach: Floats = np.concatenate(found)[:, neighbours]  # the nearest of all is the row itself
+    return reach
+
+
+def _require_rows(real: Floats, drawn: Floats, *, least: int) -> None:
+    if min(len(real), len(drawn)) < least:
+        raise ValueError(
+            f"needs at least {least} images of each kind, got {len(real)} real and {len(drawn)}"
+        )
