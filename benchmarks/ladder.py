@@ -1,8 +1,9 @@
-"""Data sets divided among sites, and experts trained on each part, for the benchmarks of routers."""
+"""Data sets divided among sites, and an expert for each site, for the benchmarks of routers."""
 
 import hashlib
 import multiprocessing
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import Tensor
 from ddm_fed.flows import Expert
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
-from ddm_fed.records import Plan, canonical_json, read_plan_toml
+from ddm_fed.records import LedgerEntry, Plan, canonical_json, now, read_plan_toml
+from ddm_fed.router import SiteRelease, release_statistics
 from ddm_fed.training import RunOptions, train_expert
 
 SHARES = (0.40, 0.25, 0.18, 0.12, 0.05)
@@ -232,3 +234,28 @@ def train_site(own: Images, plan: Plan, work: Path, site: int) -> None:
     checkpoint.unlink()
     minutes = (time.monotonic() - started) / 60
     print(f"  site {site}: {len(own)} images, trained in {minutes:.1f} min", flush=True)
+
+
+def releases_of(parts: Sequence[Images], plan: Plan) -> list[SiteRelease]:
+    """Returns what every site releases under `plan`; the noise is the operating system's."""
+    found = []
+    for own in parts:
+        multipliers: dict[str, float] = {}
+
+        def spend(purpose, mechanism, event, multipliers=multipliers):
+            multipliers[purpose.removeprefix("router-")] = float(event.noise_multiplier)
+            return LedgerEntry(
+                index=0,
+                previous_sha256=None,
+                recorded_at=now(),
+                plan_sha256="0" * 64,
+                purpose=purpose,
+                mechanism=mechanism,
+                event=event,
+            )
+
+        data = Private(ImageSet(own.images, own.labels))
+        released = release_statistics(data, plan, spend)
+        vectors = {name: item.value for name, item in released.items()}
+        found.append(SiteRelease(vectors, multipliers))
+    return found

@@ -1,50 +1,359 @@
-"""Which router, under which strategy?"""
+"""Which router, under which strategy? One table: the same experts, the same noise.
+
+`pooled` is the paper's router, trained on everybody's images: it breaks the isolation of the sites
+and is here as the upper bound only.
+"""
 
 import argparse
+import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
-from ladder import load_federation, train_experts
+from ladder import Federation, load_federation, releases_of, train_experts
 
-FULL = """
-steps = 1100
-batch_size = 64
-learning_rate = 0.001
-warmup_steps = 100
-ema_half_lives = [120]
-"""
-QUICK = """
-steps = 1500
+from ddm_fed.embedding import dct_basis
+from ddm_fed.ensemble import Ensemble, Strategy
+from ddm_fed.evaluation import frechet_distance, train_classifier_on
+from ddm_fed.flows import ClassCondition
+from ddm_fed.router import (
+    CalibratedRouter,
+    ClassifierRouter,
+    CoefficientNetwork,
+    HeadsRouter,
+    HybridRouter,
+    PooledReference,
+    PriorRouter,
+    Router,
+    build_router,
+    fit_calibration,
+    fit_mixtures,
+    posterior_quality,
+    release_tensors,
+    released_weights,
+    train_classifier,
+    train_head,
+)
+from ddm_fed.sampling import Samples, SamplingOptions, sample
+
+TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+SWITCH = 0.7
+TRAINING = """
+steps = {steps}
 batch_size = 64
 learning_rate = 0.002
-warmup_steps = 100
-ema_half_lives = [150]
+ema_half_lives = [{half_life}]
 """
+RELEASE = """
+kind = "mixture"
+epsilon = {epsilon:g}
+frequencies = {frequencies}
+centre = -0.4
+radius = {radius}
+"""
+POOLED = "POOLED (breaks isolation)"
+
+
+class Unaware:
+    """The condition is dropped: a router that was not told what the image shall be."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self.reads_state = router.reads_state
+
+    def log_prior(self, condition):
+        prior = self._router.log_prior(None)
+        return prior if condition is None else prior.expand(len(condition), -1)
+
+    def log_posterior(self, x_t, t, condition):  # noqa: ARG002
+        return self._router.log_posterior(x_t, t, None)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+class Ladder:
+    """Experts, and everything routers are made of."""
+
+    def __init__(self, federation: Federation, arguments: argparse.Namespace) -> None:
+        self.federation, self.arguments = federation, arguments
+        plan = self._plan(1000)
+        self.experts = train_experts(federation, plan, arguments.work)
+        self.shape, self.classes = plan.data.shape, len(federation.classes)
+        self.own = [federation.train.of_site(site) for site in range(federation.sites)]
+        self.basis = dct_basis(self.shape, plan.router.frequencies)
+        self.offset = float(plan.router.centre) * self.basis.sum(1)
+        self.everything = dct_basis(self.shape, self.shape[1] * self.shape[2])
+        self.true_prior = PriorRouter(federation.counts)
+        self.real = [(own.images, own.labels) for own in self.own]
+        self.replayed = [self._replay(site) for site in range(federation.sites)]
+
+    def _plan(self, epsilon: float):
+        small = self.federation.train.images.shape[-1] <= 8
+        steps = self.arguments.training_steps
+        return self.federation.plan(
+            TRAINING.format(steps=steps, half_life=max(20, steps // 10)),
+            self.arguments.architecture,
+            RELEASE.format(
+                epsilon=epsilon, frequencies=36 if small else 64, radius=5 if small else 16
+            ),
+        )
+
+    def _replay(self, site: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images drawn from one expert, of the classes its site has."""
+        own, count = self.own[site], self.arguments.replay
+        labels = own.labels[torch.randint(len(own), (count,), generator=generator(site))]
+        alone = Ensemble([self.experts[site]], PriorRouter(torch.ones((1, self.classes))))
+        return self.draw(alone, "sticky", labels, seed=1000 + site).images, labels
+
+    def draw(
+        self, ensemble: Ensemble, strategy: str, labels: torch.Tensor, *, seed: int
+    ) -> Samples:
+        options = SamplingOptions(
+            Strategy.parse(strategy), self.arguments.steps, self.arguments.solver, seed
+        )
+        condition = ClassCondition(labels)
+        return sample(ensemble, self.shape, len(labels), options, condition=condition)
+
+    def classifier(self, sets, seed: int) -> Router:
+        """A network trained on `(images, labels)` of every site, with all frequencies."""
+        rows = [((x.flatten(1).double() @ self.everything.T).float(), y) for x, y in sets]
+        network = CoefficientNetwork(len(self.everything), len(sets), self.classes)
+        self._fit(train_classifier, network, rows, self.federation.shares, seed)
+        return ClassifierRouter(network, self.everything, self.true_prior)
+
+    def heads(self, mixtures, prior: PriorRouter, seed: int) -> tuple[Router, int]:
+        """Heads against the pool of `mixtures`, and the number of weights of one."""
+        reference = PooledReference(mixtures, self.offset, components_are_classes=True)
+        heads = []
+        for site, (images, labels) in enumerate(self.real):
+            y = (images.flatten(1).double() @ self.basis.T).float()
+            heads.append(CoefficientNetwork(len(self.basis), 1, self.classes, width=128))
+            self._fit(train_head, heads[-1], (y, labels), reference, seed + site)
+        weights = sum(value.numel() for value in heads[0].parameters())
+        return HeadsRouter(heads, self.basis, prior), weights
+
+    def _fit(self, train: Callable, network, data, about, seed: int) -> None:
+        train(
+            network,
+            data,
+            about,
+            steps=self.arguments.router_steps,
+            batch_size=256,
+            learning_rate=1e-3,
+            generator=generator(seed),
+        )
+
+    def calibrated(self, router: Router) -> Router:
+        """Calibrated on the second half of the replayed images, in proportion to the shares."""
+        images, sites, labels = [], [], []
+        shares = self.federation.shares / self.federation.shares.max()
+        for site, (x, y) in enumerate(self.replayed):
+            half = len(x) // 2
+            kept = slice(half, half + max(2, round(half * float(shares[site]))))
+            images.append(x[kept])
+            labels.append(y[kept])
+            sites.append(torch.full((len(x[kept]),), site))
+        fitted = fit_calibration(
+            router, torch.cat(images), torch.cat(sites), torch.cat(labels), generator(5)
+        )
+        return CalibratedRouter(router, fitted)
+
+    def routers(self) -> dict[str, tuple[Router, str, str, int]]:
+        """Router, epsilon, messages per site, floats per site; by name."""
+        found = {}
+        counts = self.classes + 1
+        found["prior, exact counts"] = (self.true_prior, "none", "1", counts)
+        first_halves = [(x[: len(x) // 2], y[: len(y) // 2]) for x, y in self.replayed]
+        replay = self.classifier(first_halves, 50)
+        for epsilon in self.arguments.epsilons:
+            plan, text = self._plan(epsilon), f"{epsilon:g}"
+            releases = releases_of(self.own, plan)
+            floats = sum(int(np.prod(shape)) for _, shape in release_tensors(plan).values())
+            mixture = build_router(plan, "mixture", releases)
+            prior = PriorRouter(released_weights(plan, releases))
+            found[f"mixture, eps {text}"] = (mixture, text, "1", floats)
+            found[f"mixture calibrated, eps {text}"] = (self.calibrated(mixture), text, "1", floats)
+            heads, weights = self.heads(fit_mixtures(plan, releases), prior, 60)
+            cost = f"{text}, heads none"
+            found[f"heads, eps {text}"] = (heads, cost, "2", floats + weights)
+            found[f"heads calibrated, eps {text}"] = (
+                self.calibrated(heads),
+                cost,
+                "2",
+                floats + weights,
+            )
+            hybrid = self.calibrated(HybridRouter(mixture, replay, SWITCH))
+            found[f"hybrid, eps {text}"] = (hybrid, text, "1", floats)
+        found["replay"] = (replay, "as experts", "1", counts)
+        found["replay calibrated"] = (self.calibrated(replay), "as experts", "1", counts)
+        found[POOLED] = (self.classifier(self.real, 70), "none", "all images", 0)
+        return found
+
+
+class Judge:
+    """Measures samples against real images of the pool, with features learned from real ones."""
+
+    def __init__(self, ladder: Ladder) -> None:
+        self._ladder, self._test = ladder, ladder.federation.test
+        train = ladder.federation.train
+        self.network = train_classifier_on(
+            train.images, train.labels, ladder.classes, epochs=8, generator=generator(9)
+        ).network
+        chosen = torch.randperm(len(train), generator=generator(10))[:10_000]
+        self.real = self.network.features(train.images[chosen]).numpy()
+        picked = torch.randint(len(train), (ladder.arguments.samples,), generator=generator(11))
+        self.labels = train.labels[picked]
+        self._tell = ladder.classifier(ladder.real, 90)
+        self._due = self._told(self._test.images, self._test.labels)
+
+    def fid(self, images: torch.Tensor) -> float:
+        return frechet_distance(self.real, self.network.features(images).numpy())
+
+    def share_error(self, images: torch.Tensor) -> float:
+        """Total variation of the mean posterior of samples from that of real test images."""
+        return float(0.5 * (self._told(images, self.labels) - self._due).abs().sum())
+
+    def _told(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        t = torch.full((len(images),), 0.02)
+        noise = torch.randn(images.shape, generator=generator(14))
+        x_t = 0.98 * images + 0.02 * noise
+        return self._tell.log_posterior(x_t, t, ClassCondition(labels)).exp().mean(0)
+
+    def tstr(self, images: torch.Tensor) -> float:
+        trained = train_classifier_on(
+            images, self.labels, self._ladder.classes, epochs=10, generator=generator(12)
+        )
+        return trained.network.accuracy(self._test.images, self._test.labels)
+
+    def quality(self, router: Router) -> list:
+        test = self._test
+        return posterior_quality(router, test.images, test.sites, test.labels, TIMES, generator(13))
 
 
 def main() -> None:
-    """Prints the table."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path)
+    parser.add_argument("--data", type=Path, help=".npz with MedMNIST's keys; default: digits")
     parser.add_argument("--split", default="label-skew")
-    parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--work", type=Path, required=True, help="keeps trained experts")
+    parser.add_argument("--architecture", default="DiT-Nano/2")
+    parser.add_argument("--training-steps", type=int, default=1500)
+    parser.add_argument("--router-steps", type=int, default=3000)
+    parser.add_argument("--replay", type=int, default=2000, help="images per expert")
+    parser.add_argument("--samples", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--solver", default="dpm++2m")
+    parser.add_argument("--epsilons", type=float, nargs="*", default=[1, 8, 1000])
+    parser.add_argument(
+        "--strategies",
+        nargs="*",
+        default=["sticky", "sticky-then-routed", "per-step", "full", "top-2", "top-1"],
+    )
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    federation = load_federation(None if arguments.quick else arguments.data, arguments.split)
+    federation = load_federation(arguments.data, arguments.split)
+    sizes = federation.counts.sum(1).tolist()
+    print(f"# {federation.name}: sites of {sizes} images\n", flush=True)
+    ladder = Ladder(federation, arguments)
+    judge, routers = Judge(ladder), ladder.routers()
+    shown = {name: value for name, value in vars(arguments).items() if name not in ("work", "data")}
+    options = ", ".join(f"{name} {value}" for name, value in sorted(shown.items()))
+    print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
+    print(f"{options}; {len(federation.test)} test images judge posteriors and shares\n")
+    qualities(judge, routers)
+    fidelities(ladder, judge, routers)
+    paris(ladder, judge, routers)
+    spread(ladder, judge, routers)
+    costs(ladder, routers)
+
+
+def qualities(judge: Judge, routers: dict) -> None:
+    """How well every router knows the sites of real test images."""
+    times = ", ".join(f"{t:g}" for t in TIMES)
+    print(f"| router | NLL in nats at t = {times} | ECE at the same |\n| --- | --- | --- |")
+    for name, (router, *_) in routers.items():
+        found = judge.quality(router)
+        nll = ", ".join(f"{at.nll:.3f}" for at in found)
+        print(f"| {name} | {nll} | {', '.join(f'{at.ece:.3f}' for at in found)} |", flush=True)
+
+
+def fidelities(ladder: Ladder, judge: Judge, routers: dict) -> None:
+    """The ladder: routers and strategies."""
+    print(f"\nFID of real test images: {judge.fid(ladder.federation.test.images):.2f}\n")
     print(
-        federation.name,
-        federation.counts.tolist(),
-        federation.shares.tolist(),
-        len(federation.test),
+        "| router | strategy | FID | of pooled, full | TSTR | share error | calls a step | floats "
+        "| messages | epsilon |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
-    small = federation.train.images.shape[-1] <= 8
-    plan = federation.plan(
-        QUICK if small else FULL,
-        "DiT-Nano/2" if small else "DiT-Micro/4",
-        'kind = "prior"\nepsilon = 1',
+    pooled = Ensemble(ladder.experts, routers[POOLED][0])
+    reference = judge.fid(ladder.draw(pooled, "full", judge.labels, seed=7).images)
+    for name, (router, epsilon, messages, floats) in routers.items():
+        for strategy in ladder.arguments.strategies if router.reads_state else ["sticky"]:
+            ensemble = Ensemble(ladder.experts, router)
+            drawn = ladder.draw(ensemble, strategy, judge.labels, seed=7)
+            fid = judge.fid(drawn.images)
+            per_call = {"heun": 2, "midpoint": 2}.get(ladder.arguments.solver, 1)
+            calls = sum(ensemble.experts.calls) / len(judge.labels) / ladder.arguments.steps
+            print(
+                f"| {name} | {strategy} | {fid:.2f} | {fid / reference:.2f} "
+                f"| {judge.tstr(drawn.images):.3f} | {judge.share_error(drawn.images):.3f} "
+                f"| {calls / per_call:.2f} | {floats} | {messages} | {epsilon} |",
+                flush=True,
+            )
+
+
+def paris(ladder: Ladder, judge: Judge, routers: dict) -> None:
+    """Conditional experts under a posterior that is not told the class, and one that is."""
+    print(
+        "\n| router | posterior | strategy | FID | share error |\n| --- | --- | --- | --- | --- |"
     )
-    train_experts(federation, plan, arguments.work)
+    names = [POOLED, "replay calibrated"]
+    for name in names:
+        aware = routers[name][0]
+        for told, router in (("told the class", aware), ("not told", Unaware(aware))):
+            for strategy in ("full", "top-1", "top-2", "sticky-then-routed"):
+                ensemble = Ensemble(ladder.experts, router)
+                drawn = ladder.draw(ensemble, strategy, judge.labels, seed=7)
+                print(
+                    f"| {name} | {told} | {strategy} | {judge.fid(drawn.images):.2f} "
+                    f"| {judge.share_error(drawn.images):.3f} |",
+                    flush=True,
+                )
+
+
+def spread(ladder: Ladder, judge: Judge, routers: dict) -> None:
+    """How much FID varies with the seed alone."""
+    for strategy in ("sticky", "full"):
+        ensemble = Ensemble(ladder.experts, routers[POOLED][0])
+        fids = [
+            judge.fid(ladder.draw(ensemble, strategy, judge.labels, seed=seed).images)
+            for seed in (7, 8, 9)
+        ]
+        shown = ", ".join(f"{fid:.2f}" for fid in fids)
+        print(f"\nFID of pooled, {strategy}, over three seeds: {shown}")
+
+
+def costs(ladder: Ladder, routers: dict) -> None:
+    """What a router takes of a call of one expert on the same 64 images."""
+    x, t = torch.randn((64, *ladder.shape), generator=generator(1)), torch.full((64,), 0.5)
+    condition = ClassCondition(torch.arange(64) % ladder.classes)
+
+    def median(call: Callable) -> float:
+        taken = []
+        for _ in range(15):
+            started = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - started)
+        return float(np.median(taken))
+
+    with torch.no_grad():
+        expert = median(lambda: ladder.experts[0](x, t, condition))
+        print(f"\nOne expert on 64 images: {1000 * expert:.1f} ms. Routers, as a part of that:")
+        for name, (router, *_) in routers.items():
+            taken = median(lambda router=router: router.log_posterior(x, t, condition))
+            print(f"- {name}: {taken / expert:.3f}")
 
 
 if __name__ == "__main__":
