@@ -62,6 +62,10 @@ def sample(
             "--offload", help="Keep experts that gave way to others in the processor's memory."
         ),
     ] = False,
+    attribution: Annotated[
+        bool,
+        typer.Option("--attribution", help="Say which sites every sample came from, and how much."),
+    ] = False,
     no_png: Annotated[
         bool, typer.Option("--no-png", help="Write no PNG of each sample into images/.")
     ] = False,
@@ -101,6 +105,7 @@ def sample(
         png=not no_png,
         devices=chosen_devices(device),
         offload=offload,
+        attribution=attribution,
     )
     with console.counting("sampling", count, "samples") as show:
         started, before = monotonic(), -1
@@ -115,3 +120,17 @@ def sample(
     console.say(f"{count} samples in {out}, for example {out / 'grid.png'}")
     if summary["site_counts"] is not None:
         console.say(f"drawn from {summary['site_counts']}")
+    if summary["attribution"] is not None:
+        console.show_table(
+            f"Which sites the {count} samples came from",
+            ["site", "intended share", "mean part", "largest part in"],
+            [
+                [
+                    site,
+                    f"{summary['intended_shares'][site]:.3f}",
+                    f"{part['mean_part']:.3f}",
+                    f"{part['largest_in']} samples",
+                ]
+                for site, part in summary["attribution"].items()
+            ],
+        )

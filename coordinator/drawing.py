@@ -53,6 +53,7 @@ class DrawOptions:
     png: bool = True
     devices: tuple[str, ...] = ("cpu",)
     offload: bool = False
+    attribution: bool = False
 
 
 def draw(
@@ -163,6 +164,7 @@ class _Job:
             guidance=options.guidance,
             batch_size=options.batch_size,
             in_flight=options.in_flight,
+            attribution=options.attribution,
         )
         self.chunks = self._sampling.chunks(options.count)
 
@@ -192,6 +194,8 @@ class _Job:
         arrays: dict[str, Any] = {"images": images}
         if drawn.sites is not None:
             arrays["sites"] = drawn.sites.numpy()
+        if drawn.attribution is not None:
+            arrays["attribution"] = drawn.attribution.numpy()
         if labels is not None:
             arrays["labels"] = labels.numpy()
         if self._options.png:
@@ -237,6 +241,12 @@ def _require_fit(
             f"--guidance {options.guidance:g} needs classes to guide to, and the plan has none",
             hint="leave --guidance out",
         )
+    if options.attribution and not ensemble.router.reads_state:
+        raise StateError(
+            "--attribution asks the router whose an image is, and this router looks at no image",
+            hint="give --router mixture, or another that the ensemble has; the sites that were "
+            "drawn are in samples.npz anyway",
+        )
     try:
         ensemble.require(strategy)
     except ValueError as error:
@@ -260,6 +270,7 @@ def _described(ensemble: Ensemble, options: DrawOptions, strategy: Strategy) -> 
         "devices": [str(device) for device in ensemble.experts.devices],
         "batch_size": options.batch_size,
         "in_flight": options.in_flight,
+        "attribution": options.attribution,
         "png": options.png,
     }
 
@@ -276,9 +287,13 @@ def _require_same_digest(out: Path, found: str | None, expected: str) -> None:
 def _counted(ensemble: Ensemble, files: Sequence[Path], sites: Sequence[str]) -> dict[str, Any]:
     shares = ensemble.router.log_prior(None).exp().tolist()
     calls, counts = np.zeros(len(sites), int), np.zeros(len(sites), int)
-    drawn = False
+    drawn, mean, most, count = False, np.zeros(len(sites)), np.zeros(len(sites), int), 0
     for part in _read(files):
         calls += part["calls"]
+        if "attribution" in part:
+            count += len(part["attribution"])
+            mean += part["attribution"].sum(0, dtype=np.float64)
+            most += np.bincount(part["attribution"].argmax(1), minlength=len(sites))
         if "sites" in part:
             drawn = True
             counts += np.bincount(part["sites"], minlength=len(sites))
@@ -286,7 +301,16 @@ def _counted(ensemble: Ensemble, files: Sequence[Path], sites: Sequence[str]) ->
         "intended_shares": dict(zip(sites, shares, strict=True)),
         "site_counts": dict(zip(sites, counts.tolist(), strict=True)) if drawn else None,
         "expert_calls": dict(zip(sites, calls.tolist(), strict=True)),
+        "attribution": _attribution(sites, mean / max(1, count), most) if count else None,
     }
+
+
+def _attribution(
+    sites: Sequence[str], mean: NDArray[np.float64], most: NDArray[np.int64]
+) -> dict[str, dict[str, float]]:
+    """Returns each site's mean part in a sample, and in how many its part is the largest."""
+    rows = zip(sites, mean.tolist(), most.tolist(), strict=True)
+    return {site: {"mean_part": part, "largest_in": number} for site, part, number in rows}
 
 
 def _read(files: Sequence[Path]) -> Iterator[dict[str, NDArray[Any]]]:
@@ -300,7 +324,7 @@ def _write_archive(path: Path, files: Sequence[Path], count: int) -> None:
     first = next(_read(files))
     part = path.with_name(f"{PART_PREFIX}{path.name}")
     with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name in ("images", "sites", "labels"):
+        for name in ("images", "sites", "labels", "attribution"):
             if name not in first:
                 continue
             # an entry of no date: the same samples are the same bytes

@@ -44,6 +44,8 @@ class SamplingOptions:
         guidance: See `ddm_fed.ensemble`.
         batch_size: The most rows an expert is given at once; changes speed and memory only.
         in_flight: Samples of a chunk; changes speed and memory only.
+        attribution: Whether to say which sites the samples came from; asks the router in every
+            step and changes no image.
     """
 
     strategy: Strategy
@@ -53,6 +55,7 @@ class SamplingOptions:
     guidance: float = 1.0
     batch_size: int = 256
     in_flight: int = 1024
+    attribution: bool = False
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "in_flight"):
@@ -72,10 +75,14 @@ class Samples:
     Attributes:
         images: `(N, C, H, W)`, clamped to [-1, 1], float32.
         sites: The site that finished each sample, `(N,)`, or None where several shared the work.
+        attribution: The part of every site in each sample, `(N, K)` float32, rows of sum 1: the
+            router's posterior along the sample's way from noise to image, averaged over time,
+            whatever the strategy. None unless it was asked for.
     """
 
     images: Tensor
     sites: Tensor | None
+    attribution: Tensor | None = None
 
 
 def sample(
@@ -115,8 +122,11 @@ def sample(
         for indices in options.chunks(count)
     ]
     sites = [chunk.sites for chunk in drawn if chunk.sites is not None]
+    parts = [chunk.attribution for chunk in drawn if chunk.attribution is not None]
     return Samples(
-        torch.cat([chunk.images for chunk in drawn]), torch.cat(sites) if sites else None
+        torch.cat([chunk.images for chunk in drawn]),
+        torch.cat(sites) if sites else None,
+        torch.cat(parts) if parts else None,
     )
 
 
@@ -133,9 +143,11 @@ def sample_chunk(
     """Returns the samples `indices`, worked on together; `condition` has their rows only."""
     require_condition(options.guidance, condition)
     ensemble.require(options.strategy)
+    if options.attribution and not ensemble.router.reads_state:
+        raise ValueError("this router looks at no image, so it cannot say which sites one is of")
     chunk = _Chunk(ensemble, shape, indices, options, condition, advanced)
     x_0, sites = chunk.drawn() if options.strategy.draws_sites else (chunk.weighted(), None)
-    return Samples(x_0.clamp(-1, 1).float().to(CPU), sites)
+    return Samples(x_0.clamp(-1, 1).float().to(CPU), sites, chunk.attribution)
 
 
 class _Chunk:
@@ -160,6 +172,13 @@ class _Chunk:
         noise = torch.stack([torch.randn(shape, generator=g) for g in self._generators("noise")])
         self._start = State((LINEAR.sigma(self._times[0]) * noise).to(self._device))
         self._turn = 0
+        size = (len(indices), len(ensemble.experts))
+        self._parts = torch.zeros(size, dtype=torch.float64) if options.attribution else None
+
+    @property
+    def attribution(self) -> Tensor | None:
+        """The part of every site so far, `(B, K)` float32, or None."""
+        return None if self._parts is None else self._parts.float()
 
     def weighted(self) -> Tensor:
         """Returns images of a strategy that weights experts."""
@@ -229,6 +248,11 @@ class _Chunk:
             ]
             return torch.stack(drawn).to(self._device)
 
+        if self._parts is not None:
+            at, asked = self._all_at(self._times[step], state.x), rows_of(self._condition, rows)
+            passed = (self._times[step] - self._times[step + 1]) / self._times[0]
+            log_posterior = self._ensemble.log_posterior(state.x, at, asked)
+            self._parts[rows] += float(passed) * log_posterior.exp()
         after = advance(velocity, state, self._times, step, self._options.solver, noise)
         self._advanced(len(rows))
         return after
