@@ -72,10 +72,11 @@ class Federation:
         counts = self.counts.sum(1).double()
         return counts / counts.sum()
 
-    def plan(self, training: str, architecture: str, router: str) -> Plan:
+    def plan(self, training: str, architecture: str, router: str, *, classes: bool) -> Plan:
         """Returns the plan of this federation, with lines of `training` and `router`."""
         _, channels, height, width = self.train.images.shape
-        names = ", ".join(f'"{name}"' for name in self.classes)
+        listed = ", ".join(f'"{name}"' for name in self.classes)
+        known = f'conditioning = "class"\nclasses = [{listed}]' if classes else ""
         return read_plan_toml(f"""
 federation = "benchmark"
 expires_at = 2036-01-01
@@ -83,8 +84,7 @@ expires_at = 2036-01-01
 channels = {channels}
 height = {height}
 width = {width}
-conditioning = "class"
-classes = [{names}]
+{known}
 [expert]
 architecture = "{architecture}"
 [training]

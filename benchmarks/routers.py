@@ -2,6 +2,9 @@
 
 `pooled` is the paper's router, trained on everybody's images: it breaks the isolation of the sites
 and is here as the upper bound only.
+
+Experts know no classes, unless `--classes` is given: under a skew of labels a router that is told
+the class has nothing left to find out, since p(k | x_t, t, c) is pi_k(c) at every t.
 """
 
 import argparse
@@ -82,13 +85,14 @@ class Ladder:
         self.federation, self.arguments = federation, arguments
         plan = self._plan(1000)
         self.experts = train_experts(federation, plan, arguments.work)
-        self.shape, self.classes = plan.data.shape, len(federation.classes)
+        self.shape, self.classes = plan.data.shape, len(plan.data.classes)
         self.own = [federation.train.of_site(site) for site in range(federation.sites)]
         self.basis = dct_basis(self.shape, plan.router.frequencies)
         self.offset = float(plan.router.centre) * self.basis.sum(1)
         self.everything = dct_basis(self.shape, self.shape[1] * self.shape[2])
-        self.true_prior = PriorRouter(federation.counts)
-        self.real = [(own.images, own.labels) for own in self.own]
+        counts = federation.counts
+        self.true_prior = PriorRouter(counts if self.classes else counts.sum(1, keepdim=True))
+        self.real = [(own.images, self.known(own.labels)) for own in self.own]
         self.replayed = [self._replay(site) for site in range(federation.sites)]
 
     def _plan(self, epsilon: float):
@@ -98,16 +102,22 @@ class Ladder:
             TRAINING.format(steps=steps, half_life=max(20, steps // 10)),
             self.arguments.architecture,
             RELEASE.format(
-                epsilon=epsilon, frequencies=36 if small else 64, radius=5 if small else 16
+                epsilon=epsilon, frequencies=36 if small else 64, radius=7 if small else 24
             ),
+            classes=self.arguments.classes,
         )
+
+    def known(self, labels: torch.Tensor) -> torch.Tensor | None:
+        """The labels, where experts and routers know classes."""
+        return labels if self.arguments.classes else None
 
     def _replay(self, site: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images drawn from one expert, of the classes its site has."""
         own, count = self.own[site], self.arguments.replay
         labels = own.labels[torch.randint(len(own), (count,), generator=generator(site))]
-        alone = Ensemble([self.experts[site]], PriorRouter(torch.ones((1, self.classes))))
-        return self.draw(alone, "sticky", labels, seed=1000 + site).images, labels
+        one = PriorRouter(torch.ones((1, max(1, self.classes))))
+        drawn = self.draw(Ensemble([self.experts[site]], one), "sticky", labels, seed=1000 + site)
+        return drawn.images, self.known(labels)
 
     def draw(
         self, ensemble: Ensemble, strategy: str, labels: torch.Tensor, *, seed: int
@@ -115,7 +125,7 @@ class Ladder:
         options = SamplingOptions(
             Strategy.parse(strategy), self.arguments.steps, self.arguments.solver, seed
         )
-        condition = ClassCondition(labels)
+        condition = ClassCondition(labels) if self.arguments.classes else None
         return sample(ensemble, self.shape, len(labels), options, condition=condition)
 
     def classifier(self, sets, seed: int) -> Router:
@@ -155,19 +165,20 @@ class Ladder:
             half = len(x) // 2
             kept = slice(half, half + max(2, round(half * float(shares[site]))))
             images.append(x[kept])
-            labels.append(y[kept])
+            labels.append(None if y is None else y[kept])
             sites.append(torch.full((len(x[kept]),), site))
-        fitted = fit_calibration(
-            router, torch.cat(images), torch.cat(sites), torch.cat(labels), generator(5)
-        )
+        known = torch.cat(labels) if self.arguments.classes else None
+        fitted = fit_calibration(router, torch.cat(images), torch.cat(sites), known, generator(5))
         return CalibratedRouter(router, fitted)
 
     def routers(self) -> dict[str, tuple[Router, str, str, int]]:
         """Router, epsilon, messages per site, floats per site; by name."""
         found = {}
-        counts = self.classes + 1
+        counts = self.classes + 1 if self.classes else 1
         found["prior, exact counts"] = (self.true_prior, "none", "1", counts)
-        first_halves = [(x[: len(x) // 2], y[: len(y) // 2]) for x, y in self.replayed]
+        first_halves = [
+            (x[: len(x) // 2], None if y is None else y[: len(y) // 2]) for x, y in self.replayed
+        ]
         replay = self.classifier(first_halves, 50)
         for epsilon in self.arguments.epsilons:
             plan, text = self._plan(epsilon), f"{epsilon:g}"
@@ -199,12 +210,12 @@ class Judge:
 
     def __init__(self, ladder: Ladder) -> None:
         self._ladder, self._test = ladder, ladder.federation.test
-        train = ladder.federation.train
+        train, self.kinds = ladder.federation.train, len(ladder.federation.classes)
         self.network = train_classifier_on(
-            train.images, train.labels, ladder.classes, epochs=8, generator=generator(9)
+            train.images, train.labels, self.kinds, epochs=8, generator=generator(9)
         ).network
-        chosen = torch.randperm(len(train), generator=generator(10))[:10_000]
-        self.real = self.network.features(train.images[chosen]).numpy()
+        # images no feature was learned from, divided among the sites as the training images are
+        self.real = self.network.features(self._test.images).numpy()
         picked = torch.randint(len(train), (ladder.arguments.samples,), generator=generator(11))
         self.labels = train.labels[picked]
         self._tell = ladder.classifier(ladder.real, 90)
@@ -221,17 +232,22 @@ class Judge:
         t = torch.full((len(images),), 0.02)
         noise = torch.randn(images.shape, generator=generator(14))
         x_t = 0.98 * images + 0.02 * noise
-        return self._tell.log_posterior(x_t, t, ClassCondition(labels)).exp().mean(0)
+        condition = None if self._ladder.known(labels) is None else ClassCondition(labels)
+        return self._tell.log_posterior(x_t, t, condition).exp().mean(0)
 
-    def tstr(self, images: torch.Tensor) -> float:
+    def tstr(self, images: torch.Tensor) -> str:
+        if not self._ladder.classes:
+            return "no classes"
         trained = train_classifier_on(
-            images, self.labels, self._ladder.classes, epochs=10, generator=generator(12)
+            images, self.labels, self.kinds, epochs=10, generator=generator(12)
         )
-        return trained.network.accuracy(self._test.images, self._test.labels)
+        return f"{trained.network.accuracy(self._test.images, self._test.labels):.3f}"
 
     def quality(self, router: Router) -> list:
         test = self._test
-        return posterior_quality(router, test.images, test.sites, test.labels, TIMES, generator(13))
+        return posterior_quality(
+            router, test.images, test.sites, self._ladder.known(test.labels), TIMES, generator(13)
+        )
 
 
 def main() -> None:
@@ -240,6 +256,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help=".npz with MedMNIST's keys; default: digits")
     parser.add_argument("--split", default="label-skew")
     parser.add_argument("--work", type=Path, required=True, help="keeps trained experts")
+    parser.add_argument("--classes", action="store_true", help="experts and routers know them")
     parser.add_argument("--architecture", default="DiT-Nano/2")
     parser.add_argument("--training-steps", type=int, default=1500)
     parser.add_argument("--router-steps", type=int, default=3000)
@@ -265,7 +282,8 @@ def main() -> None:
     print(f"{options}; {len(federation.test)} test images judge posteriors and shares\n")
     qualities(judge, routers)
     fidelities(ladder, judge, routers)
-    paris(ladder, judge, routers)
+    if arguments.classes:
+        paris(ladder, judge, routers)
     spread(ladder, judge, routers)
     costs(ladder, routers)
 
@@ -282,7 +300,9 @@ def qualities(judge: Judge, routers: dict) -> None:
 
 def fidelities(ladder: Ladder, judge: Judge, routers: dict) -> None:
     """The ladder: routers and strategies."""
-    print(f"\nFID of real test images: {judge.fid(ladder.federation.test.images):.2f}\n")
+    train = ladder.federation.train
+    real = train.images[torch.randperm(len(train), generator=generator(15))[: len(judge.labels)]]
+    print(f"\nFID of {len(real)} real training images: {judge.fid(real):.2f}\n")
     print(
         "| router | strategy | FID | of pooled, full | TSTR | share error | calls a step | floats "
         "| messages | epsilon |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
@@ -298,7 +318,7 @@ def fidelities(ladder: Ladder, judge: Judge, routers: dict) -> None:
             calls = sum(ensemble.experts.calls) / len(judge.labels) / ladder.arguments.steps
             print(
                 f"| {name} | {strategy} | {fid:.2f} | {fid / reference:.2f} "
-                f"| {judge.tstr(drawn.images):.3f} | {judge.share_error(drawn.images):.3f} "
+                f"| {judge.tstr(drawn.images)} | {judge.share_error(drawn.images):.3f} "
                 f"| {calls / per_call:.2f} | {floats} | {messages} | {epsilon} |",
                 flush=True,
             )
@@ -309,7 +329,7 @@ def paris(ladder: Ladder, judge: Judge, routers: dict) -> None:
     print(
         "\n| router | posterior | strategy | FID | share error |\n| --- | --- | --- | --- | --- |"
     )
-    names = [POOLED, "replay calibrated"]
+    names = [POOLED, "replay"]  # calibration was fitted with classes: without, it means nothing
     for name in names:
         aware = routers[name][0]
         for told, router in (("told the class", aware), ("not told", Unaware(aware))):
@@ -338,7 +358,9 @@ def spread(ladder: Ladder, judge: Judge, routers: dict) -> None:
 def costs(ladder: Ladder, routers: dict) -> None:
     """What a router takes of a call of one expert on the same 64 images."""
     x, t = torch.randn((64, *ladder.shape), generator=generator(1)), torch.full((64,), 0.5)
-    condition = ClassCondition(torch.arange(64) % ladder.classes)
+    condition = None
+    if ladder.classes:
+        condition = ClassCondition(torch.arange(64) % ladder.classes)
 
     def median(call: Callable) -> float:
         taken = []
