@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator import cli_plan, cli_roster, cli_router, cli_sample, cli_verify
+from coordinator import cli_evaluate, cli_plan, cli_roster, cli_router, cli_sample, cli_verify
 from coordinator.options import CoordinatorOption, JsonOption, RouterName, router_name
 from ddm_fed import __version__, console
 from ddm_fed.files import size_below
@@ -40,6 +40,7 @@ app.add_typer(cli_router.app, rich_help_panel=WORK)
 app.command(rich_help_panel=WORK)(cli_verify.verify)
 app.command(rich_help_panel=USE)(cli_verify.audit)
 app.command(rich_help_panel=USE)(cli_sample.sample)
+app.command(rich_help_panel=USE)(cli_evaluate.evaluate)
 
 
 def main() -> None:

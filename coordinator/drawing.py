@@ -288,8 +288,13 @@ def _counted(ensemble: Ensemble, files: Sequence[Path], sites: Sequence[str]) ->
     shares = ensemble.router.log_prior(None).exp().tolist()
     calls, counts = np.zeros(len(sites), int), np.zeros(len(sites), int)
     drawn, mean, most, count = False, np.zeros(len(sites)), np.zeros(len(sites), int), 0
+    of_labels = np.zeros(len(sites))
     for part in _read(files):
         calls += part["calls"]
+        if "labels" in part:
+            condition = ClassCondition(torch.from_numpy(part["labels"]))
+            log_prior = ensemble.log_prior(len(part["labels"]), condition)
+            of_labels += log_prior.exp().sum(0).numpy()
         if "attribution" in part:
             count += len(part["attribution"])
             mean += part["attribution"].sum(0, dtype=np.float64)
@@ -299,6 +304,11 @@ def _counted(ensemble: Ensemble, files: Sequence[Path], sites: Sequence[str]) ->
             counts += np.bincount(part["sites"], minlength=len(sites))
     return {
         "intended_shares": dict(zip(sites, shares, strict=True)),
+        "intended_shares_of_labels": (
+            dict(zip(sites, (of_labels / of_labels.sum()).tolist(), strict=True))
+            if of_labels.any()
+            else None
+        ),
         "site_counts": dict(zip(sites, counts.tolist(), strict=True)) if drawn else None,
         "expert_calls": dict(zip(sites, calls.tolist(), strict=True)),
         "attribution": _attribution(sites, mean / max(1, count), most) if count else None,

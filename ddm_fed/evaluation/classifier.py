@@ -90,7 +90,9 @@ def train_classifier_on(
     if len(images) < 20:
         raise ValueError(f"a classifier takes at least 20 images, got {len(images)}")
     _, channels, height, width = images.shape
-    network = Classifier((channels, height, width), classes)
+    with torch.device("meta"):  # the weights come from `generator`, not from torch's own
+        network = Classifier((channels, height, width), classes)
+    network = network.to_empty(device="cpu")
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
