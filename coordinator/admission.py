@@ -23,17 +23,18 @@ from coordinator import audit
 from coordinator.book import append, publish_log, read_book
 from coordinator.folder import CoordinatorFolder
 from coordinator.rosters import pending_roster
-from ddm_fed.bundle import ENVELOPE_FILE, TENSOR_FILES, VerifiedBundle, verify_files
+from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, arrived_files, verify_files
 from ddm_fed.errors import (
     EquivocationError,
     LogError,
+    PlanMismatchError,
     RefusedError,
     ReplayError,
     RevokedKeyError,
     StateError,
     printable,
 )
-from ddm_fed.files import PART_PREFIX, Advance, read_bounded, require_file_set, write_atomically
+from ddm_fed.files import PART_PREFIX, Advance, read_bounded, write_atomically
 from ddm_fed.log import Log, LogEntry
 from ddm_fed.published import PLAN_FILE
 from ddm_fed.receipts import sign_receipt
@@ -46,6 +47,7 @@ from ddm_fed.records import (
     now,
     sha256_hex,
 )
+from ddm_fed.reference import reference_sha256
 from ddm_fed.signing import Trust, peek_payload, require_in_force
 from ddm_fed.submission import read_submission
 
@@ -56,6 +58,7 @@ class Quarantined:
 
     arrival: Path
     envelope: bytes
+    names: tuple[str, ...]
 
     @property
     def what(self) -> str:
@@ -94,8 +97,8 @@ def quarantine(arrival: Path) -> Quarantined:
         FileSetError: it is not a folder with exactly the files of a bundle.
     """
     what = f"the bundle {arrival.name[:16]}"
-    require_file_set(arrival, {*TENSOR_FILES, ENVELOPE_FILE}, what=what)
-    return Quarantined(arrival, read_bounded(arrival / ENVELOPE_FILE, MAX_DOCUMENT_BYTES))
+    names = arrived_files(arrival, what=what)
+    return Quarantined(arrival, read_bounded(arrival / ENVELOPE_FILE, MAX_DOCUMENT_BYTES), names)
 
 
 def verify(
@@ -117,9 +120,10 @@ def verify(
         held.envelope, trust.chain, log.size, what=held.what
     )
     require_progress(statement.predicate, payload_sha256, log)
+    _require_our_reference(home, trust, statement.predicate, held.what)
     return verify_files(
         held.envelope,
-        {name: held.arrival / name for name in TENSOR_FILES},
+        {name: held.arrival / name for name in held.names},
         trust,
         now(),
         what=held.what,
@@ -127,6 +131,22 @@ def verify(
         store=home.blobs,
         advance=advance,
     )
+
+
+def _require_our_reference(
+    home: CoordinatorFolder, trust: Trust, submission: Submission, what: str
+) -> None:
+    """Refuses a head that was trained against another reference: it fits no other head."""
+    if submission.head is None or submission.plan_sha256 != trust.plan_sha256:
+        return  # without a head, or refused for its plan
+    found, expected = submission.head.reference_sha256, reference_sha256(home.published, trust)
+    if found != expected:
+        raise PlanMismatchError(
+            f"{what} has a head for the reference {found[:16]}…, published is "
+            f"{'none' if expected is None else expected[:16] + '…'}",
+            hint="the site has to train its head again with `ddm-site head`, against the newest "
+            "published folder",
+        )
 
 
 def require_progress(submission: Submission, payload_sha256: str, log: Log) -> None:

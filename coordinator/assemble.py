@@ -8,12 +8,19 @@ from coordinator import audit
 from coordinator.admission import Admitted, admitted_bundles, current_members, recover
 from coordinator.book import append, publish_log
 from coordinator.folder import CoordinatorFolder
-from ddm_fed.assembly import BuiltRouterFile, Member, WrittenEnsemble, write_ensemble
+from ddm_fed.assembly import (
+    BuiltRouterFile,
+    Member,
+    WrittenEnsemble,
+    require_common_reference,
+    write_ensemble,
+)
 from ddm_fed.errors import StateError
 from ddm_fed.files import Advance
 from ddm_fed.log import Log
 from ddm_fed.receipts import sign_removal
 from ddm_fed.records import Removal, RouterName, now
+from ddm_fed.router import needs_heads
 from ddm_fed.signing import Trust
 
 
@@ -96,29 +103,34 @@ def assemble(
 
     Raises:
         StateError: `target` exists, a site is missing, or the router is of other experts.
+        PlanMismatchError: the router asks heads that do not compose.
     """
     _require_free(target)
     trust = home.trust()
     log = recover(home, trust)
+    admitted = _choose(home, trust, log, without)
     members = {
         name: Member(
             item.envelope,
             item.entry,
             {file: home.blobs.open(digest) for file, digest in item.sha256.items()},
         )
-        for name, item in _choose(home, trust, log, without).items()
+        for name, item in admitted.items()
     }
     built = None
     if isinstance(router, BuiltRouterFile):
         _require_made_of(router, members)
         built, router = router, router.record.kind
+    chosen = router or trust.plan.router.kind
+    if chosen == "heads" or (built is not None and needs_heads(built.record)):
+        require_common_reference({name: item.submission for name, item in admitted.items()})
     verified = write_ensemble(
         target,
         home.published,
         trust,
         log,
         members,
-        router or trust.plan.router.kind,
+        chosen,
         home.key(trust.chain),
         built=built,
         advance=advance,

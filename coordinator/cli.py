@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator import cli_evaluate, cli_plan, cli_roster, cli_router, cli_sample, cli_verify
+from coordinator import (
+    cli_evaluate,
+    cli_plan,
+    cli_reference,
+    cli_roster,
+    cli_router,
+    cli_sample,
+    cli_verify,
+)
 from coordinator.options import CoordinatorOption, JsonOption, RouterName, router_name
 from ddm_fed import __version__, console
 from ddm_fed.files import size_below
@@ -38,6 +46,7 @@ app.add_typer(cli_roster.app, rich_help_panel=SETUP)
 app.add_typer(cli_plan.app, rich_help_panel=SETUP)
 app.add_typer(cli_router.app, rich_help_panel=WORK)
 app.command(rich_help_panel=WORK)(cli_verify.verify)
+app.command(rich_help_panel=WORK)(cli_reference.reference)
 app.command(rich_help_panel=USE)(cli_verify.audit)
 app.command(rich_help_panel=USE)(cli_sample.sample)
 app.command(rich_help_panel=USE)(cli_evaluate.evaluate)
@@ -209,8 +218,8 @@ def assemble(
     router: Annotated[
         str | None,
         typer.Option(
-            help="prior or mixture, or a folder that `router build` made; by default what the plan "
-            "says."
+            help="prior, mixture or heads, or a folder that `router build` made; by default what "
+            "the plan says."
         ),
     ] = None,
     without: Annotated[

@@ -16,7 +16,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Make routers from the experts' own samples, and compare routers.",
 )
-BUILT = ("mixture", "replay", "hybrid")
+BUILT = ("mixture", "heads", "replay", "hybrid")
 EnsembleArgument = Annotated[Path, typer.Argument(exists=True, file_okay=False)]
 SamplesOption = Annotated[
     int, typer.Option("--samples-per-site", help="Images drawn from each expert.", min=16)
@@ -45,8 +45,12 @@ def build(
         str,
         typer.Option(
             help="replay: a network trained on samples. hybrid: the mixture at high noise, the "
-            "network below --switch. mixture: the plan's, calibrated."
+            "network (or the sites' heads, with --low heads) below --switch. mixture, heads: what "
+            "the sites sent, calibrated."
         ),
+    ] = "replay",
+    low: Annotated[
+        str, typer.Option(help="What a hybrid asks below --switch: replay, or heads.")
     ] = "replay",
     coordinator: CoordinatorOption = Path(),
     root: RootOption = None,
@@ -79,6 +83,8 @@ def build(
     """
     if kind not in BUILT:
         raise typer.BadParameter(f"--kind is one of {', '.join(BUILT)}")
+    if low not in ("replay", "heads") or (low == "heads" and kind != "hybrid"):
+        raise typer.BadParameter("--low is replay or heads, and belongs to --kind hybrid")
     from coordinator.devices import chosen_devices
     from coordinator.routers import described, write_built
     from ddm_fed.assembly import verify_ensemble
@@ -91,7 +97,7 @@ def build(
     verified = verify_ensemble(ensemble, pinned_root(root, coordinator))
     _, height, width_pixels = verified.trust.plan.data.shape
     network = None
-    if kind != "mixture":
+    if kind == "replay" or (kind == "hybrid" and low == "replay"):
         network = RouterNetworkSpec(
             frequencies=frequencies or min(height * width_pixels, 1024),
             width=width,
@@ -99,7 +105,7 @@ def build(
             steps=training_steps,
         )
     options = BuildOptions(
-        kind=cast(Literal["mixture", "replay", "hybrid"], kind),
+        kind=cast(Literal["mixture", "heads", "replay", "hybrid"], kind),
         samples_per_site=samples_per_site,
         solver_steps=steps,
         seed=seed,

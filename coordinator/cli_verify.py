@@ -168,6 +168,7 @@ def _show_table(title: str, bundles: "list[VerifiedBundle] | tuple[VerifiedBundl
 def _verify_inbox(coordinator: Path, as_json: bool) -> None:
     from coordinator.admission import admit_arrivals
     from coordinator.folder import CoordinatorFolder
+    from coordinator.reference import waits_for_reference
 
     home = CoordinatorFolder.open(coordinator)
     bar = console.moving_bytes("verifying the inbox", size_below(home.incoming))
@@ -209,6 +210,9 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
     if refused:
         console.say(f"refused bundles are kept in {home.refused}")
         raise typer.Exit(1)
+    if waits_for_reference(home, home.trust()):
+        console.next_step(f"ddm-coord reference --coordinator {coordinator}")
+        return
     console.next_step(f"ddm-coord assemble --coordinator {coordinator} ENSEMBLE_FOLDER")
 
 

@@ -7,8 +7,7 @@ from coordinator.routers import read_built
 from ddm_fed.assembly import VerifiedEnsemble
 from ddm_fed.errors import StateError
 from ddm_fed.files import sha256_of
-from ddm_fed.loading import load_releases, load_router, read_router
-from ddm_fed.records import MixtureRouterSpec, RouterName
+from ddm_fed.loading import load_releases, load_router, read_router, routers_without_samples
 from ddm_fed.replay import BuildOptions, draw_from_experts, judge_router
 from ddm_fed.router import Router, TimeQuality, released_weights
 
@@ -27,10 +26,7 @@ def compare_routers(
         StateError: a router was made from other experts, or from these very samples.
     """
     routers: dict[str, Router] = {"prior": load_router(verified, "prior")}
-    names: list[RouterName] = [verified.record.router]
-    if isinstance(verified.trust.plan.router, MixtureRouterSpec):
-        names.append("mixture")
-    for name in names:
+    for name in (verified.record.router, *routers_without_samples(verified)):
         label = f"{name} of the ensemble" if name == verified.record.router else name
         routers.setdefault(label, load_router(verified, name))
     members = tuple(member.submission_sha256 for member in verified.record.members)

@@ -8,7 +8,8 @@ import typer
 
 from ddm_fed.errors import StateError
 
-RouterName = Literal["prior", "mixture", "replay", "hybrid"]  # the records' would load pydantic
+# the records' own would load pydantic
+RouterName = Literal["prior", "mixture", "heads", "replay", "hybrid"]
 CoordinatorOption = Annotated[
     Path,
     typer.Option(

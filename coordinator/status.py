@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from coordinator.admission import current_members
+from coordinator.admission import Admitted, current_members
 from coordinator.assemble import removed_sites
 from coordinator.audit import refusals
 from coordinator.folder import CoordinatorFolder
@@ -10,6 +10,20 @@ from coordinator.rosters import pending_roster
 from ddm_fed.errors import printable
 from ddm_fed.log import read_log
 from ddm_fed.published import PLAN_FILE, roster_files
+from ddm_fed.reference import reference_sha256
+from ddm_fed.signing import Trust
+
+
+def _after_admission(home: CoordinatorFolder, trust: Trust | None, item: Admitted) -> str:
+    """Returns what an admitted site waits for: under a plan with heads, first for its own."""
+    if trust is None or trust.plan.router.kind != "heads":
+        return "`ddm-coord assemble`"
+    published = reference_sha256(home.published, trust)
+    if published is None:
+        return "`ddm-coord reference`"
+    if item.submission.reference_sha256 != published:
+        return "its head: `ddm-site head` there, then `ddm-coord verify`"
+    return "`ddm-coord assemble`"
 
 
 def site_states(home: CoordinatorFolder) -> dict[str, Any]:
@@ -28,7 +42,7 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
     for site in chain.current.sites if chain is not None else ():
         item = members.get(site.name)
         if item is not None:
-            state, waiting = "admitted", "`ddm-coord assemble`"
+            state, waiting = "admitted", _after_admission(home, trust, item)
         elif site.name in removed:
             state, waiting = "removed", "nothing; a new bundle would bring it back"
         elif not site.is_active:

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 from ddm_fed.bundle import (
     ENVELOPE_FILE,
+    HEAD_FILE,
     ROUTER_FILE,
     TENSOR_FILES,
     VerifiedBundle,
@@ -52,10 +53,11 @@ from ddm_fed.records import (
     EnsembleRecord,
     RouterName,
     Statement,
+    Submission,
     sha256_hex,
     subjects,
 )
-from ddm_fed.router import built_tensors
+from ddm_fed.router import built_tensors, needs_heads
 from ddm_fed.signing import (
     SigningKey,
     Trust,
@@ -233,8 +235,9 @@ def verify_ensemble(
         list_regular_files(folder, what=what) & {SIGNATURE_FILE}
     )
     require_file_set(folder, expected, what=what)
-    tensor_files = {f"sites/{m.site}/{name}" for m in record.members for name in TENSOR_FILES}
-    for name in sorted(files - tensor_files - {STATEMENT_FILE}):
+    names = (*TENSOR_FILES, HEAD_FILE)  # their turn comes with their bundle
+    tensors = {f"sites/{member.site}/{name}" for member in record.members for name in names}
+    for name in sorted(files - tensors - {STATEMENT_FILE}):
         _require_digest(name, sha256_of(folder / name), digests[name])
     log = read_log(folder, trust.chain)
     _require_same(
@@ -253,6 +256,8 @@ def verify_ensemble(
             _require_digest(path, digest, digests[path])
     if record.built is not None:
         _verify_router(folder, record.built, trust)
+    if record.router == "heads" or (record.built is not None and needs_heads(record.built)):
+        require_common_reference({bundle.site: bundle.submission for bundle in bundles})
     return VerifiedEnsemble(
         folder,
         signed.sha256,
@@ -269,6 +274,31 @@ def _verify_router(folder: Path, built: BuiltRouter, trust: Trust) -> None:
     """Refuses a router file that does not hold what its record says, before a byte is parsed."""
     with open_regular(folder / ROUTER_FILE) as file:
         check_tensor_file(file, built_tensors(trust.plan.data, built), what="the router")
+
+
+def require_common_reference(submissions: Mapping[str, Submission]) -> None:
+    """Refuses heads that do not compose: one is missing, or they know different references.
+
+    Raises:
+        PlanMismatchError: naming the sites.
+    """
+    by_reference: dict[str | None, list[str]] = {}
+    for site, submission in sorted(submissions.items()):
+        by_reference.setdefault(submission.reference_sha256, []).append(site)
+    if None in by_reference:
+        raise PlanMismatchError(
+            f"a router of heads needs one of every member; {', '.join(by_reference[None])} sent "
+            "none",
+            hint="these sites run `ddm-site head` and send the bundle it makes; until then "
+            "assemble with --router mixture, or without them",
+        )
+    if len(by_reference) > 1:
+        groups = (f"{', '.join(sites)}: {sha[:16]}…" for sha, sites in by_reference.items() if sha)
+        raise PlanMismatchError(
+            f"the heads were trained against different references ({'; '.join(groups)})",
+            hint="those with an old one run `ddm-site head` again, under the newest published "
+            "folder",
+        )
 
 
 def _require_complete(record: EnsembleRecord, log: Log) -> None:

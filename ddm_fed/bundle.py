@@ -2,12 +2,13 @@
 
     expert.safetensors      the expert's weights
     router.safetensors      the noisy statistics for the router
-    submission.dsse.json    the manifest: an in-toto statement about the two, in a DSSE envelope
+    head.safetensors        the site's head of the router: in a second bundle, if the plan has heads
+    submission.dsse.json    the manifest: an in-toto statement about the others, in a DSSE envelope
 
 Verification, in this order, failing closed. Nothing of a file is parsed before its turn, but for
 the manifest's claim of a site: it is looked at to pick the key of step 4, and believed after it.
 
- 1. exactly these three regular files, no links
+ 1. exactly these regular files, no links; the head only where the manifest has one
  2. the envelope is at most 1 MiB of unambiguous JSON
  3. of the in-toto payload type
  4. every signature that names a key of the claimed site holds, and at least one is there
@@ -28,22 +29,20 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 
 import torch
 
 from ddm_fed.errors import (
     DigestError,
-    ExpiredError,
     FileSetError,
-    PlanMismatchError,
-    PolicyError,
     SizeError,
 )
 from ddm_fed.files import (
     Advance,
     check_file,
+    list_regular_files,
     open_regular,
     read_bounded,
     require_file_set,
@@ -51,23 +50,19 @@ from ddm_fed.files import (
 )
 from ddm_fed.log import SUBMISSION_FILE
 from ddm_fed.models import expert_tensors
-from ddm_fed.privacy import check_chain, epsilon_text, private_events
+from ddm_fed.policy import check_privacy, release_events, require_ours, require_valid_at
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
     SUBMISSION_PREDICATE,
-    Event,
     FileSize,
-    GaussianEvent,
-    LedgerEntry,
-    NonPrivateEvent,
     Plan,
     Require,
     Statement,
     Submission,
     subjects,
 )
-from ddm_fed.router import ROUTER_PURPOSES, release_tensors
+from ddm_fed.router import head_tensors, release_tensors
 from ddm_fed.signing import SigningKey, Trust, seal
 from ddm_fed.store import BlobStore
 from ddm_fed.submission import read_submission
@@ -76,8 +71,8 @@ from ddm_fed.weights import ITEM_BYTES, Bounds, check_tensor_file
 EXPERT_FILE = "expert.safetensors"
 ROUTER_FILE = "router.safetensors"
 ENVELOPE_FILE = SUBMISSION_FILE
-TENSOR_FILES = (EXPERT_FILE, ROUTER_FILE)
-CLOCK_SKEW = timedelta(minutes=10)
+HEAD_FILE = "head.safetensors"
+TENSOR_FILES = (EXPERT_FILE, ROUTER_FILE)  # of every bundle; some have the head as well
 
 
 @dataclass(frozen=True)
@@ -98,14 +93,33 @@ class VerifiedBundle:
     @property
     def noise_multipliers(self) -> dict[str, float]:
         """The noise in each tensor of `router.safetensors`, by its name."""
-        events = _release_events(self.submission)
+        events = release_events(self.submission)
         return {name: float(event.noise_multiplier) for name, event in events.items()}
 
 
-def file_digests(folder: Path) -> tuple[dict[str, str], tuple[FileSize, ...]]:
-    """Returns digest and size of the tensor files a site wrote into `folder`."""
+def tensor_files(submission: Submission) -> tuple[str, ...]:
+    """Returns the names of the tensor files that belong to `submission`."""
+    return TENSOR_FILES if submission.head is None else (*TENSOR_FILES, HEAD_FILE)
+
+
+def arrived_files(folder: Path, *, what: str) -> tuple[str, ...]:
+    """Returns the names of the tensor files in a bundle's folder. Nothing is read.
+
+    Raises:
+        FileSetError: it does not hold exactly the files of a bundle.
+    """
+    found = list_regular_files(folder, what=what)
+    names = (*TENSOR_FILES, HEAD_FILE) if HEAD_FILE in found else TENSOR_FILES
+    require_file_set(folder, {*names, ENVELOPE_FILE}, what=what)
+    return names
+
+
+def file_digests(
+    folder: Path, names: Sequence[str] = TENSOR_FILES
+) -> tuple[dict[str, str], tuple[FileSize, ...]]:
+    """Returns digest and size of the tensor files `names` that a site wrote into `folder`."""
     digests, sizes = {}, []
-    for name in TENSOR_FILES:
+    for name in names:
         with open_regular(folder / name) as file:
             digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
             sizes.append(FileSize(name=name, size_bytes=file.tell()))
@@ -150,9 +164,8 @@ def verify_bundle(
         RefusedError: the first rule that fails; the message names the item.
     """
     what = f"the bundle {folder.name[:16]}"
-    require_file_set(folder, {*TENSOR_FILES, ENVELOPE_FILE}, what=what)
+    sources = {name: folder / name for name in arrived_files(folder, what=what)}
     envelope = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
-    sources = {name: folder / name for name in TENSOR_FILES}
     return verify_files(
         envelope,
         sources,
@@ -183,9 +196,14 @@ def verify_files(
         envelope, trust.chain, position, what=what, require=require
     )
     submission = statement.predicate
-    _require_ours(submission, trust, what)
-    _require_valid_at(submission, trust, moment, what)
+    require_ours(submission, trust, what)
+    require_valid_at(submission, trust, moment, what)
     digests = _signed_digests(statement, trust.plan, what)
+    if sources.keys() != digests.keys():
+        raise FileSetError(
+            f"{what} holds {sorted(sources)}, it is signed over {sorted(digests)}",
+            hint="a file was added or removed after signing; copy the original folder again",
+        )
     files = dict(sources)
     for name, digest in digests.items():
         size_bytes = submission.size_of(name) or 0
@@ -202,6 +220,8 @@ def verify_files(
         EXPERT_FILE: expert_tensors(trust.plan.data, submission.expert),
         ROUTER_FILE: release_tensors(trust.plan),
     }
+    if submission.head is not None:
+        tables[HEAD_FILE] = head_tensors(trust.plan)
     limits = trust.plan.submission
     bounds = Bounds(float(limits.max_absolute), float(limits.max_norm))
     for name, table in tables.items():
@@ -211,70 +231,15 @@ def verify_files(
     return VerifiedBundle(submission, payload_sha256, envelope, files, digests)
 
 
-def _require_ours(submission: Submission, trust: Trust, what: str) -> None:
-    for field, found, expected in (
-        ("federation", submission.federation, trust.plan.federation),
-        ("plan", submission.plan_sha256, trust.plan_sha256),
-    ):
-        if found != expected:
-            raise PlanMismatchError(
-                f"{what} was made for the {field} `{found}`, expected `{expected}`",
-                hint="the site trained under another plan; it has to train under this one",
-            )
-    plan, training = trust.plan, submission.training
-    if not plan.expert.allows(submission.expert):
-        raise PlanMismatchError(
-            f"{what} holds an expert of {submission.expert}, which the plan does not allow",
-            hint="the site has to choose among the plan's `expert` architecture, path, prediction",
-        )
-    if training.steps != plan.training.steps:
-        raise PlanMismatchError(
-            f"{what} was trained for {training.steps} steps, the plan asks for "
-            f"{plan.training.steps}",
-            hint="the site has to train as the plan says",
-        )
-    if training.ema_half_life not in plan.training.ema_half_lives:
-        raise PlanMismatchError(
-            f"{what} is averaged with a half-life of {training.ema_half_life} steps, the plan has "
-            f"{', '.join(map(str, plan.training.ema_half_lives))}",
-            hint="the site has to choose one of them: `ddm-site train --ema-half-life`",
-        )
-    if not trust.chain.knows(submission.roster):
-        raise PlanMismatchError(
-            f"{what} cites roster {submission.roster.version} "
-            f"({submission.roster.sha256[:16]}…), which is not in the published chain",
-            hint="the site used a roster this coordinator never published; ask where it came from",
-        )
-
-
-def _require_valid_at(submission: Submission, trust: Trust, moment: datetime, what: str) -> None:
-    if submission.issued_at > moment + CLOCK_SKEW:
-        raise ExpiredError(
-            f"{what} was issued at {submission.issued_at:%Y-%m-%d %H:%M:%S} UTC, in the future",
-            hint="compare the clocks of the site and of this machine",
-        )
-    longest = timedelta(days=trust.plan.submission.valid_days)
-    if submission.expires_at - submission.issued_at > longest:
-        raise ExpiredError(
-            f"{what} claims to be valid until {submission.expires_at:%Y-%m-%d}, longer than the "
-            f"{longest.days} days the plan allows",
-            hint="ask the site to sign its bundle again",
-        )
-    if moment >= submission.expires_at:
-        raise ExpiredError(
-            f"{what} expired at {submission.expires_at:%Y-%m-%d %H:%M:%S} UTC",
-            hint="ask the site to sign its bundle again",
-        )
-
-
 def _signed_digests(statement: Statement[Submission], plan: Plan, what: str) -> dict[str, str]:
     digests = {subject.name: subject.digest.sha256 for subject in statement.subject}
     sizes = {file.name: file.size_bytes for file in statement.predicate.files}
     for named in (statement.subject, statement.predicate.files):
         names = sorted(item.name for item in named)
-        if names != sorted(TENSOR_FILES):  # also if one is named twice
+        expected = sorted(tensor_files(statement.predicate))
+        if names != expected:  # also if one is named twice
             raise FileSetError(
-                f"{what} is signed over {names}, expected {sorted(TENSOR_FILES)}",
+                f"{what} is signed over {names}, expected {expected}",
                 hint="the site uses another version of this program; compare versions",
             )
     if sum(sizes.values()) > plan.submission.max_bytes:
@@ -283,72 +248,6 @@ def _signed_digests(statement: Statement[Submission], plan: Plan, what: str) -> 
             hint="raise `submission.max_bytes` in the plan, or agree on a smaller architecture",
         )
     return digests
-
-
-def check_privacy(submission: Submission, trust: Trust, *, what: str) -> None:
-    """Refuses a submission whose ledger does not add up, or spent more than the plan allows.
-
-    It checks arithmetic. Whether the site really added the noise it lists, no signature can show.
-
-    Raises:
-        PolicyError: naming the figure found and the one expected.
-    """
-    privacy, policy = submission.privacy, trust.plan.privacy
-    check_chain(privacy.ledger)
-    if privacy.randomness != "csprng":
-        raise _policy(what, "its noise came from a test stream, which anyone can subtract")
-    if privacy.delta != policy.delta:
-        raise _policy(what, f"it states epsilon at delta {privacy.delta}, the plan {policy.delta}")
-    events = private_events(privacy.ledger)
-    recomputed = epsilon_text(events, float(policy.delta))
-    if abs(float(recomputed) - float(privacy.releases_epsilon)) > 2e-4:
-        raise _policy(
-            what,
-            f"it states epsilon {privacy.releases_epsilon}, its ledger adds up to {recomputed}",
-        )
-    if float(recomputed) > float(policy.max_epsilon):
-        raise _policy(
-            what,
-            f"its ledger adds up to epsilon {recomputed}, the plan allows {policy.max_epsilon}",
-        )
-    released = _release_events(submission)
-    if released.keys() != release_tensors(trust.plan).keys():
-        raise _policy(what, f"its ledger has entries for the router's {sorted(released)} only")
-    price = epsilon_text(released.values(), float(policy.delta))
-    if float(price) > float(trust.plan.router.epsilon):
-        raise _policy(
-            what, f"its router release cost {price}, the plan allows {trust.plan.router.epsilon}"
-        )
-    experts = [entry for entry in _of_this_plan(submission) if entry.purpose == "expert"]
-    private = bool(experts) and not any(
-        isinstance(entry.event, NonPrivateEvent) for entry in experts
-    )
-    if not experts or private != privacy.expert_is_private:
-        raise _policy(what, "its ledger does not say how its expert was trained")
-    if "expert" in policy.must_be_private and not private:
-        raise _policy(what, "its expert was trained without privacy, which the plan demands")
-
-
-def _release_events(submission: Submission) -> dict[str, GaussianEvent]:
-    """Returns the event of the newest release of each router message for this plan."""
-    newest: dict[str, Event] = {entry.purpose: entry.event for entry in _of_this_plan(submission)}
-    return {
-        name: event
-        for name, purpose in ROUTER_PURPOSES.items()
-        if isinstance(event := newest.get(purpose), GaussianEvent)
-    }
-
-
-def _of_this_plan(submission: Submission) -> list[LedgerEntry]:
-    ledger = submission.privacy.ledger
-    return [entry for entry in ledger if entry.plan_sha256 == submission.plan_sha256]
-
-
-def _policy(what: str, reason: str) -> PolicyError:
-    return PolicyError(
-        f"{what} is refused: {reason}",
-        hint="the data-protection officers of both sides should look at its ledger together",
-    )
 
 
 def read_weights(bundle: VerifiedBundle, name: str) -> dict[str, torch.Tensor]:

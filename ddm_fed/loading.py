@@ -10,21 +10,31 @@ from typing import cast, get_args
 
 import torch
 
-from ddm_fed.assembly import VerifiedEnsemble
-from ddm_fed.bundle import EXPERT_FILE, ROUTER_FILE, VerifiedBundle, read_verified, read_weights
+from ddm_fed.assembly import VerifiedEnsemble, require_common_reference
+from ddm_fed.bundle import (
+    EXPERT_FILE,
+    HEAD_FILE,
+    ROUTER_FILE,
+    VerifiedBundle,
+    read_verified,
+    read_weights,
+)
 from ddm_fed.ensemble import Ensemble
 from ddm_fed.errors import StateError
 from ddm_fed.experts import ExpertPool, Precision
 from ddm_fed.files import open_regular
 from ddm_fed.flows import Expert
 from ddm_fed.models import build_network
-from ddm_fed.records import BuiltRouter, DataSpec, ExpertDesign, RouterName
+from ddm_fed.records import BuiltRouter, DataSpec, ExpertDesign, RouterName, StatisticsSpec
 from ddm_fed.router import (
     ClosedForm,
     Router,
     SiteRelease,
     build_router,
     built_tensors,
+    heads_router,
+    heads_spec,
+    needs_heads,
     restore_router,
 )
 from ddm_fed.weights import check_tensor_file
@@ -83,6 +93,8 @@ def load_router(verified: VerifiedEnsemble, kind: RouterName | None = None) -> R
             raise ValueError("a built router without a file")
         file = verified.folder / ROUTER_FILE
         return read_router(verified, record.built, file, verified.router_sha256)
+    if kind == "heads":
+        return heads_router(plan, load_heads(verified), load_releases(verified))
     if kind not in get_args(ClosedForm):
         raise StateError(
             f"the ensemble has no {kind} router, it has a {record.router} router",
@@ -107,7 +119,8 @@ def read_router(verified: VerifiedEnsemble, built: BuiltRouter, file: Path, sha2
     with open_regular(file) as opened:
         check_tensor_file(opened, built_tensors(plan.data, built), what="the router")
     tensors = read_verified(file, sha256, what="the router")
-    return restore_router(plan, built, tensors, load_releases(verified))
+    heads = load_heads(verified) if needs_heads(built) else []
+    return restore_router(plan, built, tensors, load_releases(verified), heads)
 
 
 def load_releases(verified: VerifiedEnsemble) -> list[SiteRelease]:
@@ -119,6 +132,29 @@ def load_releases(verified: VerifiedEnsemble) -> list[SiteRelease]:
         )
         for bundle in verified.bundles
     ]
+
+
+def load_heads(verified: VerifiedEnsemble) -> list[dict[str, torch.Tensor]]:
+    """Returns the weights of every site's head, in the ensemble's order.
+
+    Raises:
+        StateError: the plan has no heads.
+        PlanMismatchError: a site sent none, or they were trained against different references.
+    """
+    heads_spec(verified.trust.plan)
+    require_common_reference({bundle.site: bundle.submission for bundle in verified.bundles})
+    return [read_weights(bundle, HEAD_FILE) for bundle in verified.bundles]
+
+
+def routers_without_samples(verified: VerifiedEnsemble) -> list[RouterName]:
+    """Returns the routers that can be made of what the sites of an ensemble sent."""
+    names: list[RouterName] = ["prior"]
+    if isinstance(verified.trust.plan.router, StatisticsSpec):
+        names.append("mixture")
+    references = {bundle.submission.reference_sha256 for bundle in verified.bundles}
+    if len(references) == 1 and None not in references:
+        names.append("heads")
+    return names
 
 
 def load_expert(data: DataSpec, bundle: VerifiedBundle) -> Expert:

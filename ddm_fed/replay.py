@@ -22,8 +22,14 @@ from ddm_fed.ensemble import Ensemble, Strategy
 from ddm_fed.errors import StateError
 from ddm_fed.experts import ExpertPool
 from ddm_fed.flows import ClassCondition, Condition, VelocityModel
-from ddm_fed.loading import load_ensemble, load_releases
-from ddm_fed.records import BuiltRouter, DataSpec, RouterName, RouterNetworkSpec
+from ddm_fed.loading import load_ensemble, load_heads, load_releases
+from ddm_fed.records import (
+    LEARNED_ROUTERS,
+    BuiltRouter,
+    DataSpec,
+    RouterName,
+    RouterNetworkSpec,
+)
 from ddm_fed.router import (
     CALIBRATION_TIMES,
     CoefficientNetwork,
@@ -32,6 +38,7 @@ from ddm_fed.router import (
     TimeQuality,
     calibration_tensors,
     fit_calibration,
+    needs_heads,
     network_tensors,
     posterior_quality,
     released_weights,
@@ -111,13 +118,13 @@ def build_from_samples(
     if options.kind == "prior":
         raise StateError(
             "a prior router looks at no image, so samples cannot improve it",
-            hint="build mixture, replay or hybrid",
+            hint="build mixture, heads, replay or hybrid",
         )
-    network = options.network if options.kind in ("replay", "hybrid") else None
-    if network is None and not options.calibrate:
+    network = options.network if options.kind in LEARNED_ROUTERS else None
+    if options.kind not in LEARNED_ROUTERS and not options.calibrate:
         raise StateError(
-            "a mixture router without calibration needs no samples",
-            hint="leave --no-calibrate out, or assemble with --router mixture",
+            f"a {options.kind} router without calibration needs no samples",
+            hint=f"leave --no-calibrate out, or assemble with --router {options.kind}",
         )
     releases = load_releases(verified)
     generator = torch.Generator().manual_seed(options.seed)
@@ -131,6 +138,7 @@ def build_from_samples(
         switch=_decimal(options.switch) if options.kind == "hybrid" else None,
         knots=tuple(_decimal(time) for time in CALIBRATION_TIMES) if options.calibrate else (),
     )
+    heads = load_heads(verified) if needs_heads(record) else []
     weights = released_weights(plan, releases)
     drawn = draw_from_experts(verified, weights, options, watch.drawn)
     train, fit, judge = _split(drawn, len(weights), generator)
@@ -138,7 +146,7 @@ def build_from_samples(
     if network is not None:
         trained = _train(train, plan.data, weights, network, generator, watch.trained)
         tensors |= network_tensors(trained)
-    plain = restore_router(plan, record.model_copy(update={"knots": ()}), tensors, releases)
+    plain = restore_router(plan, record.model_copy(update={"knots": ()}), tensors, releases, heads)
     shares = weights.sum(1) / weights.sum()
     fit, judge = _by_share(fit, shares), _by_share(judge, shares)
     before = _quality(plain, judge, options.seed)
@@ -148,7 +156,8 @@ def build_from_samples(
         plain, fit.images, fit.sites, fit.labels, generator, times=CALIBRATION_TIMES
     )
     tensors |= calibration_tensors(calibration)
-    after = _quality(restore_router(plan, record, tensors, releases), judge, options.seed)
+    calibrated = restore_router(plan, record, tensors, releases, heads)
+    after = _quality(calibrated, judge, options.seed)
     return RouterBuilt(record, tensors, before, after)
 
 

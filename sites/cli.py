@@ -12,7 +12,7 @@ import typer
 
 from ddm_fed import __version__, console
 from ddm_fed.files import size_below
-from sites import cli_keys, cli_train
+from sites import cli_head, cli_keys, cli_train
 from sites.options import JsonOption, PlanOption, SiteOption, open_published
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ SETUP, WORK, LEAVE = "Set up", "Work", "What leaves"
 app.command(rich_help_panel=SETUP)(cli_keys.keygen)
 app.command(rich_help_panel=SETUP)(cli_keys.rotate)
 app.command(rich_help_panel=WORK)(cli_train.train)
+app.command(rich_help_panel=WORK)(cli_head.head)
 app.command(rich_help_panel=LEAVE)(cli_keys.approve)
 
 
@@ -178,6 +179,7 @@ def submit(
         "waiting": "waits in the inbox for the coordinator",
         "admitted": "admitted; the signed receipt is in receipts/",
         "earlier plan": "is of an earlier plan and was never admitted; it is not sent",
+        "earlier reference": "has a head for a reference that was replaced; it is not sent",
         "earlier key": "is signed with a key that was replaced; run `ddm-site train` again",
         "expired": "has expired and is not sent; run `ddm-site train` again to sign it anew",
     }

@@ -84,6 +84,8 @@ def show_egress(egress: "EgressRecord") -> None:
             "The expert is not differentially private: treat its weights as derived from your "
             "images, and release them only to whom your agreement names."
         )
+    if egress.head_is_private is False:
+        console.say("The same holds for the router head: it was trained without noise as well.")
 
 
 def rotate(

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddm_fed import console
-from sites.options import PlanOption, SiteOption, open_published
+from sites.options import (
+    DataOption,
+    MaxBadOption,
+    PlanOption,
+    SiteOption,
+    ValueRangeOption,
+    open_published,
+    show_data,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,21 +43,10 @@ class PrecisionName(StrEnum):
 
 def train(
     plan: PlanOption,
-    data: Annotated[
-        str,
-        typer.Option(
-            help="`digits` (or digits:0-4), an .npz with images and labels, an .npy that is mapped "
-            "into memory, or a folder of images."
-        ),
-    ],
+    data: DataOption,
     site: SiteOption = Path(),
-    value_range: Annotated[
-        tuple[float, float] | None,
-        typer.Option(help="Values that mean black and white, if the dtype does not say."),
-    ] = None,
-    max_bad_fraction: Annotated[
-        float, typer.Option(help="Most unreadable files in a folder, as a fraction.", min=0, max=1)
-    ] = 0.05,
+    value_range: ValueRangeOption = None,
+    max_bad_fraction: MaxBadOption = 0.05,
     architecture: Annotated[
         str | None, typer.Option(help="Out of the plan's; by default its first. So too below.")
     ] = None,
@@ -149,7 +146,7 @@ def _lead(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
     options = choose(trust.plan)
     with home.changing():
         images, report = load(trust.plan)
-        _show_data(home.settings.name, report)
+        show_data(home.settings.name, report)
         with _screen(home, trust.plan_sha256, trust.plan.training.steps) as screen:
             bundle = run_plan(home, trust, published.log, images, options, screen)
         drafts = find_bundles(home.drafts)
@@ -167,16 +164,6 @@ def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
     home = SiteFolder.open(site)
     trust = read_published(plan if plan.is_dir() else plan.parent, home.settings.root)
     help_train(home, trust, load(trust.plan)[0], choose(trust.plan))
-
-
-def _show_data(name: str, report: "DataReport") -> None:
-    console.say(f"{name}: {report.count} images from {report.source}")
-    for note in report.notes:
-        console.say(f"  {note}")
-    if report.skipped:
-        console.say(f"  {len(report.skipped)} files could not be read and were left out:")
-        for line in report.skipped:
-            console.say(f"    {line}")
 
 
 @contextmanager

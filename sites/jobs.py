@@ -16,6 +16,7 @@ from torch import Tensor
 from ddm_fed.bundle import (
     ENVELOPE_FILE,
     EXPERT_FILE,
+    HEAD_FILE,
     ROUTER_FILE,
     TENSOR_FILES,
     file_digests,
@@ -37,8 +38,10 @@ from ddm_fed.records import (
     MAX_DOCUMENT_BYTES,
     ExpertDesign,
     GaussianEvent,
+    HeadFacts,
     LedgerEntry,
     NonPrivateEvent,
+    Plan,
     PrivacyStatement,
     Submission,
     TrainingFacts,
@@ -64,6 +67,7 @@ from sites.outbox import find_bundles, member_of, sequence_for_next
 CHECKPOINT_FILE = "checkpoint.safetensors"
 TRAINED_FILE = "trained.json"  # private: it identifies the data set
 RELEASE_FILE = "release.json"
+HEAD_RECORD_FILE = "head.json"  # private, as the one above
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,19 @@ def require_member(site: SiteFolder, trust: Trust) -> None:
     site.key(member_of(site, trust))
 
 
+def require_possible_privacy(plan: Plan) -> None:
+    """Refuses a plan that demands noise this version cannot add.
+
+    Raises:
+        StateError: saying what it demands.
+    """
+    if "expert" in plan.privacy.must_be_private:
+        raise StateError(
+            "the plan demands that experts are trained with DP-SGD, which this version cannot do",
+            hint='ask for a plan with must_be_private = ["router"], or use a newer version',
+        )
+
+
 def open_ledger(site: SiteFolder) -> SiteLedger:
     """Returns the site's ledger."""
     return SiteLedger(site.path / "ledger.jsonl", float(site.settings.max_epsilon))
@@ -123,11 +140,7 @@ def run_plan(
     """
     require_member(site, trust)
     plan = trust.plan
-    if "expert" in plan.privacy.must_be_private:
-        raise StateError(
-            "the plan demands that experts are trained with DP-SGD, which this version cannot do",
-            hint='ask for a plan with must_be_private = ["router"], or use a newer version',
-        )
+    require_possible_privacy(plan)
     screen = screen or Screen()
     work, ledger = site.work(trust.plan_sha256), open_ledger(site)
     data_sha256 = data.reveal().digest()
@@ -146,7 +159,7 @@ def run_plan(
             (work / name).unlink(missing_ok=True)
     _train(work, trust, data, data_sha256, options, ledger, screen)
     _release(work, trust, data, data_sha256, ledger, screen.say)
-    return _write_draft(site, work, trust, log, ledger)
+    return write_draft(site, trust, log)
 
 
 def help_train(
@@ -278,16 +291,61 @@ def _released(work: Path, data_sha256: str) -> bool:
     return marker.exists() and json.loads(marker.read_bytes())["data_sha256"] == data_sha256
 
 
-def _write_draft(site: SiteFolder, work: Path, trust: Trust, log: Log, ledger: SiteLedger) -> Path:
-    """Signs what `work` holds; returns an equal bundle that is there already, if there is one."""
-    digests, sizes = file_digests(work)
+def record_head(work: Path, facts: HeadFacts, data_sha256: str) -> None:
+    """Says that the head in `work` is complete, what it is, and which images it saw."""
+    record = {"data_sha256": data_sha256, "facts": facts.model_dump(mode="json")}
+    write_atomically(work / HEAD_RECORD_FILE, json.dumps(record).encode())
+
+
+def recorded_head(work: Path) -> HeadFacts | None:
+    """Returns what the head in `work` is; None without one, or if it saw other images.
+
+    Other than the expert's, that is.
+    """
+    file = work / HEAD_RECORD_FILE
+    if not file.exists() or not (work / TRAINED_FILE).exists():
+        return None
+    record = json.loads(file.read_bytes())
+    if record["data_sha256"] != _recorded(work)[2]:
+        return None
+    return HeadFacts.model_validate(record["facts"])
+
+
+def require_trained_on(work: Path, data_sha256: str) -> None:
+    """Refuses other images than the expert and the release in `work` are of.
+
+    Raises:
+        StateError: there is none yet.
+        CheckpointError: they are of other images.
+    """
+    if not (work / TRAINED_FILE).exists() or not (work / RELEASE_FILE).exists():
+        raise StateError(
+            "this site has not trained under this plan yet",
+            hint="run `ddm-site train` first: the reference is made of what it releases",
+        )
+    if _recorded(work)[2] != data_sha256 or not _released(work, data_sha256):
+        raise CheckpointError(
+            "the expert was trained on other images than these",
+            hint="give the images it was trained on",
+        )
+
+
+def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
+    """Signs what the site has made under the plan: expert, release, and the head if it has one.
+
+    Returns an equal bundle that is there already, if there is one.
+    """
+    work = site.work(trust.plan_sha256)
     facts, design, _ = _recorded(work)
+    head = recorded_head(work)
+    names = TENSOR_FILES if head is None else (*TENSOR_FILES, HEAD_FILE)
+    digests, sizes = file_digests(work, names)
     for bundle in (*find_bundles(site.drafts), *find_bundles(site.released)):
-        if _same(bundle, trust, digests, facts):
+        if _same(bundle, trust, digests, facts, head):
             return bundle
     plan, issued_at = trust.plan, now()
     superseded = log.newest(site.settings.name)
-    entries = ledger.entries()
+    entries = open_ledger(site).entries()
     submission = Submission(
         federation=plan.federation,
         plan_sha256=trust.plan_sha256,
@@ -309,12 +367,13 @@ def _write_draft(site: SiteFolder, work: Path, trust: Trust, log: Log, ledger: S
             randomness="csprng",
             ledger=entries,
         ),
+        head=head,
     )
     building = site.drafts / ".building"
     if building.exists():
         shutil.rmtree(building)
     with new_folder(building) as folder:
-        for name in TENSOR_FILES:
+        for name in names:
             shutil.copyfile(work / name, folder / name)
         sign_bundle(folder, submission, digests, [site.key(member_of(site, trust))])
     verified = verify_bundle(building, trust, now(), require=("site",))
@@ -323,7 +382,13 @@ def _write_draft(site: SiteFolder, work: Path, trust: Trust, log: Log, ledger: S
     return target
 
 
-def _same(bundle: Path, trust: Trust, digests: dict[str, str], facts: TrainingFacts) -> bool:
+def _same(
+    bundle: Path,
+    trust: Trust,
+    digests: dict[str, str],
+    facts: TrainingFacts,
+    head: HeadFacts | None,
+) -> bool:
     """Returns whether `bundle` says the same of the same files and plan, and is still valid."""
     envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
     try:
@@ -337,5 +402,6 @@ def _same(bundle: Path, trust: Trust, digests: dict[str, str], facts: TrainingFa
         {subject.name: subject.digest.sha256 for subject in statement.subject} == digests
         and submission.plan_sha256 == trust.plan_sha256
         and submission.training == facts
+        and submission.head == head
         and now() < submission.expires_at
     )

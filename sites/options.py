@@ -8,6 +8,7 @@ import typer
 from ddm_fed import console
 
 if TYPE_CHECKING:
+    from sites.data import DataReport
     from sites.folder import SiteFolder
     from sites.seen import Published
 
@@ -16,6 +17,29 @@ SiteOption = Annotated[
 ]
 PlanOption = Annotated[
     Path, typer.Option("--plan", help="The coordinator's published folder, or the plan in it.")
+]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="`digits` (or digits:0-4), an .npz with images and labels, an .npy that is mapped "
+        "into memory, or a folder of images.",
+    ),
+]
+ValueRangeOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--value-range", help="Values that mean black and white, if the dtype does not say."
+    ),
+]
+MaxBadOption = Annotated[
+    float,
+    typer.Option(
+        "--max-bad-fraction",
+        help="Most unreadable files in a folder, as a fraction.",
+        min=0,
+        max=1,
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
@@ -34,3 +58,14 @@ def open_published(site: Path, plan: Path) -> "tuple[SiteFolder, Published]":
             "in its outbox. If nobody here released it, its key is stolen: have it revoked."
         )
     return home, published
+
+
+def show_data(name: str, report: "DataReport") -> None:
+    """Says what was found in the site's data, and what could not be read."""
+    console.say(f"{name}: {report.count} images from {report.source}")
+    for note in report.notes:
+        console.say(f"  {note}")
+    if report.skipped:
+        console.say(f"  {len(report.skipped)} files could not be read and were left out:")
+        for line in report.skipped:
+            console.say(f"    {line}")

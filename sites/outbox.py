@@ -4,7 +4,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddm_fed.bundle import ENVELOPE_FILE, TENSOR_FILES, VerifiedBundle, verify_bundle
+from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, tensor_files, verify_bundle
 from ddm_fed.errors import (
     CountersignatureError,
     RevokedKeyError,
@@ -201,7 +201,8 @@ def submit(
 
     Returns:
         For each released bundle its digest and `admitted`, `waiting`, `sent`, `earlier plan`,
-        `earlier key` or `expired`; the last three are not sent, because they would be refused.
+        `earlier reference`, `earlier key` or `expired`; the last four are not sent, because they
+        would be refused.
 
     Raises:
         StateError: nothing is released, or `inbox` does not exist.
@@ -216,6 +217,7 @@ def submit(
             hint="mount the share or the stick; a coordinator's inbox has a folder `incoming`",
         )
     (inbox / "incoming").mkdir(exist_ok=True)
+    newest = signed_statement(released[-1], trust).predicate
     states = []
     for bundle in released:
         digest = bundle.name
@@ -224,7 +226,9 @@ def submit(
         elif (inbox / "incoming" / digest).exists():
             states.append((digest, "waiting"))
         else:
-            states.append((digest, _send(trust, bundle, inbox / "incoming" / digest, advance)))
+            states.append(
+                (digest, _send(trust, bundle, newest, inbox / "incoming" / digest, advance))
+            )
     return states
 
 
@@ -248,10 +252,12 @@ def signed_statement(bundle: Path, trust: Trust) -> Statement[Submission]:
     return Statement[Submission].from_json(signed.payload, what=bundle.name)
 
 
-def _send(trust: Trust, bundle: Path, target: Path, advance: Advance) -> str:
+def _send(trust: Trust, bundle: Path, newest: Submission, target: Path, advance: Advance) -> str:
     submission = signed_statement(bundle, trust).predicate
     if submission.plan_sha256 != trust.plan_sha256:
         return "earlier plan"
+    if submission.reference_sha256 not in (None, newest.reference_sha256):
+        return "earlier reference"  # the coordinator replaced it since, and this site followed
     if now() >= submission.expires_at:
         return "expired"
     try:
@@ -259,7 +265,7 @@ def _send(trust: Trust, bundle: Path, target: Path, advance: Advance) -> str:
     except RevokedKeyError:
         return "earlier key"
     with new_folder(target) as folder:
-        for name in TENSOR_FILES:
+        for name in tensor_files(verified.submission):
             check_file(
                 bundle / name,
                 sha256=verified.sha256[name],

@@ -208,7 +208,7 @@ def test_removing_a_site_gives_the_router_of_a_federation_it_never_joined(copy_o
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "replay", "network": None}, "`network` belongs to replay and hybrid"),
+        ({"kind": "replay", "network": None}, "replay needs its `network`"),
         ({"kind": "mixture"}, "`network` belongs to replay and hybrid"),
         ({"kind": "hybrid"}, "`switch` belongs to hybrid"),
         ({"switch": Decimal("0.5")}, "`switch` belongs to hybrid"),

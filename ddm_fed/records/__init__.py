@@ -35,6 +35,7 @@ from ddm_fed.records.ledger import NonPrivateEvent as NonPrivateEvent
 from ddm_fed.records.ledger import PrivacyStatement as PrivacyStatement
 from ddm_fed.records.manifest import ENSEMBLE_PREDICATE as ENSEMBLE_PREDICATE
 from ddm_fed.records.manifest import RECEIPT_PREDICATE as RECEIPT_PREDICATE
+from ddm_fed.records.manifest import REFERENCE_PREDICATE as REFERENCE_PREDICATE
 from ddm_fed.records.manifest import REMOVAL_PREDICATE as REMOVAL_PREDICATE
 from ddm_fed.records.manifest import REVIEW_PREDICATE as REVIEW_PREDICATE
 from ddm_fed.records.manifest import SUBMISSION_PREDICATE as SUBMISSION_PREDICATE
@@ -43,8 +44,11 @@ from ddm_fed.records.manifest import EgressRecord as EgressRecord
 from ddm_fed.records.manifest import EnsembleMember as EnsembleMember
 from ddm_fed.records.manifest import EnsembleRecord as EnsembleRecord
 from ddm_fed.records.manifest import FileSize as FileSize
+from ddm_fed.records.manifest import HeadFacts as HeadFacts
 from ddm_fed.records.manifest import LogHead as LogHead
 from ddm_fed.records.manifest import Receipt as Receipt
+from ddm_fed.records.manifest import Reference as Reference
+from ddm_fed.records.manifest import ReferenceMember as ReferenceMember
 from ddm_fed.records.manifest import Removal as Removal
 from ddm_fed.records.manifest import Review as Review
 from ddm_fed.records.manifest import RosterReference as RosterReference
@@ -55,12 +59,15 @@ from ddm_fed.records.plan import BaseSpec as BaseSpec
 from ddm_fed.records.plan import DataSpec as DataSpec
 from ddm_fed.records.plan import ExpertDesign as ExpertDesign
 from ddm_fed.records.plan import ExpertSpec as ExpertSpec
+from ddm_fed.records.plan import HeadSpec as HeadSpec
+from ddm_fed.records.plan import HeadsRouterSpec as HeadsRouterSpec
 from ddm_fed.records.plan import LossWeighting as LossWeighting
 from ddm_fed.records.plan import MixtureRouterSpec as MixtureRouterSpec
 from ddm_fed.records.plan import PathName as PathName
 from ddm_fed.records.plan import Plan as Plan
 from ddm_fed.records.plan import Prediction as Prediction
 from ddm_fed.records.plan import PriorRouterSpec as PriorRouterSpec
+from ddm_fed.records.plan import StatisticsSpec as StatisticsSpec
 from ddm_fed.records.plan import TrainingSpec as TrainingSpec
 from ddm_fed.records.plan import read_plan_toml as read_plan_toml
 from ddm_fed.records.roster import EnrolmentRequest as EnrolmentRequest

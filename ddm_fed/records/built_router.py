@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from ddm_fed.records.base import Count, Number, Positive, Record, Sha256
 
-RouterName = Literal["prior", "mixture", "replay", "hybrid"]
+RouterName = Literal["prior", "mixture", "heads", "replay", "hybrid"]
 LEARNED_ROUTERS: tuple[RouterName, ...] = ("replay", "hybrid")
 
 Switch = Annotated[Number, Field(gt=0, lt=1)]
@@ -37,7 +37,7 @@ class BuiltRouter(Record):
         samples_per_site: Images drawn from each expert.
         solver_steps: Steps of the solver that drew them.
         seed: Decides all draws.
-        network: The network, for kinds that have one.
+        network: The network, for kinds that have one; a `hybrid` without asks the sites' heads.
         switch: Time below which `hybrid` asks the network, above the closed form.
         knots: Times at which the posterior was calibrated; none if it was not.
     """
@@ -53,11 +53,13 @@ class BuiltRouter(Record):
 
     @model_validator(mode="after")
     def _kind_has_its_parts(self) -> Self:
-        if (self.kind in LEARNED_ROUTERS) != (self.network is not None):
-            raise ValueError("`network` belongs to replay and hybrid, and both need it")
+        if self.kind == "replay" and self.network is None:
+            raise ValueError("replay needs its `network`")
+        if self.kind not in LEARNED_ROUTERS and self.network is not None:
+            raise ValueError("`network` belongs to replay and hybrid")
         if (self.kind == "hybrid") != (self.switch is not None):
             raise ValueError("`switch` belongs to hybrid, which needs it")
-        if self.network is None and not self.knots:
+        if self.network is None and self.switch is None and not self.knots:
             raise ValueError("a router without network and calibration is not built from samples")
         if list(self.knots) != sorted(set(self.knots)):
             raise ValueError("`knots` increase")

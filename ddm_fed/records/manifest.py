@@ -4,7 +4,16 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from ddm_fed.records.base import Count, LogSize, Moment, Name, Record, RootPin, Sha256
+from ddm_fed.records.base import (
+    Count,
+    LogSize,
+    Moment,
+    Name,
+    Positive,
+    Record,
+    RootPin,
+    Sha256,
+)
 from ddm_fed.records.built_router import LEARNED_ROUTERS, BuiltRouter, RouterName
 from ddm_fed.records.ledger import PrivacyStatement
 from ddm_fed.records.plan import ExpertDesign
@@ -14,6 +23,7 @@ from ddm_fed.records.statement import FileName
 SUBMISSION_PREDICATE = "urn:ddm-fed:expert-submission:v1"
 REVIEW_PREDICATE = "urn:ddm-fed:egress-review:v1"
 RECEIPT_PREDICATE = "urn:ddm-fed:receipt:v1"
+REFERENCE_PREDICATE = "urn:ddm-fed:reference:v1"
 REMOVAL_PREDICATE = "urn:ddm-fed:removal:v1"
 ENSEMBLE_PREDICATE = "urn:ddm-fed:ensemble:v1"
 
@@ -51,8 +61,17 @@ class TrainingFacts(Record):
     ema_half_life: Count
 
 
+class HeadFacts(Record):
+    """How a router's head was trained: against which reference, for how many steps."""
+
+    reference_sha256: Sha256
+    steps: Count
+
+
 class Submission(Record):
     """The manifest of a bundle: the predicate a site signs about its expert and its release.
+
+    Under a plan with heads a site submits twice: the second bundle is the first with `head`.
 
     `seen_checkpoint` is the head of the log the site knew, which exposes a coordinator that shows
     two histories; `supersedes` is the site's newest submission in that very log, or None.
@@ -71,6 +90,12 @@ class Submission(Record):
     expert: ExpertDesign
     training: TrainingFacts
     privacy: PrivacyStatement
+    head: HeadFacts | None = None
+
+    @property
+    def reference_sha256(self) -> str | None:
+        """What its head was trained against; None without a head."""
+        return None if self.head is None else self.head.reference_sha256
 
     def size_of(self, name: str) -> int | None:
         """Returns the size signed for the file `name`, or None."""
@@ -96,6 +121,7 @@ class EgressRecord(Record):
     files: Annotated[tuple[EgressFile, ...], Field(min_length=1, max_length=16)]
     expert: ExpertDesign
     expert_is_private: bool
+    head_is_private: bool | None = None  # None: there is no head
     releases_epsilon: Text
     delta: Text
     ledger_entries: Count
@@ -108,6 +134,37 @@ class Review(Record):
     federation: Name
     site: Name
     reviewed_at: Moment
+
+
+MessageName = Annotated[str, StringConstraints(pattern=r"^[a-z_]{1,32}$")]
+
+
+class ReferenceMember(Record):
+    """Whose release is in a reference, and the noise multiplier of each of its messages."""
+
+    site: Name
+    submission_sha256: Sha256
+    noise_multipliers: dict[MessageName, Positive]
+
+
+class Reference(Record):
+    """What heads are trained against: the pool of what these sites released, named by digest.
+
+    It cancels in Bayes' rule as long as all heads were trained against the same one, so it stays
+    what it is when a site joins or leaves.
+    """
+
+    federation: Name
+    plan_sha256: Sha256
+    members: Annotated[tuple[ReferenceMember, ...], Field(min_length=1, max_length=1000)]
+    published_at: Moment
+
+    @model_validator(mode="after")
+    def _members_are_distinct(self) -> Self:
+        names = [member.site for member in self.members]
+        if len(set(names)) != len(names):
+            raise ValueError("a site is named twice")
+        return self
 
 
 class Receipt(Record):

@@ -184,7 +184,7 @@ class PriorRouterSpec(Record):
     epsilon: Epsilon
 
 
-class MixtureRouterSpec(Record):
+class StatisticsSpec(Record):
     """Each site also releases mean and covariance of its low-frequency DCT coefficients.
 
     One Gaussian per class where the plan has classes, one in all otherwise. `frequencies` counts
@@ -193,14 +193,41 @@ class MixtureRouterSpec(Record):
     images.
     """
 
-    kind: Literal["mixture"]
     epsilon: Epsilon
     frequencies: Annotated[int, Field(ge=1, le=256)]
     centre: Annotated[Number, Field(ge=-1, le=1)] = Decimal(0)
     radius: Positive
 
 
-RouterSpec = Annotated[PriorRouterSpec | MixtureRouterSpec, Field(discriminator="kind")]
+class MixtureRouterSpec(StatisticsSpec):
+    """What the sites released is the router: Bayes' rule on their Gaussian mixtures."""
+
+    kind: Literal["mixture"]
+
+
+class HeadSpec(Record):
+    """The network of a head and its training: equal for all sites, so it reveals nothing of one."""
+
+    width: Annotated[int, Field(ge=8, le=8192)] = 128
+    depth: Annotated[int, Field(ge=1, le=32)] = 3
+    steps: Count = 3000
+    batch_size: Count = 256
+    learning_rate: Positive = Decimal("0.001")
+
+
+class HeadsRouterSpec(StatisticsSpec):
+    """Each site also trains a head, in a second submission.
+
+    It tells the site's own images from the pool of what all sites released.
+    """
+
+    kind: Literal["heads"]
+    head: HeadSpec = HeadSpec()
+
+
+RouterSpec = Annotated[
+    PriorRouterSpec | MixtureRouterSpec | HeadsRouterSpec, Field(discriminator="kind")
+]
 
 
 class PrivacySpec(Record):
@@ -242,7 +269,7 @@ class Plan(Record):
         for name in self.expert.architecture:
             require_fit(name, self.data.height, self.data.width)
         pixels = self.data.height * self.data.width
-        if isinstance(self.router, MixtureRouterSpec) and self.router.frequencies > pixels:
+        if isinstance(self.router, StatisticsSpec) and self.router.frequencies > pixels:
             raise ValueError(f"`router.frequencies` exceeds the {pixels} pixels of a channel")
         if self.router.epsilon > self.privacy.max_epsilon:
             raise ValueError(

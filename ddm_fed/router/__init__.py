@@ -3,6 +3,7 @@
 from ddm_fed.router.base import Router as Router
 from ddm_fed.router.built import built_tensors as built_tensors
 from ddm_fed.router.built import calibration_tensors as calibration_tensors
+from ddm_fed.router.built import needs_heads as needs_heads
 from ddm_fed.router.built import network_tensors as network_tensors
 from ddm_fed.router.built import restore_router as restore_router
 from ddm_fed.router.built import router_network as router_network
@@ -19,6 +20,11 @@ from ddm_fed.router.fit import fit_mixtures as fit_mixtures
 from ddm_fed.router.fit import released_weights as released_weights
 from ddm_fed.router.fitting import train_classifier as train_classifier
 from ddm_fed.router.fitting import train_head as train_head
+from ddm_fed.router.heads import fit_head as fit_head
+from ddm_fed.router.heads import head_tensors as head_tensors
+from ddm_fed.router.heads import heads_router as heads_router
+from ddm_fed.router.heads import heads_spec as heads_spec
+from ddm_fed.router.heads import pooled_reference as pooled_reference
 from ddm_fed.router.hybrid import HybridRouter as HybridRouter
 from ddm_fed.router.learned import ClassifierRouter as ClassifierRouter
 from ddm_fed.router.learned import HeadsRouter as HeadsRouter

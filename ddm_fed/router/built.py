@@ -15,6 +15,7 @@ from ddm_fed.records import BuiltRouter, DataSpec, Plan, RouterNetworkSpec
 from ddm_fed.router.base import Router
 from ddm_fed.router.calibration import CalibratedRouter, Calibration
 from ddm_fed.router.fit import SiteRelease, build_router, released_weights
+from ddm_fed.router.heads import heads_router
 from ddm_fed.router.hybrid import HybridRouter
 from ddm_fed.router.learned import ClassifierRouter
 from ddm_fed.router.network import CoefficientNetwork
@@ -69,7 +70,11 @@ def calibration_tensors(calibration: Calibration) -> dict[str, Tensor]:
 
 
 def restore_router(
-    plan: Plan, built: BuiltRouter, tensors: Mapping[str, Tensor], releases: Sequence[SiteRelease]
+    plan: Plan,
+    built: BuiltRouter,
+    tensors: Mapping[str, Tensor],
+    releases: Sequence[SiteRelease],
+    heads: Sequence[Mapping[str, Tensor]] = (),
 ) -> Router:
     """Returns the router that `built` describes.
 
@@ -78,8 +83,9 @@ def restore_router(
         built: Which parts there are.
         tensors: Those of `built_tensors`.
         releases: One per site, in the order of `built.submissions`.
+        heads: The weights of each site's head, where `needs_heads(built)`.
     """
-    router = _uncalibrated(plan, built, tensors, releases)
+    router = _uncalibrated(plan, built, tensors, releases, heads)
     if not built.knots:
         return router
     times = torch.tensor([float(knot) for knot in built.knots], dtype=torch.float64)
@@ -87,15 +93,37 @@ def restore_router(
     return CalibratedRouter(router, Calibration(times, logs, biases))
 
 
+def needs_heads(built: BuiltRouter) -> bool:
+    """Returns whether the router asks the sites' heads, which are in their bundles."""
+    return built.kind == "heads" or (built.kind == "hybrid" and built.network is None)
+
+
 def _uncalibrated(
-    plan: Plan, built: BuiltRouter, tensors: Mapping[str, Tensor], releases: Sequence[SiteRelease]
+    plan: Plan,
+    built: BuiltRouter,
+    tensors: Mapping[str, Tensor],
+    releases: Sequence[SiteRelease],
+    heads: Sequence[Mapping[str, Tensor]],
 ) -> Router:
     match built.kind:
         case "prior" | "mixture":
             return build_router(plan, built.kind, releases)
-    if built.network is None:  # the record is validated: it has one
-        raise ValueError(f"a {built.kind} router without a network")
-    network = router_network(plan.data, built.network, len(releases))
+    if built.network is None:
+        low: Router = heads_router(plan, heads, releases)
+    else:
+        low = _learned(plan, built.network, tensors, releases)
+    if built.switch is None:
+        return low
+    return HybridRouter(build_router(plan, "mixture", releases), low, float(built.switch))
+
+
+def _learned(
+    plan: Plan,
+    spec: RouterNetworkSpec,
+    tensors: Mapping[str, Tensor],
+    releases: Sequence[SiteRelease],
+) -> ClassifierRouter:
+    network = router_network(plan.data, spec, len(releases))
     network.load_state_dict(
         {
             name.removeprefix(NETWORK): value
@@ -103,11 +131,8 @@ def _uncalibrated(
             if name.startswith(NETWORK)
         }
     )
-    learned = ClassifierRouter(
+    return ClassifierRouter(
         network.eval().requires_grad_(False),
-        dct_basis(plan.data.shape, built.network.frequencies),
+        dct_basis(plan.data.shape, spec.frequencies),
         PriorRouter(released_weights(plan, releases)),
     )
-    if built.switch is None:
-        return learned
-    return HybridRouter(build_router(plan, "mixture", releases), learned, float(built.switch))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import StateError
-from ddm_fed.records import MixtureRouterSpec, Plan
+from ddm_fed.records import Plan, StatisticsSpec
 from ddm_fed.router.base import Router
 from ddm_fed.router.mixture import GaussianMixtures, MixtureRouter
 from ddm_fed.router.prior import PriorRouter
@@ -44,7 +44,7 @@ def build_router(plan: Plan, kind: ClosedForm, releases: Sequence[SiteRelease]) 
     if kind == "prior":
         return PriorRouter(released_weights(plan, releases))
     spec = plan.router
-    if not isinstance(spec, MixtureRouterSpec):
+    if not isinstance(spec, StatisticsSpec):
         raise StateError(
             "the plan's sites release counts only, which cannot make a mixture router",
             hint='assemble with --router prior, or publish a plan with router.kind = "mixture"',

@@ -36,7 +36,7 @@ from ddm_fed.privacy import (
     gaussian_events,
     release,
 )
-from ddm_fed.records import MixtureRouterSpec, Plan
+from ddm_fed.records import Plan, StatisticsSpec
 from ddm_fed.weights import TensorTable
 
 Floats = NDArray[np.float64]
@@ -101,7 +101,7 @@ def messages(plan: Plan) -> tuple[Message, ...]:
     location = [("count", 1, 1.0)]
     if cells > 1:
         location.append(("cell_count", cells, 1.0))
-    if not isinstance(router, MixtureRouterSpec):
+    if not isinstance(router, StatisticsSpec):
         return (_message(LOCATION, location),)
     d, radius = plan.data.channels * router.frequencies, float(router.radius)
     location.append(("cell_sum", cells * d, radius))
@@ -210,7 +210,7 @@ def _coefficients(images: ImageSet, plan: Plan) -> tuple[Floats, Ints]:
     cells = np.zeros(len(images), dtype=np.int64)
     if plan.data.classes and images.labels is not None:
         cells = images.labels.numpy()
-    if not isinstance(plan.router, MixtureRouterSpec):
+    if not isinstance(plan.router, StatisticsSpec):
         return np.zeros((len(images), 0)), cells
     basis = dct_basis(plan.data.shape, plan.router.frequencies).numpy()
     y = np.empty((len(images), len(basis)))
@@ -241,7 +241,7 @@ def location_statistic(y: Floats, cells: Ints, plan: Plan) -> Ints:
         ones = np.ones((len(y[rows]), 1))
         member = np.eye(count)[cells[rows]]  # (n, J)
         parts = {"count": ones, "cell_count": member}
-        if isinstance(plan.router, MixtureRouterSpec):
+        if isinstance(plan.router, StatisticsSpec):
             clipped = _clip(y[rows], float(plan.router.radius))
             parts["cell_sum"] = (member[:, :, None] * clipped[:, None]).reshape(len(ones), -1)
         return parts
@@ -258,7 +258,7 @@ def shape_statistic(y: Floats, cells: Ints, means: Floats, plan: Plan) -> Ints:
         means: Released mean of every cell, `(J, D)`.
         plan: Gives parts and radius.
     """
-    if not isinstance(plan.router, MixtureRouterSpec):
+    if not isinstance(plan.router, StatisticsSpec):
         raise TypeError("only a mixture router has a shape")
     radius = float(plan.router.radius)
     row, column = np.triu_indices(y.shape[1])

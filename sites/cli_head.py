@@ -1,0 +1,64 @@
+"""`ddm-site head`: the site's part of a router that sites learn apart."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddm_fed import console
+from sites.options import (
+    DataOption,
+    MaxBadOption,
+    PlanOption,
+    SiteOption,
+    ValueRangeOption,
+    open_published,
+    show_data,
+)
+
+
+def head(
+    plan: PlanOption,
+    data: DataOption,
+    site: SiteOption = Path(),
+    value_range: ValueRangeOption = None,
+    max_bad_fraction: MaxBadOption = 0.05,
+    seed: Annotated[
+        int | None, typer.Option(help="For reproducible experiments; random and secret otherwise.")
+    ] = None,
+) -> None:
+    """Train the site's head of the router against the published reference, and sign it.
+
+    For plans with router.kind = "heads", after `train` and the coordinator's `reference`. The new
+    bundle holds the expert and the release again; it takes the first one's place.
+
+    Example: ddm-site head --plan published --data digits
+    """
+    from ddm_fed.reference import read_reference
+    from sites.data import load_images
+    from sites.head import HeadScreen, run_head
+    from sites.outbox import find_bundles
+
+    home, published = open_published(site, plan)
+    trust, name = published.trust, home.settings.name
+    reference = read_reference(plan if plan.is_dir() else plan.parent, trust)
+    with home.changing():
+        images, report = load_images(
+            data, trust.plan.data, value_range=value_range, max_bad_fraction=max_bad_fraction
+        )
+        show_data(name, report)
+        steps = trust.plan.router.head.steps if trust.plan.router.kind == "heads" else 0
+        with console.counting(f"training the head of {name}", steps, "steps") as update:
+            bundle = run_head(
+                home,
+                trust,
+                published.log,
+                reference,
+                images,
+                seed=seed,
+                screen=HeadScreen(lambda step, loss: update(step, f"loss {loss:.4f}"), console.say),
+            )
+        drafts = find_bundles(home.drafts)
+    console.say(f"{name}: signed bundle {bundle}")
+    step = "review" if bundle in drafts else "submit --to INBOX"
+    console.next_step(f"ddm-site {step} --site {site} --plan {plan}")
