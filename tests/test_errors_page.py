@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from ddm_fed import errors
 from ddm_fed.errors import DdmFedError
-from ddm_fed.records import MixtureRouterSpec, Plan, PriorRouterSpec
+from ddm_fed.records import HeadsRouterSpec, MixtureRouterSpec, Plan, PriorRouterSpec
 
 ROOT = Path(__file__).parents[1]
 ERRORS = (ROOT / "docs" / "errors.md").read_text()
@@ -58,7 +58,7 @@ def endings(node: ast.expr) -> list[str]:
 
 def keys_of(record: type[BaseModel], prefix: str = ""):
     """Yields the dotted name of every key that a person may write."""
-    parts = {"router": (PriorRouterSpec, MixtureRouterSpec)}
+    parts = {"router": (PriorRouterSpec, MixtureRouterSpec, HeadsRouterSpec)}
     for name, field in record.model_fields.items():
         optional = [kind for kind in get_args(field.annotation) if kind is not NoneType]
         inner = parts.get(name, tuple(optional) or (field.annotation,))
