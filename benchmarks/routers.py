@@ -10,6 +10,8 @@ the class has nothing left to find out, since p(k | x_t, t, c) is pi_k(c) at eve
 import argparse
 import functools
 import platform
+import re
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +117,7 @@ class Ladder:
     def _replay(self, site: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Images drawn from one expert, of the classes its site has."""
         own, count = self.own[site], self.arguments.replay
+        self.tell(f"drawing from expert {site}")
         labels = own.labels[torch.randint(len(own), (count,), generator=generator(site))]
         one = PriorRouter(torch.ones((1, max(1, self.classes))))
         drawn = self.draw(Ensemble([self.experts[site]], one), "sticky", labels, seed=1000 + site)
@@ -139,6 +142,7 @@ class Ladder:
         rows = [((x.flatten(1).double() @ basis.T).float(), y) for x, y in sets]
         classes = self.classes if sets[0][1] is not None else 0
         network = CoefficientNetwork(len(basis), len(sets), classes)
+        self.tell("training a classifier of sites")
         train = functools.partial(train_classifier, label_dropout=0.5)
         self._fit(train, network, rows, self.federation.shares, seed)
         return ClassifierRouter(network, basis, self.true_prior)
@@ -147,12 +151,18 @@ class Ladder:
         """Heads against the pool of `mixtures`, and the number of weights of one."""
         reference = PooledReference(mixtures, self.offset, components_are_classes=True)
         heads = []
+        self.tell("training heads")
         for site, (images, labels) in enumerate(self.real):
             y = (images.flatten(1).double() @ self.basis.T).float()
             heads.append(CoefficientNetwork(len(self.basis), 1, self.classes, width=128))
             self._fit(train_head, heads[-1], (y, labels), reference, seed + site)
         weights = sum(value.numel() for value in heads[0].parameters())
         return HeadsRouter(heads, self.basis, prior), weights
+
+    @staticmethod
+    def tell(what: str) -> None:
+        """Says on stderr where a long run is."""
+        print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
     def _fit(self, train: Callable, network, data, about, seed: int) -> None:
         train(
@@ -167,6 +177,7 @@ class Ladder:
 
     def calibrated(self, router: Router) -> Router:
         """Calibrated on the second half of the replayed images, in proportion to the shares."""
+        self.tell("calibrating")
         images, sites, labels = [], [], []
         shares = self.federation.shares / self.federation.shares.max()
         for site, (x, y) in enumerate(self.replayed):
@@ -220,6 +231,7 @@ class Judge:
 
     def __init__(self, ladder: Ladder) -> None:
         self._ladder, self._test = ladder, ladder.federation.test
+        ladder.tell("training the judge")
         train, self.kinds = ladder.federation.train, len(ladder.federation.classes)
         self.network = train_classifier_on(
             train.images, train.labels, self.kinds, epochs=8, generator=generator(9)
@@ -280,6 +292,7 @@ def main() -> None:
         nargs="*",
         default=["sticky", "sticky-then-routed", "per-step", "full", "top-2", "top-1"],
     )
+    parser.add_argument("--ladder", default="", help="regular expression: routers of the ladder")
     arguments = parser.parse_args()
     federation = load_federation(arguments.data, arguments.split)
     sizes = federation.counts.sum(1).tolist()
@@ -319,7 +332,8 @@ def fidelities(ladder: Ladder, judge: Judge, routers: dict) -> None:
     )
     pooled = Ensemble(ladder.experts, routers[POOLED][0])
     reference = judge.fid(ladder.draw(pooled, "full", judge.labels, seed=7).images)
-    for name, (router, epsilon, messages, floats) in routers.items():
+    chosen = {name: it for name, it in routers.items() if re.search(ladder.arguments.ladder, name)}
+    for name, (router, epsilon, messages, floats) in chosen.items():
         for strategy in ladder.arguments.strategies if router.reads_state else ["sticky"]:
             ensemble = Ensemble(ladder.experts, router)
             drawn = ladder.draw(ensemble, strategy, judge.labels, seed=7)
