@@ -37,7 +37,7 @@ from torch import Tensor
 
 from ddm_fed.experts import ExpertPool
 from ddm_fed.flows import Condition, VelocityModel, rows_of
-from ddm_fed.router import Router
+from ddm_fed.router import Router, log_posterior_of, reads_estimate, sees_until
 
 STICKY_UNTIL = 0.5
 """Default time below which `sticky-then-routed` redraws.
@@ -117,21 +117,40 @@ class Ensemble:
         self.router = router
 
     @property
+    def sees_until(self) -> float:
+        """The time up to which the router sees the image, so that sites may be redrawn; or 0."""
+        return sees_until(self.router)
+
+    @property
+    def reads_estimate(self) -> bool:
+        """Whether the router answers otherwise if it is given an image estimate."""
+        return reads_estimate(self.router)
+
+    @property
     def default_strategy(self) -> Strategy:
         """The strategy that is exact and asks one expert a call; see docs/adr/0005."""
-        return Strategy.parse("sticky-then-routed" if self.router.reads_state else "sticky")
+        until = min(STICKY_UNTIL, self.sees_until)
+        return Strategy("sticky-then-routed", level=until) if until > 0 else Strategy("sticky")
 
     def require(self, strategy: Strategy) -> None:
         """Refuses a strategy that would switch sites blindly.
 
         Raises:
-            ValueError: it redraws sites, and the router does not look at x_t.
+            ValueError: it redraws sites at times at which the router does not look at the image.
         """
-        if strategy.draws_sites and strategy.kind != "sticky" and not self.router.reads_state:
+        seen = self.sees_until
+        if not strategy.draws_sites or strategy.sticky_until <= seen:
+            return
+        if seen <= 0:
             raise ValueError(
                 f"strategy {strategy} draws sites by what x_t looks like, and this router does not "
                 "look at it; use sticky, or another router"
             )
+        raise ValueError(
+            f"strategy {strategy} draws sites by what x_t looks like up to t = "
+            f"{strategy.sticky_until:g}, and this router looks at it up to {seen:g} only; use "
+            f"{self.default_strategy}, sticky, or another router"
+        )
 
     def log_prior(self, count: int, condition: Condition | None) -> Tensor:
         """Returns log pi_k(c) of `count` samples, `(count, K)` float64, on the processor."""
@@ -139,11 +158,25 @@ class Ensemble:
             return self.router.log_prior(None).expand(count, -1)
         return self.router.log_prior(condition.to(torch.device("cpu")))
 
-    def log_posterior(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
-        """Returns log p(k | x_t, t, c), `(B, K)` float64, on the processor."""
+    def log_posterior(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition | None,
+        estimate: Tensor | None = None,
+    ) -> Tensor:
+        """Returns log p(k | x_t, t, c), `(B, K)` float64, on the processor.
+
+        Args:
+            x_t: States, `(B, C, H, W)`.
+            t: Times, `(B,)`.
+            condition: What the images are asked to be, or None.
+            estimate: x̂_0 of the step before, `(B, C, H, W)`, for a router that reads it; or None.
+        """
         here = torch.device("cpu")
         asked = None if condition is None else condition.to(here)
-        return self.router.log_posterior(x_t.to(here), t.to(here), asked)
+        seen = None if estimate is None else estimate.to(here)
+        return log_posterior_of(self.router, x_t.to(here), t.to(here), asked, seen)
 
     def weights(
         self,
@@ -152,6 +185,7 @@ class Ensemble:
         condition: Condition | None,
         strategy: Strategy,
         sites: Tensor | None = None,
+        estimate: Tensor | None = None,
     ) -> Tensor:
         """Returns the weight of every expert for every sample, `(B, K)` float64; rows sum to 1.
 
@@ -161,12 +195,13 @@ class Ensemble:
             condition: What the images are asked to be, or None.
             strategy: Which experts are asked.
             sites: The drawn site of every sample `(B,)`, for strategies that draw.
+            estimate: As for `log_posterior`.
         """
         if strategy.draws_sites:
             if sites is None:
                 raise ValueError(f"strategy {strategy} needs the drawn sites")
             return torch.nn.functional.one_hot(sites, len(self.experts)).double()
-        log_posterior = self.log_posterior(x_t, t, condition)
+        log_posterior = self.log_posterior(x_t, t, condition, estimate)
         if strategy.kind == "top-k":
             kept = log_posterior.topk(min(strategy.k, len(self.experts)), dim=1).indices
             log_posterior = _only(log_posterior, kept)
@@ -200,6 +235,7 @@ class Ensemble:
         *,
         strategy: Strategy,
         sites: Tensor | None = None,
+        estimate: Tensor | None = None,
         guidance: float = 1.0,
         batch_size: int | None = None,
         descending: bool = False,
@@ -214,6 +250,7 @@ class Ensemble:
             condition: What the images are asked to be, or None.
             strategy: Which experts are asked.
             sites: The drawn sites.
+            estimate: As for `log_posterior`.
             guidance: The factor w; 1 leaves the condition as strong as it was trained.
             batch_size: The most rows an expert is given at once.
             descending: Ask the experts in this order, to begin with the one asked last.
@@ -225,7 +262,7 @@ class Ensemble:
         branches = [(condition, guidance)]
         if guidance != 1.0:
             branches.append((None, 1 - guidance))
-        weights = [self.weights(x_t, t, asked, strategy, sites) for asked, _ in branches]
+        weights = [self.weights(x_t, t, asked, strategy, sites, estimate) for asked, _ in branches]
         total = torch.zeros_like(x_t)
         for k in sorted(range(len(self.experts)), reverse=descending):
             for (asked, factor), weight in zip(branches, weights, strict=True):

@@ -143,7 +143,7 @@ def sample_chunk(
     """Returns the samples `indices`, worked on together; `condition` has their rows only."""
     require_condition(options.guidance, condition)
     ensemble.require(options.strategy)
-    if options.attribution and not ensemble.router.reads_state:
+    if options.attribution and ensemble.sees_until <= 0:
         raise ValueError("this router looks at no image, so it cannot say which sites one is of")
     chunk = _Chunk(ensemble, shape, indices, options, condition, advanced)
     x_0, sites = chunk.drawn() if options.strategy.draws_sites else (chunk.weighted(), None)
@@ -171,6 +171,8 @@ class _Chunk:
         self._step_noise = list(self._generators("step")) if options.solver == "sde" else []
         noise = torch.stack([torch.randn(shape, generator=g) for g in self._generators("noise")])
         self._start = State((LINEAR.sigma(self._times[0]) * noise).to(self._device))
+        # x̂_0 of every row as last said, for a router that looks at it; at first all is grey
+        self._estimates = torch.zeros_like(self._start.x) if ensemble.reads_estimate else None
         self._turn = 0
         size = (len(indices), len(ensemble.experts))
         self._parts = torch.zeros(size, dtype=torch.float64) if options.attribution else None
@@ -186,15 +188,17 @@ class _Chunk:
         everyone = torch.arange(len(self._indices))
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
-            return self._ensemble.velocity(
+            v = self._ensemble.velocity(
                 x,
                 self._all_at(t, x),
                 self._condition,
                 strategy=options.strategy,
+                estimate=self._estimates,
                 guidance=options.guidance,
                 batch_size=options.batch_size,
                 descending=self._next_turn(),
             )
+            return self._noted(v, x, t, everyone)
 
         for step in range(options.steps):
             state = self._advance(velocity, state, step, everyone)
@@ -214,7 +218,9 @@ class _Chunk:
         state = self._run(state, sites, kept)
         for step in routed:
             at = self._all_at(self._times[step], state.x)
-            log_posterior = self._ensemble.log_posterior(state.x, at, self._condition)
+            log_posterior = self._ensemble.log_posterior(
+                state.x, at, self._condition, self._estimates
+            )
             before, sites = sites, draw_sites(log_posterior, uniform[:, step])
             state = self._run(state, sites, range(step, step + 1), changed=sites != before)
         return state.x, sites
@@ -251,7 +257,8 @@ class _Chunk:
         if self._parts is not None:
             at, asked = self._all_at(self._times[step], state.x), rows_of(self._condition, rows)
             passed = (self._times[step] - self._times[step + 1]) / self._times[0]
-            log_posterior = self._ensemble.log_posterior(state.x, at, asked)
+            seen = None if self._estimates is None else self._estimates[rows.to(self._device)]
+            log_posterior = self._ensemble.log_posterior(state.x, at, asked, seen)
             self._parts[rows] += float(passed) * log_posterior.exp()
         after = advance(velocity, state, self._times, step, self._options.solver, noise)
         self._advanced(len(rows))
@@ -262,9 +269,19 @@ class _Chunk:
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             at = self._all_at(t, x)
-            return self._ensemble.site_velocity(site, x, at, condition, guidance=guidance)
+            v = self._ensemble.site_velocity(site, x, at, condition, guidance=guidance)
+            return self._noted(v, x, t, rows)
 
         return velocity
+
+    def _noted(self, v: Tensor, x: Tensor, t: Tensor, rows: Tensor) -> Tensor:
+        """Returns `v`, having kept the image estimate x - t v it makes for the router's next look.
+
+        The router looks before the velocity of its own step is known, so it sees the one before.
+        """
+        if self._estimates is not None:
+            self._estimates[rows.to(self._device)] = x - t * v
+        return v
 
     def _all_at(self, t: Tensor, x: Tensor) -> Tensor:
         return t.to(x.device).expand(len(x))

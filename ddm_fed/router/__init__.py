@@ -1,6 +1,14 @@
 """Which site's expert answers: log p(k | x_t, t, c) from releases alone."""
 
+from ddm_fed.router.anchors import Anchors as Anchors
+from ddm_fed.router.anchors import image_directions as image_directions
+from ddm_fed.router.anchors import prompt_directions as prompt_directions
+from ddm_fed.router.anchors import public_anchors as public_anchors
+from ddm_fed.router.base import EstimateRouter as EstimateRouter
 from ddm_fed.router.base import Router as Router
+from ddm_fed.router.base import log_posterior_of as log_posterior_of
+from ddm_fed.router.base import reads_estimate as reads_estimate
+from ddm_fed.router.base import sees_until as sees_until
 from ddm_fed.router.built import built_tensors as built_tensors
 from ddm_fed.router.built import calibration_tensors as calibration_tensors
 from ddm_fed.router.built import needs_heads as needs_heads
@@ -13,6 +21,15 @@ from ddm_fed.router.calibration import Calibration as Calibration
 from ddm_fed.router.calibration import TimeQuality as TimeQuality
 from ddm_fed.router.calibration import fit_calibration as fit_calibration
 from ddm_fed.router.calibration import posterior_quality as posterior_quality
+from ddm_fed.router.centroid import CentroidRouter as CentroidRouter
+from ddm_fed.router.centroid import centroid_router as centroid_router
+from ddm_fed.router.centroid_release import CENTROID_PURPOSE as CENTROID_PURPOSE
+from ddm_fed.router.centroid_release import Centroids as Centroids
+from ddm_fed.router.centroid_release import centroid_message as centroid_message
+from ddm_fed.router.centroid_release import centroid_statistic as centroid_statistic
+from ddm_fed.router.centroid_release import decode_centroids as decode_centroids
+from ddm_fed.router.centroid_release import embed_images as embed_images
+from ddm_fed.router.centroid_release import release_centroids as release_centroids
 from ddm_fed.router.fit import ClosedForm as ClosedForm
 from ddm_fed.router.fit import SiteRelease as SiteRelease
 from ddm_fed.router.fit import build_router as build_router

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from ddm_fed.flows import Condition, rows_of
-from ddm_fed.router.base import Router
+from ddm_fed.router.base import Router, log_posterior_of, reads_estimate, sees_until
+
+BELOW = 1 - 1e-6  # at the switch itself the upper router answers
 
 
 class HybridRouter:
@@ -19,8 +21,22 @@ class HybridRouter:
 
     @property
     def reads_state(self) -> bool:
-        """True; see `Router`."""
-        return True
+        """Whether both do; see `Router`."""
+        return self._high.reads_state and self._low.reads_state
+
+    @property
+    def reads_estimate(self) -> bool:
+        """Whether one of the two does; see `EstimateRouter`."""
+        return reads_estimate(self._high) or reads_estimate(self._low)
+
+    @property
+    def sees_until(self) -> float:
+        """That of `low`, and of `high` too if nothing lies between; see `EstimateRouter`."""
+        below = BELOW * self._switch
+        if sees_until(self._low) < below:
+            return sees_until(self._low)
+        above = sees_until(self._high)
+        return above if above >= self._switch else below
 
     def log_prior(self, condition: Condition | None) -> Tensor:
         """Returns log pi_k(c), `(K,)` or `(B, K)`; see `Router`."""
@@ -28,15 +44,27 @@ class HybridRouter:
 
     def log_posterior(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         """Returns log p(k | x_t, t, c), `(B, K)`; every router sees its own rows only."""
+        return self._log_posterior(x_t, t, condition, None)
+
+    def log_posterior_given(
+        self, x_t: Tensor, t: Tensor, condition: Condition | None, estimate: Tensor
+    ) -> Tensor:
+        """Returns log p(k | x_t, t, c), `(B, K)`; see `EstimateRouter`."""
+        return self._log_posterior(x_t, t, condition, estimate)
+
+    def _log_posterior(
+        self, x_t: Tensor, t: Tensor, condition: Condition | None, estimate: Tensor | None
+    ) -> Tensor:
         high = t >= self._switch
         if bool(high.all()):
-            return self._high.log_posterior(x_t, t, condition)
+            return log_posterior_of(self._high, x_t, t, condition, estimate)
         if not bool(high.any()):
-            return self._low.log_posterior(x_t, t, condition)
+            return log_posterior_of(self._low, x_t, t, condition, estimate)
         out: Tensor | None = None
         for router, mask in ((self._high, high), (self._low, ~high)):
             rows = mask.nonzero()[:, 0]
-            part = router.log_posterior(x_t[rows], t[rows], rows_of(condition, rows))
+            seen = None if estimate is None else estimate[rows]
+            part = log_posterior_of(router, x_t[rows], t[rows], rows_of(condition, rows), seen)
             if out is None:
                 out = torch.empty((len(x_t), part.shape[1]), dtype=torch.float64)
             out[rows] = part

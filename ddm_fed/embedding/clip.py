@@ -1,0 +1,109 @@
+"""CLIP, from weights that are at hand: images and text as directions in one space.
+
+The only door to clip-anytorch (`pip install 'ddm-fed[clip]'`). Published CLIP checkpoints are
+TorchScript archives, and opening one runs code out of it: that happens once, where it is trusted
+(docs/routers.md), and here only the safetensors file made of it is read.
+
+Source: Radford et al. 2021, arXiv:2103.00020; the constants and steps of preparation are those of
+the package's own `_transform`.
+"""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ddm_fed.embedding.base import on_the_sphere, prepared
+from ddm_fed.embedding.checkpoint import (
+    import_torchvision,
+    not_installed,
+    other_network,
+    read_checkpoint,
+)
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")  # of the TorchScript archives
+
+
+class ClipEmbedder:
+    """CLIP on the processor, in float32. `open` makes one."""
+
+    def __init__(self, model: Any, digest: str) -> None:
+        self._model, self._digest = model, digest
+
+    @classmethod
+    def open(cls, path: Path, sha256: str) -> Self:
+        """Returns the embedder whose weights are in the safetensors file `path`.
+
+        Args:
+            path: State dict of a `clip.model.CLIP`, whose sizes follow from it.
+            sha256: Digest of the file, hexadecimal.
+
+        Raises:
+            StateError: clip-anytorch is not installed.
+            DigestError: it is another file.
+            DataError: it is missing, or holds another network.
+        """
+        clip = _clip()
+        tensors = read_checkpoint(path, sha256)
+        weights = {name: v.float() for name, v in tensors.items() if name not in NOT_WEIGHTS}
+        try:
+            model = clip.model.build_model(dict(weights)).float()
+            model.load_state_dict(weights)  # once more: `build_model` rounds them to 16 bits
+        except (KeyError, RuntimeError, AssertionError) as error:
+            raise other_network(path, "a CLIP network", error) from None
+        return cls(model.eval().requires_grad_(False), sha256)
+
+    @property
+    def name(self) -> str:
+        """`clip`; see `Embedder`."""
+        return "clip"
+
+    @property
+    def dimension(self) -> int:
+        """E; see `Embedder`."""
+        return int(self._model.text_projection.shape[1])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights' file; see `Embedder`."""
+        return self._digest
+
+    def images(self, images: Tensor) -> Tensor:
+        """Returns the embeddings of `(B, C, H, W)` in [-1, 1], `(B, E)`; see `Embedder`."""
+        ready = prepared(images, int(self._model.visual.input_resolution), MEAN, STD)
+        with torch.no_grad():
+            return on_the_sphere(self._model.encode_image(ready))
+
+    def texts(self, texts: Sequence[str]) -> Tensor:
+        """Returns the embeddings of `texts`, `(B, E)`; see `TextEmbedder`.
+
+        Raises:
+            ValueError: a text has more tokens than the network reads.
+        """
+        try:
+            tokens = _clip().tokenize(list(texts), context_length=self._model.context_length)
+        except RuntimeError as error:  # the package has no type of its own for it
+            raise ValueError(str(error)) from None
+        with torch.no_grad():
+            return on_the_sphere(self._model.encode_text(tokens))
+
+
+def _clip() -> Any:
+    """Returns the package.
+
+    Raises:
+        StateError: it is not installed, or without what it needs.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it imports pkg_resources, which says that it is old
+            import_torchvision()
+            import clip
+    except ImportError as error:
+        raise not_installed("clip", "clip", error) from None
+    return clip
