@@ -65,6 +65,61 @@ def show(
             console.say(f"WARNING: a bundle of {row['architecture']} exceeds submission.max_bytes")
 
 
+@app.command()
+def anchors(
+    images: Annotated[
+        Path,
+        typer.Argument(
+            help="PUBLIC images: an .npz with `images`, or MedMNIST's `train_images`, of the "
+            "plan's shape.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
+    plan: Annotated[
+        Path,
+        typer.Option(
+            help="The plan.toml they are for, or a folder with a signed plan.", exists=True
+        ),
+    ],
+    components: Annotated[
+        int, typer.Option(min=2, max=64, help="How many anchors, and so Gaussians per site.")
+    ],
+    frequencies: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Lowest frequencies per channel that an anchor holds.  [default: all]"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides the start.")] = 0,
+    coordinator: CoordinatorOption = Path(),
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print anchors for a mixture router of several components, found in public images.
+
+    Paste the lines into [router] of the plan. Anchors are signed and published with it: never make
+    them from private images, for that would be a release nobody paid for.
+
+    Example: ddm-coord plan anchors public.npz --plan plan.toml --components 10
+    """
+    from coordinator.anchors import find_anchors
+    from coordinator.evaluation_data import read_public
+
+    agreed = _read(plan, coordinator, root)
+    found = find_anchors(
+        read_public(images, agreed.data.shape).unit(), agreed, components, frequencies, seed
+    )
+    if as_json:
+        console.show_json({"anchors": found.rows, "images": found.counts})
+        return
+    console.show_text(found.toml())
+    console.say(
+        f"Public images nearest to each: {', '.join(map(str, found.counts))}. Paste the lines into "
+        "[router]. They become public: never make them from private images."
+    )
+
+
 def _read(plan: Path, coordinator: Path, root: str | None) -> "Plan":
     if plan.is_file() and plan.suffix == ".toml":
         from ddm_fed.records import read_plan_toml

@@ -88,12 +88,29 @@ def read_real(path: Path, part: Part, shape: tuple[int, int, int]) -> Pictures:
     Raises:
         DataError: naming what is wrong.
     """
+    return _of_shape(path, part, shape, "the samples")
+
+
+def read_public(path: Path, shape: tuple[int, int, int]) -> Pictures:
+    """Returns public images of the plan's shape.
+
+    Args:
+        path: `.npz` with MedMNIST's `train_images`, or with `images`.
+        shape: Channels, height and width in the plan.
+
+    Raises:
+        DataError: naming what is wrong.
+    """
+    return _of_shape(path, "train", shape, "the plan's")
+
+
+def _of_shape(path: Path, part: Part, shape: tuple[int, int, int], of: str) -> Pictures:
     names = ((f"{part}_images", f"{part}_labels"), ("images", "labels"))
     found = _read(path, names)
     if found.shape != shape:
         sizes = [" x ".join(map(str, each)) for each in (found.shape, shape)]
         raise DataError(
-            f"the images in {path} are {sizes[0]}, the samples {sizes[1]}",
+            f"the images in {path} are {sizes[0]}, {of} {sizes[1]}",
             hint="prepare them as the sites prepared theirs: figures depend on how images are "
             "resized, so it is not done here",
         )

@@ -74,6 +74,11 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
+def show_text(text: str) -> None:
+    """Writes lines to stdout as they are, for people to paste."""
+    out.print(escape(text), soft_wrap=True)
+
+
 def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
     """Writes a table to stdout, readable without colour."""
     table = Table(title=title, title_justify="left")

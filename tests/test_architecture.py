@@ -110,7 +110,12 @@ DOORS = {
     "opendp": {"ddm_fed.privacy.mechanisms"},
     "diffusers": {"ddm_fed.models"},
     "PIL": {"sites.data", "ddm_fed.pictures"},
-    "sklearn": {"sites.data", "ddm_fed.evaluation.twosample", "ddm_fed.router.anchors"},
+    "sklearn": {
+        "sites.data",
+        "ddm_fed.evaluation.twosample",
+        "ddm_fed.router.anchors",
+        "coordinator.anchors",
+    },
     "scipy": {"ddm_fed.router.sphere"},
     "clip": {"ddm_fed.embedding.clip"},
     "timm": {"ddm_fed.embedding.timm"},

@@ -39,6 +39,8 @@ Dimension = Annotated[int, Field(ge=4, le=1024)]
 PathName = Literal["linear", "cosine", "vp"]
 Prediction = Literal["velocity", "noise", "image"]
 LossWeighting = Literal["none", "min-snr"]
+Covariance = Literal["full", "diagonal", "low-rank"]
+AnchorRow = Annotated[tuple[Number, ...], Field(min_length=1, max_length=768)]
 Augmentation = Literal["horizontal-flip", "translate"]
 
 
@@ -187,16 +189,60 @@ class PriorRouterSpec(Record):
 class StatisticsSpec(Record):
     """Each site also releases mean and covariance of its low-frequency DCT coefficients.
 
-    One Gaussian per class where the plan has classes, one in all otherwise. `frequencies` counts
-    coefficients per channel; `centre` (a pixel value) and `radius` (a norm of coefficients about
-    it) bound what one image contributes. All are public choices: none may be fitted to private
-    images.
+    One Gaussian per class where the plan has classes, one per anchor where it has anchors, one in
+    all otherwise. `frequencies` counts coefficients per channel; `centre` (a pixel value) and
+    `radius` (a norm of coefficients about it) bound what one image contributes. An image belongs to
+    the row of `anchors` that is nearest to its coefficients: those about the centre, channel after
+    channel, of each channel the lowest that a row has numbers for. All are public choices: none may
+    be fitted to private images.
     """
 
     epsilon: Epsilon
     frequencies: Annotated[int, Field(ge=1, le=256)]
     centre: Annotated[Number, Field(ge=-1, le=1)] = Decimal(0)
     radius: Positive
+    covariance: Covariance = "full"
+    rank: Annotated[int, Field(ge=1, le=256)] | None = None
+    anchors: Annotated[tuple[AnchorRow, ...], Field(max_length=64)] = ()
+
+    @model_validator(mode="after")
+    def _rank_belongs_to_low_rank(self) -> Self:
+        if (self.covariance == "low-rank") != (self.rank is not None):
+            raise ValueError('`rank` is needed with covariance = "low-rank", and only then')
+        return self
+
+    @field_validator("anchors")
+    @classmethod
+    def _several_distinct_rows(cls, rows: tuple[AnchorRow, ...]) -> tuple[AnchorRow, ...]:
+        if len(rows) == 1:
+            raise ValueError("one row divides nothing: give two or more, or none")
+        if len({len(row) for row in rows}) > 1:
+            raise ValueError("its rows have different lengths")
+        if len(set(rows)) != len(rows):
+            raise ValueError("it holds a row twice")
+        return rows
+
+    def require_fit(self, data: DataSpec) -> None:
+        """Checks what depends on the images.
+
+        Raises:
+            ValueError: naming the key that does not fit them.
+        """
+        pixels, coefficients = data.height * data.width, data.channels * self.frequencies
+        if self.frequencies > pixels:
+            raise ValueError(f"`router.frequencies` exceeds the {pixels} pixels of a channel")
+        if self.rank is not None and self.rank >= coefficients:
+            raise ValueError(f"`router.rank` is not below the {coefficients} coefficients")
+        if not self.anchors:
+            return
+        if data.classes:
+            raise ValueError("`router.anchors` and `data.classes` each divide the images: keep one")
+        numbers = len(self.anchors[0])
+        if numbers % data.channels or numbers > coefficients:
+            raise ValueError(
+                f"`router.anchors` has rows of {numbers} numbers: a row has equally many for each "
+                f"of {data.channels} channels, at most {coefficients}"
+            )
 
 
 class MixtureRouterSpec(StatisticsSpec):
@@ -268,9 +314,8 @@ class Plan(Record):
     def _parts_fit(self) -> Self:
         for name in self.expert.architecture:
             require_fit(name, self.data.height, self.data.width)
-        pixels = self.data.height * self.data.width
-        if isinstance(self.router, StatisticsSpec) and self.router.frequencies > pixels:
-            raise ValueError(f"`router.frequencies` exceeds the {pixels} pixels of a channel")
+        if isinstance(self.router, StatisticsSpec):
+            self.router.require_fit(self.data)
         if self.router.epsilon > self.privacy.max_epsilon:
             raise ValueError(
                 f"`router.epsilon` {self.router.epsilon} exceeds `privacy.max_epsilon` "

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import torch
@@ -59,8 +60,8 @@ def build_router(plan: Plan, kind: ClosedForm, releases: Sequence[SiteRelease]) 
 
 def released_weights(plan: Plan, releases: Sequence[SiteRelease]) -> Tensor:
     """Returns the mass of every class at every site as released, `(K, G)`, or `(K, 1)` without."""
-    locations = [_location(plan, site) for site in releases]
-    return _cover(torch.stack([location.weights for location in locations]))
+    weights = _cover(plan, torch.stack([_location(plan, site).weights for site in releases]))
+    return weights if plan.data.classes else weights.sum(1, keepdim=True)
 
 
 def fit_mixtures(plan: Plan, releases: Sequence[SiteRelease]) -> GaussianMixtures:
@@ -72,14 +73,16 @@ def fit_mixtures(plan: Plan, releases: Sequence[SiteRelease]) -> GaussianMixture
     """
     fits = [_fit_site(plan, site) for site in releases]
     floor = max(LEAST_VARIANCE, *(FLOOR_FACTOR * fit.noise_edge for fit in fits))
+    rank = plan.router.rank if isinstance(plan.router, StatisticsSpec) else None
     variances, axes = [], []
     for fit in fits:
         values, vectors = torch.linalg.eigh(fit.covariance)
-        cells = len(fit.weights)
+        if rank is not None:
+            values = _low_rank(values, rank, fit.trace, fit.noise_edge)
         variances.append(values.clamp(min=floor)[None] + fit.mean_variance[:, None])
-        axes.append(vectors.expand(cells, -1, -1))
+        axes.append(vectors[None])
     return GaussianMixtures(
-        weights=_cover(torch.stack([fit.weights for fit in fits])),
+        weights=_cover(plan, torch.stack([fit.weights for fit in fits])),
         means=torch.stack([fit.means for fit in fits]),
         variances=torch.stack(variances),
         axes=torch.stack(axes),
@@ -91,6 +94,7 @@ class _SiteFit:
     weights: Tensor  # (J,)
     means: Tensor  # (J, D)
     mean_variance: Tensor  # (J,)
+    trace: float
     covariance: Tensor  # (D, D)
     noise_edge: float  # largest eigenvalue that noise alone is expected to show
 
@@ -108,18 +112,58 @@ def _fit_site(plan: Plan, site: SiteRelease) -> _SiteFit:
     trace = float(parts["trace"]) / location.count - d * float(mean_noise)
     trace = min(max(trace, 0.1 * radius_squared), radius_squared)
     scale = trace / location.count
-    row, column = torch.triu_indices(d, d)
-    upper = parts["sign"] / torch.where(row == column, 1.0, math.sqrt(2.0)).double()
-    sign = torch.zeros((d, d), dtype=torch.float64)
-    sign[row, column] = upper
-    sign[column, row] = upper
-    # symmetric Gaussian noise of diagonal deviation s and s / sqrt(2) elsewhere: edge s sqrt(2 d)
-    edge = math.sqrt(2 * d) * message.noise_std("sign", multiplier) * scale
-    return _SiteFit(location.weights, location.means, location.mean_variance, scale * sign, edge)
+    if "square" in parts:
+        sign = torch.diag(parts["square"])
+        edge = largest_normal(d) * message.noise_std("square", multiplier)
+    else:
+        row, column = torch.triu_indices(d, d)
+        upper = parts["sign"] / torch.where(row == column, 1.0, math.sqrt(2.0)).double()
+        sign = torch.zeros((d, d), dtype=torch.float64)
+        sign[row, column] = upper
+        sign[column, row] = upper
+        # symmetric Gaussian noise of deviation s, and s / sqrt(2) off the diagonal
+        edge = math.sqrt(2 * d) * message.noise_std("sign", multiplier)
+    return _SiteFit(
+        location.weights,
+        location.means,
+        location.mean_variance,
+        trace,
+        scale * sign,
+        scale * edge,
+    )
 
 
-def _cover(weights: Tensor) -> Tensor:
+def largest_normal(count: int) -> float:
+    """Returns what the largest of `count` independent standard normals is expected to be.
+
+    Blom's approximation by a quantile, within 2 % of the integral for all counts from 2 on; one
+    normal alone counts as two, since its sign is not known.
+    """
+    count = max(count, 2)
+    return NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
+
+
+def _low_rank(values: Tensor, rank: int, trace: float, edge: float) -> Tensor:
+    """Returns eigenvalues `(D,)`, ascending, of which at most `rank` stand out of the others.
+
+    The others become equal, and keep the trace. It is known far better than any of them: it has a
+    budget of its own and needs no D^2 / 2 numbers. Of a flat spectrum, noise alone shows
+    eigenvalues up to `edge` above its level; those up to there are not kept.
+    """
+
+    def level(kept: int) -> float:
+        return (trace - float(values[len(values) - kept :].sum())) / (len(values) - kept)
+
+    stand_out = (kept for kept in range(rank, 0, -1) if values[-kept] > level(kept) + edge)
+    rest = len(values) - next(stand_out, 0)
+    flat = torch.full((rest,), level(len(values) - rest), dtype=values.dtype)
+    return torch.cat([flat, values[rest:]])
+
+
+def _cover(plan: Plan, weights: Tensor) -> Tensor:
     """Returns `weights (K, J)`, where a class that drowned in every site's noise is anyone's."""
+    if not plan.data.classes:  # nobody asks for one cell alone
+        return weights
     return torch.where(weights.sum(0, keepdim=True) > 0, weights, 1.0)
 
 

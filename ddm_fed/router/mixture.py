@@ -25,7 +25,8 @@ class GaussianMixtures:
         weights: Mass of each component, `(K, J)`; not normalised, zero drops a component.
         means: `(K, J, D)`.
         variances: Eigenvalues of the covariances, `(K, J, D)`, positive.
-        axes: Eigenvectors as columns, `(K, J, D, D)`.
+        axes: Eigenvectors as columns, `(K, J, D, D)`; `(K, 1, D, D)` where a site's components
+            share theirs, so that an image is turned once per site.
     """
 
     weights: Tensor

@@ -24,7 +24,8 @@ class PooledReference:
     ) -> None:
         self._weights = mixtures.weights  # (K, J)
         self._means = mixtures.means + offset  # (K, J, D)
-        self._variances, self._axes = mixtures.variances, mixtures.axes
+        self._variances = mixtures.variances  # (K, J, D)
+        self._axes = mixtures.axes.expand(-1, self._weights.shape[1], -1, -1)
         self._per_class = components_are_classes
 
     def sample(

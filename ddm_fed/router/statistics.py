@@ -1,13 +1,16 @@
 """What a site releases for the router: two noisy sums of low-frequency coefficients.
 
 Every image becomes y, the DCT coefficients of x_0 about the plan's centre, `(D,)`, and belongs to
-the cell of its class (or to the only cell). Two messages leave, the second built on the first:
+the cell of its class, or of the plan's anchor nearest to it, or to the only cell. Two messages
+leave, the second built on the first:
 
 * `location`: the number of images, the number in each cell, and the sum of y in each cell, with y
   clipped to the plan's radius R.
 * `shape`: about the released mean of its cell, u = y - m: the sum of min(|u|, R)^2, and the sum of
   v v^T for the direction v = u / |u|. This is the spatial sign covariance: bounded by 1 whatever
-  the image, so it needs no second radius. Trace and directions together give the covariance.
+  the image, so it needs no second radius. Trace and directions together give the covariance. Under
+  a diagonal covariance only the diagonal of v v^T is sent: D squares, whose norm is at most that of
+  v, since sum v_i^4 <= (sum v_i^2)^2 = 1.
 
 `prior` routers send only the counts. Each message is one vector of integers, its parts weighted so
 that the parts share the privacy as SHARES says, with a joint L2 sensitivity known beforehand.
@@ -44,7 +47,14 @@ Ints = NDArray[np.int64]
 
 LOCATION, SHAPE = "location", "shape"
 ROUTER_PURPOSES = {LOCATION: "router-location", SHAPE: "router-shape"}
-SHARES = {"count": 0.05, "cell_count": 0.05, "cell_sum": 0.20, "trace": 0.05, "sign": 0.70}
+SHARES = {
+    "count": 0.05,
+    "cell_count": 0.05,
+    "cell_sum": 0.20,
+    "trace": 0.05,
+    "sign": 0.70,
+    "square": 0.70,
+}
 GRID = 1 << 20  # integer steps per unit of joint sensitivity
 ROWS_AT_ONCE = 1024  # bounds memory: a row of `sign` has D (D + 1) / 2 values
 
@@ -95,9 +105,15 @@ class Message:
         return decoded
 
 
+def cell_count(plan: Plan) -> int:
+    """Returns J, the number of cells: one per class or anchor, one where there are neither."""
+    anchors = plan.router.anchors if isinstance(plan.router, StatisticsSpec) else ()
+    return max(1, len(plan.data.classes), len(anchors))
+
+
 def messages(plan: Plan) -> tuple[Message, ...]:
     """Returns the messages a site releases under `plan`, in order."""
-    router, cells = plan.router, max(1, len(plan.data.classes))
+    router, cells = plan.router, cell_count(plan)
     location = [("count", 1, 1.0)]
     if cells > 1:
         location.append(("cell_count", cells, 1.0))
@@ -105,7 +121,10 @@ def messages(plan: Plan) -> tuple[Message, ...]:
         return (_message(LOCATION, location),)
     d, radius = plan.data.channels * router.frequencies, float(router.radius)
     location.append(("cell_sum", cells * d, radius))
-    shape = [("trace", 1, radius**2), ("sign", d * (d + 1) // 2, 1.0)]
+    directions = ("sign", d * (d + 1) // 2, 1.0)
+    if router.covariance == "diagonal":
+        directions = ("square", d, 1.0)
+    shape = [("trace", 1, radius**2), directions]
     return (_message(LOCATION, location), _message(SHAPE, shape))
 
 
@@ -168,7 +187,8 @@ class Location:
 
     Attributes:
         count: Number of images, at least 1.
-        weights: Mass of every cell, `(J,)`; zero where it drowns in the noise.
+        weights: Mass of every cell, `(J,)`; zero where it drowns in the noise. Cells of anchors sum
+            to `count`, since a site's mass must not depend on how many of them drown.
         means: Mean of every cell, `(J, D)`, shrunk towards the site's mean by the known noise.
         mean_variance: Variance of the noise in each coordinate of a mean, `(J,)`.
     """
@@ -202,7 +222,13 @@ def decode_location(plan: Plan, vector: Ints, noise_multiplier: float) -> Locati
     power = offset.square().sum(1, keepdim=True).clamp(min=1e-12)
     kept = torch.where(weights[:, None] > 0, (1 - noise_power / power).clamp(min=0.0), 0.0)
     means = site_mean + kept * offset
-    return Location(count, weights, means, spread[:, 0] ** 2)
+    mean_variance = spread[:, 0] ** 2
+    if isinstance(plan.router, StatisticsSpec) and plan.router.anchors:
+        if not weights.any():  # all cells drown: one component, which is the site as a whole
+            weights[0] = count
+            mean_variance[0] *= len(weights) / count**2
+        weights = weights * (count / weights.sum())
+    return Location(count, weights, means, mean_variance)
 
 
 def _coefficients(images: ImageSet, plan: Plan) -> tuple[Floats, Ints]:
@@ -224,7 +250,25 @@ def _coefficients(images: ImageSet, plan: Plan) -> tuple[Floats, Ints]:
         # the bit.
         for row, image in enumerate(pixels, start=start):
             y[row] = basis @ image
-    return y, cells
+    return y, nearest_anchors(y, plan.router, plan.data.channels) if plan.router.anchors else cells
+
+
+def nearest_anchors(y: Floats, spec: StatisticsSpec, channels: int) -> Ints:
+    """Returns the row of `spec.anchors` nearest to each image, the first of equals, `(N,)`.
+
+    Args:
+        y: Coefficients about the centre, `(N, D)`.
+        spec: Has anchors. Those of fewer numbers speak of the lowest frequencies of each channel.
+        channels: Of an image.
+    """
+    anchors = np.array(spec.anchors, dtype=np.float64)  # (J, E)
+    each = anchors.shape[1] // channels
+    kept = np.arange(channels)[:, None] * spec.frequencies + np.arange(each)
+    lowest = y[:, kept.ravel()]  # (N, E)
+    # One image at a time, as above: rounding that depends on its neighbours could move an image
+    # that lies between two anchors from one cell to the other, and its whole influence with it.
+    found = [((anchors - row) ** 2).sum(axis=1).argmin() for row in lowest]
+    return np.array(found, dtype=np.int64)
 
 
 def location_statistic(y: Floats, cells: Ints, plan: Plan) -> Ints:
@@ -235,7 +279,7 @@ def location_statistic(y: Floats, cells: Ints, plan: Plan) -> Ints:
         cells: Cell of every image, `(N,)`.
         plan: Gives parts and radius.
     """
-    count = max(1, len(plan.data.classes))
+    count = cell_count(plan)
 
     def contribution(rows: slice) -> dict[str, Floats]:
         ones = np.ones((len(y[rows]), 1))
@@ -260,7 +304,7 @@ def shape_statistic(y: Floats, cells: Ints, means: Floats, plan: Plan) -> Ints:
     """
     if not isinstance(plan.router, StatisticsSpec):
         raise TypeError("only a mixture router has a shape")
-    radius = float(plan.router.radius)
+    radius, diagonal = float(plan.router.radius), plan.router.covariance == "diagonal"
     row, column = np.triu_indices(y.shape[1])
     # sqrt(2) off the diagonal makes the vector's norm the Frobenius norm of v v^T, which is 1
     scale = np.where(row == column, 1.0, math.sqrt(2))
@@ -269,8 +313,10 @@ def shape_statistic(y: Floats, cells: Ints, means: Floats, plan: Plan) -> Ints:
         u = y[rows] - means[cells[rows]]
         norm = np.linalg.norm(u, axis=1, keepdims=True)  # (n, 1)
         v = u / np.maximum(norm, 1e-12)
-        sign = v[:, row] * v[:, column] * scale  # (n, D (D + 1) / 2)
-        return {"trace": np.minimum(norm, radius) ** 2, "sign": sign}
+        parts = {"trace": np.minimum(norm, radius) ** 2}
+        if diagonal:
+            return parts | {"square": v * v}  # (n, D)
+        return parts | {"sign": v[:, row] * v[:, column] * scale}  # (n, D (D + 1) / 2)
 
     return _integer_sum(messages(plan)[1], len(y), contribution)
 
