@@ -241,7 +241,7 @@ def _require_fit(
             f"--guidance {options.guidance:g} needs classes to guide to, and the plan has none",
             hint="leave --guidance out",
         )
-    if options.attribution and not ensemble.router.reads_state:
+    if options.attribution and ensemble.sees_until <= 0:
         raise StateError(
             "--attribution asks the router whose an image is, and this router looks at no image",
             hint="give --router mixture, or another that the ensemble has; the sites that were "
