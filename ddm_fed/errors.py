@@ -28,6 +28,7 @@
     │   ├── LogError            DDM216
     │   └── RollbackError       DDM217
     ├── BudgetError             DDM301  privacy that may not be spent
+    ├── MechanismError          DDM302  noise that is not what it promises
     └── CheckpointError         DDM401  a training state that cannot be continued
 
 `docs/errors.md` explains each code; a test holds the two lists together.
@@ -222,6 +223,12 @@ class BudgetError(DdmFedError):
     """The release would spend more privacy than the plan or the site's own policy allows."""
 
     code = "DDM301"
+
+
+class MechanismError(DdmFedError):
+    """Private training was tried on made-up data and does not keep its promise."""
+
+    code = "DDM302"
 
 
 class CheckpointError(DdmFedError):

@@ -1,21 +1,30 @@
 """Prices of ledgers, against the closed form of the Gaussian mechanism; and the ledger's chain."""
 
 import math
+import time
 from decimal import Decimal
 
 import pytest
 from scipy import optimize, stats
 
-from ddm_fed.errors import PolicyError
+from ddm_fed.errors import BudgetError, PolicyError
 from ddm_fed.privacy import (
     accountant_name,
     check_chain,
+    deltas,
     epsilon,
     epsilon_text,
     gaussian_events,
     private_events,
+    sampled_event,
 )
-from ddm_fed.records import GaussianEvent, LedgerEntry, NonPrivateEvent, sha256_hex
+from ddm_fed.records import (
+    GaussianEvent,
+    LedgerEntry,
+    NonPrivateEvent,
+    SampledGaussianEvent,
+    sha256_hex,
+)
 from ddm_fed.records.base import now
 
 MULTIPLIERS = ["0.5", "0.8", "1", "2", "3.7307", "10", "50"]
@@ -223,3 +232,99 @@ def test_chain_with_a_forged_first_predecessor_is_refused():
     entries[0] = entries[0].model_copy(update={"previous_sha256": "ef" * 32})
     with pytest.raises(PolicyError, match="ledger entry 0 does not follow"):
         check_chain(entries)
+
+
+# --- Poisson-sampled events ---
+
+# sigma, q, T, epsilon by PLD and by Opacus' PRV accountant at delta 1e-5
+PUBLISHED = [
+    (1.1, 0.0512, 2000, 14.166, 14.177),
+    (0.6, 0.01, 5000, 15.625, 15.636),
+    (2.0, 0.2, 300, 9.311, 9.321),
+    (19.3, 0.0683, 4395, 0.865, 0.875),
+]
+
+
+def sampled(sigma, q, steps):
+    return SampledGaussianEvent(
+        noise_multiplier=Decimal(str(sigma)), sampling_rate=Decimal(str(q)), steps=steps
+    )
+
+
+@pytest.mark.parametrize(("sigma", "q", "steps", "pld", "_prv"), PUBLISHED)
+def test_epsilon_of_dpsgd_is_the_one_in_the_table(sigma, q, steps, pld, _prv):
+    assert epsilon([sampled(sigma, q, steps)], 1e-5) == pytest.approx(pld, abs=2e-3)
+
+
+@pytest.mark.filterwarnings("ignore:Optimal order is the largest alpha")
+@pytest.mark.parametrize(
+    ("sigma", "q", "steps"),
+    [row[:3] for row in PUBLISHED]
+    + [
+        (1.0, 0.01, 1000),
+        (0.8, 0.004, 10_000),
+        (4.0, 0.5, 200),
+        (1.5, 0.1, 500),
+        (3.0, 0.25, 1000),
+        (0.7, 0.002, 20_000),
+    ],
+)
+def test_epsilon_of_dpsgd_agrees_with_opacus_prv(sigma, q, steps):
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = [(sigma, q, steps)]
+    prv = accountant.get_epsilon(delta=1e-5)
+    # Opacus adds its own error bound of 0.01
+    assert epsilon([sampled(sigma, q, steps)], 1e-5) == pytest.approx(
+        prv - 0.01, rel=3e-3, abs=5e-3
+    )
+
+
+def test_epsilon_of_a_whole_site_is_below_the_sum_of_its_parts():
+    events = [sampled(1.1, 0.0512, 2000), gaussian(8), gaussian(20)]
+    assert epsilon(events, 1e-5) == pytest.approx(14.188, abs=2e-3)
+    assert sum(epsilon([event], 1e-5) for event in events) > 14.7
+
+
+def test_epsilon_with_every_unit_in_every_step_is_that_of_gaussians():
+    found = epsilon([sampled(20, 1, 100)], 1e-5)
+    assert found == pytest.approx(closed_form_epsilon(math.sqrt(100) / 20, 1e-5), rel=2e-3)
+
+
+def test_epsilon_of_equal_events_is_that_of_their_steps_together():
+    assert epsilon([sampled(2, 0.1, 100)] * 3, 1e-5) == epsilon([sampled(2, 0.1, 300)], 1e-5)
+
+
+@pytest.mark.parametrize("multiplier", ["0.3", "0.5", "1"])
+def test_hopeless_ledger_is_priced_at_once(multiplier):
+    started = time.monotonic()
+    assert epsilon([sampled(multiplier, 1, 10**6)], 1e-5) > 100
+    assert time.monotonic() - started < 5
+
+
+def test_ledger_of_many_kinds_of_events_is_refused():
+    events = [sampled(1 + index / 100, 0.01, 10) for index in range(51)]
+    with pytest.raises(PolicyError, match="51 different kinds"):
+        epsilon(events, 1e-5)
+
+
+@pytest.mark.parametrize("target", [0.5, 1, 8])
+def test_sampled_event_meets_the_target_with_what_is_beside_it(target):
+    beside = [gaussian(30)]
+    event = sampled_event(target, 1e-5, sampling_rate=Decimal("0.1"), steps=500, beside=beside)
+    found = epsilon([*beside, event], 1e-5)
+    assert found <= target
+    less = event.model_copy(update={"noise_multiplier": event.noise_multiplier * Decimal("0.999")})
+    assert epsilon([*beside, less], 1e-5) > target * 0.9999
+
+
+def test_sampled_event_beside_what_took_all_is_refused():
+    with pytest.raises(BudgetError, match="nothing is left"):
+        sampled_event(1, 1e-5, sampling_rate=Decimal("0.1"), steps=10, beside=[gaussian("1")])
+
+
+def test_deltas_are_the_profile_of_the_event():
+    events = [sampled(2.0, 0.2, 300)]
+    assert deltas(events, [epsilon(events, 1e-5)])[0] == pytest.approx(1e-5, rel=0.02)
+    assert deltas(events, [0.0, 1.0, 5.0]) == sorted(deltas(events, [0.0, 1.0, 5.0]), reverse=True)

@@ -105,9 +105,10 @@ LAYERS = {
 
 # Outside package: the only places that may import it.
 DOORS = {
-    "cryptography": {"ddm_fed.signing"},
+    "cryptography": {"ddm_fed.signing", "ddm_fed.privacy.randomness"},
     "dp_accounting": {"ddm_fed.privacy.accountant"},
     "opendp": {"ddm_fed.privacy.mechanisms"},
+    "opacus": {"ddm_fed.privacy.hooks"},
     "diffusers": {"ddm_fed.models"},
     "PIL": {"sites.data", "ddm_fed.pictures"},
     "sklearn": {
@@ -116,7 +117,7 @@ DOORS = {
         "ddm_fed.router.anchors",
         "coordinator.anchors",
     },
-    "scipy": {"ddm_fed.router.sphere"},
+    "scipy": {"ddm_fed.router.sphere", "ddm_fed.privacy.selftest", "ddm_fed.audit"},
     "clip": {"ddm_fed.embedding.clip"},
     "timm": {"ddm_fed.embedding.timm"},
     "torchvision": {"ddm_fed.embedding.checkpoint"},

@@ -2,10 +2,20 @@
 
 from ddm_fed.privacy.accountant import accountant_name as accountant_name
 from ddm_fed.privacy.accountant import check_chain as check_chain
+from ddm_fed.privacy.accountant import deltas as deltas
 from ddm_fed.privacy.accountant import epsilon as epsilon
 from ddm_fed.privacy.accountant import epsilon_text as epsilon_text
 from ddm_fed.privacy.accountant import gaussian_events as gaussian_events
 from ddm_fed.privacy.accountant import private_events as private_events
+from ddm_fed.privacy.accountant import sampled_event as sampled_event
+from ddm_fed.privacy.dpsgd import Clipped as Clipped
+from ddm_fed.privacy.dpsgd import FunctionalGradients as FunctionalGradients
+from ddm_fed.privacy.dpsgd import Gradients as Gradients
+from ddm_fed.privacy.dpsgd import PrivateStep as PrivateStep
+from ddm_fed.privacy.dpsgd import RowLoss as RowLoss
+from ddm_fed.privacy.dpsgd import Weights as Weights
+from ddm_fed.privacy.dpsgd import noised as noised
+from ddm_fed.privacy.hooks import HookGradients as HookGradients
 from ddm_fed.privacy.mechanisms import BoundedStatistic as BoundedStatistic
 from ddm_fed.privacy.mechanisms import Release as Release
 from ddm_fed.privacy.mechanisms import Spend as Spend
@@ -13,3 +23,9 @@ from ddm_fed.privacy.mechanisms import release as release
 from ddm_fed.privacy.private import ImageSet as ImageSet
 from ddm_fed.privacy.private import Private as Private
 from ddm_fed.privacy.private import to_unit_range as to_unit_range
+from ddm_fed.privacy.randomness import Randomness as Randomness
+from ddm_fed.privacy.randomness import Stream as Stream
+from ddm_fed.privacy.selftest import Finding as Finding
+from ddm_fed.privacy.selftest import agreement as agreement
+from ddm_fed.privacy.selftest import examine as examine
+from ddm_fed.privacy.selftest import require_passed as require_passed

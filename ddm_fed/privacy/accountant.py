@@ -4,15 +4,28 @@ Adjacency is add-or-remove-one unit. Figures are rounded up, never down.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, Decimal
 from importlib.metadata import version
+from typing import Any
 
-from ddm_fed.errors import PolicyError
-from ddm_fed.records import Event, GaussianEvent, LedgerEntry, NonPrivateEvent, sha256_hex
+from ddm_fed.errors import BudgetError, PolicyError
+from ddm_fed.records import (
+    Event,
+    GaussianEvent,
+    LedgerEntry,
+    NonPrivateEvent,
+    SampledGaussianEvent,
+    sha256_hex,
+)
 
 # A ledger may only be priced by code its reader chose: nothing is built from a name it contains.
-ACCOUNTANT = "dp-accounting, Gaussian composition, add_or_remove_one"
+ACCOUNTANT = "dp-accounting, privacy loss distributions, add_or_remove_one"
+HOPELESS_EPSILON = 100.0  # above it nobody needs the exact figure, which would take long
+MOST_KINDS = 50  # of sampled events in one ledger; each is a distribution of its own
+PLACES = Decimal("0.0001")
+MIN_MULTIPLIER, MAX_MULTIPLIER = 0.3, 1e5
 
 
 def accountant_name() -> str:
@@ -25,19 +38,89 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
 
     Gaussian releases of noise multipliers z_i compose exactly to one of multiplier
     (sum 1 / z_i^2)^(-1/2), also when a later one depends on the outcome of an earlier one (Dong,
-    Roth and Su 2019, arXiv:1905.02383, corollary 2). Its epsilon is the analytic one, so the time
-    this takes does not depend on what a peer wrote into its ledger.
+    Roth and Su 2019, arXiv:1905.02383, corollary 2), whose epsilon is the analytic one. With
+    Poisson-sampled events the privacy loss distributions are composed, which bounds from above
+    (Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380). A ledger
+    beyond `HOPELESS_EPSILON` is priced by the looser Renyi bound. So the time this takes does
+    not depend on what a peer wrote into its ledger.
+
+    Raises:
+        PolicyError: more than `MOST_KINDS` different sampled events.
     """
     from dp_accounting import get_epsilon_gaussian
 
-    squares = 0.0
+    squares, sampled = _sorted(events)
+    if math.isinf(squares):
+        return math.inf
+    if not sampled:
+        return float(get_epsilon_gaussian(squares**-0.5, delta)) if squares else 0.0
+    renyi = float(_composed(_renyi_accountant(), squares, sampled).get_epsilon(delta))
+    if renyi > HOPELESS_EPSILON:
+        return renyi
+    return float(_composed(_pld_accountant(), squares, sampled).get_epsilon(delta))
+
+
+def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
+    """Returns the delta that `events` compose to at each of `epsilons`: their privacy profile.
+
+    Raises:
+        PolicyError: more than `MOST_KINDS` different sampled events.
+        ValueError: an event without noise has no profile.
+    """
+    squares, sampled = _sorted(events)
+    if math.isinf(squares):
+        raise ValueError("an event without noise has no privacy profile")
+    accountant = _composed(_pld_accountant(), squares, sampled)
+    return [float(accountant.get_delta(value)) for value in epsilons]
+
+
+Kinds = Counter[tuple[float, float]]
+
+
+def _sorted(events: Iterable[Event]) -> tuple[float, Kinds]:
+    """Returns the sum of 1 / z^2 of Gaussians, and the steps of each (sampling rate, z)."""
+    squares, sampled = 0.0, Kinds()
     for event in events:
         match event:
             case NonPrivateEvent():
-                return math.inf
+                return math.inf, sampled
             case GaussianEvent():
                 squares += float(event.noise_multiplier) ** -2
-    return float(get_epsilon_gaussian(squares**-0.5, delta)) if squares else 0.0
+            case SampledGaussianEvent():
+                kind = (float(event.sampling_rate), float(event.noise_multiplier))
+                sampled[kind] += event.steps
+    if len(sampled) > MOST_KINDS:
+        raise PolicyError(
+            f"the ledger has {len(sampled)} different kinds of sampled events, more than "
+            f"{MOST_KINDS}",
+            hint="no site needs so many: look at it together with its data-protection officer",
+        )
+    return squares, sampled
+
+
+def _pld_accountant() -> Any:
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.pld import PLDAccountant
+
+    return PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
+
+
+def _renyi_accountant() -> Any:
+    from dp_accounting import NeighboringRelation
+    from dp_accounting.rdp import RdpAccountant
+
+    return RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
+
+
+def _composed(accountant: Any, squares: float, sampled: Kinds) -> Any:
+    from dp_accounting import dp_event
+
+    for (rate, multiplier), steps in sorted(sampled.items()):
+        step = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(multiplier))
+        accountant.compose(step, steps)
+    if squares:
+        accountant.compose(dp_event.GaussianDpEvent(squares**-0.5))
+    return accountant
 
 
 def epsilon_text(events: Iterable[Event], delta: float) -> str:
@@ -49,7 +132,7 @@ def epsilon_text(events: Iterable[Event], delta: float) -> str:
     value = epsilon(events, delta)
     if math.isinf(value):
         raise ValueError("an event without noise has no epsilon")
-    return format(Decimal(value).quantize(Decimal("0.0001"), rounding=ROUND_CEILING), "f")
+    return format(Decimal(value).quantize(PLACES, rounding=ROUND_CEILING), "f")
 
 
 def gaussian_events(
@@ -70,7 +153,7 @@ def gaussian_events(
         events = tuple(
             GaussianEvent(
                 noise_multiplier=Decimal(total * math.sqrt(sum(shares) / share)).quantize(
-                    Decimal("0.0001"), ROUND_CEILING
+                    PLACES, ROUND_CEILING
                 )
             )
             for share in shares
@@ -78,6 +161,51 @@ def gaussian_events(
         if epsilon(events, delta) <= target_epsilon:
             return events
         total *= 1.0005
+
+
+def sampled_event(
+    target_epsilon: float,
+    delta: float,
+    *,
+    sampling_rate: Decimal,
+    steps: int,
+    beside: Sequence[Event] = (),
+) -> SampledGaussianEvent:
+    """Returns the event of least noise that costs, with `beside`, at most `target_epsilon`.
+
+    Args:
+        target_epsilon: Of all events together.
+        delta: At which it holds.
+        sampling_rate: Probability that a unit is in a step.
+        steps: How often.
+        beside: Events that are paid for out of the same target.
+
+    Raises:
+        BudgetError: no noise is enough, since `beside` takes all.
+    """
+
+    def event(multiplier: float) -> SampledGaussianEvent:
+        return SampledGaussianEvent(
+            sampling_rate=sampling_rate,
+            noise_multiplier=Decimal(multiplier).quantize(PLACES, ROUND_CEILING),
+            steps=steps,
+        )
+
+    def fits(multiplier: float) -> bool:
+        return epsilon([*beside, event(multiplier)], delta) <= target_epsilon
+
+    low, high = MIN_MULTIPLIER, MIN_MULTIPLIER
+    while not fits(high):
+        low, high = high, 2 * high
+        if high > MAX_MULTIPLIER:
+            raise BudgetError(
+                f"epsilon {target_epsilon:g} is spent already: nothing is left for training",
+                hint="agree on a larger `privacy.sgd.epsilon`, or on a cheaper router release",
+            )
+    while high - low > 5e-5 * high:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return event(high)
 
 
 def private_events(entries: Iterable[LedgerEntry]) -> list[Event]:

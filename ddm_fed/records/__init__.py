@@ -33,6 +33,7 @@ from ddm_fed.records.ledger import GaussianEvent as GaussianEvent
 from ddm_fed.records.ledger import LedgerEntry as LedgerEntry
 from ddm_fed.records.ledger import NonPrivateEvent as NonPrivateEvent
 from ddm_fed.records.ledger import PrivacyStatement as PrivacyStatement
+from ddm_fed.records.ledger import SampledGaussianEvent as SampledGaussianEvent
 from ddm_fed.records.manifest import ENSEMBLE_PREDICATE as ENSEMBLE_PREDICATE
 from ddm_fed.records.manifest import RECEIPT_PREDICATE as RECEIPT_PREDICATE
 from ddm_fed.records.manifest import REFERENCE_PREDICATE as REFERENCE_PREDICATE

@@ -22,13 +22,28 @@ class GaussianEvent(Record):
     noise_multiplier: Annotated[Number, Field(ge=Decimal("0.01"), le=10**6)]
 
 
+class SampledGaussianEvent(Record):
+    """`steps` times, units were drawn at `sampling_rate` each for itself, and their sum got noise.
+
+    What DP-SGD does. One unit moves a sum by the clip norm at most, and the noise has
+    `noise_multiplier` times that as standard deviation.
+    """
+
+    kind: Literal["poisson_gaussian"] = "poisson_gaussian"
+    sampling_rate: Annotated[Number, Field(gt=0, le=1)]
+    noise_multiplier: Annotated[Number, Field(ge=Decimal("0.3"), le=10**6)]
+    steps: Annotated[int, Field(ge=1, le=10**6)]
+
+
 class NonPrivateEvent(Record):
     """Something left without noise: no guarantee holds for the units that shaped it."""
 
     kind: Literal["non_private"] = "non_private"
 
 
-Event = Annotated[GaussianEvent | NonPrivateEvent, Field(discriminator="kind")]
+Event = Annotated[
+    GaussianEvent | SampledGaussianEvent | NonPrivateEvent, Field(discriminator="kind")
+]
 
 
 class LedgerEntry(Record):

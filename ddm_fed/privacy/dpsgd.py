@@ -1,0 +1,242 @@
+"""DP-SGD: gradients clipped unit by unit, summed, and noised.
+
+A *unit* is what epsilon protects: an image, or all images of a patient. Whatever rows it is shown
+as, its mean gradient is clipped to the clip norm C as one, so that a unit moves the sum by at most
+C, and noise of standard deviation z C makes the sum private.
+
+    included units -> clipped_sum -> noised -> divided by the expected number of units -> optimizer
+
+The bound holds by construction in `FunctionalGradients`: every unit is a function call of its own,
+so that a mistake in a model can cost quality but not privacy. `ddm_fed.privacy.hooks` has the same
+sum from Opacus' per-layer rules.
+
+Source: Abadi et al. 2016, arXiv:1607.00133; several noised copies of an image inside the unit:
+Dockhorn et al. 2022, arXiv:2210.09929, section 3.2.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from ddm_fed.privacy.randomness import Floats, Randomness
+
+Weights = Mapping[str, Tensor]
+Call = Callable[..., Tensor]
+RowLoss = Callable[..., Tensor]
+"""`(network, *rows) -> (R,)`: the loss of each row. `network` is called as the model is."""
+
+Normal = Callable[[int], Floats]
+"""`count -> (count,)` standard normal numbers."""
+
+ROWS_AT_ONCE = 16  # of forward and backward: memory depends on it, not on the batch
+
+
+class Gradients(Protocol):
+    """One way to compute clipped sums."""
+
+    name: str
+
+    def clipped_sum(self, weights: Weights, rows: Sequence[Tensor], clip_norm: float) -> "Clipped":
+        """Returns the sum over units of their clipped gradients.
+
+        Args:
+            weights: What is differentiated by.
+            rows: What the loss takes, each `(U, K, ...)`: U units of K rows.
+            clip_norm: C.
+        """
+
+
+@dataclass(frozen=True)
+class Clipped:
+    """A clipped sum. Private until it is noised.
+
+    Attributes:
+        total: By name, in the shapes of the weights, float32.
+        loss: Sum over units of their mean loss.
+        clipped: Number of units whose gradient was longer than the clip norm.
+    """
+
+    total: dict[str, Tensor]
+    loss: float
+    clipped: int
+
+    def plus(self, other: "Clipped") -> "Clipped":
+        """Returns the sum over the units of both."""
+        total = {name: value + other.total[name] for name, value in self.total.items()}
+        return Clipped(total, self.loss + other.loss, self.clipped + other.clipped)
+
+
+class FunctionalGradients:
+    """Per-unit gradients by `torch.func`, some units at a time.
+
+    Args:
+        model: Called with the rows' network arguments.
+        loss: Of rows.
+        expand: Makes all weights of `model` from those that are trained; None where they are the
+            model's own, which the rest of the model's weights join.
+        rows_at_once: Bounds memory.
+    """
+
+    name = "functional"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: RowLoss,
+        *,
+        expand: Callable[[Weights], Mapping[str, Tensor]] | None = None,
+        rows_at_once: int = ROWS_AT_ONCE,
+    ) -> None:
+        self._model, self._loss, self._rows_at_once = model, loss, rows_at_once
+        self._expand = expand or (lambda weights: weights)
+
+    def clipped_sum(self, weights: Weights, rows: Sequence[Tensor], clip_norm: float) -> Clipped:
+        """Returns the sum over units of their clipped gradients; see `Gradients`."""
+        values = {name: value.detach() for name, value in weights.items()}
+        adding = Adding(values, clip_norm)
+
+        def unit_loss(trained: Weights, *unit: Tensor) -> Tensor:
+            full = dict(self._expand(trained))
+
+            def network(*arguments: object) -> Tensor:
+                answer: Tensor = functional_call(self._model, full, arguments)
+                return answer
+
+            return self._loss(network, *unit).mean()
+
+        axes = (None, *(0 for _ in rows))
+        per_unit = vmap(grad_and_value(unit_loss), in_dims=axes, randomness="error")
+        # fused attention has no derivative under vmap
+        with sdpa_kernel(SDPBackend.MATH):
+            for chunk in chunks(rows, self._rows_at_once):
+                gradients, losses = per_unit(values, *chunk)
+                adding.add(gradients, losses)
+        return adding.result()
+
+
+class Adding:
+    """Adds up per-unit gradients, each clipped."""
+
+    def __init__(self, weights: Weights, clip_norm: float) -> None:
+        self._total = {name: torch.zeros_like(value.detach()) for name, value in weights.items()}
+        self._clip_norm = clip_norm
+        self._loss, self._clipped = 0.0, 0
+
+    def add(self, gradients: Mapping[str, Tensor], losses: Tensor) -> None:
+        """Takes in the gradients `(U, ...)` and losses `(U,)` of some units."""
+        factors, norms = clip_factors(list(gradients.values()), self._clip_norm)
+        finite = bool(torch.isfinite(norms).all())
+        for name, gradient in gradients.items():
+            flat = gradient.flatten(1) if finite else torch.nan_to_num(gradient.flatten(1))
+            self._total[name] += (factors @ flat).view_as(self._total[name])
+        self._loss += float(torch.nan_to_num(losses.detach()).sum())
+        self._clipped += int((factors < 1).sum())
+
+    def result(self) -> Clipped:
+        """Returns the sum."""
+        return Clipped(self._total, self._loss, self._clipped)
+
+
+def clip_factors(gradients: Sequence[Tensor], clip_norm: float) -> tuple[Tensor, Tensor]:
+    """Returns by what each unit's gradient is multiplied, `(U,)`, and the norms it had, `(U,)`.
+
+    A unit with a gradient that is not finite counts as nothing: one bad image must neither destroy
+    the weights nor tell that it was there.
+
+    Args:
+        gradients: One tensor per weight, each `(U, ...)`.
+        clip_norm: C.
+    """
+    squares = torch.stack([value.flatten(1).float().square().sum(1) for value in gradients])
+    norms = squares.sum(0).sqrt()
+    factors = (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
+    return torch.where(torch.isfinite(norms), factors, 0.0), norms
+
+
+def chunks(rows: Sequence[Tensor], rows_at_once: int) -> Iterator[tuple[Tensor, ...]]:
+    """Yields the units of `rows`, each `(U, K, ...)`, in parts of about `rows_at_once` rows."""
+    units, draws = rows[0].shape[:2]
+    size = max(1, rows_at_once // draws)
+    for start in range(0, units, size):
+        yield tuple(value[start : start + size] for value in rows)
+
+
+class PrivateStep:
+    """One noised step: who is in it, and the gradient it yields. Training and audit both use it.
+
+    Args:
+        gradients: Computes clipped sums.
+        randomness: The secret of inclusion and noise.
+        sampling_rate: Probability that a unit is in a step.
+        noise_multiplier: Standard deviation of the noise in clip norms.
+        expected_units: What the noisy sum is divided by, the same in every step. It must not
+            depend on the data but through a release: the number of units is private.
+    """
+
+    def __init__(
+        self,
+        gradients: Gradients,
+        randomness: Randomness,
+        *,
+        sampling_rate: float,
+        noise_multiplier: float,
+        expected_units: float,
+    ) -> None:
+        if not expected_units > 0:
+            raise ValueError(f"expected_units is {expected_units}, it has to be positive")
+        self.gradients, self.randomness = gradients, randomness
+        self.sampling_rate, self.noise_multiplier = sampling_rate, noise_multiplier
+        self.expected_units = expected_units
+
+    def included(self, step: int, units: int) -> Tensor:
+        """Returns the units of a step out of `units`, `(n,)` int64, each in it by itself."""
+        chosen = self.randomness.stream("inclusion", step).uniform(units) < self.sampling_rate
+        return torch.from_numpy(chosen).nonzero()[:, 0]
+
+    def clipped_sum(
+        self, weights: Weights, blocks: Iterable[Sequence[Tensor]], clip_norm: float
+    ) -> Clipped:
+        """Returns the clipped sum over the units of all blocks of rows, each `(U, K, ...)`."""
+        result = Clipped(
+            {name: torch.zeros_like(w.detach()) for name, w in weights.items()}, 0.0, 0
+        )
+        for rows in blocks:
+            if len(rows[0]):
+                result = result.plus(self.gradients.clipped_sum(weights, rows, clip_norm))
+        return result
+
+    def release(self, clipped: Clipped, step: int, clip_norm: float) -> dict[str, Tensor]:
+        """Returns the private mean gradient of a step. Steps without a unit have one as well."""
+        noisy = noised(
+            clipped.total,
+            clip_norm=clip_norm,
+            noise_multiplier=self.noise_multiplier,
+            normal=self.randomness.stream("noise", step).normal,
+        )
+        return {name: value / self.expected_units for name, value in noisy.items()}
+
+
+def noised(
+    total: Mapping[str, Tensor], *, clip_norm: float, noise_multiplier: float, normal: Normal
+) -> dict[str, Tensor]:
+    """Returns a clipped sum plus Gaussian noise: from here on, it may leave.
+
+    Noise is drawn and added in float64 and rounded to float32 once.
+
+    Args:
+        total: A clipped sum.
+        clip_norm: C, most that a unit moves `total`.
+        noise_multiplier: Standard deviation of the noise in units of C.
+        normal: Standard normal numbers nobody knows.
+    """
+    scale = noise_multiplier * clip_norm
+    noisy = {}
+    for name, value in total.items():
+        noise = torch.from_numpy(normal(value.numel())).view(value.shape).to(value.device)
+        noisy[name] = (value.double() + scale * noise).float()
+    return noisy
