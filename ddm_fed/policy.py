@@ -14,6 +14,7 @@ from ddm_fed.records import (
     LedgerEntry,
     NonPrivateEvent,
     Plan,
+    SampledGaussianEvent,
     Submission,
 )
 from ddm_fed.router import ROUTER_PURPOSES, release_tensors
@@ -123,7 +124,8 @@ def check_privacy(submission: Submission, trust: Trust, *, what: str) -> None:
         raise _policy(what, f"it states epsilon at delta {privacy.delta}, the plan {policy.delta}")
     events = private_events(privacy.ledger)
     recomputed = epsilon_text(events, float(policy.delta))
-    if abs(float(recomputed) - float(privacy.releases_epsilon)) > 2e-4:
+    # distributions are composed in floating point, which machines round differently
+    if abs(float(recomputed) - float(privacy.releases_epsilon)) > 2e-4 * max(1, float(recomputed)):
         raise _policy(
             what,
             f"it states epsilon {privacy.releases_epsilon}, its ledger adds up to {recomputed}",
@@ -141,19 +143,78 @@ def check_privacy(submission: Submission, trust: Trust, *, what: str) -> None:
         raise _policy(
             what, f"its router release cost {price}, the plan allows {trust.plan.router.epsilon}"
         )
-    experts = [entry for entry in _of_this_plan(submission) if entry.purpose == EXPERT_PURPOSE]
-    private = bool(experts) and not any(
-        isinstance(entry.event, NonPrivateEvent) for entry in experts
+    if privacy.unit != policy.unit:
+        raise _policy(what, f"it protects one {privacy.unit}, the plan asks for {policy.unit}")
+    plan = trust.plan
+    _check_training(submission, plan, what)
+    if policy.sgd is not None:
+        spent: list[Event] = [*released.values(), *_trained(submission).values()]
+        total = epsilon_text(spent, float(policy.delta))
+        if float(total) > float(policy.sgd.epsilon) + 2e-4:
+            raise _policy(
+                what, f"release and training cost {total}, the plan allows {policy.sgd.epsilon}"
+            )
+
+
+def _check_training(submission: Submission, plan: Plan, what: str) -> None:
+    """Refuses a submission whose ledger does not say how expert and head were trained."""
+    privacy, sgd = submission.privacy, plan.privacy.sgd
+    demands = "expert" in plan.privacy.must_be_private or sgd is not None
+    experts, heads = (
+        [entry.event for entry in _of_this_plan(submission) if entry.purpose == purpose]
+        for purpose in (EXPERT_PURPOSE, HEAD_PURPOSE)
     )
+    private = bool(experts) and not any(isinstance(event, NonPrivateEvent) for event in experts)
     if not experts or private != privacy.expert_is_private:
         raise _policy(what, "its ledger does not say how its expert was trained")
-    if "expert" in policy.must_be_private and not private:
+    if demands and not private:
         raise _policy(what, "its expert was trained without privacy, which the plan demands")
-    heads = [entry for entry in _of_this_plan(submission) if entry.purpose == HEAD_PURPOSE]
     if submission.head is not None and not heads:
         raise _policy(what, "its ledger does not say how its head was trained")
-    if "expert" in policy.must_be_private and submission.head is not None:
+    head_is_private = None
+    if submission.head is not None:
+        head_is_private = not any(isinstance(event, NonPrivateEvent) for event in heads)
+    if privacy.head_is_private != head_is_private:
+        raise _policy(what, "its ledger does not say how its head was trained")
+    if demands and head_is_private is False:
         raise _policy(what, "its head was trained without privacy, and saw what its expert saw")
+    if sgd is None or not private:
+        if privacy.sgd is not None or private:
+            raise _policy(what, "it states private training, which the plan does not ask for")
+        return
+    expected = [(EXPERT_PURPOSE, plan.training.batch_size, plan.training.steps)]
+    if submission.head is not None and isinstance(plan.router, HeadsRouterSpec):
+        expected.append((HEAD_PURPOSE, plan.router.head.batch_size, plan.router.head.steps))
+    trained = _trained(submission)
+    for purpose, batch_size, steps in expected:
+        event, rate = trained.get(purpose), sgd.sampling_rate(batch_size)
+        if event is None or (event.sampling_rate, event.steps) != (rate, steps):
+            raise _policy(
+                what,
+                f"its ledger does not say that its {purpose} was trained for {steps} steps at the "
+                f"plan's sampling rate of {rate}",
+            )
+    facts = privacy.sgd
+    agreed = (sgd.clip_norm, sgd.clip_norm_end or sgd.clip_norm, sgd.draws, sgd.trainable)
+    if facts is None or agreed != (
+        facts.clip_norm,
+        facts.clip_norm_end,
+        facts.draws,
+        facts.trainable,
+    ):
+        raise _policy(
+            what, "its expert was not clipped or trained as the plan's `privacy.sgd` says"
+        )
+
+
+def _trained(submission: Submission) -> dict[str, SampledGaussianEvent]:
+    """Returns the event of the newest private training of expert and head for this plan."""
+    newest = {entry.purpose: entry.event for entry in _of_this_plan(submission)}
+    return {
+        purpose: event
+        for purpose in (EXPERT_PURPOSE, HEAD_PURPOSE)
+        if isinstance(event := newest.get(purpose), SampledGaussianEvent)
+    }
 
 
 def release_events(submission: Submission) -> dict[str, GaussianEvent]:

@@ -224,6 +224,17 @@ def _bad_values(what: str, reason: str) -> ValuesError:
     )
 
 
+def read_own_tensors(path: Path) -> dict[str, Any]:
+    """Returns the tensors of a file this site wrote itself, as numpy arrays.
+
+    Nothing is checked: what others sent is read by `ddm_fed.bundle.read_weights`.
+    """
+    from safetensors.numpy import load_file
+
+    tensors: dict[str, Any] = load_file(path)
+    return tensors
+
+
 def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
     """Writes torch or numpy `tensors` to `path` as safetensors without metadata, mode 0600."""
     import safetensors.numpy

@@ -199,7 +199,7 @@ def ledger(
     """
     from ddm_fed.privacy import epsilon_text, private_events
     from sites.folder import SiteFolder
-    from sites.jobs import open_ledger
+    from sites.ledger import open_ledger
 
     if not 0 < delta < 1:
         raise typer.BadParameter("--delta lies between 0 and 1")
@@ -220,7 +220,7 @@ def ledger(
 
 def _show_ledger(home: "SiteFolder", trust: "Trust") -> None:
     from ddm_fed.privacy import epsilon_text, private_events
-    from sites.jobs import open_ledger
+    from sites.ledger import open_ledger
 
     entries, delta = open_ledger(home).entries(), float(trust.plan.privacy.delta)
     _ledger_table(home.settings.name, entries, epsilon_text(private_events(entries), delta), delta)

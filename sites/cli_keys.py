@@ -75,8 +75,8 @@ def show_egress(egress: "EgressRecord") -> None:
         [[file.name, f"{file.size_bytes:,}", file.sha256[:16] + "…"] for file in egress.files],
     )
     console.say(
-        f"router statistics: epsilon {egress.releases_epsilon} at delta {egress.delta}, "
-        f"{egress.ledger_entries} ledger entries; needs the signatures of "
+        f"all that was ever released with noise: epsilon {egress.releases_epsilon} at delta "
+        f"{egress.delta}, {egress.ledger_entries} ledger entries; needs the signatures of "
         f"{' and '.join(egress.require)}"
     )
     if not egress.expert_is_private:
@@ -84,6 +84,8 @@ def show_egress(egress: "EgressRecord") -> None:
             "The expert is not differentially private: treat its weights as derived from your "
             "images, and release them only to whom your agreement names."
         )
+    else:
+        console.say("The expert was trained with DP-SGD: that epsilon covers its weights as well.")
     if egress.head_is_private is False:
         console.say("The same holds for the router head: it was trained without noise as well.")
 

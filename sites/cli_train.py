@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ddm_fed.training import StepReport
     from sites.data import DataReport
     from sites.folder import SiteFolder
-    from sites.jobs import Screen, TrainingOptions
+    from sites.training import Screen, TrainingOptions
 
     Choose = Callable[[Plan], TrainingOptions]
     Load = Callable[[Plan], tuple[Private[ImageSet], DataReport]]
@@ -39,6 +39,14 @@ class PrecisionName(StrEnum):
     AUTO = "auto"
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
+
+
+class GradientsName(StrEnum):
+    """Choices of `--gradients`."""
+
+    AUTO = "auto"
+    FUNCTIONAL = "functional"
+    OPACUS = "opacus"
 
 
 def train(
@@ -74,8 +82,15 @@ def train(
     sample_every: Annotated[
         int | None, typer.Option(help="Steps between pictures of samples, in private/.", min=1)
     ] = None,
+    gradients: Annotated[
+        GradientsName,
+        typer.Option(help="Per-unit gradients of DP-SGD: auto measures which engine is faster."),
+    ] = GradientsName.AUTO,
     seed: Annotated[
-        int | None, typer.Option(help="For reproducible experiments; random and secret otherwise.")
+        int | None,
+        typer.Option(
+            help="For reproducible experiments; random and secret otherwise. Never decides noise."
+        ),
     ] = None,
     checkpoint_every: Annotated[
         float, typer.Option(help="Seconds between checkpoints; 0 means every step.", min=0)
@@ -91,7 +106,7 @@ def train(
     With several GPUs: torchrun --nproc-per-node 8 -m sites train --plan published --data …
     """
     from ddm_fed.training import RunOptions, process_rank
-    from sites.jobs import TrainingOptions
+    from sites.training import TrainingOptions
 
     run = RunOptions(
         seed=seed,
@@ -103,6 +118,7 @@ def train(
         base=base,
         ema_half_life=ema_half_life,
         sample_every=sample_every,
+        gradients=gradients.value,
     )
 
     def choose(agreed: "Plan") -> TrainingOptions:
@@ -170,7 +186,7 @@ def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
 def _screen(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Screen]":
     """Shows a bar of the steps; pictures of samples go to the site's private folder."""
     from ddm_fed.pictures import write_grid
-    from sites.jobs import Screen
+    from sites.training import Screen
 
     with console.counting(f"training {home.settings.name}", steps, "steps") as update:
 

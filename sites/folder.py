@@ -13,8 +13,9 @@ receipts/DIGEST.dsse.json the coordinator's proof that it was admitted
 """
 
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from ddm_fed.errors import StateError
 from ddm_fed.files import write_atomically
@@ -22,7 +23,9 @@ from ddm_fed.home import Home, read_settings, require_new
 from ddm_fed.records import (
     EnrolmentRequest,
     Name,
+    NonNegative,
     Positive,
+    PrivatePart,
     PublicKeyHex,
     Record,
     RequestedKey,
@@ -46,11 +49,28 @@ ROTATION_FILE = "rotation.dsse.json"
 
 
 class SiteSettings(Record):
-    """`site.toml`: the site's own facts and its own limits, whatever plan and roster may allow."""
+    """`site.toml`: the site's own facts and its own limits, whatever plan and roster may allow.
+
+    Attributes:
+        name: Of the site.
+        root: The pinned federation.
+        max_epsilon: Most it spends, over all plans together.
+        max_delta: Largest delta at which it lets epsilon be stated.
+        must_be_private: What it trains or releases with noise only.
+        least_noise_multiplier: Smallest noise of a step of DP-SGD, in clip norms.
+        unit: Least that epsilon has to protect: "patient" refuses plans that count images.
+        share_audit: Whether an audit's figures on planted canaries may leave with a submission.
+        dpo_key: Who has to agree to everything that leaves.
+    """
 
     name: Name
     root: RootPin
     max_epsilon: Positive
+    max_delta: Positive = Decimal("0.001")
+    must_be_private: tuple[PrivatePart, ...] = ("router",)
+    least_noise_multiplier: NonNegative = Decimal(0)
+    unit: Literal["image", "patient"] = "image"
+    share_audit: bool = False
     dpo_key: PublicKeyHex | None = None
 
     @property
@@ -204,12 +224,19 @@ def write_settings(site: SiteFolder) -> None:
     """Writes `site.toml`."""
     settings = site.settings
     dpo = f'dpo_key = "{settings.dpo_key}"\n' if settings.dpo_key is not None else ""
+    parts = ", ".join(f'"{part}"' for part in settings.must_be_private)
     text = (
-        "# Written by `ddm-site init`. `max_epsilon` is this site's own limit: it holds over all\n"
-        "# plans together, whatever a plan allows. With `dpo_key`, nothing leaves without the\n"
-        "# data-protection officer's signature.\n"
+        "# Written by `ddm-site init`. These are the site's own limits, which no plan can lower:\n"
+        "# epsilon over all plans together, the delta it is stated at, what must carry noise, and\n"
+        "# what epsilon protects at least. With `dpo_key`, nothing leaves without the\n"
+        "# data-protection officer's signature. docs/privacy.md explains each.\n"
         f'name = "{settings.name}"\n'
         f'root = "{settings.root}"\n'
-        f'max_epsilon = "{settings.max_epsilon}"\n{dpo}'
+        f'max_epsilon = "{settings.max_epsilon}"\n'
+        f'max_delta = "{settings.max_delta:f}"\n'
+        f"must_be_private = [{parts}]\n"
+        f'least_noise_multiplier = "{settings.least_noise_multiplier:f}"\n'
+        f'unit = "{settings.unit}"\n'
+        f"share_audit = {str(settings.share_audit).lower()}\n{dpo}"
     )
     write_atomically(site.path / "site.toml", text.encode())

@@ -1,34 +1,45 @@
 """The second job of a site under a plan with heads: train its head against the published reference.
 
-It leaves in a second bundle: the first, with the head.
+It leaves in a second bundle: the first, with the head. Under a plan with `privacy.sgd` the head is
+trained with noise; its secret lies in the private folder until it is complete, so that a killed run
+is repeated bit for bit and spends nothing twice.
 """
 
+import json
 import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from ddm_fed.budget import planned_events
 from ddm_fed.bundle import HEAD_FILE
+from ddm_fed.errors import CheckpointError
+from ddm_fed.files import write_atomically
 from ddm_fed.log import Log
 from ddm_fed.policy import HEAD_PURPOSE
-from ddm_fed.privacy import ImageSet, Private
-from ddm_fed.records import HeadFacts, NonPrivateEvent
+from ddm_fed.privacy import ImageSet, Origin, Private, Randomness
+from ddm_fed.records import HeadFacts, NonPrivateEvent, Plan, SampledGaussianEvent, sha256_hex
 from ddm_fed.reference import VerifiedReference
-from ddm_fed.router import fit_head, heads_spec, pooled_reference
+from ddm_fed.router import (
+    HeadNoise,
+    PooledReference,
+    fit_head,
+    fit_private_head,
+    heads_spec,
+    pooled_reference,
+)
 from ddm_fed.signing import Trust
 from ddm_fed.weights import write_tensors
+from sites.floors import require_floors
 from sites.folder import SiteFolder
-from sites.jobs import (
-    open_ledger,
-    record_head,
-    recorded_head,
-    require_member,
-    require_possible_privacy,
-    require_trained_on,
-    write_draft,
-)
+from sites.jobs import record_head, recorded_head, require_member, require_trained_on, write_draft
+from sites.ledger import SiteLedger, open_ledger
+from sites.training import released_units
+
+RUN_FILE = "head-run.json"  # the secret of a head in the making
 
 
 @dataclass(frozen=True)
@@ -48,6 +59,7 @@ def run_head(
     *,
     seed: int | None = None,
     screen: HeadScreen | None = None,
+    randomness: Randomness | None = None,
 ) -> Path:
     """Returns the signed draft bundle of `site` with its head.
 
@@ -61,30 +73,117 @@ def run_head(
         data: The images the expert was trained on.
         seed: For reproducible experiments; random and secret otherwise.
         screen: Who is told.
+        randomness: For tests: where noise comes from. What is made with it is refused everywhere.
 
     Raises:
         StateError: the site has not trained yet, or is no member.
+        BudgetError: the head would exceed a limit; found out before its training.
         CheckpointError: these are other images than the expert's.
     """
     require_member(site, trust)
-    require_possible_privacy(trust.plan)
+    require_floors(site.settings, trust.plan)
     screen = screen or HeadScreen()
-    spec, work = heads_spec(trust.plan).head, site.work(trust.plan_sha256)
+    plan, work = trust.plan, site.work(trust.plan_sha256)
     data_sha256 = data.reveal().digest()
     require_trained_on(work, data_sha256)
-    facts = HeadFacts(reference_sha256=reference.sha256, steps=spec.steps)
-    if recorded_head(work) == facts:
+    facts = HeadFacts(reference_sha256=reference.sha256, steps=heads_spec(plan).head.steps)
+    made = recorded_head(work)
+    if made is not None and made[0] == facts:
         screen.say("the head is trained already")
-    else:
+        return write_draft(site, trust, log)
+    pool, ledger = pooled_reference(plan, reference.releases), open_ledger(site)
+    if plan.privacy.sgd is None:
         generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
-        pool = pooled_reference(trust.plan, reference.releases)
-        weights = fit_head(data, trust.plan, pool, generator, screen.on_step)
-        open_ledger(site).append(
+        weights = fit_head(data, plan, pool, generator, screen.on_step)
+        ledger.append(
             trust.plan_sha256,
             HEAD_PURPOSE,
             "training without noise: no formal guarantee for the images it saw",
             NonPrivateEvent(),
         )
-        write_tensors(work / HEAD_FILE, weights)
-        record_head(work, facts, data_sha256)
+        origin: Origin = "csprng"
+    else:
+        run = _HeadRun(work, trust, ledger, data_sha256, reference.sha256, seed, randomness)
+        weights, origin = run.fit(data, pool, screen)
+    write_tensors(work / HEAD_FILE, weights)
+    record_head(work, facts, data_sha256, origin)
+    (work / RUN_FILE).unlink(missing_ok=True)
     return write_draft(site, trust, log)
+
+
+class _HeadRun:
+    """A head in the making, with noise."""
+
+    def __init__(
+        self,
+        work: Path,
+        trust: Trust,
+        ledger: SiteLedger,
+        data_sha256: str,
+        reference_sha256: str,
+        seed: int | None,
+        randomness: Randomness | None,
+    ) -> None:
+        self._work, self._trust, self._ledger = work, trust, ledger
+        self._of = {"data_sha256": data_sha256, "reference_sha256": reference_sha256}
+        self._file = work / RUN_FILE
+        known = json.loads(self._file.read_bytes()) if self._file.exists() else None
+        if known is not None and {name: known[name] for name in self._of} != self._of:
+            raise CheckpointError(
+                "a head for another reference, or of other images, is half trained",
+                hint=f"remove {self._file} to give it up; what it cost stays spent",
+            )
+        self._known = known
+        if known is not None:
+            ledger.require_entry(known["paid_sha256"])
+            self._randomness = Randomness.from_hex(known["secret"], known["origin"])
+            self._seed = int(known["seed"])
+        else:
+            self._randomness = randomness or Randomness.from_system()
+            self._seed = secrets.randbits(62) if seed is None else seed
+
+    def fit(
+        self, data: Private[ImageSet], pool: PooledReference, screen: HeadScreen
+    ) -> tuple[dict[str, Tensor], Origin]:
+        """Returns the head's weights, and where their noise is from."""
+        plan = self._trust.plan
+        event, noise = _head_noise(self._work, plan)
+        weights = fit_private_head(
+            data,
+            plan,
+            pool,
+            noise,
+            self._randomness,
+            torch.Generator().manual_seed(self._seed),
+            before=lambda: self._pay(event, noise),
+            on_step=screen.on_step,
+        )
+        return weights, self._randomness.origin
+
+    def _pay(self, event: SampledGaussianEvent, noise: HeadNoise) -> None:
+        """Writes the ledger entry, then the secret: a kill between the two costs budget only."""
+        if self._known is not None:
+            return
+        self._ledger.require_budget([event], self._trust.plan)
+        mechanism = (
+            f"DP-SGD: Poisson sampling of {self._trust.plan.privacy.unit}s, clip norm "
+            f"{noise.clip_norm:g}, {noise.draws} draws each"
+        )
+        entry = self._ledger.append(self._trust.plan_sha256, HEAD_PURPOSE, mechanism, event)
+        run = self._of | {
+            "paid_sha256": sha256_hex(entry.to_json()),
+            "secret": self._randomness.hex,
+            "origin": self._randomness.origin,
+            "seed": self._seed,
+        }
+        write_atomically(self._file, json.dumps(run).encode(), mode=0o600)
+
+
+def _head_noise(work: Path, plan: Plan) -> tuple[SampledGaussianEvent, HeadNoise]:
+    event, sgd = planned_events(plan).head, plan.privacy.sgd
+    if event is None or sgd is None or sgd.head is None:
+        raise TypeError("the plan trains heads without noise")
+    units = max(1.0, released_units(work, plan))
+    return event, HeadNoise(
+        event, float(sgd.head.clip_norm), sgd.head.draws, units * float(event.sampling_rate)
+    )

@@ -4,10 +4,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ddm_fed.errors import BudgetError
+from ddm_fed.errors import BudgetError, PolicyError
 from ddm_fed.files import append_durably
 from ddm_fed.privacy import check_chain, epsilon, private_events
 from ddm_fed.records import Event, LedgerEntry, Plan, now, sha256_hex
+from sites.folder import SiteFolder
 
 
 class SiteLedger:
@@ -41,12 +42,26 @@ class SiteLedger:
         check_chain(entries)
         return entries
 
+    def require_entry(self, sha256: str) -> None:
+        """Refuses if no entry has this digest.
+
+        Raises:
+            PolicyError: the ledger was cut or exchanged since the entry was written.
+        """
+        if all(sha256_hex(entry.to_json()) != sha256 for entry in self.entries()):
+            raise PolicyError(
+                "the ledger has no entry for the training that is under way",
+                hint="it was cut or exchanged: restore the site's ledger.jsonl from backup",
+            )
+
     def require_budget(self, events: Sequence[Event], plan: Plan) -> None:
         """Refuses `events` if, with all that was spent, they exceed the plan's or the site's limit.
 
         Raises:
             BudgetError: saying what is spent, what it would become, and which limit holds.
         """
+        if not events:
+            return
         delta = float(plan.privacy.delta)
         spent = private_events(self.entries())
         before = epsilon(spent, delta) if spent else 0.0
@@ -57,10 +72,11 @@ class SiteLedger:
         ):
             if after > limit:
                 raise BudgetError(
-                    f"the release would bring the site to epsilon {after:.4f}; {before:.4f} is "
-                    f"spent, and {owner} allows {limit:g}",
-                    hint="agree on a plan with a smaller `router.epsilon`, or on a larger limit; "
-                    "`ddm-site ledger` shows what was spent on what",
+                    f"this would bring the site to epsilon {after:.4f}; {before:.4f} is spent, "
+                    f"and {owner} allows {limit:g}: what would fit is about "
+                    f"{max(0.0, limit - before):.2g}",
+                    hint="agree on a plan that costs less (`router.epsilon`, `privacy.sgd.epsilon`)"
+                    " or on a larger limit; `ddm-site ledger` shows what was spent on what",
                 )
 
     def append(self, plan_sha256: str, purpose: str, mechanism: str, event: Event) -> LedgerEntry:
@@ -85,3 +101,8 @@ class SiteLedger:
             whole = data.rfind(b"\n") + 1
             if whole != len(data):
                 os.truncate(self._path, whole)
+
+
+def open_ledger(site: SiteFolder) -> SiteLedger:
+    """Returns the site's ledger."""
+    return SiteLedger(site.path / "ledger.jsonl", float(site.settings.max_epsilon))

@@ -63,16 +63,12 @@ def describe(bundle: VerifiedBundle, require: Require) -> EgressRecord:
         ),
         expert=submission.expert,
         expert_is_private=submission.privacy.expert_is_private,
-        head_is_private=_head_is_private(submission),
+        head_is_private=submission.privacy.head_is_private,
         releases_epsilon=submission.privacy.releases_epsilon,
         delta=format(submission.privacy.delta, "f"),
         ledger_entries=len(submission.privacy.ledger),
         require=require,
     )
-
-
-def _head_is_private(submission: Submission) -> bool | None:
-    return None if submission.head is None else False  # heads are trained without noise
 
 
 def write_review(folder: Path, egress: EgressRecord, envelope: bytes, key: SigningKey) -> None:
@@ -148,7 +144,7 @@ def _require_consistent(egress: EgressRecord, manifest: bytes, review: Review) -
         (egress.sequence, submission.sequence),
         (egress.plan_sha256, submission.plan_sha256),
         (egress.expert_is_private, privacy.expert_is_private),
-        (egress.head_is_private, _head_is_private(submission)),
+        (egress.head_is_private, privacy.head_is_private),
         (egress.releases_epsilon, privacy.releases_epsilon),
         (egress.delta, format(privacy.delta, "f")),
         (egress.ledger_entries, len(privacy.ledger)),

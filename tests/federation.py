@@ -25,8 +25,9 @@ from ddm_fed.signing import SigningKey, Trust, seal
 from ddm_fed.training import RunOptions
 from sites import outbox
 from sites.folder import SiteFolder, SiteSettings
-from sites.jobs import TrainingOptions, run_plan
+from sites.jobs import run_plan
 from sites.seen import Published, look
+from sites.training import TrainingOptions
 
 SITES = ("hospital-a", "hospital-b", "hospital-c")
 PLAN_TOML = """

@@ -42,6 +42,7 @@ LAYERS = {
         "privacy",
         "models",
     },
+    "budget": {"records", "privacy", "router"},
     "policy": {"errors", "records", "privacy", "router", "signing"},
     "bundle": {
         "errors",

@@ -26,8 +26,9 @@ from ddm_fed.records import read_plan_toml
 from ddm_fed.training import RunOptions
 from sites import outbox
 from sites.folder import SiteFolder, SiteSettings
-from sites.jobs import TrainingOptions, run_plan
+from sites.jobs import run_plan
 from sites.seen import look
+from sites.training import TrainingOptions
 
 pytestmark = pytest.mark.slow
 BIN = Path(sys.executable).parent

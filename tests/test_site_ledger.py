@@ -17,8 +17,7 @@ from ddm_fed.privacy import epsilon
 from ddm_fed.records import GaussianEvent, LedgerEntry, NonPrivateEvent, Plan
 from ddm_fed.signing import Trust
 from sites.folder import SiteFolder
-from sites.jobs import open_ledger
-from sites.ledger import SiteLedger
+from sites.ledger import SiteLedger, open_ledger
 
 A = "hospital-a"
 PLAN_SHA = "a" * 64

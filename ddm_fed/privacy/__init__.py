@@ -23,6 +23,7 @@ from ddm_fed.privacy.mechanisms import release as release
 from ddm_fed.privacy.private import ImageSet as ImageSet
 from ddm_fed.privacy.private import Private as Private
 from ddm_fed.privacy.private import to_unit_range as to_unit_range
+from ddm_fed.privacy.randomness import Origin as Origin
 from ddm_fed.privacy.randomness import Randomness as Randomness
 from ddm_fed.privacy.randomness import Stream as Stream
 from ddm_fed.privacy.selftest import Finding as Finding

@@ -25,6 +25,8 @@ ACCOUNTANT = "dp-accounting, privacy loss distributions, add_or_remove_one"
 HOPELESS_EPSILON = 100.0  # above it nobody needs the exact figure, which would take long
 MOST_KINDS = 50  # of sampled events in one ledger; each is a distribution of its own
 PLACES = Decimal("0.0001")
+RENYI_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512]
+FINE, COARSE = 1e-4, 1e-3  # steps of a discretised privacy loss; both bound from above
 MIN_MULTIPLIER, MAX_MULTIPLIER = 0.3, 1e5
 
 
@@ -47,6 +49,10 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     Raises:
         PolicyError: more than `MOST_KINDS` different sampled events.
     """
+    return _epsilon(events, delta, FINE)
+
+
+def _epsilon(events: Iterable[Event], delta: float, interval: float) -> float:
     from dp_accounting import get_epsilon_gaussian
 
     squares, sampled = _sorted(events)
@@ -57,7 +63,7 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     renyi = float(_composed(_renyi_accountant(), squares, sampled).get_epsilon(delta))
     if renyi > HOPELESS_EPSILON:
         return renyi
-    return float(_composed(_pld_accountant(), squares, sampled).get_epsilon(delta))
+    return float(_composed(_pld_accountant(interval), squares, sampled).get_epsilon(delta))
 
 
 def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
@@ -70,7 +76,7 @@ def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
     squares, sampled = _sorted(events)
     if math.isinf(squares):
         raise ValueError("an event without noise has no privacy profile")
-    accountant = _composed(_pld_accountant(), squares, sampled)
+    accountant = _composed(_pld_accountant(FINE), squares, sampled)
     return [float(accountant.get_delta(value)) for value in epsilons]
 
 
@@ -98,18 +104,20 @@ def _sorted(events: Iterable[Event]) -> tuple[float, Kinds]:
     return squares, sampled
 
 
-def _pld_accountant() -> Any:
+def _pld_accountant(interval: float) -> Any:
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import PLDAccountant
 
-    return PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE)
+    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    return PLDAccountant(relation, value_discretization_interval=interval)
 
 
 def _renyi_accountant() -> Any:
     from dp_accounting import NeighboringRelation
     from dp_accounting.rdp import RdpAccountant
 
-    return RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
+    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
+    return RdpAccountant(RENYI_ORDERS, relation)
 
 
 def _composed(accountant: Any, squares: float, sampled: Kinds) -> Any:
@@ -191,8 +199,8 @@ def sampled_event(
             steps=steps,
         )
 
-    def fits(multiplier: float) -> bool:
-        return epsilon([*beside, event(multiplier)], delta) <= target_epsilon
+    def fits(multiplier: float, interval: float = COARSE) -> bool:
+        return _epsilon([*beside, event(multiplier)], delta, interval) <= target_epsilon
 
     low, high = MIN_MULTIPLIER, MIN_MULTIPLIER
     while not fits(high):
@@ -202,9 +210,13 @@ def sampled_event(
                 f"epsilon {target_epsilon:g} is spent already: nothing is left for training",
                 hint="agree on a larger `privacy.sgd.epsilon`, or on a cheaper router release",
             )
-    while high - low > 5e-5 * high:
+    while high - low > 1e-3 * high:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if fits(middle) else (middle, high)
+    low = max(MIN_MULTIPLIER, 0.98 * high)  # the coarse steps ask for a little too much noise
+    while high - low > 1e-3 * high:
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if fits(middle, FINE) else (middle, high)
     return event(high)
 
 

@@ -55,6 +55,7 @@ class ImageSet:
     pixels: torch.Tensor | NDArray[Any]
     labels: torch.Tensor | None
     value_range: tuple[float, float] | None = None
+    units: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.pixels)

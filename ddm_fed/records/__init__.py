@@ -13,6 +13,7 @@ from ddm_fed.records.architecture import require_fit as require_fit
 from ddm_fed.records.base import KeyId as KeyId
 from ddm_fed.records.base import LogSize as LogSize
 from ddm_fed.records.base import Name as Name
+from ddm_fed.records.base import NonNegative as NonNegative
 from ddm_fed.records.base import Positive as Positive
 from ddm_fed.records.base import PublicKeyHex as PublicKeyHex
 from ddm_fed.records.base import Record as Record
@@ -34,6 +35,7 @@ from ddm_fed.records.ledger import LedgerEntry as LedgerEntry
 from ddm_fed.records.ledger import NonPrivateEvent as NonPrivateEvent
 from ddm_fed.records.ledger import PrivacyStatement as PrivacyStatement
 from ddm_fed.records.ledger import SampledGaussianEvent as SampledGaussianEvent
+from ddm_fed.records.ledger import SgdFacts as SgdFacts
 from ddm_fed.records.manifest import ENSEMBLE_PREDICATE as ENSEMBLE_PREDICATE
 from ddm_fed.records.manifest import RECEIPT_PREDICATE as RECEIPT_PREDICATE
 from ddm_fed.records.manifest import REFERENCE_PREDICATE as REFERENCE_PREDICATE
@@ -68,6 +70,8 @@ from ddm_fed.records.plan import PathName as PathName
 from ddm_fed.records.plan import Plan as Plan
 from ddm_fed.records.plan import Prediction as Prediction
 from ddm_fed.records.plan import PriorRouterSpec as PriorRouterSpec
+from ddm_fed.records.plan import PrivatePart as PrivatePart
+from ddm_fed.records.plan import SgdSpec as SgdSpec
 from ddm_fed.records.plan import StatisticsSpec as StatisticsSpec
 from ddm_fed.records.plan import TrainingSpec as TrainingSpec
 from ddm_fed.records.plan import read_plan_toml as read_plan_toml

@@ -58,16 +58,42 @@ class LedgerEntry(Record):
     event: Event
 
 
+class SgdFacts(Record):
+    """How an expert was trained with noise; rate, noise and steps are in the ledger's event.
+
+    `expected_units` is what every noisy sum was divided by: the sampling rate times the released,
+    noisy number of units. Nothing here was computed from images but through a release.
+    """
+
+    sampling: Literal["poisson"] = "poisson"
+    clip_norm: Positive
+    clip_norm_end: Positive
+    draws: Annotated[int, Field(ge=1, le=256)]
+    trainable: Annotated[str, StringConstraints(max_length=20)]
+    expected_units: Positive
+    gradients: Literal["functional", "opacus"]
+    arithmetic: Literal["float32 sums, float64 noise"] = "float32 sums, float64 noise"
+    self_test: Literal["passed"] = "passed"  # the training stops if it does not pass
+
+
 class PrivacyStatement(Record):
     """What a submission says it cost: the events, and the epsilon they compose to at `delta`.
 
     `releases_epsilon` composes every noisy release; it bounds the expert too only where
-    `expert_is_private` is true.
+    `expert_is_private` is true, and the head where `head_is_private` is.
+
+    Source: the facts NIST SP 800-226 asks for.
     """
 
+    unit: Literal["image", "patient"] = "image"
+    adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
+    trust_model: Literal["central-at-site"] = "central-at-site"
+    statistics: Literal["exact discrete Gaussian"] = "exact discrete Gaussian"
     delta: Positive
     releases_epsilon: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?$")]
     expert_is_private: bool
+    head_is_private: bool | None = None  # None: there is no head
+    sgd: SgdFacts | None = None
     accountant: Annotated[str, StringConstraints(max_length=120)]
     randomness: Literal["csprng", "test"]
     ledger: Annotated[tuple[LedgerEntry, ...], Field(min_length=1, max_length=2000)]

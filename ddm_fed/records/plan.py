@@ -5,7 +5,7 @@ People write `plan.toml`; the coordinator signs it as JSON. Both pass the same v
 
 import tomllib
 from datetime import date, datetime, time
-from decimal import Decimal
+from decimal import ROUND_FLOOR, Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -42,6 +42,7 @@ LossWeighting = Literal["none", "min-snr"]
 Covariance = Literal["full", "diagonal", "low-rank"]
 AnchorRow = Annotated[tuple[Number, ...], Field(min_length=1, max_length=768)]
 Augmentation = Literal["horizontal-flip", "translate"]
+PrivatePart = Literal["router", "expert", "head"]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -276,6 +277,38 @@ RouterSpec = Annotated[
 ]
 
 
+class HeadSgdSpec(Record):
+    """How much of the total a head takes, as if alone, and how its gradients are clipped."""
+
+    epsilon: Epsilon
+    clip_norm: Positive = Decimal(1)
+    draws: Annotated[int, Field(ge=1, le=64)] = 4
+
+
+class SgdSpec(Record):
+    """How experts, and heads, are trained with noise (DP-SGD).
+
+    `epsilon` is what a site spends under this plan on everything together: the router's release,
+    the head, and the expert, whose noise follows from what the others leave. `units` is a public
+    guess of how many units a site has: in a step, each unit of any site is seen with the
+    probability `training.batch_size / units`. Nothing here may depend on a site's images.
+    """
+
+    epsilon: Epsilon
+    units: Count
+    clip_norm: Positive
+    clip_norm_end: Positive | None = None
+    draws: Annotated[int, Field(ge=1, le=256)] = 8
+    trainable: Annotated[str, StringConstraints(pattern=r"^(all|last-[1-9]\d?|lora-[1-9]\d?)$")] = (
+        "all"
+    )
+    head: HeadSgdSpec | None = None
+
+    def sampling_rate(self, batch_size: int) -> Decimal:
+        """Returns the probability that a unit is in a step, rounded down to six places."""
+        return (Decimal(batch_size) / self.units).quantize(Decimal("0.000001"), ROUND_FLOOR)
+
+
 class PrivacySpec(Record):
     """What epsilon counts, and the most of it a site may spend on this plan's images."""
 
@@ -283,7 +316,21 @@ class PrivacySpec(Record):
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
     delta: Annotated[Number, Field(ge=Decimal("1e-12"), le=Decimal("0.1"))] = Decimal("0.00001")
     max_epsilon: Epsilon
-    must_be_private: tuple[Literal["router", "expert"], ...] = ("router",)
+    must_be_private: tuple[PrivatePart, ...] = ("router",)
+    sgd: SgdSpec | None = None
+
+    @model_validator(mode="after")
+    def _noise_is_where_it_is_asked_for(self) -> Self:
+        trained = {"expert", "head"} & set(self.must_be_private)
+        if trained and self.sgd is None:
+            raise ValueError(
+                f"`must_be_private` names the {min(trained)}, which takes a `[privacy.sgd]` to be"
+            )
+        if self.sgd is not None and self.sgd.epsilon > self.max_epsilon:
+            raise ValueError(
+                f"`sgd.epsilon` {self.sgd.epsilon} exceeds `max_epsilon` {self.max_epsilon}"
+            )
+        return self
 
 
 class SubmissionSpec(Record):
@@ -321,7 +368,30 @@ class Plan(Record):
                 f"`router.epsilon` {self.router.epsilon} exceeds `privacy.max_epsilon` "
                 f"{self.privacy.max_epsilon}"
             )
+        if self.privacy.sgd is not None:
+            self._require_private_training(self.privacy.sgd)
         return self
+
+    def _require_private_training(self, sgd: SgdSpec) -> None:
+        router, heads = self.router, isinstance(self.router, HeadsRouterSpec)
+        if router.epsilon >= sgd.epsilon:
+            raise ValueError(
+                f"`router.epsilon` {router.epsilon} leaves nothing of `privacy.sgd.epsilon` "
+                f"{sgd.epsilon} for the expert"
+            )
+        if heads != (sgd.head is not None):
+            raise ValueError(
+                '`privacy.sgd.head` is needed with router.kind = "heads", and only then: a head '
+                "without noise would make the expert's worthless"
+            )
+        batches = {"training": self.training.batch_size}
+        if isinstance(router, HeadsRouterSpec):
+            batches["router.head"] = router.head.batch_size
+        for section, batch_size in batches.items():
+            if batch_size > sgd.units:
+                raise ValueError(
+                    f"`{section}.batch_size` {batch_size} exceeds `privacy.sgd.units` {sgd.units}"
+                )
 
 
 def read_plan_toml(text: str, *, name: str = "plan.toml") -> Plan:

@@ -49,8 +49,12 @@ from ddm_fed.router.mixture import GaussianMixtures as GaussianMixtures
 from ddm_fed.router.mixture import MixtureRouter as MixtureRouter
 from ddm_fed.router.network import CoefficientNetwork as CoefficientNetwork
 from ddm_fed.router.prior import PriorRouter as PriorRouter
+from ddm_fed.router.private_heads import HeadNoise as HeadNoise
+from ddm_fed.router.private_heads import fit_private_head as fit_private_head
 from ddm_fed.router.reference import PooledReference as PooledReference
+from ddm_fed.router.statistics import LOCATION as LOCATION
 from ddm_fed.router.statistics import ROUTER_PURPOSES as ROUTER_PURPOSES
+from ddm_fed.router.statistics import decode_location as decode_location
 from ddm_fed.router.statistics import release_statistics as release_statistics
 from ddm_fed.router.statistics import release_tensors as release_tensors
 from ddm_fed.router.statistics import router_shares as router_shares

@@ -40,7 +40,7 @@ def heads_spec(plan: Plan) -> HeadsRouterSpec:
 def head_tensors(plan: Plan) -> TensorTable:
     """Returns the tensors of `head.safetensors` under `plan`. Allocates nothing."""
     with torch.device("meta"):
-        state = _network(plan).state_dict()
+        state = head_network(plan).state_dict()
     return {name: ("F32", tuple(value.shape)) for name, value in state.items()}
 
 
@@ -74,10 +74,10 @@ def fit_head(
         on_step: Told step and loss.
     """
     spec, images = heads_spec(plan).head, data.reveal()
-    network = _network(plan)
+    network = head_network(plan)
     train_head(
         network,
-        (_coefficients(images, plan), images.labels if plan.data.classes else None),
+        (own_coefficients(images, plan), images.labels if plan.data.classes else None),
         reference,
         steps=spec.steps,
         batch_size=spec.batch_size,
@@ -101,14 +101,15 @@ def heads_router(
     """
     networks = []
     for weights in heads:
-        network = _network(plan)
+        network = head_network(plan)
         network.load_state_dict(dict(weights))
         networks.append(network.eval().requires_grad_(False))
     prior = PriorRouter(released_weights(plan, releases))
     return HeadsRouter(networks, dct_basis(plan.data.shape, heads_spec(plan).frequencies), prior)
 
 
-def _network(plan: Plan) -> CoefficientNetwork:
+def head_network(plan: Plan) -> CoefficientNetwork:
+    """Returns the network of a head, weights still to be set."""
     spec = heads_spec(plan)
     coefficients = plan.data.channels * spec.frequencies
     return CoefficientNetwork(
@@ -116,7 +117,7 @@ def _network(plan: Plan) -> CoefficientNetwork:
     )
 
 
-def _coefficients(images: ImageSet, plan: Plan) -> Tensor:
+def own_coefficients(images: ImageSet, plan: Plan) -> Tensor:
     """Returns the coefficients of all images, `(N, D)` float32."""
     basis = dct_basis(plan.data.shape, heads_spec(plan).frequencies)
     starts = range(0, len(images), ROWS_AT_ONCE)

@@ -7,14 +7,23 @@ type, with the same torch, precision, threads, processes, micro-batches and comp
 checkpoint records.
 """
 
+from ddm_fed.training.gradients import build_gradients as build_gradients
+from ddm_fed.training.gradients import made_up_units as made_up_units
+from ddm_fed.training.gradients import row_loss as row_loss
 from ddm_fed.training.loop import require_possible as require_possible
 from ddm_fed.training.loop import train_expert as train_expert
+from ddm_fed.training.noise import Payment as Payment
+from ddm_fed.training.noise import PrivateTraining as PrivateTraining
 from ddm_fed.training.options import RunOptions as RunOptions
 from ddm_fed.training.options import StepReport as StepReport
 from ddm_fed.training.options import TrainedExpert as TrainedExpert
 from ddm_fed.training.parallel import process_rank as process_rank
 from ddm_fed.training.precision import Precision as Precision
 from ddm_fed.training.precision import choose_precision as choose_precision
+from ddm_fed.training.private import train_private_expert as train_private_expert
+from ddm_fed.training.state import read_identity as read_identity
 from ddm_fed.training.state import read_trained as read_trained
 from ddm_fed.training.state import steps_done as steps_done
+from ddm_fed.training.trainable import TrainedPart as TrainedPart
+from ddm_fed.training.units import UnitDraws as UnitDraws
 from ddm_fed.training.warmstart import require_base as require_base

@@ -218,7 +218,7 @@ class Training:
     def steps(self) -> Iterator[StepReport]:
         """Yields after every step that is left, having written a checkpoint where one is due."""
         spec, team = self._spec, self._team
-        clock, news = _Clock(spec.batch_size, spec.steps), _News(team)
+        clock, news = Clock(spec.batch_size, spec.steps), _News(team)
         saved_at = time.monotonic()
         for step in range(self._first_step, spec.steps):
             loss = self._step(step)
@@ -316,10 +316,10 @@ class _News:
         return total, save_now > 0
 
 
-class _Clock:
+class Clock:
     """Turns the moments at which steps end into a smoothed speed."""
 
-    def __init__(self, batch_size: int, steps: int) -> None:
+    def __init__(self, batch_size: float, steps: int) -> None:
         self._batch_size, self._steps = batch_size, steps
         self._last, self._step_s = time.perf_counter(), math.nan
 

@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from ddm_fed.privacy import Origin
 from ddm_fed.records import TrainingFacts
 from ddm_fed.training.precision import Precision
 
@@ -28,6 +29,8 @@ class RunOptions:
         ema_half_life: Which of the plan's averages is the expert, in steps; None is the first.
         sample_every: Steps between two previews; None draws none.
         sample_count: Images of a preview.
+        gradients: Which engine clips per unit, where the plan trains with noise; `auto` takes the
+            fastest that agrees with single units.
     """
 
     seed: int | None = None
@@ -40,6 +43,7 @@ class RunOptions:
     ema_half_life: int | None = None
     sample_every: int | None = None
     sample_count: int = 16
+    gradients: Literal["auto", "functional", "opacus"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "sample_every", "sample_count"):
@@ -71,7 +75,15 @@ class TrainedExpert:
     """The averaged (EMA) weights, and the facts about them that may be published.
 
     The checkpoint they were read from holds the plan's other averages: see `read_trained`.
+
+    Attributes:
+        state: By name.
+        facts: How they were trained.
+        noise: How they were made private, as JSON of `PrivateTraining`; "" if they were not.
+        origin: Where the noise is from; "test" may not leave.
     """
 
     state: dict[str, Tensor]
     facts: TrainingFacts
+    noise: str = ""
+    origin: Origin = "csprng"

@@ -4,7 +4,7 @@ import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from ddm_fed._version import __version__
 from ddm_fed.errors import CheckpointError, StateError
 from ddm_fed.files import PART_PREFIX, commit_file
 from ddm_fed.models import build_network
+from ddm_fed.privacy import Origin
 from ddm_fed.records import ExpertDesign, Plan, TrainingFacts
 from ddm_fed.training.batches import seeded
 from ddm_fed.training.ema import Averages
 from ddm_fed.training.options import RunOptions, TrainedExpert
 from ddm_fed.training.parallel import Team, fill, whole
 from ddm_fed.training.precision import Precision, choose_precision
+from ddm_fed.training.trainable import full_weights
 from ddm_fed.training.warmstart import load_base
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of each weight
@@ -45,6 +47,10 @@ class RunIdentity:
         shard: Whether they divided the weights.
         micro_batch: Most images at once; 0 for no limit.
         compile: Whether compilation was asked for.
+        noise: How it is made private, as JSON; "" for a run without noise.
+        secret: What its noise follows from, until the run is complete; then "".
+        origin: Where the secret is from; "test" may not leave.
+        paid_sha256: The ledger entry that paid for it.
     """
 
     plan_sha256: str
@@ -59,6 +65,10 @@ class RunIdentity:
     shard: bool
     micro_batch: int
     compile: bool
+    noise: str = ""
+    secret: str = field(default="", repr=False)
+    origin: Origin = "csprng"
+    paid_sha256: str = ""
 
 
 @dataclass
@@ -83,7 +93,25 @@ def start_run(
     precision = options.precision
     if precision == "auto":
         precision = choose_precision(plan, design, team.device, micro_batch=options.micro_batch)
-    run = RunIdentity(
+    run = new_identity(plan, plan_sha256, data_sha256, design, options, team, precision)
+    model = build_network(plan.data, design)
+    model.reset_parameters(seeded(run.seed, "weights", 0))
+    load_base(model, plan, design, options)
+    weights = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    write_state(path, run, 0, weights)
+
+
+def new_identity(
+    plan: Plan,
+    plan_sha256: str,
+    data_sha256: str,
+    design: ExpertDesign,
+    options: RunOptions,
+    team: Team,
+    precision: Precision,
+) -> RunIdentity:
+    """Returns what a run that starts now is known by."""
+    return RunIdentity(
         plan_sha256,
         data_sha256,
         str(design),
@@ -97,11 +125,6 @@ def start_run(
         options.micro_batch or 0,
         options.compile,
     )
-    model = build_network(plan.data, design)
-    model.reset_parameters(seeded(run.seed, "weights", 0))
-    load_base(model, plan, design, options)
-    weights = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
-    _write(path, run, 0, weights)
 
 
 def require_same_run(
@@ -186,6 +209,8 @@ def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) ->
         prefix = f"ema{half_life}."
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        if run.noise:
+            state = full_weights(state)
     facts = TrainingFacts(
         program=f"ddm-fed {__version__}",
         torch=run.torch,
@@ -193,7 +218,7 @@ def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) ->
         steps=step,
         ema_half_life=half_life,
     )
-    return TrainedExpert(state, facts)
+    return TrainedExpert(state, facts, run.noise, run.origin)
 
 
 def choose_half_life(plan: Plan, wanted: int | None) -> int:
@@ -224,7 +249,7 @@ def save(path: Path, run: RunIdentity, step: int, learner: Learner, team: Team) 
         if team.rank == 0:
             tensors[name] = full.detach().cpu().contiguous()
     if team.rank == 0:
-        _write(path, run, step, tensors)
+        write_state(path, run, step, tensors)
 
 
 def restore(path: Path, learner: Learner) -> int:
@@ -258,11 +283,22 @@ def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:
             yield f"{slot}.{name}", learner.optimizer.state[weight][slot]
 
 
-def _write(path: Path, run: RunIdentity, step: int, tensors: dict[str, Tensor]) -> None:
+def write_state(path: Path, run: RunIdentity, step: int, tensors: dict[str, Tensor]) -> None:
+    """Writes a checkpoint; a reader finds the old file or the new one, whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{PART_PREFIX}{path.name}")
     save_file(tensors, part, metadata={"run": json.dumps(asdict(run)), "step": str(step)})
     commit_file(part, path)
+
+
+def read_identity(path: Path) -> RunIdentity:
+    """Returns the run that the checkpoint at `path` belongs to.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    with _open(path) as (_, run, _):
+        return run
 
 
 @contextmanager

@@ -1,0 +1,115 @@
+"""Which engine computes a network's per-unit gradients, and what it is given."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ddm_fed.errors import StateError
+from ddm_fed.flows import ClassCondition, denoising_loss, path_named
+from ddm_fed.models import ExpertNetwork
+from ddm_fed.privacy import FunctionalGradients, Gradients, HookGradients, RowLoss, agreement
+from ddm_fed.records import ExpertDesign, Plan
+from ddm_fed.training.batches import draw_times, seeded
+from ddm_fed.training.options import RunOptions
+from ddm_fed.training.trainable import TrainedPart
+
+TEST_UNITS = 4
+SURELY_FASTER = 0.9  # what a less certain engine must take at most, of the certain one's time
+LARGEST_ERROR = 1e-5
+
+
+def row_loss(plan: Plan, design: ExpertDesign) -> RowLoss:
+    """Returns the loss of rows `(R, ...)`: images, noise, times, and labels where there are."""
+    path, weighting = path_named(design.path), plan.training.loss_weighting
+
+    def loss(
+        network: ExpertNetwork, x_0: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None = None
+    ) -> Tensor:
+        condition = None if labels is None else ClassCondition(labels)
+        return denoising_loss(
+            network,
+            x_0,
+            eps,
+            t,
+            condition,
+            path=path,
+            prediction=design.prediction,
+            weighting=weighting,
+        )
+
+    return loss
+
+
+def made_up_units(plan: Plan, draws: int, units: int = TEST_UNITS) -> tuple[Tensor, ...]:
+    """Returns rows of units of the plan's shapes that nobody's images are in."""
+    generator, shape = seeded(0, "made up", 0), plan.data.shape
+    images, eps = torch.randn((2, units, draws, *shape), generator=generator).clamp(-1, 1)
+    t = draw_times(plan.training, units * draws, generator).view(units, draws)
+    if not plan.data.classes:
+        return images, eps, t
+    count = len(plan.data.classes)
+    return images, eps, t, torch.randint(0, count, (units, draws), generator=generator)
+
+
+def build_gradients(
+    kind: str, network: ExpertNetwork, part: TrainedPart, loss: RowLoss, rows_at_once: int | None
+) -> Gradients:
+    """Returns the engine of that name for `part` of `network`."""
+    limit = {} if rows_at_once is None else {"rows_at_once": rows_at_once}
+    if kind == "functional":
+        return FunctionalGradients(network, loss, expand=part.full, **limit)
+    return HookGradients(network, loss, part.trained, **limit)
+
+
+def choose_gradients(
+    network: ExpertNetwork,
+    part: TrainedPart,
+    loss: RowLoss,
+    rows: Sequence[Tensor],
+    options: RunOptions,
+) -> str:
+    """Returns which engine to use: the certain one, unless Opacus agrees with it and is faster.
+
+    Raises:
+        StateError: Opacus was asked for and cannot do it, or does it wrong.
+    """
+    if options.gradients == "functional":
+        return "functional"
+    own = {id(value) for value in network.parameters()}
+    wanted = options.gradients == "opacus"
+    if not all(id(value) in own for value in part.trained.values()):
+        if wanted:
+            raise StateError(
+                "Opacus cannot train low-rank products here", hint="use --gradients functional"
+            )
+        return "functional"
+    certain, hooks = (
+        build_gradients(kind, network, part, loss, options.micro_batch)
+        for kind in ("functional", "opacus")
+    )
+    try:
+        error = agreement(hooks, part.trained, rows, certain)
+        reason = f"its gradients are off by {error:.1g} of the largest"
+    except (NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError) as unknown:
+        # what Opacus raises on a layer it has no rule for depends on the layer
+        error, reason = float("inf"), str(unknown).partition("\n")[0]
+    if error > LARGEST_ERROR:
+        if wanted:
+            raise StateError(
+                f"Opacus does not compute per-unit gradients of this network: {reason}",
+                hint="use --gradients functional, which is right for every network",
+            )
+        return "functional"
+    if wanted:
+        return "opacus"
+    seconds = {"functional": float("inf"), "opacus": float("inf")}
+    for _ in range(3):
+        for engine in (certain, hooks):
+            began = time.perf_counter()
+            engine.clipped_sum(part.trained, rows, 1.0)
+            took = time.perf_counter() - began
+            seconds[engine.name] = min(seconds[engine.name], took)
+    faster = seconds["opacus"] < SURELY_FASTER * seconds["functional"]
+    return "opacus" if faster else "functional"

@@ -1,0 +1,310 @@
+"""`train_private_expert`: DP-SGD from the first ledger entry to the last step.
+
+The order is the guarantee: the mechanism is tried on made-up units, the ledger entry is on disk,
+the secret of the noise is in the checkpoint, and only then an image is looked at. Inclusion and
+noise follow from that secret, so a run that was killed goes on with the very steps it would have
+taken, and nothing is spent twice. The last checkpoint no longer holds the secret.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ddm_fed.errors import CheckpointError, StateError
+from ddm_fed.models import build_network
+from ddm_fed.privacy import ImageSet, Private, PrivateStep, Randomness, examine, require_passed
+from ddm_fed.records import ExpertDesign, Plan
+from ddm_fed.training.batches import seeded
+from ddm_fed.training.ema import Averages
+from ddm_fed.training.gradients import (
+    build_gradients,
+    choose_gradients,
+    made_up_units,
+    row_loss,
+)
+from ddm_fed.training.loop import BETAS, Clock, require_possible, set_learning_rate
+from ddm_fed.training.noise import Payment, PrivateTraining
+from ddm_fed.training.options import RunOptions, StepReport, TrainedExpert
+from ddm_fed.training.parallel import Team, join_team
+from ddm_fed.training.precision import autocast_to
+from ddm_fed.training.preview import draw_preview
+from ddm_fed.training.state import (
+    Learner,
+    RunIdentity,
+    choose_half_life,
+    new_identity,
+    read_trained,
+    require_same_run,
+    restore,
+    save,
+    steps_done,
+    write_state,
+)
+from ddm_fed.training.trainable import TrainedPart
+from ddm_fed.training.units import UnitDraws
+from ddm_fed.training.warmstart import load_base
+
+
+def train_private_expert(
+    data: Private[ImageSet],
+    plan: Plan,
+    plan_sha256: str,
+    checkpoint: Path,
+    noise: PrivateTraining,
+    payment: Payment,
+    *,
+    design: ExpertDesign | None = None,
+    options: RunOptions | None = None,
+    randomness: Randomness | None = None,
+    on_step: Callable[[StepReport], None] = lambda _: None,
+    on_sample: Callable[[int, Tensor], None] = lambda *_: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> TrainedExpert:
+    """Returns the expert of `plan` for `data`, trained with noise; continues from `checkpoint`.
+
+    Args:
+        data: The site's images.
+        plan: What to train.
+        plan_sha256: The plan's signed identity.
+        checkpoint: Where the state is kept. It is private, the secret of the noise above all.
+        noise: How it is made private.
+        payment: The ledger. It is asked once for a run, before its first step.
+        design: Network, path and prediction; None is the plan's first.
+        options: The site's own choices.
+        randomness: For tests only; what was made with another's secret may not leave.
+        on_step: Called after every step. The loss it is told is private.
+        on_sample: Called with the number of steps done and images `(N, C, H, W)` in [-1, 1].
+        say: Called with notices for people.
+
+    Raises:
+        BudgetError: from `payment`; nothing was looked at then.
+        MechanismError: the mechanism does not keep its promise on this network; nothing was spent.
+        CheckpointError: the checkpoint is damaged or of another run, or training was interrupted.
+        DataError, StateError: as `train_expert`.
+
+    Guarantees:
+        The weights of all steps are (epsilon, delta)-DP as the event of `noise` is priced, up to
+        floating point; tests compare the sums with a loop over units.
+    """
+    design, options = design or plan.expert.default, options or RunOptions()
+    images = data.reveal()
+    require_possible(images, plan, design, options)
+    with join_team(shard=options.shard) as team:
+        if team.size > 1:
+            raise StateError(
+                "training with noise runs in one process", hint="start it without torchrun"
+            )
+        data_sha256 = images.digest()
+        if not checkpoint.exists():
+            run = new_identity(plan, plan_sha256, data_sha256, design, options, team, "float32")
+            _start(plan, design, options, run, team, checkpoint, noise, payment, randomness, say)
+        finished = steps_done(checkpoint) >= plan.training.steps
+        run = require_same_run(
+            checkpoint, plan_sha256, data_sha256, design, options, team, finished=finished
+        )
+        _require_same_noise(run, noise, options, checkpoint)
+        payment.require_paid(run.paid_sha256)
+        if not finished:
+            training = PrivateRun(images, plan, design, options, run, team, checkpoint)
+            training.run_steps(on_step, on_sample)
+    return read_trained(checkpoint, plan, ema_half_life=options.ema_half_life)
+
+
+def _start(
+    plan: Plan,
+    design: ExpertDesign,
+    options: RunOptions,
+    run: RunIdentity,
+    team: Team,
+    checkpoint: Path,
+    noise: PrivateTraining,
+    payment: Payment,
+    randomness: Randomness | None,
+    say: Callable[[str], None],
+) -> None:
+    """Tries the mechanism, pays, and writes the first checkpoint, in this order."""
+    network = build_network(plan.data, design)
+    network.reset_parameters(seeded(run.seed, "weights", 0))
+    load_base(network, plan, design, options)
+    network.to(team.device)
+    part = TrainedPart(network, noise.trainable)
+    part.reset_parameters(seeded(run.seed, "part", 0))
+    loss, randomness = row_loss(plan, design), randomness or Randomness.from_system()
+    rows = [value.to(team.device) for value in made_up_units(plan, noise.draws)]
+    chosen = choose_gradients(network, part, loss, rows, options)
+    gradients = build_gradients(chosen, network, part, loss, options.micro_batch)
+    step = PrivateStep(
+        gradients,
+        randomness,
+        sampling_rate=noise.sampling_rate,
+        noise_multiplier=noise.noise_multiplier,
+        expected_units=noise.expected_units,
+    )
+    findings = examine(step, part.trained, rows, noise.clip_norm)
+    require_passed(findings)
+    say(f"the mechanism passed {len(findings)} tests on made-up units ({chosen} gradients)")
+    weights = {f"model.{name}": value.detach() for name, value in part.state_dict().items()}
+    paid = replace(
+        run,
+        noise=replace(noise, gradients=chosen).to_json(),
+        secret=randomness.hex,
+        origin=randomness.origin,
+        paid_sha256=payment.pay(),
+    )
+    write_state(checkpoint, paid, 0, {n: v.cpu().contiguous() for n, v in weights.items()})
+    checkpoint.chmod(0o600)
+
+
+def _require_same_noise(
+    run: RunIdentity, noise: PrivateTraining, options: RunOptions, checkpoint: Path
+) -> None:
+    if not run.noise:
+        raise CheckpointError(
+            f"{checkpoint} is of a run without noise",
+            hint="start again with --restart",
+        )
+    found = PrivateTraining.from_json(run.noise)
+    if replace(found, gradients="") != replace(noise, gradients=""):
+        raise CheckpointError(
+            f"{checkpoint} was made with other noise than the plan and the release ask for",
+            hint="restore the site's folder as it was, or start again with --restart, which "
+            "spends the budget again",
+        )
+    if options.gradients not in ("auto", found.gradients):
+        raise CheckpointError(
+            f"{checkpoint} was made with {found.gradients} gradients",
+            hint="leave --gradients out, or start again with --restart",
+        )
+
+
+class PrivateRun:
+    """A run from its checkpoint to its last step.
+
+    Args:
+        images: The site's images.
+        plan: What to train.
+        design: Network, path and prediction.
+        options: The site's own choices.
+        run: The run that the checkpoint belongs to; it is paid for.
+        team: One process.
+        checkpoint: It exists.
+    """
+
+    def __init__(
+        self,
+        images: ImageSet,
+        plan: Plan,
+        design: ExpertDesign,
+        options: RunOptions,
+        run: RunIdentity,
+        team: Team,
+        checkpoint: Path,
+    ) -> None:
+        self._plan, self._spec, self._design = plan, plan.training, design
+        self._options, self._run, self._team, self._checkpoint = options, run, team, checkpoint
+        self._noise = noise = PrivateTraining.from_json(run.noise)
+        conditional = bool(plan.data.classes)
+        self._units = UnitDraws(
+            images, plan.training, conditional=conditional, seed=run.seed, draws=noise.draws
+        )
+        torch.set_num_threads(run.threads)
+        network = build_network(plan.data, design).to(team.device)
+        network.train()
+        self._part = part = TrainedPart(network, noise.trainable)
+        spec = plan.training
+        optimizer = torch.optim.AdamW(
+            part.trained.values(),
+            lr=float(spec.learning_rate),
+            betas=BETAS,
+            weight_decay=float(spec.weight_decay),
+            fused=True,
+        )
+        self._learner = Learner(part, optimizer, Averages(part, spec.ema_half_lives))
+        self._first_step = restore(checkpoint, self._learner)
+        loss = row_loss(plan, design)
+        self._step_of = PrivateStep(
+            build_gradients(noise.gradients, network, part, loss, options.micro_batch),
+            Randomness.from_hex(run.secret, run.origin),
+            sampling_rate=noise.sampling_rate,
+            noise_multiplier=noise.noise_multiplier,
+            expected_units=noise.expected_units,
+        )
+
+    def run_steps(
+        self, on_step: Callable[[StepReport], None], on_sample: Callable[[int, Tensor], None]
+    ) -> None:
+        """Takes the steps that are left and writes the last checkpoint, without the secret."""
+        done = self._first_step
+        try:
+            for report in self.steps():
+                done = report.step
+                on_step(report)
+                self._preview(done, on_sample)
+            complete = replace(self._run, secret="")
+            save(self._checkpoint, complete, done, self._learner, self._team)
+        except KeyboardInterrupt:
+            raise CheckpointError(
+                f"training was interrupted after {done} of {self._spec.steps} steps",
+                hint="run the same command again to continue from the last checkpoint; nothing is "
+                "spent twice",
+            ) from None
+
+    def steps(self) -> Iterator[StepReport]:
+        """Yields after every step that is left, having written a checkpoint where one is due."""
+        clock = Clock(self._noise.expected_units, self._spec.steps)
+        saved_at = time.monotonic()
+        for step in range(self._first_step, self._spec.steps):
+            loss = self._step(step)
+            # not after the last one: its checkpoint is written without the secret
+            due = time.monotonic() - saved_at >= self._options.checkpoint_every_s
+            if due and step + 1 < self._spec.steps:
+                save(self._checkpoint, self._run, step + 1, self._learner, self._team)
+                self._checkpoint.chmod(0o600)
+                saved_at = time.monotonic()
+            yield clock.report(step + 1, loss)
+
+    def _step(self, step: int) -> float:
+        """Takes one step and returns the sum of the losses of its units."""
+        clip_norm, trained = self._noise.clip_norm_at(step), self._part.trained
+        chosen = self._step_of.included(step, len(self._units))
+        blocks = (
+            [value.to(self._team.device) for value in rows]
+            for rows in self._units.blocks(step, chosen)
+        )
+        clipped = self._step_of.clipped_sum(trained, blocks, clip_norm)
+        gradient = self._step_of.release(clipped, step, clip_norm)
+        for name, value in trained.items():
+            value.grad = gradient[name]
+        optimizer = self._learner.optimizer
+        set_learning_rate(optimizer, self._spec, step)
+        torch.nn.utils.clip_grad_norm_(trained.values(), float(self._spec.clip_norm))
+        optimizer.step()
+        optimizer.zero_grad()
+        self._learner.averages.update(step)
+        return clipped.loss
+
+    @torch.no_grad()
+    def _preview(self, step: int, on_sample: Callable[[int, Tensor], None]) -> None:
+        every = self._options.sample_every
+        if every is None or step % every:
+            return
+        half_life = choose_half_life(self._plan, self._options.ema_half_life)
+        network = build_network(self._plan.data, self._design)
+        weights = self._part.full(self._learner.averages.of[half_life])
+        network.load_state_dict({name: value.cpu() for name, value in weights.items()})
+        on_sample(
+            step,
+            draw_preview(
+                network.to(self._team.device),
+                self._plan,
+                self._design,
+                self._team.device,
+                autocast_to("float32", self._team.device),
+                count=self._options.sample_count,
+                seed=self._run.seed,
+            ),
+        )
