@@ -1,14 +1,29 @@
-"""What a plan costs a site: the events of its releases and trainings, known before any of them.
+"""What a plan costs a site, and what noise it leaves, known before anything is spent.
 
-They follow from the plan alone, so that they are the same for all sites and tell nothing of one.
+The events follow from the plan alone, so that they are the same for all sites and tell nothing of
+one. What they do to a gradient depends on how many units a site has.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
 from ddm_fed.privacy import epsilon, gaussian_events, sampled_event
-from ddm_fed.records import Event, GaussianEvent, HeadsRouterSpec, Plan, SampledGaussianEvent
+from ddm_fed.records import (
+    Event,
+    ExpertDesign,
+    GaussianEvent,
+    HeadsRouterSpec,
+    Plan,
+    SampledGaussianEvent,
+)
 from ddm_fed.router import router_shares
+from ddm_fed.training import trained_weights
+
+# Noise on a weight of the mean gradient, in clip norms, with which DPDM trained its MNIST models,
+# and the epsilon it had there (docs/privacy.md says where from).
+KNOWN_NOISE = ((0.0006, "10"), (0.004, "1"), (0.02, "0.2"))
+FEW_DRAWS, MANY_STEPS, FULL_RATE = 8, 2000, 0.25
 
 
 @dataclass(frozen=True)
@@ -63,3 +78,71 @@ def planned_events(plan: Plan) -> PlannedEvents:
 def planned_epsilon(plan: Plan) -> float:
     """Returns what all events of `plan` cost together."""
     return epsilon(planned_events(plan).all, float(plan.privacy.delta))
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """What the noise does to a step of the expert at a site of `units` units.
+
+    Attributes:
+        units: Assumed; nothing was counted.
+        weights: How many are trained.
+        per_weight: Standard deviation of the noise on a weight of the mean gradient, in clip norms.
+        whole: Norm of the noise on the whole mean gradient, in clip norms; the gradient itself has
+            one at most.
+    """
+
+    units: int
+    weights: int
+    per_weight: float
+    whole: float
+
+
+def outlook(plan: Plan, design: ExpertDesign, units: int) -> Outlook | None:
+    """Returns what noise the expert of `design` gets at such a site; None without noise."""
+    event = planned_events(plan).expert
+    if event is None or plan.privacy.sgd is None:
+        return None
+    per_weight = float(event.noise_multiplier) / (units * float(event.sampling_rate))
+    weights = trained_weights(plan.data, design, plan.privacy.sgd.trainable)
+    return Outlook(units, weights, per_weight, per_weight * math.sqrt(weights))
+
+
+def advice(plan: Plan, seen: Outlook) -> list[str]:
+    """Returns what a plan could do against the noise, in plain words; nothing if little is lost."""
+    sgd, found = plan.privacy.sgd, list[str]()
+    if sgd is None:
+        return found
+    known = next((eps for noise, eps in KNOWN_NOISE if seen.per_weight <= noise), None)
+    if known is None:
+        found.append(
+            "this much noise drowns training from scratch: nothing recognisable is to be expected "
+            "without a public checkpoint to start from"
+        )
+    else:
+        found.append(
+            f"about the noise of published MNIST models at epsilon {known}, or a little less"
+        )
+    if known == "10":
+        return found
+    if plan.expert.base is None:
+        found.append("start from a public checkpoint: `expert.base`")
+    if sgd.trainable == "all":
+        found.append(
+            'train fewer weights: `privacy.sgd.trainable` = "last-1" or "lora-4", with a checkpoint'
+        )
+    if float(sgd.sampling_rate(plan.training.batch_size)) < FULL_RATE:
+        found.append(
+            "see more of the data in fewer steps: `training.batch_size` nearer to "
+            "`privacy.sgd.units`"
+        )
+    if plan.training.steps > MANY_STEPS:
+        found.append(f"take fewer steps: `training.steps` below {MANY_STEPS}")
+    if sgd.draws < FEW_DRAWS:
+        found.append(
+            f"noise every image more often in a step, which costs time only: `privacy.sgd.draws` "
+            f"of {FEW_DRAWS} or more"
+        )
+    if plan.training.time_sampling == "logit-normal" and plan.training.time_location <= 0:
+        found.append("learn the coarse first: `training.time_location` of 0.5 to 1")
+    return found

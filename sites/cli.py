@@ -5,20 +5,16 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can import flwr
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from ddm_fed import __version__, console
 from ddm_fed.files import size_below
-from sites import cli_head, cli_keys, cli_train
+from sites import cli_head, cli_keys, cli_privacy, cli_train
 from sites.options import JsonOption, PlanOption, SiteOption, open_published
-
-if TYPE_CHECKING:
-    from ddm_fed.records import LedgerEntry
-    from ddm_fed.signing import Trust
-    from sites.folder import SiteFolder
 
 app = typer.Typer(
     name="ddm-site",
@@ -32,12 +28,29 @@ Nothing is sent anywhere by itself: training needs no network, and what is to le
     epilog="""Example: ddm-site init hospital-a --name hospital-a --root sha256:…, then
 ddm-site train --site hospital-a --plan published --data images/""",
 )
-SETUP, WORK, LEAVE = "Set up", "Work", "What leaves"
+SETUP, WORK, PRIVACY, LEAVE = "Set up", "Work", "What it costs", "What leaves"
 app.command(rich_help_panel=SETUP)(cli_keys.keygen)
 app.command(rich_help_panel=SETUP)(cli_keys.rotate)
 app.command(rich_help_panel=WORK)(cli_train.train)
 app.command(rich_help_panel=WORK)(cli_head.head)
+app.command(rich_help_panel=PRIVACY)(cli_privacy.budget)
+app.command(rich_help_panel=PRIVACY)(cli_privacy.ledger)
 app.command(rich_help_panel=LEAVE)(cli_keys.approve)
+
+
+class PrivatePartName(StrEnum):
+    """Choices of `--must-be-private`."""
+
+    ROUTER = "router"
+    EXPERT = "expert"
+    HEAD = "head"
+
+
+class UnitName(StrEnum):
+    """Choices of `--unit`."""
+
+    IMAGE = "image"
+    PATIENT = "patient"
 
 
 def main() -> None:
@@ -74,6 +87,13 @@ def init(
     max_epsilon: Annotated[
         str, typer.Option(help="Most epsilon this site spends, whatever plans allow.")
     ] = "10",
+    must_be_private: Annotated[
+        list[PrivatePartName] | None,
+        typer.Option(help="What this site only trains or releases with noise; several times."),
+    ] = None,
+    unit: Annotated[
+        UnitName, typer.Option(help="What epsilon has to protect at least.")
+    ] = UnitName.IMAGE,
     dpo: Annotated[
         Path | None,
         typer.Option(
@@ -93,7 +113,14 @@ def init(
     from ddm_fed.signing import PASSPHRASE_VARIABLE, is_encrypted, key_files, read_public
     from sites.folder import ENROLMENT_FILE, SiteFolder, SiteSettings
 
-    facts = {"name": name, "root": root, "max_epsilon": max_epsilon}
+    parts = ["router", *(part.value for part in must_be_private or [])]
+    facts: dict[str, object] = {
+        "name": name,
+        "root": root,
+        "max_epsilon": max_epsilon,
+        "must_be_private": list(dict.fromkeys(parts)),
+        "unit": unit.value,
+    }
     if dpo is not None:
         facts["dpo_key"] = read_public(dpo).hex
     try:
@@ -125,7 +152,7 @@ def review(plan: PlanOption, site: SiteOption = Path(), as_json: JsonOption = Fa
         console.show_json(seen.egress.model_dump(mode="json"))
         return
     cli_keys.show_egress(seen.egress)
-    _show_ledger(home, trust)
+    cli_privacy.show_ledger(home, trust)
     release = f"ddm-site release --site {site} --plan {plan}"
     if "dpo" in seen.egress.require:
         approve = (
@@ -185,59 +212,3 @@ def submit(
     }
     for digest, state in states:
         console.say(f"{digest[:16]}… {meanings[state]}")
-
-
-@app.command(rich_help_panel=WORK)
-def ledger(
-    site: SiteOption = Path(),
-    delta: Annotated[float, typer.Option(help="Delta at which epsilon is stated.")] = 1e-5,
-    as_json: JsonOption = False,
-) -> None:
-    """Show everything this site ever released, and what it adds up to.
-
-    Example: ddm-site ledger --site hospital-a
-    """
-    from ddm_fed.privacy import epsilon_text, private_events
-    from sites.folder import SiteFolder
-    from sites.ledger import open_ledger
-
-    if not 0 < delta < 1:
-        raise typer.BadParameter("--delta lies between 0 and 1")
-    home = SiteFolder.open(site)
-    entries = open_ledger(home).entries()
-    total = epsilon_text(private_events(entries), delta)
-    if as_json:
-        console.show_json(
-            {
-                "delta": delta,
-                "releases_epsilon": total,
-                "entries": [entry.model_dump(mode="json") for entry in entries],
-            }
-        )
-        return
-    _ledger_table(home.settings.name, entries, total, delta)
-
-
-def _show_ledger(home: "SiteFolder", trust: "Trust") -> None:
-    from ddm_fed.privacy import epsilon_text, private_events
-    from sites.ledger import open_ledger
-
-    entries, delta = open_ledger(home).entries(), float(trust.plan.privacy.delta)
-    _ledger_table(home.settings.name, entries, epsilon_text(private_events(entries), delta), delta)
-
-
-def _ledger_table(name: str, entries: "tuple[LedgerEntry, ...]", total: str, delta: float) -> None:
-    console.show_table(
-        f"Ledger of {name}: its noisy releases add up to epsilon {total} at delta {delta:g}",
-        ["#", "when (UTC)", "plan", "purpose", "noise multiplier"],
-        [
-            [
-                str(entry.index),
-                f"{entry.recorded_at:%Y-%m-%d %H:%M}",
-                entry.plan_sha256[:8],
-                entry.purpose,
-                str(getattr(entry.event, "noise_multiplier", "none: no guarantee")),
-            ]
-            for entry in entries
-        ],
-    )

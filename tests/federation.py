@@ -79,7 +79,8 @@ def train(site: SiteFolder, trust: Trust, data: Private[ImageSet], **options: An
     The site must have looked at the published folder, unless `log` is given.
     """
     log = options.pop("log", None) or read_log(site.seen, trust.chain)
-    chosen = {name: options.pop(name) for name in ("design", "restart") if name in options}
+    own = ("design", "restart", "randomness")
+    chosen = {name: options.pop(name) for name in own if name in options}
     run = RunOptions(precision="float32", **{"seed": 0, **options})
     return run_plan(site, trust, log, data, TrainingOptions(run, **chosen))
 

@@ -42,7 +42,7 @@ LAYERS = {
         "privacy",
         "models",
     },
-    "budget": {"records", "privacy", "router"},
+    "budget": {"records", "privacy", "router", "training"},
     "policy": {"errors", "records", "privacy", "router", "signing"},
     "bundle": {
         "errors",
@@ -128,6 +128,7 @@ DOORS = {
         "sites.cli",
         "sites.cli_head",
         "sites.cli_keys",
+        "sites.cli_privacy",
         "sites.cli_train",
         "sites.options",
         "coordinator.cli",

@@ -658,7 +658,8 @@ def test_expert_without_privacy_is_refused_where_the_plan_demands_it(
     bundle: Path, trust: Trust, site_keys
 ):
     strict = a_plan(
-        max_epsilon='max_epsilon = 3\nmust_be_private = ["router", "expert"]',
+        max_epsilon='max_epsilon = 8\nmust_be_private = ["router", "expert"]\n'
+        "[privacy.sgd]\nepsilon = 8\nunits = 32\nclip_norm = 1",
     )
     stricter = under(trust, strict)
     forge_manifest(bundle, lambda fields: move_to_plan(fields, stricter.plan_sha256), site_keys[A])

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, Decimal
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -26,8 +27,13 @@ HOPELESS_EPSILON = 100.0  # above it nobody needs the exact figure, which would 
 MOST_KINDS = 50  # of sampled events in one ledger; each is a distribution of its own
 PLACES = Decimal("0.0001")
 RENYI_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512]
-FINE, COARSE = 1e-4, 1e-3  # steps of a discretised privacy loss; both bound from above
+# Steps of a discretised privacy loss. Both bound from above; where epsilon is large, fine ones
+# change the fourth digit and take seconds.
+FINE, COARSE = 1e-4, 1e-3
+SMALL_EPSILON = 4.0
 MIN_MULTIPLIER, MAX_MULTIPLIER = 0.3, 1e5
+Kinds = tuple[tuple[tuple[float, float], int], ...]
+"""Steps of each (sampling rate, noise multiplier)."""
 
 
 def accountant_name() -> str:
@@ -49,13 +55,14 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     Raises:
         PolicyError: more than `MOST_KINDS` different sampled events.
     """
-    return _epsilon(events, delta, FINE)
+    squares, sampled = _sorted(events)
+    return _priced(squares, tuple(sorted(sampled.items())), delta)
 
 
-def _epsilon(events: Iterable[Event], delta: float, interval: float) -> float:
+@lru_cache(maxsize=256)  # one ledger is priced for a limit, a statement, a table
+def _priced(squares: float, sampled: Kinds, delta: float) -> float:
     from dp_accounting import get_epsilon_gaussian
 
-    squares, sampled = _sorted(events)
     if math.isinf(squares):
         return math.inf
     if not sampled:
@@ -63,7 +70,7 @@ def _epsilon(events: Iterable[Event], delta: float, interval: float) -> float:
     renyi = float(_composed(_renyi_accountant(), squares, sampled).get_epsilon(delta))
     if renyi > HOPELESS_EPSILON:
         return renyi
-    return float(_composed(_pld_accountant(interval), squares, sampled).get_epsilon(delta))
+    return float(_composed(_pld_accountant(renyi), squares, sampled).get_epsilon(delta))
 
 
 def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
@@ -76,16 +83,14 @@ def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
     squares, sampled = _sorted(events)
     if math.isinf(squares):
         raise ValueError("an event without noise has no privacy profile")
-    accountant = _composed(_pld_accountant(FINE), squares, sampled)
+    kinds = tuple(sorted(sampled.items()))
+    accountant = _composed(_pld_accountant(0.0), squares, kinds)
     return [float(accountant.get_delta(value)) for value in epsilons]
 
 
-Kinds = Counter[tuple[float, float]]
-
-
-def _sorted(events: Iterable[Event]) -> tuple[float, Kinds]:
+def _sorted(events: Iterable[Event]) -> tuple[float, Counter[tuple[float, float]]]:
     """Returns the sum of 1 / z^2 of Gaussians, and the steps of each (sampling rate, z)."""
-    squares, sampled = 0.0, Kinds()
+    squares, sampled = 0.0, Counter[tuple[float, float]]()
     for event in events:
         match event:
             case NonPrivateEvent():
@@ -104,10 +109,12 @@ def _sorted(events: Iterable[Event]) -> tuple[float, Kinds]:
     return squares, sampled
 
 
-def _pld_accountant(interval: float) -> Any:
+def _pld_accountant(about: float) -> Any:
+    """Returns an accountant whose steps are fine where epsilon, `about` this large, is small."""
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import PLDAccountant
 
+    interval = FINE if about < SMALL_EPSILON else COARSE
     relation = NeighboringRelation.ADD_OR_REMOVE_ONE
     return PLDAccountant(relation, value_discretization_interval=interval)
 
@@ -123,7 +130,7 @@ def _renyi_accountant() -> Any:
 def _composed(accountant: Any, squares: float, sampled: Kinds) -> Any:
     from dp_accounting import dp_event
 
-    for (rate, multiplier), steps in sorted(sampled.items()):
+    for (rate, multiplier), steps in sampled:
         step = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(multiplier))
         accountant.compose(step, steps)
     if squares:
@@ -199,8 +206,8 @@ def sampled_event(
             steps=steps,
         )
 
-    def fits(multiplier: float, interval: float = COARSE) -> bool:
-        return _epsilon([*beside, event(multiplier)], delta, interval) <= target_epsilon
+    def fits(multiplier: float) -> bool:
+        return epsilon([*beside, event(multiplier)], delta) <= target_epsilon
 
     low, high = MIN_MULTIPLIER, MIN_MULTIPLIER
     while not fits(high):
@@ -210,13 +217,9 @@ def sampled_event(
                 f"epsilon {target_epsilon:g} is spent already: nothing is left for training",
                 hint="agree on a larger `privacy.sgd.epsilon`, or on a cheaper router release",
             )
-    while high - low > 1e-3 * high:
+    while high - low > 5e-4 * high:
         middle = math.sqrt(low * high)
         low, high = (low, middle) if fits(middle) else (middle, high)
-    low = max(MIN_MULTIPLIER, 0.98 * high)  # the coarse steps ask for a little too much noise
-    while high - low > 1e-3 * high:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if fits(middle, FINE) else (middle, high)
     return event(high)
 
 

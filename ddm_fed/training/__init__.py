@@ -25,5 +25,6 @@ from ddm_fed.training.state import read_identity as read_identity
 from ddm_fed.training.state import read_trained as read_trained
 from ddm_fed.training.state import steps_done as steps_done
 from ddm_fed.training.trainable import TrainedPart as TrainedPart
+from ddm_fed.training.trainable import trained_weights as trained_weights
 from ddm_fed.training.units import UnitDraws as UnitDraws
 from ddm_fed.training.warmstart import require_base as require_base

@@ -1,7 +1,8 @@
 """Which engine computes a network's per-unit gradients, and what it is given."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -51,6 +52,26 @@ def made_up_units(plan: Plan, draws: int, units: int = TEST_UNITS) -> tuple[Tens
         return images, eps, t
     count = len(plan.data.classes)
     return images, eps, t, torch.randint(0, count, (units, draws), generator=generator)
+
+
+@contextmanager
+def stirred(part: TrainedPart) -> Iterator[None]:
+    """Adds small numbers to the trained weights for a while; afterwards every bit is as before.
+
+    A fresh network's last layer is zero, and so are most gradients: a mistake in them would not
+    show.
+    """
+    generator = seeded(0, "stirred", 0)
+    kept = [value.detach().clone() for value in part.trained.values()]
+    try:
+        with torch.no_grad():
+            for value in part.trained.values():
+                value.add_(torch.randn(value.shape, generator=generator).to(value), alpha=0.02)
+        yield
+    finally:
+        with torch.no_grad():
+            for value, before in zip(part.trained.values(), kept, strict=True):
+                value.copy_(before)
 
 
 def build_gradients(

@@ -25,6 +25,7 @@ from ddm_fed.training.gradients import (
     choose_gradients,
     made_up_units,
     row_loss,
+    stirred,
 )
 from ddm_fed.training.loop import BETAS, Clock, require_possible, set_learning_rate
 from ddm_fed.training.noise import Payment, PrivateTraining
@@ -135,17 +136,18 @@ def _start(
     part.reset_parameters(seeded(run.seed, "part", 0))
     loss, randomness = row_loss(plan, design), randomness or Randomness.from_system()
     rows = [value.to(team.device) for value in made_up_units(plan, noise.draws)]
-    chosen = choose_gradients(network, part, loss, rows, options)
-    gradients = build_gradients(chosen, network, part, loss, options.micro_batch)
-    step = PrivateStep(
-        gradients,
-        randomness,
-        sampling_rate=noise.sampling_rate,
-        noise_multiplier=noise.noise_multiplier,
-        expected_units=noise.expected_units,
-    )
-    findings = examine(step, part.trained, rows, noise.clip_norm)
-    require_passed(findings)
+    with stirred(part):
+        chosen = choose_gradients(network, part, loss, rows, options)
+        gradients = build_gradients(chosen, network, part, loss, options.micro_batch)
+        step = PrivateStep(
+            gradients,
+            randomness,
+            sampling_rate=noise.sampling_rate,
+            noise_multiplier=noise.noise_multiplier,
+            expected_units=noise.expected_units,
+        )
+        findings = examine(step, part.trained, rows, noise.clip_norm)
+        require_passed(findings)
     say(f"the mechanism passed {len(findings)} tests on made-up units ({chosen} gradients)")
     weights = {f"model.{name}": value.detach() for name, value in part.state_dict().items()}
     paid = replace(

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from ddm_fed.errors import StateError
-from ddm_fed.models import ExpertNetwork
+from ddm_fed.models import ExpertNetwork, build_network
+from ddm_fed.records import DataSpec, ExpertDesign
 
 DOWN, UP = "::down", "::up"  # of a low-rank product, after the name of the weight it adds to
 LAST_PARTS = ("norm", "modulation", "head", "shared")
@@ -67,6 +68,17 @@ class TrainedPart(nn.Module):
     def full(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns all weights of the network, by its own names, with `trained` in their places."""
         return full_weights({**dict(self.named_buffers()), **trained})
+
+
+def trained_weights(data: DataSpec, design: ExpertDesign, kind: str) -> int:
+    """Returns how many weights of an expert are trained. Allocates nothing.
+
+    Raises:
+        StateError: the network has no such part.
+    """
+    with torch.device("meta"):
+        part = TrainedPart(build_network(data, design), kind)
+    return sum(weight.numel() for weight in part.parameters())
 
 
 def full_weights(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

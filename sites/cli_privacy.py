@@ -1,0 +1,217 @@
+"""`ddm-site budget | ledger`: what a plan will cost, and what everything has cost so far."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed import console
+from sites.options import JsonOption, SiteOption, open_published
+
+if TYPE_CHECKING:
+    from ddm_fed.budget import Outlook
+    from ddm_fed.records import Event, LedgerEntry, Plan
+    from ddm_fed.signing import Trust
+    from sites.folder import SiteFolder
+
+
+def budget(
+    plan: Annotated[
+        Path,
+        typer.Option(
+            "--plan", help="A plan.toml, or the coordinator's published folder.", exists=True
+        ),
+    ],
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            "--site",
+            help="The site's folder: counts what it has spent. Needed with a published folder.",
+            envvar="DDM_SITE",
+            file_okay=False,
+        ),
+    ] = None,
+    units: Annotated[
+        int | None,
+        typer.Option(
+            help="How many images (or patients) you have; by default what the plan assumes. Only "
+            "used here, and written nowhere.",
+            min=1,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a plan would cost and how much noise its training gets. Spends and reads nothing.
+
+    Example: ddm-site budget --plan plan.toml --units 2000
+    """
+    from ddm_fed.budget import advice, outlook, planned_events
+    from ddm_fed.privacy import private_events
+    from sites.folder import SiteFolder
+    from sites.ledger import open_ledger
+
+    agreed, sha256 = _agreed(plan, site)
+    home = None if site is None else SiteFolder.open(site)
+    entries = () if home is None else open_ledger(home).entries()
+    # what was done under this very plan is in its own cost already
+    spent = private_events(entry for entry in entries if entry.plan_sha256 != sha256)
+    planned = planned_events(agreed)
+    sgd = agreed.privacy.sgd
+    seen = None
+    if sgd is not None:
+        seen = outlook(agreed, agreed.expert.default, units or sgd.units)
+    lines = [] if seen is None else advice(agreed, seen)
+    rows: list[tuple[str, Event]] = [
+        (f"router message {index}", event) for index, event in enumerate(planned.router, start=1)
+    ]
+    if planned.head is not None:
+        rows.append(("head", planned.head))
+    if planned.expert is not None:
+        rows.append(("expert", planned.expert))
+    if as_json:
+        console.show_json(_budget_facts(rows, agreed, spent, seen, lines))
+        return
+    _show_budget(rows, agreed, spent, home)
+    if seen is None:
+        console.say("The expert is trained without noise: no epsilon bounds what its weights tell.")
+        return
+    console.say(
+        f"With {seen.units} {agreed.privacy.unit}s and {seen.weights:,} trained weights: noise of "
+        f"{seen.per_weight:.2g} clip norms on every weight of the mean gradient, {seen.whole:.2g} "
+        "on the whole of it, where the gradient itself has at most 1."
+    )
+    for line in lines:
+        console.say(f"- {line}")
+
+
+def _agreed(plan: Path, site: Path | None) -> "tuple[Plan, str | None]":
+    """Returns the plan, and its digest if it is published."""
+    from ddm_fed.records import read_plan_toml
+
+    if plan.suffix == ".toml":
+        return read_plan_toml(plan.read_text(encoding="utf-8"), name=plan.name), None
+    if site is None:
+        raise typer.BadParameter("a published folder is checked for a site: give --site as well")
+    _, published = open_published(site, plan)
+    return published.trust.plan, published.trust.plan_sha256
+
+
+def _budget_facts(
+    rows: "Sequence[tuple[str, Event]]",
+    plan: "Plan",
+    spent: "Sequence[Event]",
+    seen: "Outlook | None",
+    lines: list[str],
+) -> dict[str, object]:
+    from ddm_fed.privacy import epsilon_text
+
+    delta = float(plan.privacy.delta)
+    return {
+        "delta": format(plan.privacy.delta, "f"),
+        "unit": plan.privacy.unit,
+        "events": [{"of": name, **event.model_dump(mode="json")} for name, event in rows],
+        "plan_epsilon": epsilon_text([event for _, event in rows], delta),
+        "spent_epsilon": epsilon_text(spent, delta),
+        "total_epsilon": epsilon_text([*spent, *(event for _, event in rows)], delta),
+        "max_epsilon": format(plan.privacy.max_epsilon, "f"),
+        "outlook": None if seen is None else vars(seen),
+        "advice": lines,
+    }
+
+
+def _show_budget(
+    rows: "Sequence[tuple[str, Event]]",
+    plan: "Plan",
+    spent: "Sequence[Event]",
+    home: "SiteFolder | None",
+) -> None:
+    from ddm_fed.privacy import epsilon_text
+
+    delta, events = float(plan.privacy.delta), [event for _, event in rows]
+    console.show_table(
+        f"What the plan costs, at delta {plan.privacy.delta:f} for one {plan.privacy.unit}",
+        ["of", "noise multiplier", "sampling rate", "steps", "epsilon, if alone"],
+        [
+            [
+                name,
+                str(getattr(event, "noise_multiplier", "none")),
+                str(getattr(event, "sampling_rate", "all")),
+                str(getattr(event, "steps", 1)),
+                epsilon_text([event], delta),
+            ]
+            for name, event in rows
+        ],
+    )
+    whole = epsilon_text(events, delta)
+    console.say(f"All together: epsilon {whole}; the plan allows {plan.privacy.max_epsilon}.")
+    if home is None:
+        return
+    before, after = epsilon_text(spent, delta), epsilon_text([*spent, *events], delta)
+    console.say(
+        f"{home.settings.name} has spent {before} on other plans and would stand at {after}; its "
+        f"own limit is {home.settings.max_epsilon}."
+    )
+
+
+def ledger(
+    site: SiteOption = Path(),
+    delta: Annotated[float, typer.Option(help="Delta at which epsilon is stated.")] = 1e-5,
+    as_json: JsonOption = False,
+) -> None:
+    """Show everything this site ever released, and what it adds up to.
+
+    Example: ddm-site ledger --site hospital-a
+    """
+    from ddm_fed.privacy import epsilon_text, private_events
+    from sites.folder import SiteFolder
+    from sites.ledger import open_ledger
+
+    if not 0 < delta < 1:
+        raise typer.BadParameter("--delta lies between 0 and 1")
+    home = SiteFolder.open(site)
+    entries = open_ledger(home).entries()
+    total = epsilon_text(private_events(entries), delta)
+    if as_json:
+        console.show_json(
+            {
+                "delta": delta,
+                "releases_epsilon": total,
+                "entries": [entry.model_dump(mode="json") for entry in entries],
+            }
+        )
+        return
+    _ledger_table(home.settings.name, entries, total, delta)
+
+
+def show_ledger(home: "SiteFolder", trust: "Trust") -> None:
+    """Prints the ledger of a site, priced at the plan's delta."""
+    from ddm_fed.privacy import epsilon_text, private_events
+    from sites.ledger import open_ledger
+
+    entries, delta = open_ledger(home).entries(), float(trust.plan.privacy.delta)
+    _ledger_table(home.settings.name, entries, epsilon_text(private_events(entries), delta), delta)
+
+
+def _ledger_table(name: str, entries: "tuple[LedgerEntry, ...]", total: str, delta: float) -> None:
+    console.show_table(
+        f"Ledger of {name}: what carries noise adds up to epsilon {total} at delta {delta:g}",
+        ["#", "when (UTC)", "plan", "purpose", "noise multiplier", "rate x steps"],
+        [
+            [
+                str(entry.index),
+                f"{entry.recorded_at:%Y-%m-%d %H:%M}",
+                entry.plan_sha256[:8],
+                entry.purpose,
+                str(getattr(entry.event, "noise_multiplier", "none: no guarantee")),
+                _rate(entry.event),
+            ]
+            for entry in entries
+        ],
+    )
+
+
+def _rate(event: "Event") -> str:
+    if event.kind != "poisson_gaussian":
+        return "1"
+    return f"{event.sampling_rate} x {event.steps}"
