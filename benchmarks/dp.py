@@ -3,7 +3,7 @@
 Every mode runs in processes of its own, one after the other, again and again; the table holds
 medians and their ratio to the plain step of the same round. `plain` is forward and backward of the
 same rows at once. `opacus hooks` and `opacus ghost` are used as their manuals say: the whole batch
-at once. `ours` computes the same clipped sum in parts of 16 rows, and so does `ours, hooks` with
+at once. `ours` computes the same clipped sum in parts of some rows, and so does `ours, hooks` with
 Opacus' rules.
 
     python benchmarks/dp.py            # some 20 minutes on two cores
@@ -62,7 +62,7 @@ def step_of(mode: str, model, rows):
     """Returns a function that takes one step's gradient, noise included where there is any."""
     flat = [value.flatten(0, 1) for value in rows]
     weights = dict(model.named_parameters())
-    units, draws = rows[0].shape[:2]
+    draws = rows[0].shape[1]
 
     def plain() -> None:
         model.zero_grad()

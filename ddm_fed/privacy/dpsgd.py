@@ -33,7 +33,9 @@ RowLoss = Callable[..., Tensor]
 Normal = Callable[[int], Floats]
 """`count -> (count,)` standard normal numbers."""
 
-ROWS_AT_ONCE = 16  # of forward and backward: memory depends on it, not on the batch
+# Memory depends on these, not on the batch: rows of forward and backward, and gradients of units.
+ROWS_AT_ONCE = 64
+GRADIENT_BYTES = 1 << 28
 
 
 class Gradients(Protocol):
@@ -113,7 +115,7 @@ class FunctionalGradients:
         per_unit = vmap(grad_and_value(unit_loss), in_dims=axes, randomness="error")
         # fused attention has no derivative under vmap
         with sdpa_kernel(SDPBackend.MATH):
-            for chunk in chunks(rows, self._rows_at_once):
+            for chunk in chunks(rows, self._rows_at_once, values):
                 gradients, losses = per_unit(values, *chunk)
                 adding.add(gradients, losses)
         return adding.result()
@@ -152,16 +154,22 @@ def clip_factors(gradients: Sequence[Tensor], clip_norm: float) -> tuple[Tensor,
         gradients: One tensor per weight, each `(U, ...)`.
         clip_norm: C.
     """
-    squares = torch.stack([value.flatten(1).float().square().sum(1) for value in gradients])
-    norms = squares.sum(0).sqrt()
+    each = [torch.linalg.vector_norm(value.flatten(1), dim=1) for value in gradients]
+    norms = torch.linalg.vector_norm(torch.stack(each), dim=0)
     factors = (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
     return torch.where(torch.isfinite(norms), factors, 0.0), norms
 
 
-def chunks(rows: Sequence[Tensor], rows_at_once: int) -> Iterator[tuple[Tensor, ...]]:
-    """Yields the units of `rows`, each `(U, K, ...)`, in parts of about `rows_at_once` rows."""
+def chunks(
+    rows: Sequence[Tensor], rows_at_once: int, weights: Weights
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yields the units of `rows`, each `(U, K, ...)`, in parts whose gradients fit into memory.
+
+    A part has at most `rows_at_once` rows, unless a single unit has more.
+    """
     units, draws = rows[0].shape[:2]
-    size = max(1, rows_at_once // draws)
+    bytes_of_one = sum(value.numel() * value.element_size() for value in weights.values())
+    size = max(1, min(rows_at_once // draws, GRADIENT_BYTES // bytes_of_one))
     for start in range(0, units, size):
         yield tuple(value[start : start + size] for value in rows)
 

@@ -59,7 +59,7 @@ class HookGradients:
             self._model, batch_first=True, loss_reduction="sum", strict=True
         )
         try:
-            for chunk in chunks(rows, self._rows_at_once):
+            for chunk in chunks(rows, self._rows_at_once, own):
                 adding.add(*self._per_unit(own, chunk))
         finally:
             hooks.cleanup()

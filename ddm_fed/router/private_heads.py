@@ -83,7 +83,7 @@ def fit_private_head(
     network.train()
     weights = dict(network.named_parameters())
     step_of = PrivateStep(
-        FunctionalGradients(network, _pair_loss, rows_at_once=256),
+        FunctionalGradients(network, _pair_loss, rows_at_once=1024),
         randomness,
         sampling_rate=float(noise.event.sampling_rate),
         noise_multiplier=float(noise.event.noise_multiplier),
