@@ -9,13 +9,16 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo demo-private test lint format clean
 
 help:  ## Show this
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/' | expand -t 12
 
 demo: $(STAMP)  ## Three sites train on digits of their own and become one verified ensemble (demo-run/)
 	$(BIN)/python examples/digits/demo.py
+
+demo-private: $(STAMP)  ## The same with experts trained with DP-SGD, epsilon 8 (demo-private-run/)
+	$(BIN)/python examples/digits/demo_private.py
 
 test: $(STAMP)  ## Run the tests
 	$(BIN)/python -m pytest
@@ -30,7 +33,7 @@ format: $(STAMP)  ## Format the code
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and what the demo made
-	rm -rf $(VENV) demo-run .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-run demo-private-run .pytest_cache .mypy_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer was found; install one, or run: make PYTHON=/path/to/python3"; exit 1; }

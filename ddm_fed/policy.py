@@ -143,6 +143,8 @@ def check_privacy(submission: Submission, trust: Trust, *, what: str) -> None:
         raise _policy(
             what, f"its router release cost {price}, the plan allows {trust.plan.router.epsilon}"
         )
+    if privacy.audit is not None and privacy.audit.verdict == "violates_claim":
+        raise _policy(what, "its own audit rejects the claim that its training was private")
     if privacy.unit != policy.unit:
         raise _policy(what, f"it protects one {privacy.unit}, the plan asks for {policy.unit}")
     plan = trust.plan

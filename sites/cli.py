@@ -35,6 +35,7 @@ app.command(rich_help_panel=WORK)(cli_train.train)
 app.command(rich_help_panel=WORK)(cli_head.head)
 app.command(rich_help_panel=PRIVACY)(cli_privacy.budget)
 app.command(rich_help_panel=PRIVACY)(cli_privacy.ledger)
+app.command(rich_help_panel=PRIVACY)(cli_privacy.audit)
 app.command(rich_help_panel=LEAVE)(cli_keys.approve)
 
 

@@ -1,4 +1,4 @@
-"""`ddm-site budget | ledger`: what a plan will cost, and what everything has cost so far."""
+"""`ddm-site budget | ledger | audit`: what a plan will cost, what all has cost, attacks on it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddm_fed import console
-from sites.options import JsonOption, SiteOption, open_published
+from sites.options import (
+    DataOption,
+    JsonOption,
+    MaxBadOption,
+    PlanOption,
+    SiteOption,
+    ValueRangeOption,
+    open_published,
+    show_data,
+)
 
 if TYPE_CHECKING:
     from ddm_fed.budget import Outlook
+    from ddm_fed.privacy import ImageSet, Private
     from ddm_fed.records import Event, LedgerEntry, Plan
     from ddm_fed.signing import Trust
+    from sites.audit import AuditResult
     from sites.folder import SiteFolder
 
 
@@ -215,3 +226,80 @@ def _rate(event: "Event") -> str:
     if event.kind != "poisson_gaussian":
         return "1"
     return f"{event.sampling_rate} x {event.steps}"
+
+
+def audit(
+    plan: PlanOption,
+    data: DataOption,
+    site: SiteOption = Path(),
+    controls: Annotated[
+        str | None,
+        typer.Option(
+            help="Images of the same kind that were not trained on, given as --data is: with them "
+            "the finished expert is attacked as well."
+        ),
+    ] = None,
+    canaries: Annotated[
+        int, typer.Option(help="Canaries; fewer may miss half of the noise missing.", min=2)
+    ] = 200_000,
+    steps: Annotated[
+        int | None,
+        typer.Option(help="Most steps the canaries go through; by default the plan's.", min=1),
+    ] = None,
+    value_range: ValueRangeOption = None,
+    max_bad_fraction: MaxBadOption = 0.05,
+    seed: Annotated[int, typer.Option(help="Of times, noise and samples.", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack the site's own training and releases. Spends nothing; what it finds stays here.
+
+    Exit status 1 if something does not keep its promise.
+
+    Example: ddm-site audit --plan published --data images/ --controls held-out/
+    """
+    from sites.audit import AuditOptions, run_audit
+    from sites.data import load_images
+
+    home, published = open_published(site, plan)
+    trust = published.trust
+
+    def load(source: str) -> "Private[ImageSet]":
+        images, report = load_images(
+            source, trust.plan.data, value_range=value_range, max_bad_fraction=max_bad_fraction
+        )
+        show_data(home.settings.name, report)
+        return images
+
+    with home.changing():
+        options = AuditOptions(
+            canaries=canaries,
+            most_steps=steps,
+            controls=None if controls is None else load(controls),
+            seed=seed,
+        )
+        total = min(steps or trust.plan.training.steps, trust.plan.training.steps)
+        with console.counting("canaries", total, "steps") as update:
+            found = run_audit(home, trust, load(data), options, lambda step: update(step + 1, ""))
+    if as_json:
+        console.show_json(found.facts())
+    else:
+        _show_audit(found)
+    if found.violates:
+        raise typer.Exit(1)
+
+
+def _show_audit(found: "AuditResult") -> None:
+    console.show_table(
+        "Tests of the mechanism and of what was released",
+        ["test", "", "found", "expected"],
+        [
+            [test.name, "passed" if test.passed else "FAILED", test.found, test.expected]
+            for test in (*found.mechanism, *found.releases)
+        ],
+    )
+    for sentence in found.sentences():
+        console.say(sentence)
+    for note in found.notes:
+        console.say(f"- {note}")
+    if found.violates:
+        console.say("Something does not keep its promise: release nothing before it is explained.")

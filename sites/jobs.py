@@ -34,6 +34,7 @@ from ddm_fed.privacy import (
 )
 from ddm_fed.records import (
     MAX_DOCUMENT_BYTES,
+    AuditFacts,
     Event,
     GaussianEvent,
     HeadFacts,
@@ -48,6 +49,7 @@ from ddm_fed.signing import Trust, require_in_force
 from ddm_fed.submission import read_submission
 from ddm_fed.training import PrivateTraining, require_base, require_possible
 from ddm_fed.weights import write_tensors
+from sites.audit import shared_audit
 from sites.floors import require_floors
 from sites.folder import SiteFolder
 from sites.ledger import SiteLedger, open_ledger
@@ -209,10 +211,11 @@ def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
     known, made = recorded(work), recorded_head(work)
     facts, design = known.facts, known.design
     head, origin = made if made is not None else (None, known.origin)
+    audit = shared_audit(work) if site.settings.share_audit and known.noise else None
     names = TENSOR_FILES if head is None else (*TENSOR_FILES, HEAD_FILE)
     digests, sizes = file_digests(work, names)
     for bundle in (*find_bundles(site.drafts), *find_bundles(site.released)):
-        if _same(bundle, trust, digests, facts, head):
+        if _same(bundle, trust, digests, facts, head, audit):
             return bundle
     plan, issued_at = trust.plan, now()
     superseded = log.newest(site.settings.name)
@@ -236,6 +239,7 @@ def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
             unit=plan.privacy.unit,
             expert_is_private=bool(known.noise),
             head_is_private=None if head is None else plan.privacy.sgd is not None,
+            audit=audit,
             sgd=PrivateTraining.from_json(known.noise).facts() if known.noise else None,
             accountant=accountant_name(),
             randomness="test" if "test" in (known.origin, origin) else "csprng",
@@ -262,6 +266,7 @@ def _same(
     digests: dict[str, str],
     facts: TrainingFacts,
     head: HeadFacts | None,
+    audit: AuditFacts | None,
 ) -> bool:
     """Returns whether `bundle` says the same of the same files and plan, and is still valid."""
     envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
@@ -277,5 +282,6 @@ def _same(
         and submission.plan_sha256 == trust.plan_sha256
         and submission.training == facts
         and submission.head == head
+        and submission.privacy.audit == audit
         and now() < submission.expires_at
     )

@@ -55,6 +55,14 @@ radius = 3
 [privacy]
 max_epsilon = 3
 """
+PRIVATE = """max_epsilon = 10
+must_be_private = ["router", "expert"]
+[privacy.sgd]
+epsilon = 8
+units = 32
+clip_norm = 0.5
+draws = 2
+"""
 Json = dict[str, Any]
 
 

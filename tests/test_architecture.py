@@ -42,6 +42,7 @@ LAYERS = {
         "privacy",
         "models",
     },
+    "audit": {"records", "flows", "privacy", "evaluation"},
     "budget": {"records", "privacy", "router", "training"},
     "policy": {"errors", "records", "privacy", "router", "signing"},
     "bundle": {

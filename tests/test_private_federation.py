@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import pytest
 from federation import (
+    PRIVATE,
     SITES,
     Federation,
     a_plan,
@@ -37,17 +38,13 @@ from sites.ledger import open_ledger
 from sites.training import CHECKPOINT_FILE
 
 A = SITES[0]
-SGD = """max_epsilon = 10
-must_be_private = ["router", "expert", "head"]
-[privacy.sgd]
-epsilon = 8
-units = 32
-clip_norm = 0.5
-draws = 2
-[privacy.sgd.head]
+SGD = (
+    PRIVATE.replace('"expert"]', '"expert", "head"]')
+    + """[privacy.sgd.head]
 epsilon = 4
 draws = 2
 """
+)
 HEADS = """radius = 3
 [router.head]
 width = 16

@@ -14,6 +14,7 @@ from ddm_fed.privacy.dpsgd import Gradients as Gradients
 from ddm_fed.privacy.dpsgd import PrivateStep as PrivateStep
 from ddm_fed.privacy.dpsgd import RowLoss as RowLoss
 from ddm_fed.privacy.dpsgd import Weights as Weights
+from ddm_fed.privacy.dpsgd import clip_factors as clip_factors
 from ddm_fed.privacy.dpsgd import noised as noised
 from ddm_fed.privacy.hooks import HookGradients as HookGradients
 from ddm_fed.privacy.mechanisms import BoundedStatistic as BoundedStatistic

@@ -31,6 +31,7 @@ RENYI_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512]
 # change the fourth digit and take seconds.
 FINE, COARSE = 1e-4, 1e-3
 SMALL_EPSILON = 4.0
+TYPICAL_DELTA = 1e-5
 MIN_MULTIPLIER, MAX_MULTIPLIER = 0.3, 1e5
 Kinds = tuple[tuple[tuple[float, float], int], ...]
 """Steps of each (sampling rate, noise multiplier)."""
@@ -84,7 +85,8 @@ def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
     if math.isinf(squares):
         raise ValueError("an event without noise has no privacy profile")
     kinds = tuple(sorted(sampled.items()))
-    accountant = _composed(_pld_accountant(0.0), squares, kinds)
+    about = float(_composed(_renyi_accountant(), squares, kinds).get_epsilon(TYPICAL_DELTA))
+    accountant = _composed(_pld_accountant(about), squares, kinds)
     return [float(accountant.get_delta(value)) for value in epsilons]
 
 

@@ -246,5 +246,5 @@ def noised(
     noisy = {}
     for name, value in total.items():
         noise = torch.from_numpy(normal(value.numel())).view(value.shape).to(value.device)
-        noisy[name] = (value.double() + scale * noise).float()
+        noisy[name] = noise.mul_(scale).add_(value).float()
     return noisy

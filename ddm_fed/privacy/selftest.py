@@ -223,7 +223,7 @@ def _inclusion(step: PrivateStep) -> list[Finding]:
         findings.append(
             Finding(
                 name,
-                ends[0] <= spread <= ends[1],
+                bool(ends[0] <= spread <= ends[1]),
                 f"{spread:.3f} of the variance of independent coins",
                 f"{ends[0]:.3f} to {ends[1]:.3f}",
             )

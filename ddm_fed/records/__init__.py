@@ -10,6 +10,10 @@ from ddm_fed.records.architecture import UnetArchitecture as UnetArchitecture
 from ddm_fed.records.architecture import UnetSize as UnetSize
 from ddm_fed.records.architecture import parse_architecture as parse_architecture
 from ddm_fed.records.architecture import require_fit as require_fit
+from ddm_fed.records.audit import AttackerAccess as AttackerAccess
+from ddm_fed.records.audit import AuditFacts as AuditFacts
+from ddm_fed.records.audit import Verdict as Verdict
+from ddm_fed.records.audit import verdict as verdict
 from ddm_fed.records.base import KeyId as KeyId
 from ddm_fed.records.base import LogSize as LogSize
 from ddm_fed.records.base import Name as Name

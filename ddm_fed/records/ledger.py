@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
+from ddm_fed.records.audit import AuditFacts
 from ddm_fed.records.base import Moment, Number, Positive, Record, Sha256
 
 Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
@@ -94,6 +95,7 @@ class PrivacyStatement(Record):
     expert_is_private: bool
     head_is_private: bool | None = None  # None: there is no head
     sgd: SgdFacts | None = None
+    audit: AuditFacts | None = None  # of canaries alone, and only if the site shares it
     accountant: Annotated[str, StringConstraints(max_length=120)]
     randomness: Literal["csprng", "test"]
     ledger: Annotated[tuple[LedgerEntry, ...], Field(min_length=1, max_length=2000)]

@@ -312,7 +312,7 @@ class SgdSpec(Record):
 class PrivacySpec(Record):
     """What epsilon counts, and the most of it a site may spend on this plan's images."""
 
-    unit: Literal["image"] = "image"
+    unit: Literal["image", "patient"] = "image"
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
     delta: Annotated[Number, Field(ge=Decimal("1e-12"), le=Decimal("0.1"))] = Decimal("0.00001")
     max_epsilon: Epsilon

@@ -55,6 +55,8 @@ from ddm_fed.router.reference import PooledReference as PooledReference
 from ddm_fed.router.statistics import LOCATION as LOCATION
 from ddm_fed.router.statistics import ROUTER_PURPOSES as ROUTER_PURPOSES
 from ddm_fed.router.statistics import decode_location as decode_location
+from ddm_fed.router.statistics import exact_statistics as exact_statistics
+from ddm_fed.router.statistics import messages as messages
 from ddm_fed.router.statistics import release_statistics as release_statistics
 from ddm_fed.router.statistics import release_tensors as release_tensors
 from ddm_fed.router.statistics import router_shares as router_shares

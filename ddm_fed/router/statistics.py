@@ -181,6 +181,31 @@ def release_statistics(data: Private[ImageSet], plan: Plan, spend: Spend) -> dic
     return released
 
 
+def exact_statistics(
+    data: Private[ImageSet], plan: Plan, released: dict[str, Ints]
+) -> dict[str, Private[Ints]]:
+    """Returns what `released` would be without noise, by message name. Private, for audits.
+
+    Args:
+        data: The site's images.
+        plan: What was released.
+        released: The noisy vectors; the second message is about the first one's means.
+    """
+    first = gaussian_events(
+        float(plan.router.epsilon), float(plan.privacy.delta), router_shares(plan)
+    )[0]
+    coefficients = data.map(lambda images: _coefficients(images, plan))
+    found: dict[str, Private[Ints]] = {}
+    for message in messages(plan):
+        if message.name == LOCATION:
+            found[LOCATION] = coefficients.map(lambda yc: location_statistic(*yc, plan))
+        else:
+            location = decode_location(plan, released[LOCATION], float(first.noise_multiplier))
+            about = functools.partial(_shape_about, means=location.means.numpy(), plan=plan)
+            found[message.name] = coefficients.map(about)
+    return found
+
+
 @dataclass(frozen=True)
 class Location:
     """What a `location` message says of its site, after the noise.

@@ -7,6 +7,7 @@ type, with the same torch, precision, threads, processes, micro-batches and comp
 checkpoint records.
 """
 
+from ddm_fed.training.batches import seeded as seeded
 from ddm_fed.training.gradients import build_gradients as build_gradients
 from ddm_fed.training.gradients import made_up_units as made_up_units
 from ddm_fed.training.gradients import row_loss as row_loss
@@ -20,6 +21,7 @@ from ddm_fed.training.options import TrainedExpert as TrainedExpert
 from ddm_fed.training.parallel import process_rank as process_rank
 from ddm_fed.training.precision import Precision as Precision
 from ddm_fed.training.precision import choose_precision as choose_precision
+from ddm_fed.training.private import step_to_examine as step_to_examine
 from ddm_fed.training.private import train_private_expert as train_private_expert
 from ddm_fed.training.state import read_identity as read_identity
 from ddm_fed.training.state import read_trained as read_trained

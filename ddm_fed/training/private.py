@@ -8,6 +8,7 @@ taken, and nothing is spent twice. The last checkpoint no longer holds the secre
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +114,37 @@ def train_private_expert(
             training = PrivateRun(images, plan, design, options, run, team, checkpoint)
             training.run_steps(on_step, on_sample)
     return read_trained(checkpoint, plan, ema_half_life=options.ema_half_life)
+
+
+@contextmanager
+def step_to_examine(
+    plan: Plan, design: ExpertDesign, noise: PrivateTraining, options: RunOptions
+) -> Iterator[tuple[PrivateStep, TrainedPart, list[Tensor]]]:
+    """Yields the step as training would take it, with a secret of its own, and made-up units.
+
+    Where training has yet to choose its engine, it is chosen here in the same way.
+
+    Raises:
+        StateError: the network has no such part, or Opacus was asked for and cannot do it.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    network = build_network(plan.data, design)
+    network.reset_parameters(seeded(0, "weights", 0))
+    network.to(device)
+    part = TrainedPart(network, noise.trainable)
+    part.reset_parameters(seeded(0, "part", 0))
+    loss, rows = row_loss(plan, design), made_up_units(plan, noise.draws)
+    rows = tuple(value.to(device) for value in rows)
+    with stirred(part):
+        chosen = noise.gradients or choose_gradients(network, part, loss, rows, options)
+        step = PrivateStep(
+            build_gradients(chosen, network, part, loss, options.micro_batch),
+            Randomness.from_system(),
+            sampling_rate=noise.sampling_rate,
+            noise_multiplier=noise.noise_multiplier,
+            expected_units=noise.expected_units,
+        )
+        yield step, part, list(rows)
 
 
 def _start(

@@ -1,0 +1,37 @@
+"""Attacks on our own releases: what they find is a bound from below, never a proof of privacy."""
+
+from ddm_fed.audit.canaries import CANARIES as CANARIES
+from ddm_fed.audit.canaries import SIGNIFICANCE as SIGNIFICANCE
+from ddm_fed.audit.canaries import CanaryAudit as CanaryAudit
+from ddm_fed.audit.canaries import audit_step as audit_step
+from ddm_fed.audit.canaries import canary_scores as canary_scores
+from ddm_fed.audit.canaries import guess_both_sides as guess_both_sides
+from ddm_fed.audit.canaries import log_ratio as log_ratio
+from ddm_fed.audit.membership import Area as Area
+from ddm_fed.audit.membership import Draws as Draws
+from ddm_fed.audit.membership import LabelledImages as LabelledImages
+from ddm_fed.audit.membership import Membership as Membership
+from ddm_fed.audit.membership import area_under_curve as area_under_curve
+from ddm_fed.audit.membership import measure_membership as measure_membership
+from ddm_fed.audit.membership import membership_scores as membership_scores
+from ddm_fed.audit.onerun import GaussianTradeOff as GaussianTradeOff
+from ddm_fed.audit.onerun import Guesses as Guesses
+from ddm_fed.audit.onerun import ProfileTradeOff as ProfileTradeOff
+from ddm_fed.audit.onerun import ceiling as ceiling
+from ddm_fed.audit.onerun import claim_p_value as claim_p_value
+from ddm_fed.audit.onerun import gaussian_bound as gaussian_bound
+from ddm_fed.audit.onerun import gaussian_epsilon as gaussian_epsilon
+from ddm_fed.audit.onerun import guess_p_value as guess_p_value
+from ddm_fed.audit.onerun import refutes as refutes
+from ddm_fed.audit.onerun import steinke_bound as steinke_bound
+from ddm_fed.audit.onerun import steinke_ceiling as steinke_ceiling
+from ddm_fed.audit.onerun import steinke_p_value as steinke_p_value
+from ddm_fed.audit.rates import Rate as Rate
+from ddm_fed.audit.rates import clopper_pearson as clopper_pearson
+from ddm_fed.audit.rates import rates_p_value as rates_p_value
+from ddm_fed.audit.rates import scores_p_value as scores_p_value
+from ddm_fed.audit.releases import examine_expected_units as examine_expected_units
+from ddm_fed.audit.releases import examine_noise as examine_noise
+from ddm_fed.audit.report import audit_facts as audit_facts
+from ddm_fed.audit.report import describe_audit as describe_audit
+from ddm_fed.audit.report import describe_membership as describe_membership
