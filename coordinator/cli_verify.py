@@ -144,6 +144,7 @@ def _facts(bundle: "VerifiedBundle") -> dict[str, object]:
         "submission_sha256": bundle.payload_sha256,
         "router_epsilon": bundle.submission.privacy.releases_epsilon,
         "expert_is_private": bundle.submission.privacy.expert_is_private,
+        "privacy": bundle.submission.privacy.model_dump(mode="json", exclude={"ledger"}),
         "files": dict(bundle.sha256),
     }
 

@@ -143,6 +143,7 @@ def review(plan: PlanOption, site: SiteOption = Path(), as_json: JsonOption = Fa
 
     Example: ddm-site review --site hospital-a --plan published
     """
+    from ddm_fed.privacy import describe_privacy
     from sites import outbox
 
     home, published = open_published(site, plan)
@@ -153,6 +154,8 @@ def review(plan: PlanOption, site: SiteOption = Path(), as_json: JsonOption = Fa
         console.show_json(seen.egress.model_dump(mode="json"))
         return
     cli_keys.show_egress(seen.egress)
+    for line in describe_privacy(seen.bundle.submission.privacy):
+        console.say(f"- {line}")
     cli_privacy.show_ledger(home, trust)
     release = f"ddm-site release --site {site} --plan {plan}"
     if "dpo" in seen.egress.require:

@@ -79,15 +79,6 @@ def show_egress(egress: "EgressRecord") -> None:
         f"{egress.delta}, {egress.ledger_entries} ledger entries; needs the signatures of "
         f"{' and '.join(egress.require)}"
     )
-    if not egress.expert_is_private:
-        console.say(
-            "The expert is not differentially private: treat its weights as derived from your "
-            "images, and release them only to whom your agreement names."
-        )
-    else:
-        console.say("The expert was trained with DP-SGD: that epsilon covers its weights as well.")
-    if egress.head_is_private is False:
-        console.say("The same holds for the router head: it was trained without noise as well.")
 
 
 def rotate(

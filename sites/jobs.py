@@ -6,7 +6,7 @@ and nothing private is released twice.
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from ddm_fed.privacy import (
     ImageSet,
     Origin,
     Private,
+    Release,
     accountant_name,
     epsilon_text,
     private_events,
@@ -150,8 +151,20 @@ def _release(
         return ledger.append(trust.plan_sha256, purpose, mechanism, event)
 
     released = release_statistics(data, trust.plan, spend)
-    write_tensors(work / ROUTER_FILE, {name: item.value for name, item in released.items()})
+    write_releases(work / ROUTER_FILE, released)
     write_atomically(work / RELEASE_FILE, json.dumps({"data_sha256": data_sha256}).encode())
+
+
+def write_releases(path: Path, releases: Mapping[str, Release]) -> None:
+    """Writes what may leave; nothing but a release is taken, whatever its values are.
+
+    Raises:
+        TypeError: one of them is something else.
+    """
+    for name, item in releases.items():
+        if not isinstance(item, Release):
+            raise TypeError(f"{name} is a {type(item).__name__}, not a release")
+    write_tensors(path, {name: item.value for name, item in releases.items()})
 
 
 def _released(work: Path, data_sha256: str) -> bool:

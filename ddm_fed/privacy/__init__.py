@@ -31,3 +31,4 @@ from ddm_fed.privacy.selftest import Finding as Finding
 from ddm_fed.privacy.selftest import agreement as agreement
 from ddm_fed.privacy.selftest import examine as examine
 from ddm_fed.privacy.selftest import require_passed as require_passed
+from ddm_fed.privacy.statement import describe_privacy as describe_privacy

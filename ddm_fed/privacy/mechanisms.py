@@ -7,7 +7,7 @@ and Steinke 2020, arXiv:2004.00010; Mironov 2012).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any
 
 import numpy as np
@@ -30,12 +30,26 @@ class BoundedStatistic:
     purpose: str
 
 
+_MECHANISM = object()  # only this module can make a release
+
+
 @dataclass(frozen=True)
 class Release:
-    """A noisy statistic, and the ledger entry that paid for it. This may leave the site."""
+    """A noisy statistic, and the ledger entry that paid for it. This may leave the site.
+
+    Only `release` makes one.
+
+    Raises:
+        TypeError: something else tried to.
+    """
 
     value: IntVector
     entry: LedgerEntry
+    made_by: InitVar[object]
+
+    def __post_init__(self, made_by: object) -> None:
+        if made_by is not _MECHANISM:
+            raise TypeError("a release is made by `ddm_fed.privacy.release`, which adds the noise")
 
 
 def release(statistic: BoundedStatistic, event: GaussianEvent, spend: Spend) -> Release:
@@ -62,7 +76,7 @@ def release(statistic: BoundedStatistic, event: GaussianEvent, spend: Spend) -> 
     )
     entry = spend(statistic.purpose, mechanism, event)
     noisy = measurement(statistic.value.reveal().tolist())
-    return Release(np.asarray(noisy, dtype=np.int64), entry)
+    return Release(np.asarray(noisy, dtype=np.int64), entry, _MECHANISM)
 
 
 def _discrete_gaussian(scale: float) -> Any:

@@ -47,7 +47,7 @@ def main() -> None:
         coord("verify")
         coord("assemble", RUN / "ensemble")
     draw(root)
-    show(base)
+    show()
     for site in SITES:
         run("ddm-site", "ledger", "--site", RUN / site)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
@@ -118,7 +118,7 @@ def draw(root: str) -> None:
         run("ddm-coord", "sample", RUN / "ensemble", "--root", root, *options)
 
 
-def show(base: Path) -> None:
+def show() -> None:
     """Prints how far samples are from real digits, and writes real ones beside them."""
     digits = load_digits()
     real = digits.images.reshape(len(digits.images), -1)
@@ -136,7 +136,7 @@ def show(base: Path) -> None:
         sure = float((margins[:, -1] - margins[:, -2] > 1).mean())
         rows.append([name, f"{frechet(images, other):.0f}", f"{sure:.2f}"])
     console.show_table(
-        "How far from real digits (Frechet distance of pixels), and how many a classifier is sure of",
+        "How far from real digits (Frechet distance), and how many a classifier is sure of",
         ["images", "distance", "sure"],
         rows,
     )

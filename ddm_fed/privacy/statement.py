@@ -1,0 +1,66 @@
+"""A privacy statement in plain words: what a submission promises, and what it does not.
+
+Source of the facts that belong on the page: NIST SP 800-226 (2025).
+"""
+
+import math
+
+from ddm_fed.records import NonPrivateEvent, PrivacyStatement
+
+WEAK_EPSILON = 10.0
+
+
+def describe_privacy(privacy: PrivacyStatement) -> list[str]:
+    """Returns what `privacy` says, a list of sentences for people; computed from nothing else."""
+    unit, epsilon = privacy.unit, float(privacy.releases_epsilon)
+    certain = f"{100 / (1 + math.exp(-min(epsilon, 700))):.4g} %"
+    lines = [
+        f"Everything this site ever released with noise is bounded by epsilon "
+        f"{privacy.releases_epsilon} at delta {privacy.delta:f}, for one {unit} more or less "
+        f"({len(privacy.ledger)} ledger entries; {privacy.accountant}).",
+        f"In words: whoever thinks it as likely as not that a certain {unit} was used, and then "
+        f"sees all of it, is at most {certain} certain, but for a chance of {privacy.delta:f}.",
+    ]
+    if epsilon > WEAK_EPSILON:
+        lines.append(
+            f"An epsilon above {WEAK_EPSILON:g} promises little: whether it means anything has to "
+            "be argued from attacks, not from the number."
+        )
+    lines += _covered(privacy)
+    without = [
+        entry.purpose for entry in privacy.ledger if isinstance(entry.event, NonPrivateEvent)
+    ]
+    if without:
+        lines.append(
+            "NOT bounded by it: " + ", ".join(sorted(set(without))) + ", made without noise. Their "
+            f"weights may tell any {unit} they saw: release them only to whom your agreement names."
+        )
+    if privacy.audit is not None:
+        found = privacy.audit
+        lines.append(
+            f"An attack by {found.canaries:,} canaries on the training step showed at least epsilon"
+            f" {found.empirical_eps_lower_bound} (at most {found.ceiling} could show), of "
+            f"{found.claimed_eps} proved for the same steps: {found.verdict.replace('_', ' ')}."
+        )
+    lines += [
+        f"Not hidden by any epsilon: what kind of images the site has and in which proportions; a "
+        f"fact about many {unit}s at once.",
+        f"If one {unit} is at several sites, its epsilons add up.",
+        "A signature proves who says this, not that it is true: the coordinator has checked the "
+        "arithmetic, and nobody but the site has seen the noise.",
+    ]
+    return lines
+
+
+def _covered(privacy: PrivacyStatement) -> list[str]:
+    lines = ["Router statistics: " + privacy.statistics + " noise on whole numbers."]
+    if privacy.sgd is not None:
+        facts = privacy.sgd
+        lines.append(
+            f"Expert: DP-SGD ({facts.sampling} sampling, clip norm {facts.clip_norm}, "
+            f"{facts.draws} draws per {privacy.unit}, trained: {facts.trainable}; "
+            f"{facts.arithmetic}; tested before the first step: {facts.self_test})."
+        )
+    if privacy.head_is_private:
+        lines.append("Router head: DP-SGD as well.")
+    return lines
