@@ -1,5 +1,6 @@
 """Canaries through the real step: honest steps pass, and what each planted bug does."""
 
+from dataclasses import replace
 from decimal import Decimal
 
 import numpy as np
@@ -252,6 +253,19 @@ def test_facts_of_a_certain_violation_survive_json():
     facts = audit_facts(audited(1, with_noise(0.0)))
     assert facts.canaries == CANARIES
     assert AuditFacts.from_json(facts.to_json(), what="facts").verdict == "violates_claim"
+
+
+def test_verdict_of_the_facts_follows_from_what_is_written_down():
+    found = replace(audited(8, canaries=100), ceiling=7.99998, claimed_epsilon=7.99996)
+    assert found.verdict == "consistent_with_claim"
+    assert audit_facts(found).verdict == "inconclusive"  # 7.9999 and 8
+
+
+def test_facts_of_a_step_that_is_nearly_all_noise_can_be_written():
+    event = EVENTS[8].model_copy(update={"noise_multiplier": Decimal(10**6), "steps": 1})
+    facts = audit_facts(audit_step(a_step(event), event, delta=DELTA, canaries=100))
+    assert facts.claimed_eps < 1
+    assert facts.verdict == "consistent_with_claim"
 
 
 @pytest.mark.parametrize(
