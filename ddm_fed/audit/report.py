@@ -5,7 +5,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from ddm_fed.audit.canaries import CanaryAudit
 from ddm_fed.audit.membership import Membership
 from ddm_fed.audit.onerun import gaussian_bound
-from ddm_fed.records import AuditFacts
+from ddm_fed.records import AuditFacts, verdict
 
 METHOD = (
     "guesses of one run against a Gaussian trade-off; the claimed profile by guesses and by rates"
@@ -26,6 +26,9 @@ def audit_facts(audit: CanaryAudit) -> AuditFacts:
         audit.tried,
         key=lambda one: gaussian_bound(audit.canaries, [one], audit.delta, confidence=shared),
     )
+    significance, ceiling = _plain(audit.significance), _down(audit.ceiling)
+    claimed = Decimal(audit.claimed_epsilon).quantize(PLACES, ROUND_CEILING)
+    p_value = max(LEAST_P, Decimal(audit.p_value).quantize(LEAST_P, ROUND_CEILING))
     return AuditFacts(
         empirical_eps_lower_bound=_down(audit.bound),
         confidence=_plain(audit.confidence),
@@ -34,15 +37,16 @@ def audit_facts(audit: CanaryAudit) -> AuditFacts:
         canaries=audit.canaries,
         guesses=best.made,
         correct=best.correct,
-        ceiling=_down(audit.ceiling),
+        ceiling=ceiling,
         attacker_access="white-box gradients",
         canary_type=CANARY_TYPE,
-        claimed_eps=Decimal(audit.claimed_epsilon).quantize(PLACES, ROUND_CEILING),
+        claimed_eps=claimed,
         steps=audit.event.steps,
         training_steps=audit.training_steps,
-        p_value=max(LEAST_P, Decimal(audit.p_value).quantize(LEAST_P, ROUND_CEILING)),
-        significance=_plain(audit.significance),
-        verdict=audit.verdict,
+        p_value=p_value,
+        significance=significance,
+        # of what is written down: whoever reads it can check it
+        verdict=verdict(p_value, significance, ceiling, claimed),
     )
 
 
@@ -50,7 +54,10 @@ def describe_audit(facts: AuditFacts) -> str:
     """Returns what an audit found out, a few sentences of plain text."""
     scope = ""
     if facts.steps < facts.training_steps:
-        scope = f" Only {facts.steps} of {facts.training_steps} steps were run; both are of these."
+        scope = (
+            f" Only {facts.steps} of {facts.training_steps} steps were run; both figures are of "
+            "these."
+        )
     return (
         f"{_sentence(facts)}{scope} {_verdict(facts)} The attack was right about {facts.correct} "
         f"of {facts.guesses} guesses and could have shown at most epsilon {facts.ceiling}; it used "
@@ -76,9 +83,9 @@ def _verdict(facts: AuditFacts) -> str:
     match facts.verdict:
         case "violates_claim":
             return (
-                f"The claim is REJECTED (p = {float(facts.p_value):.1g}; {alarm}): nothing that "
-                "this step makes may be released as private. The claim is tested at every epsilon, "
-                "which can show more than the bound."
+                f"The claim is REJECTED (p at most {float(facts.p_value):.1g}; {alarm}): nothing "
+                "that this step makes may be released as private. The claim is tested at every "
+                "epsilon, which can show more than the bound."
             )
         case "consistent_with_claim":
             return f"The claim is not rejected ({alarm}), which does not show that it is true."

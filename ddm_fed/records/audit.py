@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from ddm_fed.records.base import Count, NonNegative, Number, Positive, Record
+from ddm_fed.records.base import Count, NonNegative, Number, Record
 
 Verdict = Literal["violates_claim", "consistent_with_claim", "inconclusive"]
 AttackerAccess = Literal["black-box samples", "white-box weights", "white-box gradients"]
@@ -35,7 +35,7 @@ class AuditFacts(Record):
     ceiling: NonNegative
     attacker_access: AttackerAccess
     canary_type: Description
-    claimed_eps: Positive
+    claimed_eps: NonNegative
     steps: Count
     training_steps: Count
     p_value: Annotated[Number, Field(ge=Decimal("1e-15"), le=1)]
