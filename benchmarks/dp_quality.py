@@ -1,0 +1,235 @@
+"""What are images of experts trained with DP-SGD worth, pooled or in silos, lever by lever?
+
+The training images of Fashion-MNIST (or another .npz) are dealt evenly to `--sites` sites; 1 is the
+pooled case of the published tables. Every site trains one expert that knows the classes, at
+epsilon `--epsilon` for all it does; `--images` samples are drawn, of each site and class alike, and
+judged by a classifier: FID of its features against the real test images, and accuracy on them of
+another one that was trained on samples alone, chosen on held-out samples. Every lever is one run:
+
+    python benchmarks/dp_quality.py --data fashion_mnist.npz --sites 5 --levers all lora time
+
+The protocol of DPImageBench (arXiv:2503.14681) has 3.8 M weights, batches of 4096, 32 draws, 150
+epochs, and 60,000 samples. On one GPU of 80 GB, some 20 hours per epsilon:
+
+    python benchmarks/dp_quality.py --data fashion_mnist.npz --sites 1 --architecture DiT-Ti/4 \
+        --batch 4096 --draws 32 --steps 2200 --clip-norm 0.001 --images 60000 --levers all
+"""
+
+import argparse
+import hashlib
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from ddm_fed.budget import planned_events
+from ddm_fed.evaluation import frechet_distance, train_classifier_on, usefulness
+from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
+from ddm_fed.models import build_network
+from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.records import Plan, read_plan_toml
+from ddm_fed.training import (
+    Payment,
+    PrivateTraining,
+    RunOptions,
+    train_expert,
+    train_private_expert,
+)
+
+LEVERS = {
+    "all": {},
+    "time": {"time_location": 1.0},
+    "draws": {"draws": 16},
+    "small-clip": {"clip_norm": 0.001},
+    "clip-schedule": {"clip_norm_end": 0.1},
+    "warm": {"base": True},
+    "last": {"base": True, "trainable": "last-1"},
+    "lora": {"base": True, "trainable": "lora-8"},
+}
+
+
+def load(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    file = np.load(path, allow_pickle=False)
+    found = {}
+    for part in ("train", "test"):
+        pixels = torch.from_numpy(file[f"{part}_images"]).float()[:, None] / 127.5 - 1
+        found[part] = pixels, torch.from_numpy(file[f"{part}_labels"].astype(np.int64))
+    return found
+
+
+def make_plan(options, shape, classes: int, lever: dict, units: int, sha256: str | None) -> Plan:
+    kept = vars(options) | lever
+    base = f'[expert.base]\nsha256 = "{sha256}"' if lever.get("base") and sha256 else ""
+    end = f"clip_norm_end = {lever['clip_norm_end']}" if "clip_norm_end" in lever else ""
+    names = ", ".join(f'"c{index}"' for index in range(classes))
+    return read_plan_toml(f"""
+federation = "benchmark"
+expires_at = 2036-01-01
+[data]
+channels = {shape[0]}
+height = {shape[1]}
+width = {shape[2]}
+conditioning = "class"
+classes = [{names}]
+[expert]
+architecture = "{options.architecture}"
+{base}
+[training]
+steps = {options.steps}
+batch_size = {min(options.batch, units)}
+learning_rate = {kept["learning_rate"]}
+warmup_steps = 0
+ema_half_lives = [{max(5, options.steps // 15)}]
+time_location = {kept.get("time_location", 0)}
+[router]
+kind = "prior"
+epsilon = {options.router_epsilon}
+[privacy]
+max_epsilon = 1000
+[privacy.sgd]
+epsilon = {options.epsilon}
+units = {units}
+clip_norm = {kept["clip_norm"]}
+{end}
+draws = {kept["draws"]}
+trainable = "{kept.get("trainable", "all")}"
+""")
+
+
+def public_base(options, plan: Plan, work: Path) -> tuple[Path, str]:
+    """Returns a checkpoint trained without noise on the public images, its classes dealt out."""
+    file = work / f"base-{options.architecture.replace('/', '-')}.safetensors"
+    if not file.exists():
+        images, labels = load(options.public)["train"]
+        spec = plan.training.model_copy(update={"steps": options.public_steps, "batch_size": 128})
+        expert = plan.expert.model_copy(update={"base": None})
+        public = plan.model_copy(update={"training": spec, "expert": expert})
+        data = Private(ImageSet(images, labels % len(plan.data.classes)))
+        found = train_expert(
+            data, public, "ab" * 32, work / f"{file.stem}.ckpt", options=RunOptions(seed=0)
+        )
+        save_file(found.state, file)
+    return file, hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+@torch.no_grad()
+def draw(expert: Expert, shape, labels: torch.Tensor, steps: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    times, found = time_grid(steps, start=expert.largest_time), []
+    for part in labels.split(500):
+        noise = torch.randn((len(part), *shape), generator=generator)
+
+        def velocity(x, t, part=part):
+            return expert(x, t.expand(len(part)), ClassCondition(part))
+
+        found.append(integrate(velocity, noise, times, "heun").clamp(-1, 1))
+    return torch.cat(found)
+
+
+def judged(judge, real, drawn, labels, test, classes: int, seed: int) -> tuple[float, float]:
+    fid = frechet_distance(
+        judge.features(real).double().numpy(), judge.features(drawn).double().numpy()
+    )
+    generator = torch.Generator().manual_seed(seed)
+    useful = usefulness(drawn, labels, *test, classes=classes, generator=generator)
+    return fid, useful.accuracy.value
+
+
+def run_lever(name: str, options, parts, data, judge, work: Path) -> None:
+    shape, classes = tuple(data["train"][0].shape[1:]), int(data["train"][1].max()) + 1
+    units, lever, began = len(parts[0]), LEVERS[name], time.monotonic()
+    plan, base = make_plan(options, shape, classes, {}, units, None), None
+    if lever.get("base"):
+        base, sha256 = public_base(options, plan, work)
+        plan = make_plan(options, shape, classes, lever, units, sha256)
+    else:
+        plan = make_plan(options, shape, classes, lever, units, None)
+    event = planned_events(plan).expert
+    drawn, kinds, noise = [], [], None
+    for site, rows in enumerate(parts):
+        images, labels = (value[rows] for value in data["train"])
+        noise = PrivateTraining.planned(plan, event, float(len(rows)))
+        checkpoint = work / f"{name}-{len(parts)}-{site}.ckpt"
+        checkpoint.unlink(missing_ok=True)
+        found = train_private_expert(
+            Private(ImageSet(images, labels)),
+            plan,
+            "ab" * 32,
+            checkpoint,
+            noise,
+            Payment(lambda: "0" * 64, lambda _: None),
+            options=RunOptions(seed=site, base=base, checkpoint_every_s=1e9),
+        )
+        checkpoint.unlink()
+        network = build_network(plan.data, plan.expert.default)
+        network.load_state_dict(found.state)
+        asked = torch.arange(options.images // len(parts)) % classes
+        expert = Expert(network.eval())
+        drawn.append(draw(expert, shape, asked, options.solver_steps, site))
+        kinds.append(asked)
+    fid, accuracy = judged(
+        judge,
+        data["test"][0],
+        torch.cat(drawn),
+        torch.cat(kinds),
+        data["test"],
+        classes,
+        options.seed,
+    )
+    per_weight = noise.noise_multiplier / noise.expected_units
+    minutes = (time.monotonic() - began) / 60
+    print(
+        f"| {len(parts)} | {name} | {noise.noise_multiplier:.2f} | {per_weight:.2g} | {fid:.1f} | "
+        f"{accuracy:.3f} | {minutes:.1f} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--public", type=Path, help="public images for the levers with a base")
+    parser.add_argument("--public-steps", type=int, default=2000)
+    parser.add_argument("--sites", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--levers", nargs="+", choices=LEVERS, default=["all"])
+    parser.add_argument("--limit", type=int, help="training images in all; by default every one")
+    parser.add_argument("--architecture", default="DiT-Nano/4")
+    parser.add_argument("--epsilon", type=float, default=10)
+    parser.add_argument("--router-epsilon", type=float, default=0.2)
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--draws", type=int, default=2)
+    parser.add_argument("--clip-norm", type=float, default=0.01)
+    parser.add_argument("--learning-rate", type=float, default=0.003)
+    parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--solver-steps", type=int, default=15)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--work", type=Path, default=Path("dp-quality-work"))
+    options = parser.parse_args()
+    if options.public is None and any(LEVERS[name].get("base") for name in options.levers):
+        parser.error("levers with a base need --public")
+    options.work.mkdir(parents=True, exist_ok=True)
+    data = load(options.data)
+    order = torch.randperm(
+        len(data["train"][1]), generator=torch.Generator().manual_seed(options.seed)
+    )[: options.limit]
+    generator = torch.Generator().manual_seed(100)
+    classes = int(data["train"][1].max()) + 1
+    judge = train_classifier_on(*data["train"], classes, epochs=4, generator=generator).network
+    real = frechet_distance(
+        *(judge.features(data[p][0][:10_000]).double().numpy() for p in ("test", "train"))
+    )
+    settings = {k: str(v) for k, v in vars(options).items() if k not in ("work", "data", "public")}
+    print(f"torch {torch.__version__}, {settings}\n\nFID of real training images: {real:.2f}\n")
+    print("| sites | lever | sigma | noise per weight | FID | accuracy | minutes |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for sites in options.sites:
+        for name in options.levers:
+            run_lever(name, options, list(order.chunk(sites)), data, judge, options.work)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
