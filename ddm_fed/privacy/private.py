@@ -50,11 +50,22 @@ class ImageSet:
             real dtype of that shape, which may be mapped from a file and is then read in parts.
         labels: Class indices `(N,)` int64, or None.
         value_range: The values in `pixels` that mean -1 and 1; None if they are so already.
+        units: For every image the unit of privacy it belongs to, `(N,)` int64: those from 0 to
+            U - 1, none without an image. Images of one unit are protected together. None if every
+            image is a unit of its own.
+
+    Raises:
+        ValueError: `units` are not as described, so that they would protect something else.
     """
 
     pixels: torch.Tensor | NDArray[Any]
     labels: torch.Tensor | None
     value_range: tuple[float, float] | None = None
+    units: torch.Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.units is not None:
+            _require_dense(self.units, len(self))
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -64,6 +75,13 @@ class ImageSet:
         """Shape of one image, `(C, H, W)`."""
         _, channels, height, width = self.pixels.shape
         return (channels, height, width)
+
+    @property
+    def unit_count(self) -> int:
+        """U, the number of units of privacy. As private as the images."""
+        if self.units is None or len(self) == 0:
+            return len(self)
+        return int(self.units.max()) + 1
 
     @property
     def images(self) -> torch.Tensor:
@@ -80,7 +98,7 @@ class ImageSet:
         return chosen if self.value_range is None else to_unit_range(chosen, *self.value_range)
 
     def digest(self) -> str:
-        """Returns a SHA-256 of images and labels. It identifies the data set: it stays private.
+        """Returns a SHA-256 of images, labels and units. It identifies the data: it stays private.
 
         It is the same however the images are stored.
         """
@@ -90,7 +108,17 @@ class ImageSet:
             digest.update(block.numpy().data)
         if self.labels is not None:
             digest.update(self.labels.numpy().tobytes())
+        if self.units is not None:
+            digest.update(b"units")  # or units without labels would look like labels
+            digest.update(self.units.numpy().tobytes())
         return digest.hexdigest()
+
+
+def _require_dense(units: torch.Tensor, count: int) -> None:
+    if units.dtype != torch.int64 or tuple(units.shape) != (count,):
+        raise ValueError(f"units are {units.dtype} {tuple(units.shape)}, wanted int64 ({count},)")
+    if count and (units.min() < 0 or units.max() >= count or not units.bincount().all()):
+        raise ValueError("units are not numbered from 0 without a gap")
 
 
 def to_unit_range(values: torch.Tensor, low: float, high: float) -> torch.Tensor:

@@ -68,6 +68,7 @@ from ddm_fed.records.plan import PathName as PathName
 from ddm_fed.records.plan import Plan as Plan
 from ddm_fed.records.plan import Prediction as Prediction
 from ddm_fed.records.plan import PriorRouterSpec as PriorRouterSpec
+from ddm_fed.records.plan import PrivacyUnit as PrivacyUnit
 from ddm_fed.records.plan import StatisticsSpec as StatisticsSpec
 from ddm_fed.records.plan import TrainingSpec as TrainingSpec
 from ddm_fed.records.plan import read_plan_toml as read_plan_toml

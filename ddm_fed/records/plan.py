@@ -42,6 +42,7 @@ LossWeighting = Literal["none", "min-snr"]
 Covariance = Literal["full", "diagonal", "low-rank"]
 AnchorRow = Annotated[tuple[Number, ...], Field(min_length=1, max_length=768)]
 Augmentation = Literal["horizontal-flip", "translate"]
+PrivacyUnit = Literal["image", "patient"]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -277,9 +278,12 @@ RouterSpec = Annotated[
 
 
 class PrivacySpec(Record):
-    """What epsilon counts, and the most of it a site may spend on this plan's images."""
+    """What epsilon counts, and the most of it a site may spend on this plan's images.
 
-    unit: Literal["image"] = "image"
+    A unit is what epsilon protects as a whole: one image, or all images of one patient.
+    """
+
+    unit: PrivacyUnit = "image"
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
     delta: Annotated[Number, Field(ge=Decimal("1e-12"), le=Decimal("0.1"))] = Decimal("0.00001")
     max_epsilon: Epsilon
