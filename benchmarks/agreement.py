@@ -34,7 +34,7 @@ STRATEGIES = ("full", "threshold-0.05", "top-1", "sticky-then-routed", "sticky")
 
 def monolith(plan: Plan, folder: Path, seed: int) -> Ensemble:
     """Returns one expert of the plan, trained on the digits of all sites."""
-    images, _ = load_images("digits", plan.data)
+    images, _ = load_images("digits", plan.data, unit=plan.privacy.unit)
     trained = train_expert(
         images, plan, "0" * 64, folder / f"{seed}.safetensors", options=RunOptions(seed=seed)
     )

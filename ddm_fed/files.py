@@ -9,6 +9,8 @@ import hashlib
 import os
 import shutil
 import stat
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -21,6 +23,15 @@ BLOCK_BYTES = 1 << 20
 MAX_DEPTH = 8  # folders in folders; our formats need two
 PART_PREFIX = (
     ".part-"  # no file of any format begins with a dot, so a part is never taken for whole
+)
+# what NumPy raises where an .npy or .npz is damaged, or holds objects
+UNREADABLE_ARCHIVE = (
+    OSError,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    zlib.error,
 )
 Advance = Callable[[int], None]
 """Called with the number of bytes just done."""

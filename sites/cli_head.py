@@ -44,7 +44,11 @@ def head(
     reference = read_reference(plan if plan.is_dir() else plan.parent, trust)
     with home.changing():
         images, report = load_images(
-            data, trust.plan.data, value_range=value_range, max_bad_fraction=max_bad_fraction
+            data,
+            trust.plan.data,
+            unit=trust.plan.privacy.unit,
+            value_range=value_range,
+            max_bad_fraction=max_bad_fraction,
         )
         show_data(name, report)
         steps = trust.plan.router.head.steps if trust.plan.router.kind == "heads" else 0

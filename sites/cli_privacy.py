@@ -265,7 +265,11 @@ def audit(
 
     def load(source: str) -> "Private[ImageSet]":
         images, report = load_images(
-            source, trust.plan.data, value_range=value_range, max_bad_fraction=max_bad_fraction
+            source,
+            trust.plan.data,
+            unit=trust.plan.privacy.unit,
+            value_range=value_range,
+            max_bad_fraction=max_bad_fraction,
         )
         show_data(home.settings.name, report)
         return images

@@ -128,7 +128,11 @@ def train(
         from sites.data import load_images
 
         return load_images(
-            data, agreed.data, value_range=value_range, max_bad_fraction=max_bad_fraction
+            data,
+            agreed.data,
+            unit=agreed.privacy.unit,
+            value_range=value_range,
+            max_bad_fraction=max_bad_fraction,
         )
 
     if process_rank() != 0:

@@ -7,8 +7,6 @@ looked at the values would let one image change all others, and no privacy bound
 import math
 import re
 import warnings
-import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,20 +17,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from ddm_fed.errors import DataError
+from ddm_fed.files import UNREADABLE_ARCHIVE
 from ddm_fed.privacy import ImageSet, Private, to_unit_range
-from ddm_fed.records import DataSpec
+from ddm_fed.records import DataSpec, PrivacyUnit
+from sites.units import load_units
 
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".pgm", ".ppm"}
 NPZ_KEYS = (("images", "labels"), ("train_images", "train_labels"))  # ours, MedMNIST's
 MAX_PIXELS = 64_000_000  # a header may claim any size; a decompression bomb stops here
-UNREADABLE_ARCHIVE = (
-    OSError,
-    ValueError,
-    EOFError,
-    NotImplementedError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 BLOCK_IMAGES = 1024  # bounds memory while the values of a mapped file are checked
 Pixels = NDArray[Any]
 
@@ -51,6 +43,7 @@ def load_images(
     source: str,
     spec: DataSpec,
     *,
+    unit: PrivacyUnit = "image",
     value_range: tuple[float, float] | None = None,
     max_bad_fraction: float = 0.05,
 ) -> tuple[Private[ImageSet], DataReport]:
@@ -63,6 +56,9 @@ def load_images(
             it, or a folder of image files, with a subfolder per class or without. An `.npy` file
             of the plan's shape is mapped and never in memory as a whole.
         spec: The plan's image shape and classes.
+        unit: The plan's unit of privacy. Images of one patient are known by `units` (or
+            `patient_ids`) in an `.npz`, `NAME.units.npy` beside an `.npy`, and `units.csv` with the
+            columns `file,unit` in a folder.
         value_range: Values that mean black and white. Needed for signed integers; otherwise uint8
             is 0 to 255, uint16 0 to 65535, bool 0 to 1, and floats 0 to 1.
         max_bad_fraction: In a folder, more unreadable files than this fraction are an error.
@@ -78,12 +74,15 @@ def load_images(
         raise DataError(f"--value-range {low:g} {high:g} is empty", hint="black first, then white")
     labels: Pixels | None
     names: list[str] | None
+    place: Path | None = Path(source)
+    files: dict[str, bool] = {}
     if source == "digits" or source.startswith("digits:"):
         pixels, labels = _digits(source)
+        place = None
         value_range = value_range or (0.0, 16.0)
         names = [str(digit) for digit in range(10)]
     elif Path(source).is_dir():
-        pixels, labels, names = _image_folder(
+        pixels, labels, names, files = _image_folder(
             Path(source), spec, value_range, report, max_bad_fraction
         )
         value_range = None  # applied file by file, since files may differ in depth
@@ -108,7 +107,8 @@ def load_images(
             f"{source} has {len(images)} images and {len(class_indices)} labels",
             hint="every image needs one label",
         )
-    return Private(ImageSet(images, class_indices, value_range)), report
+    units = load_units(place, len(images), unit, report.notes, files)
+    return Private(ImageSet(images, class_indices, value_range, units)), report
 
 
 def _digits(source: str) -> tuple[Pixels, Pixels]:
@@ -161,7 +161,8 @@ def _image_folder(
     value_range: tuple[float, float] | None,
     report: DataReport,
     max_bad_fraction: float,
-) -> tuple[Pixels, Pixels | None, list[str] | None]:
+) -> tuple[Pixels, Pixels | None, list[str] | None, dict[str, bool]]:
+    """Returns pixels, labels, names of the classes, and of every file whether it could be read."""
     files = sorted(
         path
         for path in folder.rglob("*")
@@ -177,11 +178,13 @@ def _image_folder(
         )
     names = sorted({path.relative_to(folder).parts[0] for path in files}) if not loose else None
     pixels, labels = [], []
+    readable = {path.relative_to(folder).as_posix(): True for path in files}
     for path in files:
         try:
             pixels.append(_read_image(path, spec, value_range))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             report.skipped.append(f"{path.relative_to(folder)}: {error}")
+            readable[path.relative_to(folder).as_posix()] = False
             continue
         labels.append(names.index(path.relative_to(folder).parts[0]) if names else 0)
     if len(report.skipped) > max_bad_fraction * len(files):
@@ -192,7 +195,7 @@ def _image_folder(
             "--max-bad-fraction",
         )
     stacked = np.stack(pixels) if pixels else np.zeros((0, *spec.shape[1:]), np.uint8)
-    return stacked, np.array(labels, dtype=np.int64) if names else None, names
+    return stacked, np.array(labels, dtype=np.int64) if names else None, names, readable
 
 
 def _read_image(path: Path, spec: DataSpec, value_range: tuple[float, float] | None) -> Pixels:

@@ -15,7 +15,7 @@ receipts/DIGEST.dsse.json the coordinator's proof that it was admitted
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal, Self
+from typing import Self
 
 from ddm_fed.errors import StateError
 from ddm_fed.files import write_atomically
@@ -25,6 +25,7 @@ from ddm_fed.records import (
     Name,
     NonNegative,
     Positive,
+    PrivacyUnit,
     PrivatePart,
     PublicKeyHex,
     Record,
@@ -69,7 +70,7 @@ class SiteSettings(Record):
     max_delta: Positive = Decimal("0.001")
     must_be_private: tuple[PrivatePart, ...] = ("router",)
     least_noise_multiplier: NonNegative = Decimal(0)
-    unit: Literal["image", "patient"] = "image"
+    unit: PrivacyUnit = "image"
     share_audit: bool = False
     dpo_key: PublicKeyHex | None = None
 

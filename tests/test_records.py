@@ -513,7 +513,7 @@ def test_plan_with_several_problems_names_them_all_at_once():
         ('"mixture"', '"pooled"', "'pooled' found"),
         ('"test"', '"Test Federation"', "`federation`"),
         ("max_epsilon = 3", "max_epsilon = 3\ndelta = 1", "`privacy.delta`"),
-        ("max_epsilon = 3", 'max_epsilon = 3\nunit = "patient"', "`privacy.unit`"),
+        ("max_epsilon = 3", 'max_epsilon = 3\nunit = "hospital"', "`privacy.unit`"),
     ],
 )
 def test_plan_that_contradicts_itself_is_refused(old: str, new: str, problem: str):
@@ -523,6 +523,16 @@ def test_plan_that_contradicts_itself_is_refused(old: str, new: str, problem: st
 
 def test_plan_of_router_epsilon_equal_to_the_maximum_is_valid():
     assert read_plan_toml(plan_with("epsilon = 2", "epsilon = 3")).router.epsilon == 3
+
+
+@pytest.mark.parametrize("unit", ["image", "patient"])
+def test_plan_says_whether_epsilon_protects_images_or_patients(unit: str):
+    plan = read_plan_toml(plan_with("max_epsilon = 3", f'max_epsilon = 3\nunit = "{unit}"'))
+    assert plan.privacy.unit == unit
+
+
+def test_plan_that_says_nothing_of_a_unit_protects_images():
+    assert read_plan_toml(PLAN_TOML).privacy.unit == "image"
 
 
 def test_plan_that_is_not_toml_is_refused_by_its_name():

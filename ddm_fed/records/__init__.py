@@ -74,6 +74,7 @@ from ddm_fed.records.plan import PathName as PathName
 from ddm_fed.records.plan import Plan as Plan
 from ddm_fed.records.plan import Prediction as Prediction
 from ddm_fed.records.plan import PriorRouterSpec as PriorRouterSpec
+from ddm_fed.records.plan import PrivacyUnit as PrivacyUnit
 from ddm_fed.records.plan import PrivatePart as PrivatePart
 from ddm_fed.records.plan import SgdSpec as SgdSpec
 from ddm_fed.records.plan import StatisticsSpec as StatisticsSpec

@@ -43,6 +43,7 @@ Covariance = Literal["full", "diagonal", "low-rank"]
 AnchorRow = Annotated[tuple[Number, ...], Field(min_length=1, max_length=768)]
 Augmentation = Literal["horizontal-flip", "translate"]
 PrivatePart = Literal["router", "expert", "head"]
+PrivacyUnit = Literal["image", "patient"]
 
 
 def _as_tuple(value: Any) -> Any:
@@ -310,9 +311,12 @@ class SgdSpec(Record):
 
 
 class PrivacySpec(Record):
-    """What epsilon counts, and the most of it a site may spend on this plan's images."""
+    """What epsilon counts, and the most of it a site may spend on this plan's images.
 
-    unit: Literal["image", "patient"] = "image"
+    A unit is what epsilon protects as a whole: one image, or all images of one patient.
+    """
+
+    unit: PrivacyUnit = "image"
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
     delta: Annotated[Number, Field(ge=Decimal("1e-12"), le=Decimal("0.1"))] = Decimal("0.00001")
     max_epsilon: Epsilon
@@ -388,6 +392,11 @@ class Plan(Record):
         if isinstance(router, HeadsRouterSpec):
             batches["router.head"] = router.head.batch_size
         for section, batch_size in batches.items():
+            if sgd.sampling_rate(batch_size) == 0:
+                raise ValueError(
+                    f"`{section}.batch_size` {batch_size} of `privacy.sgd.units` {sgd.units} is too "
+                    "small a part"
+                )
             if batch_size > sgd.units:
                 raise ValueError(
                     f"`{section}.batch_size` {batch_size} exceeds `privacy.sgd.units` {sgd.units}"

@@ -12,6 +12,10 @@ leave, the second built on the first:
   a diagonal covariance only the diagonal of v v^T is sent: D squares, whose norm is at most that of
   v, since sum v_i^4 <= (sum v_i^2)^2 = 1.
 
+Where the plan protects patients (`privacy.unit`), "number of images" above reads "number of
+patients": every image counts for 1/m, where m is the number of images its patient has, in every sum
+alike. A patient then counts as the mean of its images, with the bounded influence of one image.
+
 `prior` routers send only the counts. Each message is one vector of integers, its parts weighted so
 that the parts share the privacy as SHARES says, with a joint L2 sensitivity known beforehand.
 
@@ -23,6 +27,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,6 +35,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
+from ddm_fed.errors import DataError
 from ddm_fed.privacy import (
     BoundedStatistic,
     ImageSet,
@@ -84,10 +90,11 @@ class Message:
 
     @property
     def l2_sensitivity(self) -> int:
-        """Most that one image moves the integer vector, in L2 norm.
+        """Most that one unit (an image, or a patient) moves the integer vector, in L2 norm.
 
         Weights are chosen so that the parts' sensitivities have norm GRID. Rounding an image's
-        contribution goes towards zero and cannot lengthen it; one step covers float error.
+        contribution goes towards zero and cannot lengthen it; one step covers float error. Why a
+        patient moves it no further than an image does is said in `_integer_sum`.
         """
         return GRID + 1
 
@@ -147,6 +154,14 @@ def router_shares(plan: Plan) -> list[float]:
     return [message.share for message in messages(plan)]
 
 
+class _Read(NamedTuple):
+    """What the messages are made of: coefficients, cells, and what each image counts for."""
+
+    y: Floats  # (N, D)
+    cells: Ints  # (N,)
+    weights: Floats | None  # (N,)
+
+
 def release_statistics(data: Private[ImageSet], plan: Plan, spend: Spend) -> dict[str, Release]:
     """Returns the releases of one site by message name.
 
@@ -156,26 +171,30 @@ def release_statistics(data: Private[ImageSet], plan: Plan, spend: Spend) -> dic
         spend: Writes each ledger entry before its noise is drawn; may refuse.
 
     Raises:
+        DataError: the plan protects patients, and nothing says which images belong to one.
         BudgetError: from `spend`. What was released before it stands in the ledger.
 
     Guarantees:
-        All messages together are (router.epsilon, delta)-DP under add-or-remove-one image.
+        All messages together are (router.epsilon, delta)-DP under adding or removing one unit: an
+        image, or a patient with all images, as `privacy.unit` says.
     """
     todo = messages(plan)
     events = gaussian_events(
         float(plan.router.epsilon), float(plan.privacy.delta), router_shares(plan)
     )
-    coefficients = data.map(lambda images: _coefficients(images, plan))
+    read = data.map(lambda images: _Read(*_coefficients(images, plan), image_weights(images, plan)))
     released: dict[str, Release] = {}
     for message, event in zip(todo, events, strict=True):
         if message.name == LOCATION:
-            statistic = coefficients.map(lambda yc: location_statistic(*yc, plan))
+            statistic = read.map(
+                lambda own: location_statistic(own.y, own.cells, plan, own.weights)
+            )
         else:
             location = decode_location(
                 plan, released[LOCATION].value, float(events[0].noise_multiplier)
             )
             about = functools.partial(_shape_about, means=location.means.numpy(), plan=plan)
-            statistic = coefficients.map(about)
+            statistic = read.map(about)
         bounded = BoundedStatistic(statistic, message.l2_sensitivity, ROUTER_PURPOSES[message.name])
         released[message.name] = release(bounded, event, spend)
     return released
@@ -211,7 +230,7 @@ class Location:
     """What a `location` message says of its site, after the noise.
 
     Attributes:
-        count: Number of images, at least 1.
+        count: Number of units (images, or patients), at least 1.
         weights: Mass of every cell, `(J,)`; zero where it drowns in the noise. Cells of anchors sum
             to `count`, since a site's mass must not depend on how many of them drown.
         means: Mean of every cell, `(J, D)`, shrunk towards the site's mean by the known noise.
@@ -278,6 +297,28 @@ def _coefficients(images: ImageSet, plan: Plan) -> tuple[Floats, Ints]:
     return y, nearest_anchors(y, plan.router, plan.data.channels) if plan.router.anchors else cells
 
 
+def image_weights(images: ImageSet, plan: Plan) -> Floats | None:
+    """Returns what each image counts for, `(N,)`: 1/m among m images of one patient.
+
+    None if images are the units of the plan, and each counts for 1. A weight depends on the images
+    of its own unit alone, so that adding another unit changes none.
+
+    Raises:
+        DataError: the plan protects patients, and nothing says which images belong to one.
+    """
+    if plan.privacy.unit == "image":
+        return None
+    if images.units is None:
+        raise DataError(
+            "nothing says which images belong to one patient; the plan protects patients "
+            '(privacy.unit = "patient")',
+            hint="load the images with their unit ids",
+        )
+    units = images.units.numpy()
+    weights: Floats = 1.0 / np.bincount(units)[units]
+    return weights
+
+
 def nearest_anchors(y: Floats, spec: StatisticsSpec, channels: int) -> Ints:
     """Returns the row of `spec.anchors` nearest to each image, the first of equals, `(N,)`.
 
@@ -296,13 +337,14 @@ def nearest_anchors(y: Floats, spec: StatisticsSpec, channels: int) -> Ints:
     return np.array(found, dtype=np.int64)
 
 
-def location_statistic(y: Floats, cells: Ints, plan: Plan) -> Ints:
+def location_statistic(y: Floats, cells: Ints, plan: Plan, weights: Floats | None = None) -> Ints:
     """Returns the integers of the `location` message, without noise.
 
     Args:
         y: Coefficients, `(N, D)`.
         cells: Cell of every image, `(N,)`.
         plan: Gives parts and radius.
+        weights: What each image counts for, `(N,)`, as `image_weights` says; None means 1.
     """
     count = cell_count(plan)
 
@@ -315,10 +357,12 @@ def location_statistic(y: Floats, cells: Ints, plan: Plan) -> Ints:
             parts["cell_sum"] = (member[:, :, None] * clipped[:, None]).reshape(len(ones), -1)
         return parts
 
-    return _integer_sum(messages(plan)[0], len(y), contribution)
+    return _integer_sum(messages(plan)[0], len(y), contribution, weights)
 
 
-def shape_statistic(y: Floats, cells: Ints, means: Floats, plan: Plan) -> Ints:
+def shape_statistic(
+    y: Floats, cells: Ints, means: Floats, plan: Plan, weights: Floats | None = None
+) -> Ints:
     """Returns the integers of the `shape` message about the released `means`, without noise.
 
     Args:
@@ -326,6 +370,7 @@ def shape_statistic(y: Floats, cells: Ints, means: Floats, plan: Plan) -> Ints:
         cells: Cell of every image, `(N,)`.
         means: Released mean of every cell, `(J, D)`.
         plan: Gives parts and radius.
+        weights: What each image counts for, `(N,)`, as `image_weights` says; None means 1.
     """
     if not isinstance(plan.router, StatisticsSpec):
         raise TypeError("only a mixture router has a shape")
@@ -343,22 +388,42 @@ def shape_statistic(y: Floats, cells: Ints, means: Floats, plan: Plan) -> Ints:
             return parts | {"square": v * v}  # (n, D)
         return parts | {"sign": v[:, row] * v[:, column] * scale}  # (n, D (D + 1) / 2)
 
-    return _integer_sum(messages(plan)[1], len(y), contribution)
+    return _integer_sum(messages(plan)[1], len(y), contribution, weights)
 
 
-def _shape_about(yc: tuple[Floats, Ints], means: Floats, plan: Plan) -> Ints:
-    return shape_statistic(*yc, means, plan)
+def _shape_about(own: _Read, means: Floats, plan: Plan) -> Ints:
+    return shape_statistic(own.y, own.cells, means, plan, own.weights)
 
 
 def _integer_sum(
-    message: Message, count: int, contribution: Callable[[slice], dict[str, Floats]]
+    message: Message,
+    count: int,
+    contribution: Callable[[slice], dict[str, Floats]],
+    weights: Floats | None,
 ) -> Ints:
-    """Returns the exact sum over images of their weighted contributions, rounded towards zero."""
+    """Returns the exact sum over images of their weighted contributions, rounded towards zero.
+
+    Of a patient with contributions c_1 to c_m, which `weights` multiply by w = fl(1/m), each image
+    adds trunc(fl(w c_i)). Truncation lengthens no coordinate, so the triangle inequality gives
+
+        |sum trunc(fl(w c_i))| <= sum |fl(w c_i)| <= m (1 + u) w max |c_i| <= (1 + u)^2 max |c_i|
+
+    with u = 2^-53, because w <= (1 + u) / m. (Where fl(w c_i) underflows it is cut to 0.) One image
+    alone has |c_i| <= GRID up to float error, and the two roundings add less than 2^-31 of a step:
+    the one step of `l2_sensitivity` covers both. Integers are summed exactly, so blocks and order
+    do not matter. Truncation takes less than one step off an image whatever its weight: together
+    less than N steps, as without weights; the noise is in the order of GRID steps.
+    """
     total = np.zeros(message.size, dtype=np.int64)
     for start in range(0, count, ROWS_AT_ONCE):
-        values = contribution(slice(start, start + ROWS_AT_ONCE))
-        weighted = [values[part.name] * part.weight for part in message.parts]
-        total += np.trunc(np.concatenate(weighted, axis=1)).astype(np.int64).sum(axis=0)
+        rows = slice(start, start + ROWS_AT_ONCE)
+        values = contribution(rows)
+        weighted = np.concatenate(
+            [values[part.name] * part.weight for part in message.parts], axis=1
+        )
+        if weights is not None:
+            weighted *= weights[rows, None]
+        total += np.trunc(weighted).astype(np.int64).sum(axis=0)
     return total
 
 

@@ -122,7 +122,8 @@ def show() -> None:
     """Prints how far samples are from real digits, and writes real ones beside them."""
     digits = load_digits()
     real = digits.images.reshape(len(digits.images), -1)
-    drawn = 8 * (np.load(RUN / "samples" / "samples.npz")["images"].reshape(SAMPLES, -1) + 1)
+    with np.load(RUN / "samples" / "samples.npz") as archive:
+        drawn = archive["images"].reshape(SAMPLES, -1) * (16 / 255)
     public = printed_digits(SAMPLES, seed=1)[0].reshape(SAMPLES, -1) * (16 / 255)
     judge = SVC(C=10, gamma=0.001).fit(real, digits.target)
     rows = []
@@ -155,7 +156,8 @@ def frechet(first: np.ndarray, second: np.ndarray) -> float:
     """Returns the squared Frechet distance of two sets of rows, as Gaussians."""
     apart = np.square(first.mean(0) - second.mean(0)).sum()
     covariances = [np.cov(rows, rowvar=False) for rows in (first, second)]
-    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    small = 1e-6 * np.eye(len(covariances[0]))  # some pixels of real digits never change
+    root = linalg.sqrtm((covariances[0] + small) @ (covariances[1] + small)).real
     return float(apart + np.trace(covariances[0] + covariances[1] - 2 * root))
 
 
@@ -171,6 +173,7 @@ def run(*command: object) -> str:
     words[0] = str(Path(sys.executable).with_name(words[0]))
     environment = os.environ | {"COLUMNS": "100"}
     done = subprocess.run(words, check=False, stdout=subprocess.PIPE, text=True, env=environment)
+    console.say(done.stdout.rstrip())
     if done.returncode:
         sys.exit(done.returncode)
     return done.stdout

@@ -1,0 +1,186 @@
+"""Which images belong to one patient: read where the images lie, kept as bare numbers.
+
+Ids may be names or hospital numbers. They become indices in the order of their first image, so that
+nothing of them is kept and renaming everybody changes nothing; no message shows one.
+"""
+
+import csv
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddm_fed.errors import DataError
+from ddm_fed.files import UNREADABLE_ARCHIVE
+from ddm_fed.records import PrivacyUnit
+
+Ids = NDArray[Any]
+NPZ_KEYS = ("units", "patient_ids")
+CSV_NAME = "units.csv"
+CSV_HEADER = ["file", "unit"]
+# What an export writes where an id is missing. As one id it would join strangers to one patient,
+# who is then not the unit that epsilon speaks of.
+MISSING = ("", "nan", "nat", "none", "null", "n/a", "<na>")
+HOW_TO_GIVE = (
+    "add `units` to the .npz, NAME.units.npy beside NAME.npy, or to a folder units.csv with the "
+    "columns file,unit"
+)
+
+
+def load_units(
+    place: Path | None,
+    count: int,
+    unit: PrivacyUnit,
+    notes: list[str],
+    files: Mapping[str, bool],
+) -> torch.Tensor | None:
+    """Returns for every image the index of its patient, `(N,)` int64; None if images are units.
+
+    Args:
+        place: The file or folder of the images; None if they come from nowhere that has ids.
+        count: N, the number of images that were read.
+        unit: What the plan protects.
+        notes: Gets a line for the site's own eyes.
+        files: Of a folder, every image file, relative to it, and whether it could be read.
+
+    Raises:
+        DataError: ids are needed and missing or malformed.
+    """
+    found = _places_of_ids(place)
+    if unit == "image":
+        if found:
+            notes.append("unit ids are ignored: the plan protects single images (`privacy.unit`)")
+        return None
+    if place is None or not found:
+        raise DataError(
+            f"{place or 'the data set'} does not say which images belong to one patient; the plan "
+            'protects patients (privacy.unit = "patient")',
+            hint=HOW_TO_GIVE,
+        )
+    if len(found) > 1:
+        raise DataError(f"{place} holds {' and '.join(found)}", hint="keep one of them")
+    units = _indices(_read(place, found[0], files), count, f"the unit ids of {place}")
+    notes.append(f"they are of {int(units.max()) + 1} patients; the plan protects patients")
+    return units
+
+
+def _places_of_ids(place: Path | None) -> list[str]:
+    """Returns what holds unit ids: keys of an archive, or the name of a file."""
+    if place is None:
+        return []
+    if place.is_dir():
+        return [CSV_NAME] if (place / CSV_NAME).is_file() else []
+    if place.suffix == ".npz":
+        with _archive(place) as archive:
+            return [key for key in NPZ_KEYS if key in archive]
+    beside = place.with_suffix(".units.npy")
+    return [beside.name] if beside.is_file() else []
+
+
+def _read(place: Path, name: str, files: Mapping[str, bool]) -> Ids:
+    if place.is_dir():
+        unit_of = _read_csv(place / name, files)
+        return np.array([unit_of[file] for file, readable in files.items() if readable])
+    if place.suffix == ".npz":
+        with _archive(place) as archive:
+            ids: Ids = archive[name]
+            return ids
+    beside = place.with_name(name)
+    try:
+        return np.asarray(np.load(beside, allow_pickle=False))
+    except UNREADABLE_ARCHIVE as error:
+        raise DataError(
+            f"{beside} cannot be read: {error}", hint="write it with numpy.save, without objects"
+        ) from None
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[Mapping[str, Ids]]:
+    try:
+        with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
+            yield archive
+    except UNREADABLE_ARCHIVE as error:
+        raise DataError(
+            f"the unit ids of {path} cannot be read: {error}",
+            hint="write them with numpy.savez_compressed, as whole numbers or text",
+        ) from None
+
+
+def _read_csv(path: Path, files: Mapping[str, bool]) -> dict[str, str]:
+    """Returns the id of every one of `files`, and of no other."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as opened:
+            unit_of = _rows(path, csv.reader(opened, strict=True), files)
+    except (OSError, UnicodeDecodeError, csv.Error):  # their messages may quote what they read
+        raise DataError(f"{path} cannot be read", hint="save it as CSV in UTF-8") from None
+    unlisted = [file for file in files if file not in unit_of]
+    if unlisted:
+        raise DataError(
+            f"{path} lacks {len(unlisted)} of {len(files)} image files, for example {unlisted[0]}",
+            hint="give every image file a row, also those that cannot be read",
+        )
+    return unit_of
+
+
+def _rows(path: Path, reader: Any, files: Mapping[str, bool]) -> dict[str, str]:
+    if [field.strip() for field in next(reader, [])] != CSV_HEADER:
+        raise DataError(
+            f"{path} does not begin with the line {','.join(CSV_HEADER)}",
+            hint="separate the columns with a comma and name them in the first line",
+        )
+    unit_of: dict[str, str] = {}
+    for row in reader:
+        if not row:
+            continue
+        if len(row) != len(CSV_HEADER):
+            raise DataError(
+                f"{path} has {len(row)} columns in line {reader.line_num}",
+                hint="two are needed: the file and its unit",
+            )
+        file, unit = row
+        if file not in files:
+            raise DataError(
+                f"{path} names {file}, which is no image file of the folder",
+                hint="write paths relative to the folder, with forward slashes; remove other rows",
+            )
+        if file in unit_of:
+            raise DataError(f"{path} names {file} twice", hint="keep one row for every image file")
+        if "\0" in unit:  # NumPy cuts text there, and two patients might become one
+            raise csv.Error
+        unit_of[file] = unit
+    return unit_of
+
+
+def _indices(ids: Ids, count: int, what: str) -> torch.Tensor:
+    """Returns indices from 0 without a gap, in the order in which `ids` first appear."""
+    if ids.ndim == 0 or ids.size != len(ids):
+        raise DataError(f"{what} have shape {ids.shape}", hint="store them as (N,)")
+    if len(ids) != count:
+        raise DataError(
+            f"{what} are {len(ids)}, the images {count}",
+            hint="every image needs the id of its unit, in the order of the images",
+        )
+    flat = ids.reshape(-1)
+    if flat.dtype.kind == "U":
+        # the same patient with a blank more would be two, each with an epsilon of its own
+        flat = np.char.strip(flat)
+        missing = int(np.isin(np.char.lower(flat), MISSING).sum())
+    else:
+        missing = int(np.isnan(flat).sum()) if flat.dtype.kind == "f" else 0
+    if missing:
+        raise DataError(
+            f"{missing} of {what} are missing (empty, or NaN)",
+            hint="give every image an id; an image of an unknown patient gets one of its own",
+        )
+    if flat.dtype.kind not in "iuU":
+        raise DataError(
+            f"{what} are {flat.dtype}, neither whole numbers nor text",
+            hint="convert them with .astype(str), or to whole numbers",
+        )
+    _, first, unit = np.unique(flat, return_index=True, return_inverse=True)
+    rank = np.argsort(np.argsort(first))
+    return torch.from_numpy(rank[unit].astype(np.int64))
