@@ -394,8 +394,8 @@ class Plan(Record):
         for section, batch_size in batches.items():
             if sgd.sampling_rate(batch_size) == 0:
                 raise ValueError(
-                    f"`{section}.batch_size` {batch_size} of `privacy.sgd.units` {sgd.units} is too "
-                    "small a part"
+                    f"`{section}.batch_size` {batch_size} of `privacy.sgd.units` {sgd.units} is "
+                    "too small a part"
                 )
             if batch_size > sgd.units:
                 raise ValueError(
