@@ -106,7 +106,8 @@ def public_base(options, plan: Plan, work: Path) -> tuple[Path, str]:
         images, labels = load(options.public)["train"]
         spec = plan.training.model_copy(update={"steps": options.public_steps, "batch_size": 128})
         expert = plan.expert.model_copy(update={"base": None})
-        public = plan.model_copy(update={"training": spec, "expert": expert})
+        privacy = plan.privacy.model_copy(update={"sgd": None})
+        public = plan.model_copy(update={"training": spec, "expert": expert, "privacy": privacy})
         data = Private(ImageSet(images, labels % len(plan.data.classes)))
         found = train_expert(
             data, public, "ab" * 32, work / f"{file.stem}.ckpt", options=RunOptions(seed=0)

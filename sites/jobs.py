@@ -108,10 +108,16 @@ def run_plan(
         require_possible(data.reveal(), plan, design, options.run)
     if options.restart or not (work / CHECKPOINT_FILE).exists():
         require_base(plan, options.run)
+    if planned_events(plan).expert is None and options.run.gradients != "auto":
+        raise StateError(
+            "--gradients belongs to training with noise, and the plan trains without",
+            hint="leave it out, or ask for a plan with [privacy.sgd]",
+        )
     planned, due = planned_events(plan), list[Event]()
     if not _released(work, data_sha256):
         due += planned.router
-    if planned.expert is not None and (options.restart or not (work / CHECKPOINT_FILE).exists()):
+    begun = (work / CHECKPOINT_FILE).exists() or (work / TRAINED_FILE).exists()
+    if planned.expert is not None and (options.restart or not begun):
         due.append(planned.expert)
     ledger.require_budget(due, plan)
     if options.restart:  # only now: a refusal above must not cost an expert

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from federation import (
@@ -23,11 +24,11 @@ from coordinator.admission import admit_arrivals
 from coordinator.assemble import assemble
 from coordinator.reference import publish_reference
 from ddm_fed.assembly import verify_ensemble
-from ddm_fed.budget import advice, outlook, planned_events
+from ddm_fed.budget import advice, outlook, planned_epsilon, planned_events
 from ddm_fed.bundle import verify_bundle
-from ddm_fed.errors import BudgetError, CheckpointError, PolicyError
-from ddm_fed.privacy import Randomness, epsilon, private_events
-from ddm_fed.records import now
+from ddm_fed.errors import BudgetError, CheckpointError, PolicyError, StateError
+from ddm_fed.privacy import PrivateStep, Randomness, epsilon, private_events
+from ddm_fed.records import now, read_plan_toml
 from ddm_fed.reference import read_reference
 from ddm_fed.training import read_identity
 from sites import outbox
@@ -259,6 +260,24 @@ def test_plan_without_noise_is_refused_by_a_site_that_wants_it(tmp_path):
         train(replace(site, settings=settings), fed.trust, random_images(0))
 
 
+def test_gradients_of_a_plan_without_noise_are_refused_not_ignored(tmp_path):
+    fed = create_federation(tmp_path / "fed", sites=(A,))
+    with pytest.raises(StateError, match="--gradients"):
+        train(fed.site(A), fed.trust, random_images(0), gradients="opacus")
+
+
+def test_head_takes_steps_in_which_nobody_is_included(referenced, copied, monkeypatch):
+    fed = copied(referenced)
+    original = PrivateStep.included
+
+    def sparse(self, step, units):
+        return original(self, step, units)[: 0 if step < 4 else None]
+
+    monkeypatch.setattr(PrivateStep, "included", sparse)
+    make_head(fed)
+    assert purposes(fed)[-1] == "head"
+
+
 def test_floors_survive_in_site_toml(fresh):
     site = fresh.site(A)
     settings = site.settings.model_copy(
@@ -435,3 +454,10 @@ def test_advice_falls_silent_where_little_is_lost():
 
 def test_planned_head_costs_what_the_plan_says():
     assert 3.9 < epsilon([planned_events(PLAN).head], 1e-5) <= 4
+
+
+def test_plan_of_the_private_demo_is_a_plan_and_costs_what_it_says():
+    text = (Path(__file__).parent.parent / "examples/digits/plan-private.toml").read_text()
+    plan = read_plan_toml(text.replace("BASE", "ab" * 32))
+    assert plan.privacy.sgd.trainable.startswith("lora")
+    assert 7.9 < planned_epsilon(plan) <= 8

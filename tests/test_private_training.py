@@ -26,6 +26,7 @@ from ddm_fed.training import (
     TrainedPart,
     UnitDraws,
     read_identity,
+    train_expert,
     train_private_expert,
 )
 
@@ -256,6 +257,21 @@ def test_training_among_several_processes_is_refused(path, plan, monkeypatch):
         train(path, plan)
 
 
+@pytest.mark.parametrize(
+    "option", [{"compile": True}, {"shard": True}, {"precision": "bfloat16"}], ids=str
+)
+def test_option_that_noise_does_not_go_with_is_refused(path, plan, option):
+    with pytest.raises(StateError, match="does not support"):
+        train(path, plan, **option)
+    assert not path.exists()
+
+
+def test_plan_with_noise_is_not_trained_without(path, plan):
+    with pytest.raises(StateError, match="trained with noise"):
+        train_expert(random_images(0), plan, PLAN_SHA256, path)
+    assert not path.exists()
+
+
 # --- a kill, and what is found afterwards ---
 
 
@@ -327,8 +343,6 @@ def test_checkpoint_does_not_go_on_with_other_noise(path, plan, change):
 
 
 def test_checkpoint_without_noise_does_not_become_private(path, plan):
-    from ddm_fed.training import train_expert
-
     train_expert(random_images(0), a_plan(), PLAN_SHA256, path, options=RunOptions(seed=0))
     with pytest.raises(CheckpointError, match="without noise"):
         train(path, plan)

@@ -31,7 +31,7 @@ class SampledGaussianEvent(Record):
     """
 
     kind: Literal["poisson_gaussian"] = "poisson_gaussian"
-    sampling_rate: Annotated[Number, Field(gt=0, le=1)]
+    sampling_rate: Annotated[Number, Field(ge=Decimal("0.000001"), le=1)]
     noise_multiplier: Annotated[Number, Field(ge=Decimal("0.3"), le=10**6)]
     steps: Annotated[int, Field(ge=1, le=10**6)]
 

@@ -95,8 +95,9 @@ def fit_private_head(
     optimizer = torch.optim.AdamW(weights.values(), lr=float(spec.learning_rate), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, noise.event.steps)
     for step in range(noise.event.steps):
-        rows = units.rows(step_of.included(step, len(units)))
-        clipped = step_of.clipped_sum(weights, [rows], noise.clip_norm)
+        chosen = step_of.included(step, len(units))
+        blocks = [units.rows(chosen)] if len(chosen) else []
+        clipped = step_of.clipped_sum(weights, blocks, noise.clip_norm)
         gradient = step_of.release(clipped, step, noise.clip_norm)
         for name, value in weights.items():
             value.grad = gradient[name]

@@ -70,6 +70,11 @@ def train_expert(
         StateError: the plan does not allow what was chosen.
         DigestError, WeightsError, ValuesError: the public checkpoint is not the plan's.
     """
+    if plan.privacy.sgd is not None:
+        raise StateError(
+            "the plan's experts are trained with noise, and this training has none",
+            hint="use `train_private_expert`; `ddm-site train` does, in one process",
+        )
     design, options = design or plan.expert.default, options or RunOptions()
     images = data.reveal()
     require_possible(images, plan, design, options)

@@ -95,7 +95,8 @@ def train_private_expert(
     design, options = design or plan.expert.default, options or RunOptions()
     images = data.reveal()
     require_possible(images, plan, design, options)
-    with join_team(shard=options.shard) as team:
+    _require_simple(options)
+    with join_team(shard=False) as team:
         if team.size > 1:
             raise StateError(
                 "training with noise runs in one process", hint="start it without torchrun"
@@ -191,6 +192,20 @@ def _start(
     )
     write_state(checkpoint, paid, 0, {n: v.cpu().contiguous() for n, v in weights.items()})
     checkpoint.chmod(0o600)
+
+
+def _require_simple(options: RunOptions) -> None:
+    """Refuses what training with noise cannot do, instead of leaving it out silently."""
+    for name, asked in (
+        ("--compile", options.compile),
+        ("--shard", options.shard),
+        ("--precision bfloat16", options.precision == "bfloat16"),
+    ):
+        if asked:
+            raise StateError(
+                f"training with noise does not support {name}",
+                hint="leave it out: sums are computed in float32, in one process",
+            )
 
 
 def _require_same_noise(
