@@ -147,6 +147,8 @@ def check_privacy(submission: Submission, trust: Trust, *, what: str) -> None:
         raise _policy(what, "its own audit rejects the claim that its training was private")
     if privacy.unit != policy.unit:
         raise _policy(what, f"it protects one {privacy.unit}, the plan asks for {policy.unit}")
+    if policy.unit == "patient" and any(entry.unit == "image" for entry in privacy.ledger):
+        raise _policy(what, "its ledger has releases that protect single images, not patients")
     plan = trust.plan
     _check_training(submission, plan, what)
     if policy.sgd is not None:

@@ -100,6 +100,7 @@ def run_head(
             HEAD_PURPOSE,
             "training without noise: no formal guarantee for the images it saw",
             NonPrivateEvent(),
+            plan.privacy.unit,
         )
         origin: Origin = "csprng"
     else:
@@ -169,7 +170,9 @@ class _HeadRun:
             f"DP-SGD: Poisson sampling of {self._trust.plan.privacy.unit}s, clip norm "
             f"{noise.clip_norm:g}, {noise.draws} draws each"
         )
-        entry = self._ledger.append(self._trust.plan_sha256, HEAD_PURPOSE, mechanism, event)
+        entry = self._ledger.append(
+            self._trust.plan_sha256, HEAD_PURPOSE, mechanism, event, self._trust.plan.privacy.unit
+        )
         run = self._of | {
             "paid_sha256": sha256_hex(entry.to_json()),
             "secret": self._randomness.hex,

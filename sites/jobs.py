@@ -154,7 +154,7 @@ def _release(
 
     def spend(purpose: str, mechanism: str, event: GaussianEvent) -> LedgerEntry:
         ledger.require_budget([event], trust.plan)
-        return ledger.append(trust.plan_sha256, purpose, mechanism, event)
+        return ledger.append(trust.plan_sha256, purpose, mechanism, event, trust.plan.privacy.unit)
 
     released = release_statistics(data, trust.plan, spend)
     write_releases(work / ROUTER_FILE, released)

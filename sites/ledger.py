@@ -7,7 +7,7 @@ from pathlib import Path
 from ddm_fed.errors import BudgetError, PolicyError
 from ddm_fed.files import append_durably
 from ddm_fed.privacy import check_chain, epsilon, private_events
-from ddm_fed.records import Event, LedgerEntry, Plan, now, sha256_hex
+from ddm_fed.records import Event, LedgerEntry, Plan, PrivacyUnit, now, sha256_hex
 from sites.folder import SiteFolder
 
 
@@ -63,7 +63,15 @@ class SiteLedger:
         if not events:
             return
         delta = float(plan.privacy.delta)
-        spent = private_events(self.entries())
+        entries = self.entries()
+        if plan.privacy.unit == "patient" and any(entry.unit == "image" for entry in entries):
+            raise BudgetError(
+                "earlier releases of this site protect single images, and bound nothing for a "
+                "patient who has several",
+                hint='a plan with privacy.unit = "patient" needs images that nothing was released '
+                "of at the level of images; `ddm-site ledger` shows what was",
+            )
+        spent = private_events(entries)
         before = epsilon(spent, delta) if spent else 0.0
         after = epsilon([*spent, *events], delta)
         for limit, owner in (
@@ -79,7 +87,14 @@ class SiteLedger:
                     " or on a larger limit; `ddm-site ledger` shows what was spent on what",
                 )
 
-    def append(self, plan_sha256: str, purpose: str, mechanism: str, event: Event) -> LedgerEntry:
+    def append(
+        self,
+        plan_sha256: str,
+        purpose: str,
+        mechanism: str,
+        event: Event,
+        unit: PrivacyUnit = "image",
+    ) -> LedgerEntry:
         """Writes and returns a new entry; when it returns, the entry is on disk."""
         self._drop_torn_line()
         entries = self.entries()
@@ -91,6 +106,7 @@ class SiteLedger:
             purpose=purpose,
             mechanism=mechanism,
             event=event,
+            unit=unit,
         )
         append_durably(self._path, entry.to_json())
         return entry

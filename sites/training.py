@@ -105,6 +105,7 @@ def make_expert(
             EXPERT_PURPOSE,
             "training without noise: no formal guarantee for the images it saw",
             NonPrivateEvent(),
+            trust.plan.privacy.unit,
         )
     write_tensors(work / EXPERT_FILE, expert.state)
     record_training(work, expert, design, data_sha256)
@@ -130,7 +131,9 @@ def _train_privately(
             f"DP-SGD: Poisson sampling of {plan.privacy.unit}s, clip norm {noise.clip_norm:g} to "
             f"{noise.clip_norm_end:g}, {noise.draws} draws each, trained: {noise.trainable}"
         )
-        entry = ledger.append(trust.plan_sha256, EXPERT_PURPOSE, mechanism, event)
+        entry = ledger.append(
+            trust.plan_sha256, EXPERT_PURPOSE, mechanism, event, plan.privacy.unit
+        )
         return sha256_hex(entry.to_json())
 
     return train_private_expert(

@@ -10,8 +10,9 @@ from federation import PRIVATE, SITES, a_plan, create_federation, random_images,
 from typer.testing import CliRunner
 
 from coordinator import rosters
+from ddm_fed.budget import planned_events
 from ddm_fed.bundle import ROUTER_FILE, verify_bundle
-from ddm_fed.errors import DataError, PolicyError, StateError
+from ddm_fed.errors import BudgetError, DataError, PolicyError, StateError
 from ddm_fed.privacy import FunctionalGradients, ImageSet, Private, PrivateStep
 from ddm_fed.records import AuditFacts, now
 from ddm_fed.router import exact_statistics
@@ -21,6 +22,7 @@ from sites import outbox
 from sites.audit import AUDIT_FILE, CANARIES_FILE, AuditOptions, run_audit
 from sites.cli import app
 from sites.jobs import write_draft
+from sites.ledger import open_ledger
 from sites.training import TRAINED_FILE
 
 A = SITES[0]
@@ -191,6 +193,31 @@ def test_attack_on_an_expert_of_other_images_is_refused(site):
     home, trust, _ = site
     with pytest.raises(StateError, match="other images"):
         run_audit(home, trust, random_images(1), replace(FEW, controls=random_images(9)))
+
+
+def test_honest_site_of_patients_is_not_accused(tmp_path):
+    fed = create_federation(tmp_path / "fed", sites=(A,))
+    of_patients = a_plan(max_epsilon='unit = "patient"\n' + PRIVATE)
+    rosters.publish_plan(fed.home, of_patients)
+    fed.look(A)
+    images = random_images(0, count=40).reveal()
+    data = Private(replace(images, units=torch.arange(40) // 2))
+    bundle = train(fed.site(A), fed.trust, data, seed=0)
+    privacy = verify_bundle(bundle, fed.trust, now(), require=("site",)).submission.privacy
+    assert privacy.unit == "patient"
+    assert {entry.unit for entry in privacy.ledger} == {"patient"}
+    found = run_audit(fed.site(A), fed.trust, data, FEW)
+    assert failed(found) == set()
+    assert not found.violates
+
+
+def test_plan_for_patients_after_releases_of_images_is_refused(site, trained):
+    home, _, _ = site
+    fed = trained
+    of_patients = a_plan(max_epsilon='unit = "patient"\n' + PRIVATE)
+    with pytest.raises(BudgetError, match="single images"):
+        open_ledger(home).require_budget([planned_events(of_patients).expert], of_patients)
+    assert fed.trust.plan.privacy.unit == "image"
 
 
 # --- what leaves ---

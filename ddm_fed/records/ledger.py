@@ -11,6 +11,7 @@ from pydantic import Field, StringConstraints
 
 from ddm_fed.records.audit import AuditFacts
 from ddm_fed.records.base import Moment, Number, Positive, Record, Sha256
+from ddm_fed.records.plan import PrivacyUnit
 
 Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 
@@ -48,7 +49,7 @@ Event = Annotated[
 
 
 class LedgerEntry(Record):
-    """One release, written down before its noise is drawn."""
+    """One release, written down before its noise is drawn; `unit` is what its event speaks of."""
 
     index: Annotated[int, Field(ge=0)]
     previous_sha256: Sha256 | None
@@ -57,6 +58,7 @@ class LedgerEntry(Record):
     purpose: Purpose
     mechanism: Annotated[str, StringConstraints(max_length=400)]
     event: Event
+    unit: PrivacyUnit = "image"
 
 
 class SgdFacts(Record):
@@ -86,7 +88,7 @@ class PrivacyStatement(Record):
     Source: the facts NIST SP 800-226 asks for.
     """
 
-    unit: Literal["image", "patient"] = "image"
+    unit: PrivacyUnit = "image"
     adjacency: Literal["add_or_remove_one"] = "add_or_remove_one"
     trust_model: Literal["central-at-site"] = "central-at-site"
     statistics: Literal["exact discrete Gaussian"] = "exact discrete Gaussian"

@@ -213,15 +213,17 @@ def exact_statistics(
     first = gaussian_events(
         float(plan.router.epsilon), float(plan.privacy.delta), router_shares(plan)
     )[0]
-    coefficients = data.map(lambda images: _coefficients(images, plan))
+    read = data.map(lambda images: _Read(*_coefficients(images, plan), image_weights(images, plan)))
     found: dict[str, Private[Ints]] = {}
     for message in messages(plan):
         if message.name == LOCATION:
-            found[LOCATION] = coefficients.map(lambda yc: location_statistic(*yc, plan))
+            found[LOCATION] = read.map(
+                lambda own: location_statistic(own.y, own.cells, plan, own.weights)
+            )
         else:
             location = decode_location(plan, released[LOCATION], float(first.noise_multiplier))
             about = functools.partial(_shape_about, means=location.means.numpy(), plan=plan)
-            found[message.name] = coefficients.map(about)
+            found[message.name] = read.map(about)
     return found
 
 
