@@ -17,14 +17,18 @@ import torch
 
 from coordinator import members, rosters
 from coordinator.folder import CoordinatorFolder
+from ddm_fed.bundle import EXPERT_FILE
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import NonPrivateEvent, TrainingFacts, read_plan_toml
+from ddm_fed.training import TrainedExpert
 from ddm_fed.weights import write_tensors
 from sites import outbox
 from sites.folder import SiteFolder, SiteSettings
-from sites.jobs import EXPERT_FILE, TrainingOptions, open_ledger, record_training, run_plan
+from sites.jobs import run_plan
+from sites.ledger import open_ledger
 from sites.seen import look
+from sites.training import TrainingOptions, record_training
 
 BIN = Path(sys.executable).parent
 PLAN = """
@@ -72,7 +76,7 @@ def build(folder: Path, architecture: str) -> tuple[Path, Path]:
     )
     open_ledger(site).append(trust.plan_sha256, "expert", "random weights", NonPrivateEvent())
     images = ImageSet(torch.zeros(10, 1, 8, 8), None)
-    record_training(work, facts, design, images.digest())
+    record_training(work, TrainedExpert(model.state_dict(), facts), design, images.digest())
     run_plan(site, trust, published.log, Private(images), TrainingOptions())
     outbox.review(site, trust)
     return folder / "hub", outbox.release(site, trust)

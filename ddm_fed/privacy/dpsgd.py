@@ -20,8 +20,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ddm_fed.privacy.randomness import Floats, Randomness
 
@@ -99,6 +97,10 @@ class FunctionalGradients:
 
     def clipped_sum(self, weights: Weights, rows: Sequence[Tensor], clip_norm: float) -> Clipped:
         """Returns the sum over units of their clipped gradients; see `Gradients`."""
+        # these take long to load, and most commands need none of it
+        from torch.func import functional_call, grad_and_value, vmap
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
         values = {name: value.detach() for name, value in weights.items()}
         adding = Adding(values, clip_norm)
 

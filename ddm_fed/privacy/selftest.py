@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from ddm_fed.errors import MechanismError
@@ -154,6 +153,8 @@ def _worthless_unit(
 
 def _noise(step: PrivateStep, clip_norm: float) -> list[Finding]:
     """Compares the noise of a sum of nothing with a normal of the promised deviation."""
+    from scipy import stats  # takes long to load, and most commands need none of it
+
     nothing = Clipped({"nothing": torch.zeros(NOISE_DRAWS)}, 0.0, 0)
     draws = [
         step.release(nothing, FIRST_TEST_STEP + 1 + index, clip_norm)["nothing"].double().numpy()
@@ -192,6 +193,8 @@ def _noise(step: PrivateStep, clip_norm: float) -> list[Finding]:
 
 def _inclusion(step: PrivateStep) -> list[Finding]:
     """Counts who is included: by unit and by step, as coins of the sampling rate would."""
+    from scipy import stats  # takes long to load, and most commands need none of it
+
     rate, units, steps = step.sampling_rate, INCLUSION_UNITS, INCLUSION_STEPS
     counts = np.zeros((steps, units), dtype=np.int64)
     for moment in range(steps):
@@ -233,6 +236,8 @@ def _inclusion(step: PrivateStep) -> list[Finding]:
 
 def _spread(sums: np.ndarray, trials: int, rate: float) -> tuple[float, tuple[float, float]]:
     """Returns the variance of `sums` in binomial variances, and between what it should lie."""
+    from scipy import stats  # takes long to load, and most commands need none of it
+
     spread = float(np.square(sums - trials * rate).mean() / (trials * rate * (1 - rate)))
     # the variance of a squared binomial deviation in units of its mean: 2 + excess kurtosis
     excess = (1 - 6 * rate * (1 - rate)) / (trials * rate * (1 - rate))
