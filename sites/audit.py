@@ -44,7 +44,7 @@ from ddm_fed.signing import Trust
 from ddm_fed.training import PrivateTraining, RunOptions, seeded, step_to_examine
 from ddm_fed.weights import read_own_tensors
 from sites.folder import SiteFolder
-from sites.training import TRAINED_FILE, Recorded, recorded
+from sites.training import RELEASE_FILE, TRAINED_FILE, Recorded, is_released, recorded
 
 AUDIT_FILE, CANARIES_FILE = "audit.json", "canaries.json"
 MOST_ATTACKED = 2000  # images of each kind that are attacked: more would only take longer
@@ -145,9 +145,11 @@ def run_audit(
 
     Raises:
         DataError: the controls are among the images, or there are none.
+        StateError: the site has trained on, or released statistics of, other images.
     """
     plan, work, result = trust.plan, site.work(trust.plan_sha256), AuditResult()
     known = recorded(work) if (work / TRAINED_FILE).exists() else None
+    _require_own(work, known, data)
     _attack_step(plan, known, options, on_step, result)
     _examine_releases(plan, work, data, known, result)
     _attack_expert(plan, work, data, known, options, result)
@@ -155,6 +157,17 @@ def run_audit(
     if result.canaries is not None:
         write_atomically(work / CANARIES_FILE, result.canaries.to_json())
     return result
+
+
+def _require_own(work: Path, known: Recorded | None, data: Private[ImageSet]) -> None:
+    """Refuses other images than those that were used: a release of theirs would look like a lie."""
+    sha256 = data.reveal().digest()
+    used = (work / RELEASE_FILE).exists() and not is_released(work, sha256)
+    if used or (known is not None and known.data_sha256 != sha256):
+        raise StateError(
+            "the site trained on, or released statistics of, other images than these",
+            hint="give the images it used under this plan",
+        )
 
 
 def shared_audit(work: Path) -> AuditFacts | None:
@@ -243,11 +256,6 @@ def _attack_expert(
         result.notes.append("no --controls: images nobody trained on are needed to attack weights")
         return
     own, others = data.reveal(), options.controls.reveal()
-    if known.data_sha256 != own.digest():
-        raise StateError(
-            "the expert was trained on other images than these",
-            hint="give the images it was trained on",
-        )
     _require_apart(own, others)
     network = build_network(plan.data, known.design)
     weights = read_own_tensors(work / EXPERT_FILE)

@@ -57,15 +57,16 @@ from sites.ledger import SiteLedger, open_ledger
 from sites.outbox import find_bundles, member_of, sequence_for_next
 from sites.training import (
     CHECKPOINT_FILE,
+    RELEASE_FILE,
     TRAINED_FILE,
     Screen,
     TrainingOptions,
+    is_released,
     make_expert,
     recorded,
     train_plainly,
 )
 
-RELEASE_FILE = "release.json"
 HEAD_RECORD_FILE = "head.json"  # private, as the one above
 
 
@@ -114,7 +115,7 @@ def run_plan(
             hint="leave it out, or ask for a plan with [privacy.sgd]",
         )
     planned, due = planned_events(plan), list[Event]()
-    if not _released(work, data_sha256):
+    if not is_released(work, data_sha256):
         due += planned.router
     begun = (work / CHECKPOINT_FILE).exists() or (work / TRAINED_FILE).exists()
     if planned.expert is not None and (options.restart or not begun):
@@ -148,7 +149,7 @@ def _release(
     ledger: SiteLedger,
     say: Callable[[str], None],
 ) -> None:
-    if _released(work, data_sha256):
+    if is_released(work, data_sha256):
         say("the router statistics are released already; nothing more is spent")
         return
 
@@ -171,11 +172,6 @@ def write_releases(path: Path, releases: Mapping[str, Release]) -> None:
         if not isinstance(item, Release):
             raise TypeError(f"{name} is a {type(item).__name__}, not a release")
     write_tensors(path, {name: item.value for name, item in releases.items()})
-
-
-def _released(work: Path, data_sha256: str) -> bool:
-    marker = work / RELEASE_FILE
-    return marker.exists() and json.loads(marker.read_bytes())["data_sha256"] == data_sha256
 
 
 def record_head(work: Path, facts: HeadFacts, data_sha256: str, origin: Origin) -> None:
@@ -214,7 +210,7 @@ def require_trained_on(work: Path, data_sha256: str) -> None:
             "this site has not trained under this plan yet",
             hint="run `ddm-site train` first: the reference is made of what it releases",
         )
-    if recorded(work).data_sha256 != data_sha256 or not _released(work, data_sha256):
+    if recorded(work).data_sha256 != data_sha256 or not is_released(work, data_sha256):
         raise CheckpointError(
             "the expert was trained on other images than these",
             hint="give the images it was trained on",

@@ -30,6 +30,7 @@ from ddm_fed.weights import read_own_tensors, write_tensors
 from sites.ledger import SiteLedger
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
+RELEASE_FILE = "release.json"
 TRAINED_FILE = "trained.json"  # private: it identifies the data set
 
 
@@ -150,6 +151,12 @@ def _train_privately(
         on_sample=screen.on_sample,
         say=screen.say,
     )
+
+
+def is_released(work: Path, data_sha256: str) -> bool:
+    """Returns whether the router's statistics of these images are released in `work`."""
+    marker = work / RELEASE_FILE
+    return marker.exists() and json.loads(marker.read_bytes())["data_sha256"] == data_sha256
 
 
 def released_units(work: Path, plan: Plan) -> float:

@@ -195,6 +195,14 @@ def test_attack_on_an_expert_of_other_images_is_refused(site):
         run_audit(home, trust, random_images(1), replace(FEW, controls=random_images(9)))
 
 
+def test_other_images_are_refused_and_not_called_a_lie(site):
+    home, trust, work = site
+    (work / TRAINED_FILE).unlink()
+    with pytest.raises(StateError, match="released statistics of, other images"):
+        run_audit(home, trust, random_images(1), FEW)
+    assert not (work / AUDIT_FILE).exists()
+
+
 def test_honest_site_of_patients_is_not_accused(tmp_path):
     fed = create_federation(tmp_path / "fed", sites=(A,))
     of_patients = a_plan(max_epsilon='unit = "patient"\n' + PRIVATE)

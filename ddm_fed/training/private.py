@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddm_fed.errors import CheckpointError, StateError
-from ddm_fed.models import build_network
+from ddm_fed.models import ExpertNetwork, build_network
 from ddm_fed.privacy import ImageSet, Private, PrivateStep, Randomness, examine, require_passed
 from ddm_fed.records import ExpertDesign, Plan
 from ddm_fed.training.batches import seeded
@@ -128,24 +128,40 @@ def step_to_examine(
     Raises:
         StateError: the network has no such part, or Opacus was asked for and cannot do it.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = build_network(plan.data, design)
     network.reset_parameters(seeded(0, "weights", 0))
-    network.to(device)
+    network.to("cuda" if torch.cuda.is_available() else "cpu")
     part = TrainedPart(network, noise.trainable)
     part.reset_parameters(seeded(0, "part", 0))
-    loss, rows = row_loss(plan, design), made_up_units(plan, noise.draws)
-    rows = tuple(value.to(device) for value in rows)
+    secret = Randomness.from_system()
+    with _trial(plan, design, noise, options, network, part, secret) as (step, rows):
+        yield step, part, rows
+
+
+@contextmanager
+def _trial(
+    plan: Plan,
+    design: ExpertDesign,
+    noise: PrivateTraining,
+    options: RunOptions,
+    network: ExpertNetwork,
+    part: TrainedPart,
+    randomness: Randomness,
+) -> Iterator[tuple[PrivateStep, list[Tensor]]]:
+    """Yields the step of `part` and made-up units, while its weights are stirred."""
+    device = next(part.parameters()).device
+    rows = [value.to(device) for value in made_up_units(plan, noise.draws)]
+    loss = row_loss(plan, design)
     with stirred(part):
         chosen = noise.gradients or choose_gradients(network, part, loss, rows, options)
         step = PrivateStep(
             build_gradients(chosen, network, part, loss, options.micro_batch),
-            Randomness.from_system(),
+            randomness,
             sampling_rate=noise.sampling_rate,
             noise_multiplier=noise.noise_multiplier,
             expected_units=noise.expected_units,
         )
-        yield step, part, list(rows)
+        yield step, rows
 
 
 def _start(
@@ -167,20 +183,11 @@ def _start(
     network.to(team.device)
     part = TrainedPart(network, noise.trainable)
     part.reset_parameters(seeded(run.seed, "part", 0))
-    loss, randomness = row_loss(plan, design), randomness or Randomness.from_system()
-    rows = [value.to(team.device) for value in made_up_units(plan, noise.draws)]
-    with stirred(part):
-        chosen = choose_gradients(network, part, loss, rows, options)
-        gradients = build_gradients(chosen, network, part, loss, options.micro_batch)
-        step = PrivateStep(
-            gradients,
-            randomness,
-            sampling_rate=noise.sampling_rate,
-            noise_multiplier=noise.noise_multiplier,
-            expected_units=noise.expected_units,
-        )
+    randomness = randomness or Randomness.from_system()
+    with _trial(plan, design, noise, options, network, part, randomness) as (step, rows):
         findings = examine(step, part.trained, rows, noise.clip_norm)
         require_passed(findings)
+        chosen = step.gradients.name
     say(f"the mechanism passed {len(findings)} tests on made-up units ({chosen} gradients)")
     weights = {f"model.{name}": value.detach() for name, value in part.state_dict().items()}
     paid = replace(
