@@ -120,7 +120,7 @@ def verify(
         held.envelope, trust.chain, log.size, what=held.what
     )
     require_progress(statement.predicate, payload_sha256, log)
-    _require_our_reference(home, trust, statement.predicate, held.what)
+    require_our_reference(home, trust, statement.predicate, held.what)
     return verify_files(
         held.envelope,
         {name: held.arrival / name for name in held.names},
@@ -133,10 +133,14 @@ def verify(
     )
 
 
-def _require_our_reference(
+def require_our_reference(
     home: CoordinatorFolder, trust: Trust, submission: Submission, what: str
 ) -> None:
-    """Refuses a head that was trained against another reference: it fits no other head."""
+    """Refuses a head that was trained against another reference: it fits no other head.
+
+    Raises:
+        PlanMismatchError: it was.
+    """
     if submission.head is None or submission.plan_sha256 != trust.plan_sha256:
         return  # without a head, or refused for its plan
     found, expected = submission.head.reference_sha256, reference_sha256(home.published, trust)

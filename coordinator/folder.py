@@ -6,6 +6,7 @@ enrolled/                 the requests that were accepted, as evidence
 pending/                  a roster that waits for signatures of root keys
 published/                plan, rosters and log, for everybody; made again from the rest if lost
 inbox/incoming/           where movers put bundles; nothing here is trusted
+inbox/partial/            bundles that are on their way over a network; see `coordinator.sink`
 inbox/receipts/           signed receipts, for the sites to fetch
 store/blobs/SHA256        admitted weights, by digest; private, read-only
 store/manifests/SHA256    admitted manifests, by the digest of their payload
@@ -189,6 +190,13 @@ class CoordinatorFolder(Home):
     def incoming(self) -> Path:
         """Where movers put bundles."""
         return self.path / "inbox" / "incoming"
+
+    @property
+    def partial(self) -> Path:
+        """Bundles on their way; made if it is not there."""
+        folder = self.path / "inbox" / "partial"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder
 
     @property
     def receipts(self) -> Path:

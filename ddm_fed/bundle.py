@@ -198,7 +198,7 @@ def verify_files(
     submission = statement.predicate
     require_ours(submission, trust, what)
     require_valid_at(submission, trust, moment, what)
-    digests = _signed_digests(statement, trust.plan, what)
+    digests = signed_digests(statement, trust.plan, what)
     if sources.keys() != digests.keys():
         raise FileSetError(
             f"{what} holds {sorted(sources)}, it is signed over {sorted(digests)}",
@@ -231,7 +231,12 @@ def verify_files(
     return VerifiedBundle(submission, payload_sha256, envelope, files, digests)
 
 
-def _signed_digests(statement: Statement[Submission], plan: Plan, what: str) -> dict[str, str]:
+def signed_digests(statement: Statement[Submission], plan: Plan, what: str) -> dict[str, str]:
+    """Returns the digests of the files a manifest is about, which are those of a bundle.
+
+    Raises:
+        FileSetError: they are other files, or larger than the plan allows.
+    """
     digests = {subject.name: subject.digest.sha256 for subject in statement.subject}
     sizes = {file.name: file.size_bytes for file in statement.predicate.files}
     for named in (statement.subject, statement.predicate.files):

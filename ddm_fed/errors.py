@@ -235,3 +235,21 @@ class CheckpointError(DdmFedError):
     """A training checkpoint belongs to another run, or is damaged."""
 
     code = "DDM401"
+
+
+class ExchangeError(DdmFedError):
+    """The other side cannot be reached, or does not answer as it must."""
+
+    code = "DDM501"
+
+
+class OffsetError(ExchangeError):
+    """An upload went on from another byte than where the coordinator stands."""
+
+    code = "DDM502"
+
+
+class QuotaError(ExchangeError):
+    """The coordinator takes no more just now: no room, or too much from one sender at once."""
+
+    code = "DDM503"

@@ -1,0 +1,75 @@
+"""From a bundle that has just arrived to its receipt, or to the reason why it is refused."""
+
+from dataclasses import dataclass
+from time import monotonic, sleep
+
+from coordinator import audit
+from coordinator.admission import admit_arrivals
+from coordinator.folder import CoordinatorFolder
+from ddm_fed.errors import StateError
+from ddm_fed.files import read_bounded
+from ddm_fed.records import MAX_DOCUMENT_BYTES
+
+RETRY_S = 0.2
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a bundle was refused, in the words of the error."""
+
+    code: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a bundle; neither of the two while it waits.
+
+    Attributes:
+        receipt: The signed receipt's envelope.
+        refusal: Why it was refused.
+    """
+
+    receipt: bytes | None = None
+    refusal: Refusal | None = None
+
+
+def deliver(home: CoordinatorFolder, digest: str, *, patience_s: float = 60.0) -> Outcome:
+    """Verifies and admits what lies in the inbox; returns what became of the bundle `digest`.
+
+    Args:
+        home: The coordinator.
+        digest: Of the bundle's manifest.
+        patience_s: How long another command may hold the folder; after that the bundle waits.
+
+    Raises:
+        ExpiredError: the plan or the roster is no longer in force.
+        StateError: a new coordinator key still waits for signatures.
+    """
+    until = monotonic() + patience_s
+    while outcome_of(home, digest) == Outcome():
+        try:
+            with home.changing():
+                admit_arrivals(home, home.trust())
+            break
+        except StateError:
+            if not home.is_busy():
+                raise
+            if monotonic() > until:
+                break
+            sleep(RETRY_S)
+    return outcome_of(home, digest)
+
+
+def outcome_of(home: CoordinatorFolder, digest: str) -> Outcome:
+    """Returns what became of the bundle `digest`, if anything did yet."""
+    receipt = home.receipts / f"{digest}.dsse.json"
+    if receipt.exists():
+        return Outcome(receipt=read_bounded(receipt, MAX_DOCUMENT_BYTES))
+    if (home.incoming / digest).exists():
+        return Outcome()
+    for event in reversed(audit.refusals(home)):
+        if event["arrival"] == digest:
+            return Outcome(refusal=Refusal(event["code"], event["message"], event["hint"]))
+    return Outcome()
