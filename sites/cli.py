@@ -13,7 +13,7 @@ import typer
 
 from ddm_fed import __version__, console
 from ddm_fed.files import size_below
-from sites import cli_head, cli_keys, cli_privacy, cli_train
+from sites import cli_head, cli_keys, cli_privacy, cli_receipts, cli_train
 from sites.options import JsonOption, PlanOption, SiteOption, open_published
 
 app = typer.Typer(
@@ -37,6 +37,7 @@ app.command(rich_help_panel=PRIVACY)(cli_privacy.budget)
 app.command(rich_help_panel=PRIVACY)(cli_privacy.ledger)
 app.command(rich_help_panel=PRIVACY)(cli_privacy.audit)
 app.command(rich_help_panel=LEAVE)(cli_keys.approve)
+app.command(rich_help_panel=LEAVE)(cli_receipts.receipts)
 
 
 class PrivatePartName(StrEnum):
