@@ -191,16 +191,19 @@ def _hold(grid: Grid, conversations: Sequence["_Conversation"], parallel: int) -
     for one in conversations:
         one.resume(None)
     while going := [one for one in conversations if one.ask is not None]:
-        under_way = [one for one in going if one.message_id is not None]
-        due = [one for one in going if one.is_due() and one not in under_way]
-        for one in due[: max(0, parallel - len(under_way))]:
+        under_way = {one.message_id: one for one in going if one.message_id is not None}
+        due = sorted((one for one in going if one.is_due()), key=lambda one: one.sent_at)
+        for one in due[: max(0, parallel - len(under_way))]:  # whoever waited longest is first
             one.send()
-        asked = {one.message_id: one for one in going if one.message_id is not None}
-        for reply in grid.pull_messages(list(asked)) if asked else ():
-            one_asked = asked.get(reply.metadata.reply_to_message_id)
-            if one_asked is not None:
-                one_asked.receive(reply)
+        replies = list(grid.pull_messages(list(under_way))) if under_way else []
+        started = monotonic()
+        for reply in replies:
+            asked = under_way.get(reply.metadata.reply_to_message_id)
+            if asked is not None:
+                asked.receive(reply)
+        busy = monotonic() - started  # admitting a bundle takes time, and is no fault of the others
         for one in going:
+            one.excuse(busy)
             one.give_up_late()
         sleep(POLL_S)
 
@@ -213,12 +216,20 @@ class _Conversation:
         self.message_id: str | None = None
         self._grid, self._node, self._visit, self._pulling = grid, node, visit, pulling
         self._talk: Talk = visit.talk()
+        self.sent_at = 0.0
         self._failed = self._hopeless = 0
-        self._due = self._sent = 0.0
-        self._heard = monotonic()
+        self._due = 0.0
+        self._silent_since: float | None = None  # first sending of a question without an answer
 
     def is_due(self) -> bool:
-        return monotonic() >= self._due
+        """Returns whether its question may be sent now."""
+        return self.message_id is None and monotonic() >= self._due
+
+    def excuse(self, seconds: float) -> None:
+        """Does not count time in which nobody listened."""
+        self.sent_at += seconds
+        if self._silent_since is not None:
+            self._silent_since += seconds
 
     def resume(self, answer: Answer | None) -> None:
         """Lets the visit go on to its next question."""
@@ -228,6 +239,7 @@ class _Conversation:
             self.ask = None
 
     def send(self) -> None:
+        """Sends its question, for the first time or again."""
         if self.ask is None:
             return
         message = Message(
@@ -237,11 +249,13 @@ class _Conversation:
             ttl=self._pulling.answer_s,
         )
         (message_id,) = [*self._grid.push_messages([message]), None][:1]
-        self.message_id, self._sent = message_id or None, monotonic()
+        self.message_id, self.sent_at = message_id or None, monotonic()
+        self._silent_since = self._silent_since or self.sent_at
         if self.message_id is None:  # the SuperLink does not know the node any longer
             self._fail()
 
     def receive(self, reply: Message) -> None:
+        """Takes the reply to its question, or Flower's word that there will be none."""
         self.message_id = None
         if reply.has_error():
             why = HOPELESS.get(reply.error.code)
@@ -252,17 +266,17 @@ class _Conversation:
                 self._fail()
             return
         self._failed = self._hopeless = 0
-        self._heard = monotonic()
+        self._silent_since = None
         self.resume(_answer(reply.content))
 
     def give_up_late(self) -> None:
         """Stops waiting for an answer that is late, and for a site that has long been silent."""
-        if self.ask is None:
+        if self.ask is None or self._silent_since is None:
             return
-        silent = monotonic() - self._heard
+        silent = monotonic() - self._silent_since
         if silent > self._pulling.patience_s:
             self._end("unreachable", f"nothing was heard for {silent:.0f} s")
-        elif self.message_id is not None and monotonic() - self._sent > self._pulling.answer_s:
+        elif self.message_id is not None and monotonic() - self.sent_at > self._pulling.answer_s:
             self.message_id = None
             self._fail()
 
