@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
@@ -72,6 +73,12 @@ def show_error(error: DdmFedError) -> None:
 def show_json(value: Any) -> None:
     """Writes `value` to stdout as JSON."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def log_line(facts: dict[str, Any]) -> None:
+    """Writes `facts` and the present time to stderr as one line of JSON."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    sys.stderr.write(json.dumps({"at": at, **facts}) + "\n")
 
 
 def show_text(text: str) -> None:
