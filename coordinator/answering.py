@@ -12,30 +12,15 @@ from contextlib import AbstractContextManager
 from functools import wraps
 from secrets import token_hex
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 
 from coordinator.guard import Caller, Guard
+from coordinator.metrics import ServerMetrics
 from ddm_fed import console
 from ddm_fed.errors import DdmFedError
 from ddm_fed.exchange import details_of, status_of
-
-
-class Metrics(Protocol):
-    """What a server counts."""
-
-    def count_rpc(self, rpc: str, code: str) -> None:
-        """Counts a call that has ended."""
-
-    def count_received(self, site: str, size_bytes: int) -> None:
-        """Counts bytes of a body."""
-
-    def write_opened(self) -> None:
-        """Counts a stream that begins."""
-
-    def write_closed(self) -> None:
-        """Counts a stream that has ended."""
 
 
 class Answering(AbstractContextManager["Answering"]):
@@ -49,7 +34,7 @@ class Answering(AbstractContextManager["Answering"]):
     """
 
     def __init__(
-        self, rpc: str, guard: Guard, context: grpc.ServicerContext, metrics: Metrics
+        self, rpc: str, guard: Guard, context: grpc.ServicerContext, metrics: ServerMetrics
     ) -> None:
         self._rpc, self._guard, self._context, self._metrics = rpc, guard, context, metrics
         self._began, self._who = time.monotonic(), "unknown"
@@ -104,7 +89,7 @@ class Answering(AbstractContextManager["Answering"]):
             self._context.abort(grpc.StatusCode.INTERNAL, f"unforeseen, logged as {number}")
 
     def _log(self, code: str, **facts: object) -> None:
-        self._metrics.count_rpc(self._rpc, code)
+        self._metrics.rpc_ended(self._rpc, code)
         took_ms = round((time.monotonic() - self._began) * 1000)
         console.log_line(
             {"rpc": self._rpc, "site": self._who, "code": code, "ms": took_ms, **facts}

@@ -14,8 +14,8 @@ from threading import Event
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from coordinator.answering import Metrics
 from coordinator.folder import CoordinatorFolder
+from coordinator.metrics import ServerMetrics
 from coordinator.patience import Patience
 from coordinator.service import EnrolmentService, ExchangeService
 from coordinator.sink import Limits, Sink, has_room
@@ -70,7 +70,7 @@ class Listening:
 def serving(
     home: CoordinatorFolder,
     options: ServerOptions,
-    metrics: Metrics,
+    metrics: ServerMetrics,
     take_request: Callable[[bytes], bool],
 ) -> Iterator[Listening]:
     """Runs the server during the block; afterwards calls may end, and all that arrived is safe.

@@ -7,11 +7,12 @@ as they are published: whoever reads them verifies them.
 from collections.abc import Callable, Iterator
 from threading import Lock
 
-from coordinator.answering import Answering, Metrics, answers, streams
+from coordinator.answering import Answering, answers, streams
 from coordinator.delivery import Outcome, claimed_site, deliver, outcome_of
 from coordinator.ensembles import newest_ensemble
 from coordinator.folder import CoordinatorFolder
 from coordinator.guard import Bucket, Caller, Guard
+from coordinator.metrics import ServerMetrics
 from coordinator.patience import Patience
 from coordinator.sink import SYNC_BYTES, Sink, Upload
 from coordinator.status import site_states
@@ -44,7 +45,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         home: CoordinatorFolder,
         sink: Sink,
         view: PublishedView,
-        metrics: Metrics,
+        metrics: ServerMetrics,
         patience: Patience,
         *,
         share_ensemble: bool,
@@ -138,9 +139,8 @@ class ExchangeService(services.ExchangeServiceServicer):
         """Takes bytes of a body. The newest stream of a bundle is the one that counts."""
         caller, token = call.admitted(), object()
         upload, checked = None, 0
-        self.metrics.write_opened()
         try:
-            with self._patience.watching(call.cancel) as progress:
+            with self.metrics.writing(), self._patience.watching(call.cancel) as progress:
                 for part in request:
                     progress()
                     if upload is None:
@@ -148,12 +148,11 @@ class ExchangeService(services.ExchangeServiceServicer):
                         self._writers[upload.digest] = token
                     self._require_newest(upload, token)
                     have = upload.write(part.offset, part.data)
-                    self.metrics.count_received(caller.site, len(part.data))
+                    self.metrics.received(caller.site, len(part.data))
                     if have - checked >= SYNC_BYTES:
                         checked = have
                         call.caller()  # a connection outlives the roster it began under
         finally:
-            self.metrics.write_closed()
             if upload is not None:
                 upload.pause()
                 if self._writers.get(upload.digest) is token:
@@ -308,7 +307,7 @@ class EnrolmentService(services.EnrolmentServiceServicer):
         guard: Not asked: there is nobody to tell.
     """
 
-    def __init__(self, take: Callable[[bytes], bool], metrics: Metrics, guard: Guard) -> None:
+    def __init__(self, take: Callable[[bytes], bool], metrics: ServerMetrics, guard: Guard) -> None:
         self._take, self.metrics, self.guard = take, metrics, guard
         self._bucket = Bucket()
 

@@ -155,7 +155,9 @@ DOORS = {
         "coordinator.cli_router",
         "coordinator.cli_sample",
         "coordinator.cli_serve",
+        "coordinator.cli_status",
         "coordinator.cli_verify",
+        "coordinator.cli_web",
         "coordinator.options",
     },
     "safetensors": {
@@ -174,6 +176,12 @@ DOORS = {
     },
     "keyring": {"ddm_fed.signing.passphrase"},
     "fcntl": {"ddm_fed.files"},
+    "jinja2": {"coordinator.pages"},
+    "prometheus_client": {"coordinator.metrics"},
+    # the read-only web page
+    "http": {"coordinator.web"},
+    "socket": {"coordinator.web"},
+    "socketserver": {"coordinator.web"},
     # nowhere: they run code out of files, reach a network, or start programs
     "pickle": set(),
     "marshal": set(),
@@ -181,8 +189,6 @@ DOORS = {
     "dill": set(),
     "cloudpickle": set(),
     "joblib": set(),
-    "socket": set(),
-    "http": set(),
     "urllib": set(),
     "requests": set(),
     "flwr": set(),
