@@ -8,12 +8,8 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-<<<<<<< HEAD
 from datetime import UTC, datetime
-from typing import Any
-=======
 from typing import Any, NamedTuple
->>>>>>> web
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -88,12 +84,12 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
-<<<<<<< HEAD
 def log_line(facts: dict[str, Any]) -> None:
     """Writes `facts` and the present time to stderr as one line of JSON."""
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
     sys.stderr.write(json.dumps({"at": at, **facts}) + "\n")
-=======
+
+
 def show_json_line(value: Any) -> None:
     """Writes `value` to stdout as one line of JSON, at once."""
     try:
@@ -101,7 +97,6 @@ def show_json_line(value: Any) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         out.on_broken_pipe()  # whoever read has what it wanted; nothing is left to say
->>>>>>> web
 
 
 def show_text(text: str) -> None:
