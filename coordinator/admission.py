@@ -21,6 +21,7 @@ from pathlib import Path
 
 from coordinator import audit
 from coordinator.book import append, publish_log, read_book
+from coordinator.claims import claim_of
 from coordinator.folder import CoordinatorFolder
 from coordinator.rosters import pending_roster
 from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, arrived_files, verify_files
@@ -289,7 +290,7 @@ def admit_arrivals(
         try:
             log, admitted = _take(home, trust, log, arrival, advance)
         except RefusedError as error:
-            _set_aside(home, arrival, error)
+            _set_aside(home, trust, arrival, error)
             drop_unreferenced(home, log)
             verdicts.append(Verdict(printable(arrival.name), None, error))
             continue
@@ -400,7 +401,7 @@ def _keep_evidence(
             write_atomically(folder / f"{entry.submission_sha256}.dsse.json", admitted)
 
 
-def _set_aside(home: CoordinatorFolder, arrival: Path, error: RefusedError) -> None:
+def _set_aside(home: CoordinatorFolder, trust: Trust, arrival: Path, error: RefusedError) -> None:
     moment = now()
     name = re.sub(r"[^A-Za-z0-9._-]", "_", arrival.name)[:64]
     target = home.refused / f"{moment:%Y%m%dT%H%M%SZ}-{name}"
@@ -408,10 +409,13 @@ def _set_aside(home: CoordinatorFolder, arrival: Path, error: RefusedError) -> N
     while target.exists() or target.is_symlink():
         attempt += 1
         target = target.with_name(f"{moment:%Y%m%dT%H%M%SZ}-{attempt}-{name}")
+    claim = claim_of(arrival, trust.chain)
     audit.record(
         home,
         "refused",
         arrival=printable(arrival.name),
+        claimed_site=claim.site if claim else None,
+        claim_signed=claim is not None and claim.signed,
         kept_as=target.name,
         code=error.code,
         message=error.message,

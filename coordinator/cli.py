@@ -17,9 +17,11 @@ from coordinator import (
     cli_roster,
     cli_router,
     cli_sample,
+    cli_status,
     cli_verify,
+    cli_web,
 )
-from coordinator.options import CoordinatorOption, JsonOption, RouterName, router_name
+from coordinator.options import CoordinatorOption, RouterName, router_name
 from ddm_fed import __version__, console
 from ddm_fed.files import size_below
 
@@ -47,6 +49,8 @@ app.add_typer(cli_plan.app, rich_help_panel=SETUP)
 app.add_typer(cli_router.app, rich_help_panel=WORK)
 app.command(rich_help_panel=WORK)(cli_verify.verify)
 app.command(rich_help_panel=WORK)(cli_reference.reference)
+app.command(rich_help_panel=WORK)(cli_status.status)
+app.command(rich_help_panel=WORK)(cli_web.web)
 app.command(rich_help_panel=USE)(cli_verify.audit)
 app.command(rich_help_panel=USE)(cli_sample.sample)
 app.command(rich_help_panel=USE)(cli_evaluate.evaluate)
@@ -169,46 +173,6 @@ def publish(
             "ones; a site takes part in this plan once it has trained under it"
         )
     console.next_step(f"send {home.published} to every site; it holds nothing secret")
-
-
-@app.command(rich_help_panel=WORK)
-def status(coordinator: CoordinatorOption = Path(), as_json: JsonOption = False) -> None:
-    """Show who is enrolled, what arrived, what was admitted or refused, and what comes next.
-
-    Example: ddm-coord status
-    """
-    from coordinator.admission import recover_if_published
-    from coordinator.folder import CoordinatorFolder
-    from coordinator.status import site_states
-
-    home = CoordinatorFolder.open(coordinator)
-    if not home.is_busy():  # then a kill may have left something to finish
-        with home.changing():
-            recover_if_published(home)
-    report = site_states(home)
-    if as_json:
-        console.show_json(report)
-        return
-    console.show_table(
-        f"{home.settings.federation}: sites",
-        ["site", "state", "sequence", "router epsilon", "log", "waiting for"],
-        [
-            [
-                str(row[name])
-                for name in ("site", "state", "sequence", "epsilon", "log_index", "waiting_for")
-            ]
-            for row in report["sites"]
-        ],
-    )
-    if report["refused"]:
-        console.show_table(
-            "Refused",
-            ["when", "arrival", "code", "reason"],
-            [
-                [row["at"], row["arrival"][:16], row["code"], row["message"]]
-                for row in report["refused"]
-            ],
-        )
 
 
 @app.command(rich_help_panel=WORK)

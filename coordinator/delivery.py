@@ -5,9 +5,11 @@ from time import monotonic, sleep
 
 from coordinator import audit
 from coordinator.admission import admit_arrivals
+from coordinator.claims import claim_of
 from coordinator.folder import CoordinatorFolder
-from ddm_fed.errors import StateError
+from ddm_fed.errors import BusyError
 from ddm_fed.files import read_bounded
+from ddm_fed.log import Log
 from ddm_fed.records import MAX_DOCUMENT_BYTES
 
 RETRY_S = 0.2
@@ -53,9 +55,7 @@ def deliver(home: CoordinatorFolder, digest: str, *, patience_s: float = 60.0) -
             with home.changing():
                 admit_arrivals(home, home.trust())
             break
-        except StateError:
-            if not home.is_busy():
-                raise
+        except BusyError:
             if monotonic() > until:
                 break
             sleep(RETRY_S)
@@ -73,3 +73,20 @@ def outcome_of(home: CoordinatorFolder, digest: str) -> Outcome:
         if event["arrival"] == digest:
             return Outcome(refusal=Refusal(event["code"], event["message"], event["hint"]))
     return Outcome()
+
+
+def claimed_site(home: CoordinatorFolder, log: Log, digest: str) -> str | None:
+    """Returns whose the bundle `digest` is: by the log, or by its own signature.
+
+    None if nothing of that digest waits, was admitted or was refused here.
+    """
+    entry = log.find(digest)
+    if entry is not None and entry.receipt is not None:
+        return entry.receipt.site
+    if (home.incoming / digest).exists():
+        claim = claim_of(home.incoming / digest, home.chain())
+        return claim.site if claim is not None and claim.signed else None
+    for event in reversed(audit.refusals(home)):
+        if event["arrival"] == digest:
+            return str(event["claimed_site"]) if event.get("claim_signed") else None
+    return None

@@ -98,7 +98,7 @@ class Upload:
         """Takes the files in hand, as long as they will be, and finds out how much is there.
 
         Raises:
-            StateError: another process is taking it in.
+            BusyError: another process is taking it in.
             QuotaError: the disk is full.
         """
         self._held.enter_context(exclusive(self._folder / LOCK_FILE))
@@ -293,7 +293,7 @@ class Sink:
         Raises:
             RefusedError: the first rule that fails.
             QuotaError: there is no room, or this carrier has too much open.
-            StateError: another process is taking it in.
+            BusyError: another process is taking it in.
         """
         published, what = self.view.current(), f"the bundle that `{carrier}` offers"
         trust, log = published.trust, published.log
@@ -387,6 +387,11 @@ class Sink:
                 "keep its reserve",
                 hint="its people have to make room; run the same command again then",
             )
+
+
+def has_room(home: CoordinatorFolder, limits: Limits) -> bool:
+    """Returns whether the disk has more than its reserve left."""
+    return shutil.disk_usage(home.path).free > limits.reserve_bytes
 
 
 def _write_all(descriptor: int, data: memoryview, start: int) -> None:

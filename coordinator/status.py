@@ -1,17 +1,23 @@
 """Who is where on the way from enrolled to admitted, and what each waits for."""
 
+from time import sleep
 from typing import Any
 
 from coordinator.admission import Admitted, current_members
 from coordinator.assemble import removed_sites
-from coordinator.audit import refusals
+from coordinator.audit import events
 from coordinator.folder import CoordinatorFolder
+from coordinator.journey import Journey, journeys
 from coordinator.rosters import pending_roster
-from ddm_fed.errors import printable
-from ddm_fed.log import read_log
+from ddm_fed.errors import RefusedError, StateError, printable
+from ddm_fed.log import Log, read_log
 from ddm_fed.published import PLAN_FILE, roster_files
+from ddm_fed.records import RosterSite
 from ddm_fed.reference import reference_sha256
 from ddm_fed.signing import Trust
+
+STATES = ("in the roster", "uploading", "arrived", "refused", "admitted", "removed", "revoked")
+ATTEMPTS, PAUSE_S = 10, 0.1
 
 
 def _after_admission(home: CoordinatorFolder, trust: Trust | None, item: Admitted) -> str:
@@ -26,31 +32,61 @@ def _after_admission(home: CoordinatorFolder, trust: Trust | None, item: Admitte
     return "`ddm-coord assemble`"
 
 
+def _before_admission(
+    trust: Trust | None, site: RosterSite, journey: Journey, *, removed: bool
+) -> tuple[str, str]:
+    """Returns the state of a site that is no member, and what it waits for."""
+    if not site.is_active:
+        if removed:
+            return "removed", "nothing; a new bundle would bring it back"
+        return "revoked", "new keys, with `ddm-coord roster rotate`"
+    if journey.arrived_at is not None:
+        return "arrived", "`ddm-coord verify`"
+    if journey.upload is not None:
+        return "uploading", "the rest of its bundle, then `ddm-coord verify`"
+    if journey.refusal is not None:
+        return "refused", "a bundle that holds, then `ddm-coord verify`"
+    if removed:
+        return "removed", "nothing; a new bundle would bring it back"
+    if trust is None:
+        return "in the roster", "`ddm-coord publish PLAN.toml`"
+    return "in the roster", "its bundle, then `ddm-coord verify`"
+
+
+def _last_progress(site: RosterSite, journey: Journey, log: Log | None) -> str:
+    """Returns when the site, or we for it, last got further."""
+    newest = log.newest(site.name) if log is not None else None
+    moments = [site.enrolled_at]
+    if newest is not None and newest.receipt is not None:
+        moments.append(newest.receipt.admitted_at)
+    return max(*(f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in moments), "", *journey.moments)
+
+
 def site_states(home: CoordinatorFolder) -> dict[str, Any]:
     """Returns the state of every site, the log's head, the unread arrivals and all refusals.
 
     It reads what is published, so it can be asked while another command is at work.
 
-    Every row of `sites` has `site`, `state`, `sequence`, `epsilon`, `log_index` and `waiting_for`.
+    Every row of `sites` has `site`, `state` (one of `STATES`), `sequence`, `epsilon`, `log_index`,
+    `waiting_for`, `last_progress`, and, or None, `upload` and `refusal`. A refusal belongs to the
+    site that its manifest claims; `signed` says whether a key of that site signed the claim.
     """
     chain = home.chain() if roster_files(home.published) else None
     trust = home.trust() if (home.published / PLAN_FILE).exists() else None
     log = read_log(home.published, chain) if chain is not None else None
     members = current_members(home, trust, log) if trust is not None and log is not None else {}
     removed = removed_sites(log) if log is not None else set()
+    happened = events(home)
+    travelling = journeys(home, chain, happened) if chain is not None else {}
     rows = []
     for site in chain.current.sites if chain is not None else ():
-        item = members.get(site.name)
+        item, journey = members.get(site.name), travelling[site.name]
         if item is not None:
             state, waiting = "admitted", _after_admission(home, trust, item)
-        elif site.name in removed:
-            state, waiting = "removed", "nothing; a new bundle would bring it back"
-        elif not site.is_active:
-            state, waiting = "revoked", "new keys, with `ddm-coord roster rotate`"
-        elif trust is not None:
-            state, waiting = "in the roster", "its bundle, then `ddm-coord verify`"
+            if journey.arrived_at is not None:
+                waiting = "`ddm-coord verify`, for its newer bundle"
         else:
-            state, waiting = "in the roster", "`ddm-coord publish PLAN.toml`"
+            state, waiting = _before_admission(trust, site, journey, removed=site.name in removed)
         rows.append(
             {
                 "site": site.name,
@@ -59,19 +95,47 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
                 "epsilon": item.submission.privacy.releases_epsilon if item else "",
                 "log_index": item.entry.index if item else "",
                 "waiting_for": waiting,
+                "upload": journey.upload,
+                "refusal": journey.refusal,
+                "last_progress": _last_progress(site, journey, log),
             }
         )
     pending = pending_roster(home)
+    expiry = chain.current.expires_at if chain else None
     return {
         "federation": home.settings.federation,
         "root": home.settings.root,
         "plan_sha256": trust.plan_sha256 if trust else None,
         "roster": chain.current.version if chain else None,
+        "roster_expires_at": f"{expiry:%Y-%m-%dT%H:%M:%SZ}" if expiry else None,
         "pending_roster": pending.version if pending else None,
         "log": log.head.model_dump() if log else None,
+        "admissions": sum(1 for _ in log.receipts()) if log else 0,
+        "stale_ensembles": _stale(log) if log else [],
         "sites": rows,
         "arrivals": sorted(
             printable(path.name) for path in home.incoming.iterdir() if path.name[0] != "."
         ),
-        "refused": refusals(home),
+        "refused": [event for event in happened if event["event"] == "refused"],
     }
+
+
+def _stale(log: Log) -> list[str]:
+    """Returns the ensembles that a removal made stale."""
+    removals = [entry.removal for entry in log.entries if entry.removal is not None]
+    return sorted({digest for removal in removals for digest in removal.stale_ensembles})
+
+
+def settled_states(home: CoordinatorFolder) -> dict[str, Any]:
+    """Returns `site_states`, patiently: another command may be between two of its files.
+
+    Raises:
+        RefusedError: what is published does not hold, and still did not after a second.
+        StateError: the folder was damaged.
+    """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return site_states(home)
+        except (RefusedError, StateError):
+            sleep(PAUSE_S)
+    return site_states(home)

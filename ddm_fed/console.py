@@ -6,11 +6,13 @@ on a terminal only, and NO_COLOR is respected (both by Rich).
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -27,6 +29,14 @@ from ddm_fed.errors import DdmFedError, MachineError
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
+
+
+class Sheet(NamedTuple):
+    """A table before it is drawn."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def run(command: Callable[[], object]) -> None:
@@ -74,20 +84,57 @@ def show_json(value: Any) -> None:
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
+def log_line(facts: dict[str, Any]) -> None:
+    """Writes `facts` and the present time to stderr as one line of JSON."""
+    at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    sys.stderr.write(json.dumps({"at": at, **facts}) + "\n")
+
+
+def show_json_line(value: Any) -> None:
+    """Writes `value` to stdout as one line of JSON, at once."""
+    try:
+        sys.stdout.write(json.dumps(value) + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        out.on_broken_pipe()  # whoever read has what it wanted; nothing is left to say
+
+
 def show_text(text: str) -> None:
     """Writes lines to stdout as they are, for people to paste."""
     out.print(escape(text), soft_wrap=True)
 
 
-def show_table(title: str, columns: list[str], rows: list[list[str]]) -> None:
+def show_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Writes a table to stdout, readable without colour."""
-    table = Table(title=title, title_justify="left")
-    for number, column in enumerate(columns):
+    out.print(_drawn(Sheet(title, columns, rows)))
+
+
+def _drawn(sheet: Sheet) -> Table:
+    table = Table(title=escape(sheet.title), title_justify="left")
+    for number, column in enumerate(sheet.columns):
         # the name of a row stays readable, and nothing is cut that people compare
         table.add_column(column, no_wrap=number == 0, overflow="fold")
-    for row in rows:
+    for row in sheet.rows:
         table.add_row(*(escape(cell) for cell in row))
-    out.print(table)
+    return table
+
+
+@contextmanager
+def refreshing() -> Iterator[Callable[[Sequence[Sheet]], None]]:
+    """Yields `show(sheets)`: drawn in place on a terminal, elsewhere written where they changed."""
+    if not out.is_terminal:
+        last: list[Sheet] = []
+
+        def write(sheets: Sequence[Sheet]) -> None:
+            if last != list(sheets):
+                last[:] = sheets
+                out.print(*map(_drawn, sheets), sep="\n", end="\n\n")
+                out.file.flush()
+
+        yield write
+        return
+    with Live(console=out, auto_refresh=False, vertical_overflow="ellipsis") as live:
+        yield lambda sheets: live.update(Group(*map(_drawn, sheets)), refresh=True)
 
 
 @contextmanager

@@ -6,6 +6,7 @@
     │   ├── DataError           DDM102
     │   ├── KeyFileError        DDM103
     │   ├── StateError          DDM104
+    │   │   └── BusyError       DDM106
     │   └── MachineError        DDM105
     ├── RefusedError            what arrived must not be trusted
     │   ├── MalformedError      DDM201
@@ -93,6 +94,12 @@ class StateError(InputError):
     """A command was run before the step it builds on, or on the wrong folder."""
 
     code = "DDM104"
+
+
+class BusyError(StateError):
+    """Another process is at work in the same folder."""
+
+    code = "DDM106"
 
 
 class MachineError(InputError):

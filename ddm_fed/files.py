@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from ddm_fed.errors import DigestError, FileSetError, StateError
+from ddm_fed.errors import BusyError, DigestError, FileSetError
 
 BLOCK_BYTES = 1 << 20
 MAX_DEPTH = 8  # folders in folders; our formats need two
@@ -89,13 +89,13 @@ def exclusive(path: Path) -> Iterator[None]:
     """Holds the lock file `path`; the system frees it however the process ends.
 
     Raises:
-        StateError: another process holds it.
+        BusyError: another process holds it.
     """
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise StateError(
+            raise BusyError(
                 f"another process is working in {path.parent}",
                 hint="wait until it has finished, or stop it, then run this again",
             ) from None

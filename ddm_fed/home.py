@@ -33,7 +33,7 @@ class Home:
         """Holds the folder's lock; it is freed however the process ends.
 
         Raises:
-            StateError: another process holds it.
+            BusyError: another process holds it.
         """
         with exclusive(self.path / ".lock"):
             yield

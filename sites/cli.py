@@ -12,8 +12,7 @@ from typing import Annotated
 import typer
 
 from ddm_fed import __version__, console
-from ddm_fed.files import size_below
-from sites import cli_head, cli_keys, cli_privacy, cli_receipts, cli_train
+from sites import cli_head, cli_keys, cli_network, cli_privacy, cli_submit, cli_train
 from sites.options import JsonOption, PlanOption, SiteOption, open_published
 
 app = typer.Typer(
@@ -29,15 +28,19 @@ Nothing is sent anywhere by itself: training needs no network, and what is to le
 ddm-site train --site hospital-a --plan published --data images/""",
 )
 SETUP, WORK, PRIVACY, LEAVE = "Set up", "Work", "What it costs", "What leaves"
+USE = "Use an ensemble"
 app.command(rich_help_panel=SETUP)(cli_keys.keygen)
 app.command(rich_help_panel=SETUP)(cli_keys.rotate)
+app.command(rich_help_panel=SETUP)(cli_network.enroll)
+app.command(rich_help_panel=SETUP)(cli_network.fetch)
 app.command(rich_help_panel=WORK)(cli_train.train)
 app.command(rich_help_panel=WORK)(cli_head.head)
 app.command(rich_help_panel=PRIVACY)(cli_privacy.budget)
 app.command(rich_help_panel=PRIVACY)(cli_privacy.ledger)
 app.command(rich_help_panel=PRIVACY)(cli_privacy.audit)
 app.command(rich_help_panel=LEAVE)(cli_keys.approve)
-app.command(rich_help_panel=LEAVE)(cli_receipts.receipts)
+app.command(rich_help_panel=LEAVE)(cli_submit.submit)
+app.command(rich_help_panel=USE)(cli_network.ensemble)
 
 
 class PrivatePartName(StrEnum):
@@ -182,38 +185,3 @@ def release(plan: PlanOption, site: SiteOption = Path()) -> None:
         target = outbox.release(home, trust)
     console.say(f"released {target}")
     console.next_step(f"ddm-site submit --site {site} --plan {plan} --to INBOX")
-
-
-@app.command(rich_help_panel=LEAVE)
-def submit(
-    plan: PlanOption,
-    to: Annotated[Path, typer.Option(help="The coordinator's inbox: a share, or a stick.")],
-    site: SiteOption = Path(),
-    as_json: JsonOption = False,
-) -> None:
-    """Copy released bundles to the inbox and collect receipts. Safe to run again at any time.
-
-    Example: ddm-site submit --site hospital-a --plan published --to /mnt/share/inbox
-    """
-    from sites import outbox
-
-    home, published = open_published(site, plan)
-    trust = published.trust
-    with home.changing():
-        size = size_below(home.released)
-        with console.moving_bytes(f"sending {home.settings.name}", size) as advance:
-            states = outbox.submit(home, trust, to, advance=advance)
-    if as_json:
-        console.show_json([{"submission_sha256": d, "state": state} for d, state in states])
-        return
-    meanings = {
-        "sent": "sent; run this again later to collect the receipt",
-        "waiting": "waits in the inbox for the coordinator",
-        "admitted": "admitted; the signed receipt is in receipts/",
-        "earlier plan": "is of an earlier plan and was never admitted; it is not sent",
-        "earlier reference": "has a head for a reference that was replaced; it is not sent",
-        "earlier key": "is signed with a key that was replaced; run `ddm-site train` again",
-        "expired": "has expired and is not sent; run `ddm-site train` again to sign it anew",
-    }
-    for digest, state in states:
-        console.say(f"{digest[:16]}… {meanings[state]}")

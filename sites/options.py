@@ -41,6 +41,12 @@ MaxBadOption = Annotated[
         max=1,
     ),
 ]
+PatienceOption = Annotated[
+    float,
+    typer.Option(
+        "--patience", help="Seconds without any progress after which a network is given up.", min=1
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 

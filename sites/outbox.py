@@ -1,19 +1,16 @@
 """The way out: draft, reviewed, approved, released, submitted. Each step needs the one before."""
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, tensor_files, verify_bundle
+from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, verify_bundle
 from ddm_fed.errors import (
     CountersignatureError,
-    RevokedKeyError,
     StateError,
     UnknownSignerError,
 )
-from ddm_fed.files import Advance, check_file, new_folder, read_bounded, write_atomically
-from ddm_fed.log import Log, LogEntry
-from ddm_fed.receipts import read_receipt
+from ddm_fed.files import new_folder, read_bounded, write_atomically
+from ddm_fed.log import Log
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
@@ -21,12 +18,10 @@ from ddm_fed.records import (
     Require,
     Role,
     RosterSite,
-    Statement,
-    Submission,
     now,
 )
 from ddm_fed.signing import Trust, VerifyKey, merge_signatures, open_envelope
-from ddm_fed.submission import open_as_site, read_submission
+from ddm_fed.submission import read_submission
 from sites.folder import SiteFolder
 from sites.review import ReviewFolder, describe, open_review, read_review, write_review
 
@@ -183,99 +178,6 @@ def _require_officer(site: SiteFolder, trust: Trust, envelope: bytes, what: str)
 
 
 _APPROVE_HINT = "the officer runs `ddm-site approve {}/DIGEST --key KEY.pem`, here or elsewhere"
-
-
-def submit(
-    site: SiteFolder, trust: Trust, inbox: Path, *, advance: Advance = lambda _: None
-) -> list[tuple[str, str]]:
-    """Copies released bundles into the coordinator's `inbox` and collects receipts.
-
-    Idempotent: what is there already is not copied again, what has a receipt is done. The site
-    keeps its own copy. A kill leaves no bundle half-copied under its final name.
-
-    Args:
-        site: The sender.
-        trust: Whose receipts are believed.
-        inbox: A folder both sides can reach; `incoming` and `receipts` are inside it.
-        advance: Told the bytes copied.
-
-    Returns:
-        For each released bundle its digest and `admitted`, `waiting`, `sent`, `earlier plan`,
-        `earlier reference`, `earlier key` or `expired`; the last four are not sent, because they
-        would be refused.
-
-    Raises:
-        StateError: nothing is released, or `inbox` does not exist.
-        DigestError: a copy does not match what was signed.
-    """
-    released = find_bundles(site.released)
-    if not released:
-        raise StateError("nothing is released", hint="run `ddm-site release` first")
-    if not inbox.is_dir():
-        raise StateError(
-            f"the inbox {inbox} does not exist",
-            hint="mount the share or the stick; a coordinator's inbox has a folder `incoming`",
-        )
-    (inbox / "incoming").mkdir(exist_ok=True)
-    newest = signed_statement(released[-1], trust).predicate
-    states = []
-    for bundle in released:
-        digest = bundle.name
-        if _collect_receipt(site, trust, inbox, digest) is not None:
-            states.append((digest, "admitted"))
-        elif (inbox / "incoming" / digest).exists():
-            states.append((digest, "waiting"))
-        else:
-            states.append(
-                (digest, _send(trust, bundle, newest, inbox / "incoming" / digest, advance))
-            )
-    return states
-
-
-def _collect_receipt(site: SiteFolder, trust: Trust, inbox: Path, digest: str) -> LogEntry | None:
-    kept = site.receipts / f"{digest}.dsse.json"
-    offered = inbox / "receipts" / f"{digest}.dsse.json"
-    source = kept if kept.exists() else offered
-    if not source.exists():
-        return None
-    data = read_bounded(source, MAX_DOCUMENT_BYTES)
-    entry = read_receipt(data, digest, trust.chain, what=f"the receipt {digest[:16]}…")
-    if not kept.exists():
-        write_atomically(kept, data)
-    return entry
-
-
-def signed_statement(bundle: Path, trust: Trust) -> Statement[Submission]:
-    """Returns what a bundle says of itself, signed by the site, now or at any time before."""
-    envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
-    signed = open_as_site(envelope, trust.chain, what=f"the bundle {bundle.name[:16]}")
-    return Statement[Submission].from_json(signed.payload, what=bundle.name)
-
-
-def _send(trust: Trust, bundle: Path, newest: Submission, target: Path, advance: Advance) -> str:
-    submission = signed_statement(bundle, trust).predicate
-    if submission.plan_sha256 != trust.plan_sha256:
-        return "earlier plan"
-    if submission.reference_sha256 not in (None, newest.reference_sha256):
-        return "earlier reference"  # the coordinator replaced it since, and this site followed
-    if now() >= submission.expires_at:
-        return "expired"
-    try:
-        verified = verify_bundle(bundle, trust, now())
-    except RevokedKeyError:
-        return "earlier key"
-    with new_folder(target) as folder:
-        for name in tensor_files(verified.submission):
-            check_file(
-                bundle / name,
-                sha256=verified.sha256[name],
-                size_bytes=verified.submission.size_of(name) or 0,
-                what=f"`{name}`",
-                copy_to=folder / name,
-                advance=advance,
-            )
-        shutil.copyfile(bundle / ENVELOPE_FILE, folder / ENVELOPE_FILE)
-    return "sent"
 
 
 def sequence_for_next(site: SiteFolder, log: Log) -> int:

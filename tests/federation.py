@@ -23,9 +23,10 @@ from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import IN_TOTO_PAYLOAD, Plan, canonical_json, read_plan_toml, sha256_hex
 from ddm_fed.signing import SigningKey, Trust, seal
 from ddm_fed.training import RunOptions
-from sites import outbox
+from sites import outbox, submitting
 from sites.folder import SiteFolder, SiteSettings
 from sites.jobs import run_plan
+from sites.movers import FolderMover
 from sites.seen import Published, look
 from sites.training import TrainingOptions
 
@@ -203,7 +204,7 @@ def build_stages(base: Path) -> Stages:
     for name in SITES:
         outbox.review(fed.site(name), fed.trust)
         outbox.release(fed.site(name), fed.trust)
-        outbox.submit(fed.site(name), fed.trust, fed.inbox)
+        submitting.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
     submitted = fed.copy(base / "submitted", "consortium", *SITES)
     admit_arrivals(fed.home, fed.trust)
     assemble(fed.home, base / "ensemble", router=None, without=())

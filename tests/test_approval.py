@@ -32,8 +32,9 @@ from ddm_fed.errors import (
 )
 from ddm_fed.log import SUBMISSION_FILE
 from ddm_fed.signing import ENROLMENT_PAYLOAD, SigningKey, new_key, write_key
-from sites import outbox
+from sites import outbox, submitting
 from sites.folder import ENROLMENT_FILE, SiteFolder, SiteSettings
+from sites.movers import FolderMover
 from sites.review import EGRESS_FILE, REVIEW_FILE, approve_request, approve_review
 
 A = "hospital-a"
@@ -138,7 +139,7 @@ def test_approval_elsewhere_keeps_both_payloads_and_lets_the_draft_leave(
 def test_approved_submission_is_admitted(fed: Federation, site: SiteFolder, officer: SigningKey):
     approve_review(outbox.review(site, fed.trust).folder, officer)
     outbox.release(site, fed.trust)
-    outbox.submit(site, fed.trust, fed.inbox)
+    submitting.submit(site, fed.trust, FolderMover(fed.inbox))
     (verdict,) = admit_arrivals(fed.home, fed.trust)
     assert verdict.error is None
 
@@ -223,7 +224,7 @@ def test_arrival_that_one_of_the_two_signed_is_refused(
 ):
     approve_review(outbox.review(site, fed.trust).folder, officer)
     outbox.release(site, fed.trust)
-    outbox.submit(site, fed.trust, fed.inbox)
+    submitting.submit(site, fed.trust, FolderMover(fed.inbox))
     key = {"officer": officer, "site": site.newest_key()}[alone]
     sign_alone(fed.arrival(A) / ENVELOPE_FILE, key)
     (verdict,) = admit_arrivals(fed.home, fed.trust)

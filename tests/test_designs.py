@@ -34,8 +34,9 @@ from ddm_fed.loading import load_ensemble
 from ddm_fed.records import ExpertDesign, now, read_plan_toml
 from ddm_fed.sampling import SamplingOptions, sample
 from ddm_fed.training import RunOptions
-from sites import outbox
+from sites import outbox, submitting
 from sites.jobs import TRAINED_FILE, TrainingOptions, run_plan
+from sites.movers import FolderMover
 
 A, B, C = SITES
 DESIGNS = {
@@ -80,7 +81,7 @@ def test_experts_of_three_designs_become_one_ensemble_that_samples(fed: Federati
     for name in SITES:
         outbox.review(fed.site(name), fed.trust)
         outbox.release(fed.site(name), fed.trust)
-        outbox.submit(fed.site(name), fed.trust, fed.inbox)
+        submitting.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
     assert [verdict.error for verdict in admit_arrivals(fed.home, fed.trust)] == [None] * 3
     assemble(fed.home, scratch / "ensemble", router=None, without=())
     verified = verify_ensemble(scratch / "ensemble", fed.root)

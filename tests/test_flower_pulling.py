@@ -21,10 +21,11 @@ from coordinator import flower_app as coordinator_side
 from coordinator.flower_app import Pulling, pull
 from coordinator.sink import Sink, read_progress
 from ddm_fed import flower
-from ddm_fed.errors import ExchangeError, StateError
+from ddm_fed.errors import ExchangeError, RefusedError, StateError
 from sites import flower_app as site_side
 from sites import outbox
-from sites.receipts import collect_receipts
+from sites.address import mover_to
+from sites.submitting import submit
 
 PART = 200_000  # bytes: five parts a bundle
 ANSWERED, LOST, CRASHED = "answered", "lost", "crashed"
@@ -137,6 +138,13 @@ def run(fed, *nodes, **options):
     return pull(Link(*nodes), Pulling(fed.home.path, wait_s=0, **options))
 
 
+def submitted(fed, node):
+    """What `ddm-site submit --to flower:RECEIPTS` says of everything the site has released."""
+    site = fed.site(node.name)
+    mover = mover_to(f"flower:{node.receipts}", site, fed.trust, patience_s=1)
+    return [(item.digest, item.state) for item in submit(site, fed.trust, mover)]
+
+
 def printed(capsys):
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -159,10 +167,13 @@ def test_bundles_of_three_sites_are_admitted_and_their_receipts_reach_the_sites(
     }
     for node in nodes:
         assert node.parts() == [0, 200_000, 400_000, 600_000, 800_000]
-        site = fed.look(node.name) and fed.site(node.name)
         digest = digest_of(fed, node.name)
-        assert collect_receipts(site, fed.trust, node.receipts) == [(digest, None)]
-        assert (site.receipts / f"{digest}.dsse.json").exists()
+        assert submitted(fed, node) == [(digest, "admitted")]
+        assert (fed.site(node.name).receipts / f"{digest}.dsse.json").exists()
+
+
+def test_bundle_nobody_has_fetched_waits(fed, nodes):
+    assert submitted(fed, nodes[0]) == [(digest_of(fed, "hospital-a"), "waiting")]
 
 
 def test_payload_digests_equal_those_of_the_folder_way(fed, nodes, stages):
@@ -199,7 +210,7 @@ def test_second_round_supersedes_the_first(fed, nodes):
     name = SITES[1]
     first = digest_of(fed, name)
     fed.look(name)
-    collect_receipts(fed.site(name), fed.trust, nodes[1].receipts)
+    assert submitted(fed, nodes[1]) == [(first, "admitted")]
     train(fed.site(name), fed.trust, random_images(7), seed=7, restart=True)
     outbox.review(fed.site(name), fed.trust)
     second = outbox.release(fed.site(name), fed.trust).name
@@ -479,13 +490,12 @@ def test_forged_receipt_is_refused_and_removed_so_that_the_true_one_comes(fed, n
     ask_site(nodes[0], "receipt", {"digest": digest}, **{digest: b'{"payload": "e30="}'})
     site = fed.site("hospital-a")
 
-    ((found, error),) = collect_receipts(site, fed.trust, nodes[0].receipts)
+    with pytest.raises(RefusedError):
+        submitted(fed, nodes[0])
 
-    assert found == digest
-    assert error.code.startswith("DDM2")
     assert list(site.receipts.iterdir()) == list(nodes[0].receipts.iterdir()) == []
     assert states(run(fed, nodes[0])) == [("flower:hospital-a", "admitted")]
-    assert collect_receipts(site, fed.trust, nodes[0].receipts) == [(digest, None)]
+    assert submitted(fed, nodes[0]) == [(digest, "admitted")]
 
 
 # The version of Flower

@@ -28,9 +28,10 @@ from ddm_fed.loading import load_heads, load_router, routers_without_samples
 from ddm_fed.records import read_plan_toml
 from ddm_fed.reference import REFERENCE_FILE, VECTORS_FILE, read_reference
 from ddm_fed.replay import BuildOptions, build_from_samples
-from sites import outbox
+from sites import outbox, submitting
 from sites.cli import app as site_app
 from sites.head import HeadScreen, run_head
+from sites.movers import FolderMover
 
 A, B, C = SITES
 PLAN = """
@@ -65,7 +66,7 @@ def deliver(fed: Federation, name: str) -> None:
     fed.look(name)
     outbox.review(fed.site(name), fed.trust)
     outbox.release(fed.site(name), fed.trust)
-    outbox.submit(fed.site(name), fed.trust, fed.inbox)
+    submitting.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
 
 
 def admit(fed: Federation) -> list:

@@ -24,9 +24,10 @@ from ddm_fed.assembly import verify_ensemble
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import read_plan_toml
 from ddm_fed.training import RunOptions
-from sites import outbox
+from sites import outbox, submitting
 from sites.folder import SiteFolder, SiteSettings
 from sites.jobs import run_plan
+from sites.movers import FolderMover
 from sites.seen import look
 from sites.training import TrainingOptions
 
@@ -150,7 +151,7 @@ def deliver(folder: Path) -> None:
     """Lets both sites submit, in this process."""
     for name in ("one", "two"):
         site, hub = SiteFolder.open(folder / name), folder / "hub"
-        outbox.submit(site, CoordinatorFolder.open(hub).trust(), hub / "inbox")
+        submitting.submit(site, CoordinatorFolder.open(hub).trust(), FolderMover(hub / "inbox"))
 
 
 def admit(folder: Path) -> int:

@@ -32,8 +32,9 @@ from ddm_fed.errors import (
 from ddm_fed.files import PART_PREFIX
 from ddm_fed.records import EgressRecord, sha256_hex
 from ddm_fed.signing import Trust
-from sites import outbox
+from sites import outbox, submitting
 from sites.folder import SiteFolder
+from sites.movers import FolderMover
 from sites.review import EGRESS_FILE
 
 A = "hospital-a"
@@ -56,7 +57,8 @@ def released(site: SiteFolder, trust: Trust) -> Path:
 
 
 def submit(fed: Federation) -> list[tuple[str, str]]:
-    return outbox.submit(fed.site(A), fed.trust, fed.inbox)
+    found = submitting.submit(fed.site(A), fed.trust, FolderMover(fed.inbox))
+    return [(item.digest, item.state) for item in found]
 
 
 def draft(site: SiteFolder) -> Path:
@@ -207,7 +209,7 @@ def test_submit_to_an_inbox_that_is_not_there_is_refused(fed: Federation, site: 
     released(site, fed.trust)
     missing = fed.path / "stick"
     with pytest.raises(StateError, match=f"the inbox {missing} does not exist"):
-        outbox.submit(site, fed.trust, missing)
+        submitting.submit(site, fed.trust, FolderMover(missing))
     assert not missing.exists()
 
 

@@ -31,11 +31,12 @@ from ddm_fed.privacy import PrivateStep, Randomness, epsilon, private_events
 from ddm_fed.records import now, read_plan_toml
 from ddm_fed.reference import read_reference
 from ddm_fed.training import read_identity
-from sites import outbox
+from sites import outbox, submitting
 from sites.cli import app
 from sites.folder import SiteFolder, write_settings
 from sites.head import RUN_FILE, HeadScreen, run_head
 from sites.ledger import open_ledger
+from sites.movers import FolderMover
 from sites.training import CHECKPOINT_FILE
 
 A = SITES[0]
@@ -64,7 +65,7 @@ def deliver(fed, name):
     fed.look(name)
     outbox.review(fed.site(name), fed.trust)
     outbox.release(fed.site(name), fed.trust)
-    outbox.submit(fed.site(name), fed.trust, fed.inbox)
+    submitting.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
 
 
 def entries(fed, name=A):

@@ -77,8 +77,9 @@ from ddm_fed.signing import ROSTER_PAYLOAD, SigningKey, Trust, require_in_force
 from ddm_fed.staleness import find_staleness
 from ddm_fed.store import BlobStore
 from ddm_fed.submission import read_submission
-from sites import outbox
+from sites import outbox, submitting
 from sites.folder import ROTATION_FILE
+from sites.movers import FolderMover
 from sites.review import approve_request, approve_review
 from sites.rotation import replace_officer, replace_site_key
 from sites.seen import look
@@ -704,7 +705,7 @@ def test_threat_16_missing_countersignature_is_added_later(copy_of, stages, scra
     shutil.copytree(elsewhere, folder, dirs_exist_ok=True)
     released = outbox.release(fed.site(A), fed.trust)
     assert payload_of(released / ENVELOPE_FILE) == before
-    outbox.submit(fed.site(A), fed.trust, fed.inbox)
+    submitting.submit(fed.site(A), fed.trust, FolderMover(fed.inbox))
     (verdict,) = admit_arrivals(fed.home, fed.trust)
     assert verdict.admitted.payload_sha256 == released.name
 

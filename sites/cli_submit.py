@@ -1,0 +1,70 @@
+"""`ddm-site submit`: released bundles to the coordinator, whichever way leads there."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed import console
+from ddm_fed.files import size_below
+from sites.options import JsonOption, PatienceOption, PlanOption, SiteOption, open_published
+
+if TYPE_CHECKING:
+    from sites.submitting import Submitted
+
+MEANINGS = {
+    "sent": "sent; run this again later to collect the receipt",
+    "waiting": "waits for the coordinator",
+    "admitted": "admitted; the signed receipt is in receipts/",
+    "refused": "was refused by the coordinator",
+    "earlier plan": "is of an earlier plan and was never admitted; it is not sent",
+    "earlier reference": "has a head for a reference that was replaced; it is not sent",
+    "earlier key": "is signed with a key that was replaced; run `ddm-site train` again",
+    "expired": "has expired and is not sent; run `ddm-site train` again to sign it anew",
+}
+
+
+def submit(
+    plan: PlanOption,
+    to: Annotated[
+        str,
+        typer.Option(
+            help="A folder (the coordinator's inbox, a share, a stick), a URL that fsspec knows "
+            "(s3://…, sftp://…), or grpcs://HOST:PORT."
+        ),
+    ],
+    site: SiteOption = Path(),
+    patience: PatienceOption = 300.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Send released bundles and collect receipts. Safe to run again at any time.
+
+    A bundle whose way was cut goes on from where it came to. It stays here in any case.
+
+    Examples: ddm-site submit --plan published --to /mnt/share/inbox · ddm-site submit --plan
+    published --to grpcs://consortium.example:8443
+    """
+    from sites.address import mover_to
+    from sites.submitting import submit
+
+    home, published = open_published(site, plan)
+    with home.changing():
+        mover = mover_to(to, home, published.trust, patience_s=patience)
+        size = size_below(home.released)
+        with console.moving_bytes(f"sending {home.settings.name}", size) as advance:
+            found = submit(home, published.trust, mover, advance=advance)
+    show_submitted(found, as_json)
+
+
+def show_submitted(found: "list[Submitted]", as_json: bool) -> None:
+    """Says where every released bundle stands; ends with exit status 1 if one was refused."""
+    if as_json:
+        console.show_json([{"submission_sha256": i.digest, "state": i.state} for i in found])
+    else:
+        for item in found:
+            console.say(f"{item.digest[:16]}… {MEANINGS[item.state]}")
+    refused = [item.error for item in found if item.error is not None]
+    for error in refused:
+        console.show_error(error)
+    if refused:
+        raise typer.Exit(1)
