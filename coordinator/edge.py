@@ -96,12 +96,13 @@ def make_edge(superlink: str, superlink_ca: Path | None, *, connections: int = 2
         await client.aclose()
 
     return Starlette(
-        routes=[Route("/{path:path}", forward, methods=["POST"]), Route("/{path:path}", _refuse)],
+        routes=[Route("/{path:path}", forward, methods=["POST"])],
+        exception_handlers={404: _refuse, 405: _refuse},
         lifespan=closing,
     )
 
 
-async def _refuse(_: Request) -> Response:
+async def _refuse(_: Request, __: Exception | None = None) -> Response:
     return PlainTextResponse("only SuperNodes are served here\n", status_code=403)
 
 
@@ -109,13 +110,18 @@ async def _forward(client: httpx.AsyncClient, request: Request) -> Response:
     path = bytes(request.scope["raw_path"])
     if not FLEET.fullmatch(path) or request.scope["query_string"]:
         return await _refuse(request)
+    headers = request.headers.raw
+    if sum(len(name) + len(value) for name, value in headers) > MAX_HEADER_BYTES:
+        return PlainTextResponse("the headers are too large\n", status_code=431)
     length = request.headers.get("content-length")
+    if length is not None and "transfer-encoding" in request.headers:
+        return PlainTextResponse("the body has two lengths\n", status_code=400)
     if length is not None and (not length.isdecimal() or int(length) > MAX_BODY_BYTES):
         return PlainTextResponse("the body is too large\n", status_code=413)
     outgoing = client.build_request(
         "POST",
         path.decode(),
-        headers=[pair for pair in request.headers.raw if pair[0].lower() not in HOP_BY_HOP],
+        headers=[pair for pair in headers if pair[0].lower() not in HOP_BY_HOP],
         content=_bounded(request),
     )
     try:
