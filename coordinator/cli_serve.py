@@ -27,7 +27,7 @@ def serve(
     ] = None,
     samples: Annotated[
         Path | None,
-        typer.Option(help="Folder that `ddm-coord sample` made, to show its grid.", file_okay=False),
+        typer.Option(help="What `ddm-coord sample` made, to show its grid.", file_okay=False),
     ] = None,
     share_ensemble: Annotated[
         bool,
@@ -76,7 +76,8 @@ def serve(
         page = None
         if web is not None:
             host, port = _host_and_port(web)
-            page = stack.enter_context(start_web(home, host, port, metrics=metrics, samples=samples))
+            server = start_web(home, host, port, metrics=metrics, samples=samples)
+            page = stack.enter_context(server)
         host = _host_and_port(listen)[0]
         facts = {
             "listen": f"grpcs://{host}:{found.port}#{found.fingerprint}",

@@ -85,7 +85,7 @@ def ensemble(
 ) -> None:
     """Fetch the newest ensemble, and verify it. Cut off, the same command goes on.
 
-    Example: ddm-site ensemble --plan published --from grpcs://consortium.example:8443 --out ensemble
+    Example: ddm-site ensemble --plan published --from grpcs://consortium.example:8443 --out best
     """
     from sites.address import Address
     from sites.fetching import fetch_ensemble

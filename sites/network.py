@@ -118,9 +118,7 @@ def judge(failure: grpc.RpcError, address: Address) -> None:
         )
 
 
-def with_patience(
-    call: Callable[[], Answer], address: Address, *, patience_s: float
-) -> Answer:
+def with_patience(call: Callable[[], Answer], address: Address, *, patience_s: float) -> Answer:
     """Returns what `call` does, tried again while the other side cannot be reached.
 
     Raises:
@@ -222,8 +220,19 @@ class NetworkMover:
             yield services.ExchangeServiceStub(channel)
 
     def collect(self, digest: str) -> bytes | None:
-        """Returns None: the receipt comes with the answer to the offer."""
-        return None
+        """Returns the receipt, if the bundle was admitted since it was sent."""
+        asked = messages.QueryWriteStatusRequest(submission_sha256=digest)
+        with self._service() as service:
+
+            def ask() -> bytes | None:
+                try:
+                    return service.QueryWriteStatus(asked, timeout=CALL_S).receipt_envelope or None
+                except grpc.RpcError as failure:
+                    if isinstance(error_of(failure), OffsetError):
+                        return None  # it was never offered there
+                    raise
+
+            return with_patience(ask, self._address, patience_s=self._patience_s)
 
     def send(self, bundle: VerifiedBundle, folder: Path, advance: Advance) -> Sent:
         """Offers the manifest, sends what is missing of the body, and waits for the verdict.
