@@ -200,6 +200,20 @@ def status(coordinator: CoordinatorOption = Path(), as_json: JsonOption = False)
             for row in report["sites"]
         ],
     )
+    if report["requests"]:
+        console.show_table(
+            "Requests that wait for you",
+            ["site", "keys", "certificate", "waiting for"],
+            [
+                [
+                    row["site"],
+                    "\n".join(row["keyids"]) or "no new one",
+                    row["certificate"] or "none",
+                    row["waiting_for"],
+                ]
+                for row in report["requests"]
+            ],
+        )
     if report["refused"]:
         console.show_table(
             "Refused",
