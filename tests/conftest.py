@@ -19,7 +19,7 @@ settings.register_profile("repeatable", derandomize=True, database=None, deadlin
 settings.load_profile("repeatable")
 
 
-def _load_helpers(name):
+def _load(name: str):
     # --import-mode=importlib puts no folder on sys.path, so the helpers are loaded by their path
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
@@ -28,9 +28,10 @@ def _load_helpers(name):
     return module
 
 
-helpers = _load_helpers("federation")
+helpers = _load("federation")
+_load("proxy")
 if importlib.util.find_spec("flwr") is not None:
-    _load_helpers("flower_deployment")
+    _load("flower_deployment")
 
 
 @pytest.fixture(scope="session")
