@@ -11,20 +11,26 @@ import pytest
 
 pytest.importorskip("flwr", reason="the `flower` extra is not installed")
 
-from federation import SITES, flip, random_images, snapshot, train
+from federation import SITES, create_federation, flip, random_images, snapshot, train
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 
 from coordinator import flower_app as coordinator_side
+from coordinator import rosters
+from coordinator.admission import current_members
 from coordinator.flower_app import Pulling, pull
+from coordinator.reference import publish_reference
 from coordinator.sink import Sink, read_progress
 from ddm_fed import flower
 from ddm_fed.errors import ExchangeError, RefusedError, StateError
+from ddm_fed.records import read_plan_toml
+from ddm_fed.reference import read_reference
 from sites import flower_app as site_side
 from sites import outbox
 from sites.address import mover_to
+from sites.head import run_head
 from sites.submitting import submit
 
 PART = 200_000  # bytes: five parts a bundle
@@ -218,6 +224,66 @@ def test_second_round_supersedes_the_first(fed, nodes):
     assert states(run(fed, *nodes)) == [(f"flower:{name}", "admitted")]
     newest = [entry.submission_sha256 for entry in fed.log.receipts(site=name)]
     assert newest == [first, second]
+
+
+HEADS_PLAN = """
+federation = "test"
+expires_at = 2036-01-01T00:00:00Z
+[data]
+channels = 1
+height = 8
+width = 8
+[expert]
+architecture = "DiT-Nano/2"
+[training]
+steps = 2
+batch_size = 16
+[router]
+kind = "heads"
+epsilon = 2
+frequencies = 4
+radius = 3
+[router.head]
+width = 16
+depth = 1
+steps = 4
+batch_size = 8
+[privacy]
+max_epsilon = 3
+"""
+
+
+def test_heads_come_in_a_second_run_and_their_bundles_supersede_the_first(scratch):
+    names = SITES[:2]
+    fed = create_federation(scratch / "heads", sites=names)
+    rosters.publish_plan(fed.home, read_plan_toml(HEADS_PLAN))
+    nodes = []
+    for seed, name in enumerate(names):
+        fed.look(name)
+        train(fed.site(name), fed.trust, random_images(seed), seed=seed)
+        outbox.review(fed.site(name), fed.trust)
+        outbox.release(fed.site(name), fed.trust)
+        drop = scratch / f"receipts-{name}"
+        drop.mkdir()
+        nodes.append(Node(name, fed.site(name).released.resolve(), drop))
+    assert [state for _, state in states(run(fed, *nodes))] == ["admitted"] * 2
+
+    publish_reference(fed.home, without=(), replace=False)
+    for seed, name in enumerate(names):
+        log, site = fed.look(name).log, fed.site(name)
+        reference = read_reference(fed.published, fed.trust)
+        run_head(site, fed.trust, log, reference, random_images(seed), seed=seed)
+        outbox.review(site, fed.trust)
+        outbox.release(site, fed.trust)
+    assert [state for _, state in states(run(fed, *nodes))] == ["admitted"] * 2
+
+    for name in names:
+        first, second = fed.log.receipts(site=name)
+        newest = current_members(fed.home, fed.trust, fed.log)[name]
+        assert newest.payload_sha256 == second.submission_sha256
+        assert newest.submission.supersedes == first.submission_sha256
+        assert newest.submission.head is not None
+        assert "head.safetensors" in newest.sha256
 
 
 def test_every_third_message_lost_still_brings_every_byte(fed, nodes):
