@@ -21,7 +21,15 @@ from coordinator.folder import CoordinatorFolder
 from coordinator.pulling import FINE, Answer, Ask, Event, State, Talk, Visit
 from coordinator.sink import Sink
 from ddm_fed.errors import ExchangeError, StateError
-from ddm_fed.flower import ANSWER, DATA, MAX_PART_BYTES, MIB, missing_flower, require_flower
+from ddm_fed.flower import (
+    ANSWER,
+    DATA,
+    MAX_PART_BYTES,
+    MIB,
+    PART,
+    missing_flower,
+    require_flower,
+)
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -47,7 +55,7 @@ class Pulling:
         part_bytes: Most bytes of one message.
         answer_s: How long one message may take, both ways.
         patience_s: How long a site may answer nothing before the run goes on without it.
-        parallel: Messages under way at once; each may hold a part in memory.
+        parallel: Parts under way at once; each is held in memory.
         couriers: Whether a node may bring bundles of another site than it is registered for.
     """
 
@@ -192,8 +200,7 @@ def _hold(grid: Grid, conversations: Sequence["_Conversation"], parallel: int) -
         one.resume(None)
     while going := [one for one in conversations if one.ask is not None]:
         under_way = {one.message_id: one for one in going if one.message_id is not None}
-        due = sorted((one for one in going if one.is_due()), key=lambda one: one.sent_at)
-        for one in due[: max(0, parallel - len(under_way))]:  # whoever waited longest is first
+        for one in _next(going, parallel):
             one.send()
         replies = list(grid.pull_messages(list(under_way))) if under_way else []
         started = monotonic()
@@ -208,6 +215,24 @@ def _hold(grid: Grid, conversations: Sequence["_Conversation"], parallel: int) -
         sleep(POLL_S)
 
 
+def _next(going: Sequence["_Conversation"], parallel: int) -> list["_Conversation"]:
+    """Returns whose questions are sent now.
+
+    Questions for parts are limited, since their answers take memory. Whoever waited longest is
+    first, and sites that failed to answer leave half of the places to the others.
+    """
+    due = sorted((one for one in going if one.is_due()), key=lambda one: one.turn)
+    free = parallel - sum(one.is_asked_for_a_part() for one in going if one.message_id is not None)
+    chosen = []
+    for one in due:
+        if one.is_asked_for_a_part():
+            if free <= (parallel // 2 if one.has_failed else 0):
+                continue
+            free -= 1
+        chosen.append(one)
+    return chosen
+
+
 class _Conversation:
     """A visit in progress: at most one message under way, sent again until it is answered."""
 
@@ -220,6 +245,20 @@ class _Conversation:
         self._failed = self._hopeless = 0
         self._due = 0.0
         self._silent_since: float | None = None  # first sending of a question without an answer
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether its last question was not answered."""
+        return self._failed > 0
+
+    @property
+    def turn(self) -> tuple[bool, float]:
+        """What decides who is next."""
+        return self.has_failed, self.sent_at
+
+    def is_asked_for_a_part(self) -> bool:
+        """Returns whether the answer may be large."""
+        return self.ask is not None and self.ask.action == PART
 
     def is_due(self) -> bool:
         """Returns whether its question may be sent now."""

@@ -34,7 +34,7 @@ from sites.head import run_head
 from sites.submitting import submit
 
 PART = 200_000  # bytes: five parts a bundle
-ANSWERED, LOST, CRASHED = "answered", "lost", "crashed"
+ANSWERED, LOST, CRASHED, SILENT = "answered", "lost", "crashed", "silent"
 
 
 class Node:
@@ -59,6 +59,8 @@ class Node:
         ask = (kind, dict(message.content.config_records[kind]))
         self.asked.append(ask)
         match self.fate(ask):
+            case "silent":
+                return None
             case "lost":
                 return Message(Error(code=3, reason="lost"), reply_to=message)
             case "crashed":
@@ -99,7 +101,8 @@ class Link(Grid):
             message.metadata.__dict__["_message_id"] = message.object_id
             ids.append(message.object_id)
             reply = self.nodes[message.metadata.dst_node_id].take(message)
-            self.replies[message.object_id] = reply
+            if reply is not None:
+                self.replies[message.object_id] = reply
         return ids
 
     def pull_messages(self, message_ids):
@@ -330,6 +333,20 @@ def test_site_that_never_answers_does_not_stop_the_others(fed, nodes, capsys):
         "flower:hospital-b": "admitted",
         "flower:hospital-c": "admitted",
     }
+
+
+@pytest.mark.parametrize(("silent_at", "parallel"), [("stat", 1), ("part", 2)])
+def test_silent_site_does_not_take_the_places_of_the_others(
+    fed, nodes, capsys, silent_at, parallel
+):
+    nodes[0].fate = lambda ask: SILENT if ask[0] == silent_at else ANSWERED
+
+    with pytest.raises(ExchangeError, match="1 of 3"):
+        run(fed, *nodes, parallel=parallel, answer_s=2, patience_s=5)
+
+    ends = [(event["from"], event["state"]) for event in printed(capsys) if event["state"]]
+    assert sorted(ends[:2]) == [(f"flower:{name}", "admitted") for name in SITES[1:]]
+    assert ends[2] == ("flower:hospital-a", "unreachable")
 
 
 def test_site_whose_app_crashes_is_given_up_after_few_tries(fed, nodes, capsys):
