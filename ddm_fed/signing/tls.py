@@ -315,7 +315,8 @@ def _der_of(text: str, what: str) -> bytes:
 
 def _check(der: bytes, what: str) -> CertificateDetails:
     found = x509.load_der_x509_certificate(der)
-    if found.public_bytes(Encoding.DER) != der:
+    # of the bits of the signature none may be unused, which `cryptography` does not ask
+    if found.public_bytes(Encoding.DER) != der or not der.endswith(b"\0" + found.signature):
         raise _refused(what, "it is not the one encoding of what it says")
     key = found.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
