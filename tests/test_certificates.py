@@ -273,6 +273,8 @@ def test_later_keys_are_numbered_and_the_newest_listed_one_is_found(tmp_path: Pa
     assert found is not None
     assert found.certificate == keys[1].certificate
     assert find_tls_key(tmp_path, [TlsKey.for_site(A).certificate]) is None
+    (tmp_path / "tls.pem").unlink()
+    assert TlsKey.for_site(A).write(tmp_path).name == "tls-4.pem"
 
 
 def test_certificate_beside_another_key_is_refused(tmp_path: Path):
@@ -712,14 +714,25 @@ def test_compromised_keys_take_the_certificates_with_them(fed: Federation):
     assert len(certificates(fed, A)) == 1
 
 
-def test_new_server_certificate_stands_beside_the_last_one_until_the_next(fed: Federation):
-    seen = [roster(fed).server_certificates[0]]
-    for _ in range(2):
+def test_new_server_certificate_is_announced_by_one_roster_before_it_serves(fed: Federation):
+    seen = [roster(fed).server_certificates]
+    for _ in range(3):
         assert members.rotate_server_certificate(fed.home).published
-        key = fed.home.tls(fed.home.chain())
-        assert roster(fed).server_certificates == (seen[-1], key.certificate)
-        seen.append(key.certificate)
-    assert len(set(seen)) == 3
+        served = fed.home.tls(fed.home.chain()).certificate
+        assert served in seen[-1]  # a site with the roster before still gets through
+        assert roster(fed).server_certificates[0] == served
+        seen.append(roster(fed).server_certificates)
+    assert [len(listed) for listed in seen] == [1, 2, 2, 2]
+    assert seen[2][0] == seen[1][1]
+    assert len({text for listed in seen for text in listed}) == 4
+
+
+def test_coordinator_whose_old_key_is_gone_serves_with_the_new_one(fed: Federation):
+    assert members.rotate_server_certificate(fed.home).published
+    for file in ("tls.pem", "tls.crt"):
+        (fed.home.keys / file).unlink()
+    served = fed.home.tls(fed.home.chain()).certificate
+    assert served == roster(fed).server_certificates[1]
 
 
 # What TLS makes of them

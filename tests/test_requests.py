@@ -339,7 +339,7 @@ def test_waiting_request_is_shown_accepted_by_name_and_gone(
     keyid = site.newest_key().public.keyid
     status, shown, _ = coord(home, "status")
     assert status == 0
-    assert keyid in shown
+    assert keyid[:30] in shown  # a narrow table folds the rest
     assert "Requests that wait for you" in shown
     assert coord(home, "roster", "add", C, "--key", keyid)[0] == 0
     assert members_of(home) == [A, C]

@@ -188,9 +188,14 @@ def newest_tls_key(folder: Path) -> TlsKey | None:
     return TlsKey.read(files[-1]) if files else None
 
 
-def find_tls_key(folder: Path, certificates: Collection[str]) -> TlsKey | None:
-    """Returns the newest TLS key in `folder` whose certificate is one of `certificates`."""
-    for file in reversed(key_files(folder, _KEY_NAME)):
+def find_tls_key(
+    folder: Path, certificates: Collection[str], *, newest: bool = True
+) -> TlsKey | None:
+    """Returns the newest TLS key in `folder` whose certificate is one of `certificates`.
+
+    Or the oldest, if not `newest`; None if there is none.
+    """
+    for file in key_files(folder, _KEY_NAME)[:: -1 if newest else 1]:
         if _read_certificate(file) in certificates:
             return TlsKey.read(file)
     return None
