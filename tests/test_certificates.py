@@ -48,11 +48,13 @@ from ddm_fed.signing import (
     server_certificates_pem,
     site_certificates_pem,
     who_is,
+    write_key,
 )
 from sites import rotation
 from sites.folder import ENROLMENT_FILE, SiteFolder
+from sites.review import approve_request
 
-A, B = "hospital-a", "hospital-b"
+A, B, C = "hospital-a", "hospital-b", "hospital-c"
 DAY = timedelta(days=1)
 MALLORY = SigningKey.from_seed(bytes([10] * 32))
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -530,7 +532,6 @@ def enrol_with(fed: Federation, certificate: str | None) -> object:
     return members.add(fed.home, [request])
 
 
-C = "hospital-c"
 YESTERDAY = datetime(2026, 1, 2, tzinfo=UTC)
 ENROLMENT: dict[str, tuple[Callable[[], str], type[DdmFedError]]] = {
     "authority": (lambda: craft(C, constraints=no_authority(True)), MalformedError),
@@ -644,6 +645,27 @@ def test_request_for_a_certificate_cannot_change_whose_signatures_count(fed: Fed
     )
     with pytest.raises(StateError, match="only adds a certificate, but asks for the signatures"):
         members.rotate_site(fed.home, file)
+
+
+def test_site_with_an_officer_asks_for_a_certificate_alone_and_the_officer_cannot(
+    fed: Federation,
+):
+    officer = write_key(fed.path / "officer.pem")
+    settings = fed.site(A).settings.model_copy(update={"name": C, "dpo_key": officer.public.hex})
+    site = SiteFolder.create(fed.path / C, settings)
+    approve_request(site.path / ENROLMENT_FILE, officer)
+    members.add(fed.home, [site.path / ENROLMENT_FILE])
+    before = roster(fed).site(C)
+    file = rotation.add_certificate(site, fed.trust)
+    good = file.read_bytes()
+    forge(file, lambda _: None, officer, kind=ENROLMENT_PAYLOAD)
+    with pytest.raises(UnknownSignerError):
+        members.rotate_site(fed.home, file)
+    file.write_bytes(good)
+    assert members.rotate_site(fed.home, file).published
+    after = roster(fed).site(C)
+    assert (after.keys, after.policies) == (before.keys, before.policies)
+    assert len(after.certificates) == 2
 
 
 def test_request_for_a_certificate_offered_as_an_enrolment_is_refused(fed: Federation):
