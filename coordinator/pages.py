@@ -187,7 +187,7 @@ class Pages:
         if grid is None:
             return None
         count, digest = None, None
-        with suppress(FileSetError, OSError, ValueError, KeyError, TypeError):
+        with suppress(FileSetError, OSError, ValueError, KeyError, TypeError, RecursionError):
             summary = json.loads(read_bounded(grid[0] / SUMMARY, MAX_SUMMARY_BYTES))
             count, digest = int(summary["count"]), printable(str(summary["ensemble_sha256"]))
         return {"count": count, "ensemble": digest, "stale": digest in report["stale_ensembles"]}
