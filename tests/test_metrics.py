@@ -25,9 +25,9 @@ def fed(copy_of) -> Federation:
 
 
 def samples_of(text: bytes) -> dict[tuple, float]:
-    """Returns every sample by its name and the values of its labels, in the order of the text."""
+    """Returns every sample by its name and the values of its labels, sorted by their names."""
     return {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, *(value for _, value in sorted(sample.labels.items()))): sample.value
         for family in text_string_to_metric_families(text.decode())
         for sample in family.samples
     }
@@ -114,8 +114,8 @@ def test_server_counts_exactly_from_many_threads(fed: Federation):
         thread.join()
     server.rpc_ended("Begin", "PERMISSION_DENIED")
     found = measured(fed, server)
-    assert found["ddm_fed_rpcs_total", "Write", "OK"] == 8000
-    assert found["ddm_fed_rpcs_total", "Begin", "PERMISSION_DENIED"] == 1
+    assert found["ddm_fed_rpcs_total", "OK", "Write"] == 8000
+    assert found["ddm_fed_rpcs_total", "PERMISSION_DENIED", "Begin"] == 1
     assert found["ddm_fed_received_bytes_total", A] == 8 * 256_000
     assert found["ddm_fed_open_writes",] == 0
 
@@ -136,7 +136,7 @@ def test_label_with_quotes_and_line_feeds_stays_one_sample(fed: Federation):
     server, odd = ServerMetrics(), 'a"} 1\nddm_fed_log_size 99\\'
     server.rpc_ended(odd, "OK")
     found = measured(fed, server)
-    assert found["ddm_fed_rpcs_total", odd, "OK"] == 1
+    assert found["ddm_fed_rpcs_total", "OK", odd] == 1
     assert found["ddm_fed_log_size",] == 0
 
 
@@ -188,6 +188,6 @@ def test_textfile_does_not_write_through_a_link(tmp_path: Path):
     victim = tmp_path / "victim"
     victim.write_bytes(b"mine")
     (tmp_path / ".part-x.prom.new").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic link|Too many levels"):
+    with pytest.raises(OSError, match=r"symbolic link"):
         write_textfile(tmp_path / "x.prom", b"text\n")
     assert victim.read_bytes() == b"mine"
