@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import tomllib
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from html.parser import HTMLParser
@@ -31,6 +32,7 @@ from ddm_fed.pictures import write_grid
 A, B, C = SITES
 ROOT = Path(__file__).parents[1]
 PATHS = ("/", "/status.css", "/status.json", "/metrics", "/samples.png", "/healthz")
+TEMPLATES = ("coordinator/templates/status.html", "coordinator/templates/status.css")
 HOSTILE = "<script>alert(1)<img src=x onerror=alert(2)>\"'&"
 
 
@@ -573,9 +575,19 @@ def test_command_serves_until_it_is_told_to_stop(fed):
     assert (process.returncode, out, err) == (0, "", "")
 
 
-def test_templates_are_in_the_wheel(tmp_path):
-    """The backend is asked itself where it is installed, else what it is told is looked at."""
-    hatchling = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
-    wheel = next(hatchling.WheelBuilder(str(ROOT)).build(directory=str(tmp_path)))
-    names = zipfile.ZipFile(wheel).namelist()
-    assert {"coordinator/templates/status.html", "coordinator/templates/status.css"} <= set(names)
+def test_templates_are_files_that_the_wheel_takes():
+    """Hatch takes every file of a package that git does not ignore, unless it is told otherwise."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert "coordinator" in wheel["packages"]
+    assert not {"exclude", "only-include", "include"} & (set(wheel) | set(project["tool"]["hatch"]))
+    assert all((ROOT / name).is_file() for name in TEMPLATES)
+    ignored = (ROOT / ".gitignore").read_text().split()
+    assert not [line for line in ignored if "templates" in line or line in ("*.html", "*.css")]
+
+
+def test_templates_are_in_the_wheel_that_is_built(tmp_path):
+    builder = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
+    wheel = next(builder.WheelBuilder(str(ROOT)).build(directory=str(tmp_path)))
+    with zipfile.ZipFile(wheel) as archive:
+        assert set(TEMPLATES) <= set(archive.namelist())
