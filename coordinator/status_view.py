@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 STALLED_S = 120  # without a byte for this long, an upload is worth a look
+# narrow, so that dates and commands stay whole on a terminal of 80 columns
 SITE_COLUMNS = (
     "site",
     "state",
     "last progress",
-    "sequence",
+    "seq.",
     "router epsilon",
     "log",
     "waiting for",
