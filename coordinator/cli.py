@@ -18,6 +18,7 @@ from coordinator import (
     cli_roster,
     cli_router,
     cli_sample,
+    cli_serve,
     cli_status,
     cli_verify,
     cli_web,
@@ -53,6 +54,7 @@ app.command("import", rich_help_panel=WORK)(cli_import.import_)
 app.command(rich_help_panel=WORK)(cli_reference.reference)
 app.command(rich_help_panel=WORK)(cli_status.status)
 app.command(rich_help_panel=WORK)(cli_web.web)
+app.command(rich_help_panel=WORK)(cli_serve.serve)
 app.command(rich_help_panel=USE)(cli_verify.audit)
 app.command(rich_help_panel=USE)(cli_sample.sample)
 app.command(rich_help_panel=USE)(cli_evaluate.evaluate)

@@ -1,5 +1,6 @@
 """`ddm-coord roster`: who takes part, with which keys. Every change is a new signed roster."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,7 @@ from coordinator.options import CoordinatorOption, JsonOption
 from ddm_fed import console
 
 if TYPE_CHECKING:
+    from coordinator.folder import CoordinatorFolder
     from coordinator.rosters import Proposal
     from ddm_fed.records import Roster
 
@@ -21,9 +23,6 @@ app = typer.Typer(
 Every change is a new roster, signed by the root keys. Where they are in several hands it waits
 until enough of them have signed it with [bold]sign[/bold].""",
 )
-RequestArgument = Annotated[
-    Path, typer.Argument(help="The request the site sent.", exists=True, dir_okay=False)
-]
 KeyOption = Annotated[
     list[str] | None,
     typer.Option("--key", help="A key of the site as its people read it out; compared."),
@@ -42,22 +41,26 @@ CompromisedOption = Annotated[
 @app.command()
 def add(
     requests: Annotated[
-        list[Path],
-        typer.Argument(help="Enrolment requests of sites.", exists=True, dir_okay=False),
+        list[str],
+        typer.Argument(help="Enrolment requests: files, or sites whose request waits here."),
     ],
     coordinator: CoordinatorOption = Path(),
     key: KeyOption = None,
 ) -> None:
     """Take sites into the roster, from the requests they sent.
 
-    Example: ddm-coord roster add hospital-a.dsse.json --key ed25519:77ab…
+    Examples: ddm-coord roster add hospital-a.dsse.json --key ed25519:77ab… · ddm-coord roster add
+    hospital-a --key ed25519:77ab…
     """
     from coordinator import members
     from coordinator.folder import CoordinatorFolder
+    from coordinator.requests import drop_settled
 
     home = CoordinatorFolder.open(coordinator)
     with home.changing():
-        proposal = members.add(home, requests, expected_keyids=key or ())
+        files = [_request_file(home, name) for name in requests]
+        proposal = members.add(home, files, expected_keyids=key or ())
+        drop_settled(home)
     if proposal is None:
         console.say("they are members already; nothing changed")
         return
@@ -69,14 +72,40 @@ def add(
 
 
 @app.command()
+def refuse(
+    request: Annotated[str, typer.Argument(help="The site whose request waits here.")],
+    coordinator: CoordinatorOption = Path(),
+) -> None:
+    """Drop a request that came over a network; nothing else changes.
+
+    Example: ddm-coord roster refuse hospital-x
+    """
+    from coordinator import requests
+    from coordinator.folder import CoordinatorFolder
+
+    home = CoordinatorFolder.open(coordinator)
+    with home.changing():
+        site = requests.refuse(home, request)
+    console.say(f"the request of `{site}` was dropped")
+
+
+@app.command()
 def rotate(
     request: Annotated[
-        Path | None,
-        typer.Argument(help="The request of `ddm-site rotate`.", exists=True, dir_okay=False),
+        str | None,
+        typer.Argument(
+            help="The request of `ddm-site rotate`: a file, or a site whose request waits here."
+        ),
     ] = None,
     coordinator: CoordinatorOption = Path(),
     coordinator_key: Annotated[
         bool, typer.Option("--coordinator-key", help="Replace the coordinator's own key.")
+    ] = False,
+    server_certificate: Annotated[
+        bool,
+        typer.Option(
+            "--server-certificate", help="Add a new certificate to serve with; the last one stays."
+        ),
     ] = False,
     root_key: Annotated[
         list[Path] | None,
@@ -94,18 +123,21 @@ def rotate(
     compromised_since: CompromisedOption = None,
     key: KeyOption = None,
 ) -> None:
-    """Replace keys: a site's, the coordinator's, or the root keys.
+    """Replace keys or certificates: a site's, the coordinator's, or the root keys.
 
     Examples: ddm-coord roster rotate rotation.dsse.json · ddm-coord roster rotate --coordinator-key
     · ddm-coord roster rotate --root-key a.pub --root-key b.pub --root-key c.pub --threshold 2
     """
     from coordinator import members
     from coordinator.folder import CoordinatorFolder
+    from coordinator.requests import drop_settled
     from ddm_fed.signing import read_public
 
-    chosen = [request is not None, coordinator_key, bool(root_key)]
+    chosen = [request is not None, coordinator_key, server_certificate, bool(root_key)]
     if sum(chosen) != 1:
-        raise typer.BadParameter("give a request, or --coordinator-key, or --root-key")
+        raise typer.BadParameter(
+            "give a request, or --coordinator-key, or --server-certificate, or --root-key"
+        )
     if bool(root_key) != (threshold is not None):
         raise typer.BadParameter("--root-key and --threshold belong together")
     if root_key and threshold is not None and threshold > len(root_key):
@@ -115,13 +147,16 @@ def rotate(
         if request is not None:
             proposal = members.rotate_site(
                 home,
-                request,
+                _request_file(home, request),
                 lost=lost,
                 compromised_since=compromised_since,
                 expected_keyids=key or (),
             )
+            drop_settled(home)
         elif root_key and threshold is not None:
             proposal = members.rotate_root(home, [read_public(f) for f in root_key], threshold)
+        elif server_certificate:
+            proposal = members.rotate_server_certificate(home)
         else:
             proposal = members.rotate_coordinator(home, compromised_since=compromised_since)
     _report(proposal, coordinator)
@@ -134,18 +169,28 @@ def revoke(
     key: Annotated[
         str | None, typer.Option(help="Only this key, ed25519:…; by default all of the site.")
     ] = None,
+    certificates: Annotated[
+        bool,
+        typer.Option("--certificates", help="Only its certificates: it connects no more."),
+    ] = False,
     compromised_since: CompromisedOption = None,
 ) -> None:
     """End what keys of a site may sign, from here on, or from an earlier size of the log.
 
-    Example: ddm-coord roster revoke hospital-a --compromised-since 12
+    With all keys its certificates end too. Example: ddm-coord roster revoke hospital-a
+    --compromised-since 12
     """
     from coordinator import members
     from coordinator.folder import CoordinatorFolder
 
+    if certificates and (key is not None or compromised_since is not None):
+        raise typer.BadParameter("--certificates ends no key: give nothing else with it")
     home = CoordinatorFolder.open(coordinator)
     with home.changing():
-        proposal = members.revoke(home, site, keyid=key, compromised_since=compromised_since)
+        if certificates:
+            proposal = members.revoke_certificates(home, site)
+        else:
+            proposal = members.revoke(home, site, keyid=key, compromised_since=compromised_since)
     _report(proposal, coordinator)
     if compromised_since is not None:
         console.say(
@@ -207,10 +252,13 @@ def merge(
     """
     from coordinator import rosters
     from coordinator.folder import CoordinatorFolder
+    from coordinator.requests import drop_settled
 
     home = CoordinatorFolder.open(coordinator)
     with home.changing():
         proposal = rosters.merge(home, file)
+        if proposal.published:
+            drop_settled(home)
     _report(proposal, coordinator)
 
 
@@ -257,6 +305,18 @@ def show(coordinator: CoordinatorOption = Path(), as_json: JsonOption = False) -
         _show(pending)
 
 
+def _request_file(home: "CoordinatorFolder", name: str) -> Path:
+    """Returns the file called `name`, or the request of that site which waits here."""
+    from coordinator.requests import find_request
+
+    file = Path(name)
+    if file.is_file():
+        return file
+    if re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) is None:
+        raise typer.BadParameter(f"{name} is neither a file nor the name of a site")
+    return find_request(home, name)
+
+
 def _report(proposal: "Proposal", coordinator: Path) -> None:
     if proposal.published:
         console.say(f"published roster {proposal.roster.version}")
@@ -275,6 +335,20 @@ def _show(roster: "Roster") -> None:
         f"valid until {roster.expires_at:%Y-%m-%d}"
     )
     _show_keys(roster)
+    _show_certificates(roster)
+
+
+def _show_certificates(roster: "Roster") -> None:
+    from ddm_fed.signing import certificate_fingerprint
+
+    owners = [("coordinator", text) for text in roster.server_certificates]
+    owners += [(site.name, text) for site in roster.sites for text in site.certificates]
+    if owners:
+        console.show_table(
+            f"Certificates of roster {roster.version}, for connections",
+            ["who", "certificate"],
+            [[owner, certificate_fingerprint(text)] for owner, text in owners],
+        )
 
 
 def _show_keys(roster: "Roster") -> None:

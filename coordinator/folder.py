@@ -1,8 +1,10 @@
 """The folder of a coordinator on disk, and the one process at a time that may change it.
 
 coordinator.toml          the federation's name, and the digest everybody pins
-keys/                     root*.pem sign rosters; coordinator*.pem the rest; export.pem for others
+keys/                     root*.pem sign rosters; coordinator*.pem the rest; export.pem for others;
+                          tls*.pem serve, each with its certificate tls*.crt
 enrolled/                 the requests that were accepted, as evidence
+requests/                 requests that came over a network and wait for people
 pending/                  a roster that waits for signatures of root keys
 published/                plan, rosters and log, for everybody; made again from the rest if lost
 inbox/incoming/           where movers put bundles; nothing here is trusted
@@ -39,9 +41,12 @@ from ddm_fed.signing import (
     ExportKey,
     RosterChain,
     SigningKey,
+    TlsKey,
     Trust,
     find_key,
+    find_tls_key,
     new_key,
+    newest_tls_key,
     pin_of,
 )
 from ddm_fed.store import BlobStore
@@ -85,7 +90,7 @@ class CoordinatorFolder(Home):
         CoordinatorSettings(federation=federation, root=pin_of(b""))
         RootRole(keys=tuple(root_keys) or ("0" * 64,), threshold=threshold)
         for folder in (
-            *("keys", "enrolled", "pending", "published", "refused", "evidence", "log"),
+            *("keys", "enrolled", "requests", "pending", "published", "refused", "evidence", "log"),
             *("store/blobs", "store/manifests", "inbox/incoming", "inbox/receipts"),
         ):
             (path / folder).mkdir(parents=True, exist_ok=True)
@@ -97,6 +102,10 @@ class CoordinatorFolder(Home):
         export = keys / EXPORT_KEY
         if not export.exists():  # a killed `init` may have left it, or the others
             ExportKey.generate().write(export)
+        tls = newest_tls_key(keys)
+        if tls is None:
+            tls = TlsKey.for_coordinator()
+            tls.write(keys)
         issued_at = now()
         roster = Roster(
             federation=federation,
@@ -111,6 +120,7 @@ class CoordinatorFolder(Home):
                 ),
             ),
             export_key=ExportKey.read(export).public_hex,
+            server_certificates=(tls.certificate,),
             sites=(),
         )
         write_atomically(path / "pending" / "roster-0001.json", roster.to_json())
@@ -166,6 +176,22 @@ class CoordinatorFolder(Home):
         """
         return find_key(self.keys, "coordinator", chain.current.coordinator_key)
 
+    def tls(self, chain: RosterChain) -> TlsKey:
+        """Returns the key with which to serve: the newest here that the current roster lists.
+
+        Raises:
+            StateError: there is none.
+        """
+        key = find_tls_key(self.keys, chain.current.server_certificates)
+        if key is None:
+            raise StateError(
+                f"none of the {len(chain.current.server_certificates)} server certificates of "
+                f"roster {chain.current.version} has its key in {self.keys}",
+                hint="make one with `ddm-coord roster rotate --server-certificate`, or restore "
+                "tls.pem and tls.crt from backup",
+            )
+        return key
+
     @property
     def keys(self) -> Path:
         """Private keys."""
@@ -175,6 +201,11 @@ class CoordinatorFolder(Home):
     def enrolled(self) -> Path:
         """Accepted enrolment requests."""
         return self.path / "enrolled"
+
+    @property
+    def requests(self) -> Path:
+        """Requests that came over a network and wait for people."""
+        return self.path / "requests"
 
     @property
     def pending(self) -> Path:

@@ -1,18 +1,20 @@
 """What changes a roster: sites that join, keys that are replaced or revoked."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from coordinator.book import read_book
+from coordinator.enrolment import (
+    is_member,
+    member_of,
+    read_enrolment,
+    read_rotation,
+    require_free,
+)
 from coordinator.folder import CoordinatorFolder
 from coordinator.rosters import Proposal, next_roster, propose, require_nothing_pending
-from ddm_fed.errors import (
-    CountersignatureError,
-    PlanMismatchError,
-    StateError,
-    UnknownSignerError,
-)
+from ddm_fed.errors import StateError
 from ddm_fed.files import read_bounded, write_atomically
 from ddm_fed.records import (
     MAX_DOCUMENT_BYTES,
@@ -24,45 +26,9 @@ from ddm_fed.records import (
     SitePolicy,
     sha256_hex,
 )
-from ddm_fed.signing import (
-    ENROLMENT_PAYLOAD,
-    RosterChain,
-    VerifyKey,
-    new_key,
-    open_envelope,
-    peek_payload,
-)
+from ddm_fed.signing import RosterChain, TlsKey, VerifyKey, new_key, newest_tls_key
 
 KeyT = TypeVar("KeyT", bound=RangedKey)
-
-
-def read_request(
-    data: bytes, *, what: str, present: Sequence[VerifyKey] = ()
-) -> tuple[EnrolmentRequest, frozenset[VerifyKey]]:
-    """Returns the request in `data` and who signed it; every key it brings has.
-
-    Args:
-        data: The envelope.
-        what: Its name, for messages.
-        present: Keys the site has in the roster, which may sign too.
-
-    Raises:
-        WeakKeyError: a key with which a signature would prove nothing.
-        CountersignatureError: a key it brings did not sign: nobody showed to hold it.
-        RefusedError: form or signature do not hold.
-    """
-    payload = peek_payload(data, ENROLMENT_PAYLOAD, what=what)
-    claimed = EnrolmentRequest.from_json(payload, what=what)
-    brought = {VerifyKey.from_hex(key.public_key): key.role for key in claimed.keys}
-    signed = open_envelope(data, ENROLMENT_PAYLOAD, [*brought, *present], what=what)
-    for key, role in brought.items():
-        if key not in signed.signers:
-            raise CountersignatureError(
-                f"{what} brings the {role} key {key.keyid[:24]}…, which did not sign it, so nobody "
-                "has shown to hold it",
-                hint="its holder signs the request with `ddm-site approve`",
-            )
-    return claimed, signed.signers
 
 
 def add(
@@ -77,7 +43,7 @@ def add(
 
     Raises:
         RefusedError: a request does not hold, or is meant for another coordinator.
-        StateError: a name or a key is taken.
+        StateError: a name, a key or a certificate is taken.
     """
     chain = home.chain()
     size = read_book(home, chain).size
@@ -85,27 +51,21 @@ def add(
     accepted = []
     for file in files:
         data = read_bounded(file, MAX_DOCUMENT_BYTES)
-        request, _ = read_request(data, what=f"the enrolment request {file.name}")
-        _require_meant_for_us(home, request)
-        _require_read_out(request, expected_keyids)
-        if request.replaces:
-            raise StateError(
-                f"the request of `{request.site}` replaces keys, it does not enrol",
-                hint="use `ddm-coord roster rotate REQUEST`",
-            )
-        if _is_member(sites.get(request.site), request):
+        request = read_enrolment(
+            home,
+            data,
+            what=f"the enrolment request {file.name}",
+            expected_keyids=expected_keyids,
+        )
+        if is_member(sites.get(request.site), request):
             continue
-        if request.site in sites:
-            raise StateError(
-                f"the name `{request.site}` is taken, with other keys",
-                hint="every site needs a name of its own; new keys come with `roster rotate`",
-            )
-        _require_free(chain, sites.values(), request)
+        require_free(chain, sites.values(), request)
         sites[request.site] = RosterSite(
             name=request.site,
             enrolled_at=request.requested_at,
             policies=(SitePolicy(require=request.require, from_log_size=size),),
             keys=_ranged(request, size),
+            certificates=_brought(request),
         )
         accepted.append((request, data))
     if not accepted:
@@ -123,43 +83,8 @@ def _ranged(request: EnrolmentRequest, size: int) -> tuple[SiteKey, ...]:
     )
 
 
-def _is_member(site: RosterSite | None, request: EnrolmentRequest) -> bool:
-    listed = {key.public_key for key in site.keys if key.is_active} if site else set()
-    return listed == {key.public_key for key in request.keys}
-
-
-def _require_meant_for_us(home: CoordinatorFolder, request: EnrolmentRequest) -> None:
-    if request.root != home.settings.root:
-        raise PlanMismatchError(
-            f"`{request.site}` wants to join the federation of {request.root}, this is "
-            f"{home.settings.root}",
-            hint="the site pinned another fingerprint; read yours to its people again",
-        )
-
-
-def _require_read_out(request: EnrolmentRequest, expected_keyids: Sequence[str]) -> None:
-    found = [VerifyKey.from_hex(key.public_key).keyid for key in request.keys]
-    if expected_keyids and not set(found) <= set(expected_keyids):
-        raise PlanMismatchError(
-            f"the request of `{request.site}` brings the keys {', '.join(found)}; people read out "
-            f"{', '.join(expected_keyids)}",
-            hint="somebody changed the request on its way, or read another key; ask again",
-        )
-
-
-def _require_free(
-    chain: RosterChain, sites: Iterable[RosterSite], request: EnrolmentRequest
-) -> None:
-    taken = {key.public_key: "the coordinator" for key in chain.current.coordinator}
-    taken |= dict.fromkeys(chain.current.root.keys, "a root key")
-    for site in sites:
-        taken |= {key.public_key: f"`{site.name}`" for key in site.keys}
-    for key in request.keys:
-        if key.public_key in taken:
-            raise StateError(
-                f"the {key.role} key of `{request.site}` is taken, by {taken[key.public_key]}",
-                hint="every site needs keys of its own, and its officer another one",
-            )
+def _brought(request: EnrolmentRequest) -> tuple[str, ...]:
+    return () if request.certificate is None else (request.certificate,)
 
 
 def _keep_request(home: CoordinatorFolder, request: EnrolmentRequest, data: bytes) -> None:
@@ -177,6 +102,10 @@ def rotate_site(
 ) -> Proposal:
     """Proposes a roster in which the keys of a request take the place of those it replaces.
 
+    A certificate it brings is added; of the earlier ones the newest stays beside it, so that the
+    site can connect with either until it has seen this roster. If keys were compromised none does:
+    they lie in one folder.
+
     Args:
         home: The coordinator.
         file: The request of `ddm-site rotate`.
@@ -191,28 +120,14 @@ def rotate_site(
     chain = home.chain()
     size = read_book(home, chain).size
     data = read_bounded(file, MAX_DOCUMENT_BYTES)
-    what = f"the request {file.name}"
-    claimed = EnrolmentRequest.from_json(
-        peek_payload(data, ENROLMENT_PAYLOAD, what=what), what=what
+    request, site = read_rotation(
+        home,
+        chain,
+        data,
+        what=f"the request {file.name}",
+        lost=lost,
+        expected_keyids=expected_keyids,
     )
-    site = _member(chain, claimed.site)
-    active = {key.public_key for key in site.keys if key.is_active}
-    present = [VerifyKey.from_hex(key) for key in sorted(active)]
-    request, signers = read_request(data, what=what, present=present)
-    _require_meant_for_us(home, request)
-    _require_read_out(request, expected_keyids)
-    if not lost and not signers & set(present):
-        raise UnknownSignerError(
-            f"{what} is signed by no present key of `{site.name}`: anybody could have made it",
-            hint="if the site's people tell you in person that its keys are lost, add --lost",
-        )
-    unknown = set(request.replaces) - active
-    if unknown:
-        raise StateError(
-            f"`{site.name}` has no active key {min(unknown)[:16]}… to replace",
-            hint="it was replaced already: see `ddm-coord roster show`",
-        )
-    _require_free(chain, chain.current.sites, request)
     kept = tuple(
         _ended(key, size, compromised_since) if key.public_key in request.replaces else key
         for key in site.keys
@@ -220,8 +135,14 @@ def rotate_site(
     policies = site.policies
     if request.require != site.require_at(None):
         policies = (*policies, SitePolicy(require=request.require, from_log_size=size))
+    brought = _brought(request)
+    held = site.certificates if compromised_since is None else ()
     changed = site.model_copy(
-        update={"keys": (*kept, *_ranged(request, size)), "policies": policies}
+        update={
+            "keys": (*kept, *_ranged(request, size)),
+            "policies": policies,
+            "certificates": (*held[-1:], *brought) if brought else held,
+        }
     )
     roster = next_roster(home, chain, sites=_with(chain, changed))
     _keep_request(home, request, data)
@@ -241,16 +162,6 @@ def _with(chain: RosterChain, changed: RosterSite) -> tuple[RosterSite, ...]:
     return tuple(changed if site.name == changed.name else site for site in chain.current.sites)
 
 
-def _member(chain: RosterChain, name: str) -> RosterSite:
-    site = chain.current.site(name)
-    if site is None:
-        raise StateError(
-            f"`{name}` is not in roster {chain.current.version}",
-            hint="it lists " + ", ".join(member.name for member in chain.current.sites),
-        )
-    return site
-
-
 def revoke(
     home: CoordinatorFolder,
     name: str,
@@ -259,6 +170,8 @@ def revoke(
     compromised_since: int | None = None,
 ) -> Proposal:
     """Proposes a roster in which keys of a site sign nothing more.
+
+    With all its keys its certificates go too, and so do its connections.
 
     Args:
         home: The coordinator.
@@ -272,7 +185,7 @@ def revoke(
     """
     chain = home.chain()
     size = read_book(home, chain).size
-    site = _member(chain, name)
+    site = member_of(chain, name)
     chosen = [key for key in site.keys if keyid in (None, VerifyKey.from_hex(key.public_key).keyid)]
     if not chosen:
         raise StateError(
@@ -281,12 +194,30 @@ def revoke(
     keys = tuple(
         _ended(key, size, compromised_since) if key in chosen else key for key in site.keys
     )
-    if keys == site.keys:
+    certificates = () if keyid is None else site.certificates
+    if (keys, certificates) == (site.keys, site.certificates):
         raise StateError(
             f"the keys of `{name}` are revoked already",
             hint="to drop what they signed earlier, add --compromised-since LOG_SIZE",
         )
-    changed = site.model_copy(update={"keys": keys})
+    changed = site.model_copy(update={"keys": keys, "certificates": certificates})
+    return propose(home, next_roster(home, chain, sites=_with(chain, changed)))
+
+
+def revoke_certificates(home: CoordinatorFolder, name: str) -> Proposal:
+    """Proposes a roster in which no certificate of a site counts; its keys stay as they are.
+
+    Raises:
+        StateError: no such site, or it has none.
+    """
+    chain = home.chain()
+    site = member_of(chain, name)
+    if not site.certificates:
+        raise StateError(
+            f"roster {chain.current.version} lists no certificate of `{name}`",
+            hint="there is nothing to end: it cannot connect",
+        )
+    changed = site.model_copy(update={"certificates": ()})
     return propose(home, next_roster(home, chain, sites=_with(chain, changed)))
 
 
@@ -304,6 +235,23 @@ def rotate_coordinator(
     key = new_key(home.keys, "coordinator")
     new = RangedKey(public_key=key.public.hex, from_log_size=size)
     return propose(home, next_roster(home, chain, coordinator=(*old, new)))
+
+
+def rotate_server_certificate(home: CoordinatorFolder) -> Proposal:
+    """Makes a new certificate for the server and proposes a roster that lists it.
+
+    The newest earlier one stays beside it, for sites that have not seen this roster. Rotating twice
+    ends it.
+    """
+    chain = home.chain()
+    require_nothing_pending(home)
+    key = newest_tls_key(home.keys)
+    if key is None or key.certificate in chain.all_certificates():
+        key = TlsKey.for_coordinator()
+        key.write(home.keys)
+    held = chain.current.server_certificates
+    certificates = (*held[-1:], key.certificate)
+    return propose(home, next_roster(home, chain, server_certificates=certificates))
 
 
 def rotate_root(home: CoordinatorFolder, keys: Sequence[VerifyKey], threshold: int) -> Proposal:

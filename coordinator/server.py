@@ -5,6 +5,7 @@ from the next handshake and, on open connections, from the next call. Requests o
 taken on a port of their own, if at all.
 """
 
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ def serving(
         MachineError: it cannot listen there.
     """
     view = PublishedView(home)
-    key = home.tls()
+    key = home.tls(home.chain())
     sink = Sink(home, options.limits, view)
     sink.expire()
     patience = Patience(options.patience_s)
@@ -165,3 +166,11 @@ def _tend(home: CoordinatorFolder, sink: Sink, status: health.HealthServicer, en
             console.log_line({"event": "expired", "submission_sha256": digest})
         if ended.wait(TEND_S):
             return
+
+
+def wait_for_end() -> None:
+    """Returns once the process is asked to end: by Ctrl-C or SIGTERM."""
+    ended = Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()

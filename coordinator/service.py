@@ -22,7 +22,7 @@ from ddm_fed.exchange import CHUNK_BYTES, messages, services
 from ddm_fed.files import open_regular, read_bounded
 from ddm_fed.published import PLAN_FILE, roster_files
 from ddm_fed.records import MAX_DOCUMENT_BYTES
-from ddm_fed.reference import REFERENCE_FILE, VECTORS_FILE
+from ddm_fed.reference import REFERENCE_FILE, VECTORS_FILE, reference_sha256
 
 DOCUMENTS_BYTES = 1 << 20  # of one answer; a single document may be as long
 COMMIT_PATIENCE_S = 60.0
@@ -230,6 +230,7 @@ class ExchangeService(services.ExchangeServiceServicer):
             plan_sha256=published.trust.plan_sha256,
             roster_version=published.trust.roster.version,
             log_size=published.log.size,
+            has_reference=reference_sha256(self._home.published, published.trust) is not None,
         )
 
     @answers

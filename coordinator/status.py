@@ -1,5 +1,6 @@
 """Who is where on the way from enrolled to admitted, and what each waits for."""
 
+from collections import Counter
 from time import sleep
 from typing import Any
 
@@ -8,13 +9,14 @@ from coordinator.assemble import removed_sites
 from coordinator.audit import events
 from coordinator.folder import CoordinatorFolder
 from coordinator.journey import Journey, journeys
+from coordinator.requests import waiting_requests
 from coordinator.rosters import pending_roster
 from ddm_fed.errors import RefusedError, StateError, printable
 from ddm_fed.log import Log, read_log
 from ddm_fed.published import PLAN_FILE, roster_files
-from ddm_fed.records import RosterSite
+from ddm_fed.records import Roster, RosterSite
 from ddm_fed.reference import reference_sha256
-from ddm_fed.signing import Trust
+from ddm_fed.signing import Trust, VerifyKey
 
 STATES = ("in the roster", "uploading", "arrived", "refused", "admitted", "removed", "revoked")
 ATTEMPTS, PAUSE_S = 10, 0.1
@@ -62,14 +64,47 @@ def _last_progress(site: RosterSite, journey: Journey, log: Log | None) -> str:
     return max(*(f"{moment:%Y-%m-%dT%H:%M:%SZ}" for moment in moments), "", *journey.moments)
 
 
+def _requests(home: CoordinatorFolder, proposed: Roster | None) -> list[dict[str, Any]]:
+    """Returns the requests that wait, each with what people have to do about it."""
+    found = waiting_requests(home)
+    several = {name for name, count in Counter(item.site for item in found).items() if count > 1}
+    rows = []
+    for item in found:
+        name = item.name if item.site in several else item.site
+        entry = proposed.site(item.site) if proposed is not None else None
+        if item.is_member:
+            waiting = f"its people confirm it; then `ddm-coord roster rotate {name}`"
+        elif entry is not None and set(item.keyids) == {
+            VerifyKey.from_hex(key.public_key).keyid for key in entry.keys
+        }:
+            waiting = "signatures of the root keys: `ddm-coord roster merge`"
+        else:
+            waiting = (  # the key is not filled in: it has to come from people, not from the file
+                f"its people read the key aloud; then `ddm-coord roster add {name} --key …`, else "
+                f"`ddm-coord roster refuse {name}`"
+            )
+        rows.append(
+            {
+                "request": item.name,
+                "site": item.site,
+                "keyids": list(item.keyids),
+                "certificate": item.certificate,
+                "member": item.is_member,
+                "waiting_for": waiting,
+            }
+        )
+    return rows
+
+
 def site_states(home: CoordinatorFolder) -> dict[str, Any]:
-    """Returns the state of every site, the log's head, the unread arrivals and all refusals.
+    """Returns the state of every site, requests, the log's head, unread arrivals and all refusals.
 
     It reads what is published, so it can be asked while another command is at work.
 
     Every row of `sites` has `site`, `state` (one of `STATES`), `sequence`, `epsilon`, `log_index`,
     `waiting_for`, `last_progress`, and, or None, `upload` and `refusal`. A refusal belongs to the
-    site that its manifest claims; `signed` says whether a key of that site signed the claim.
+    site that its manifest claims; `signed` says whether a key of that site signed the claim. Rows
+    of `requests` have `request`, `site`, `keyids`, `certificate`, `member` and `waiting_for`.
     """
     chain = home.chain() if roster_files(home.published) else None
     trust = home.trust() if (home.published / PLAN_FILE).exists() else None
@@ -113,6 +148,7 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
         "admissions": sum(1 for _ in log.receipts()) if log else 0,
         "stale_ensembles": _stale(log) if log else [],
         "sites": rows,
+        "requests": _requests(home, pending) if chain is not None else [],
         "arrivals": sorted(
             printable(path.name) for path in home.incoming.iterdir() if path.name[0] != "."
         ),

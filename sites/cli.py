@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ddm_fed import __version__, console
-from sites import cli_head, cli_keys, cli_privacy, cli_stick, cli_submit, cli_train
+from sites import cli_head, cli_keys, cli_network, cli_privacy, cli_stick, cli_submit, cli_train
 from sites.options import JsonOption, PlanOption, SiteOption, open_published
 
 app = typer.Typer(
@@ -28,8 +28,11 @@ Nothing is sent anywhere by itself: training needs no network, and what is to le
 ddm-site train --site hospital-a --plan published --data images/""",
 )
 SETUP, WORK, PRIVACY, LEAVE = "Set up", "Work", "What it costs", "What leaves"
+USE = "Use an ensemble"
 app.command(rich_help_panel=SETUP)(cli_keys.keygen)
 app.command(rich_help_panel=SETUP)(cli_keys.rotate)
+app.command(rich_help_panel=SETUP)(cli_network.enroll)
+app.command(rich_help_panel=SETUP)(cli_network.fetch)
 app.command(rich_help_panel=WORK)(cli_train.train)
 app.command(rich_help_panel=WORK)(cli_head.head)
 app.command(rich_help_panel=PRIVACY)(cli_privacy.budget)
@@ -39,6 +42,7 @@ app.command(rich_help_panel=LEAVE)(cli_keys.approve)
 app.command(rich_help_panel=LEAVE)(cli_submit.submit)
 app.command(rich_help_panel=LEAVE)(cli_stick.export)
 app.command("import", rich_help_panel=LEAVE)(cli_stick.import_)
+app.command(rich_help_panel=USE)(cli_network.ensemble)
 
 
 class PrivatePartName(StrEnum):

@@ -91,17 +91,28 @@ def rotate(
     lost: Annotated[
         bool, typer.Option("--lost", help="The present key is lost: do not sign with it.")
     ] = False,
+    certificate: Annotated[
+        bool,
+        typer.Option(
+            "--certificate", help="Only a new certificate to connect with; the keys stay."
+        ),
+    ] = False,
 ) -> None:
-    """Make a new key, or name a new officer, and write the request for the coordinator.
+    """Make a new key or certificate, or name a new officer, and write the request for it.
 
-    Example: ddm-site rotate --site hospital-a --plan published
+    Examples: ddm-site rotate --site hospital-a --plan published · ddm-site rotate --certificate
+    --site hospital-a --plan published
     """
     from ddm_fed.signing import read_public
     from sites import rotation
 
+    if certificate and (lost or dpo is not None):
+        raise typer.BadParameter("--certificate changes no key: give neither --lost nor --dpo")
     home, published = open_published(site, plan)
     with home.changing():
-        if dpo is None:
+        if certificate:
+            file = rotation.add_certificate(home, published.trust)
+        elif dpo is None:
             file = rotation.replace_site_key(home, published.trust, lost=lost)
         else:
             file = rotation.replace_officer(home, published.trust, read_public(dpo))

@@ -1,7 +1,8 @@
 """The folder of a site on disk, and the one process at a time that may change it.
 
 site.toml                 who we are, whom we trust, what we spend, who has to agree
-keys/                     site.pem signs; site.pub and perhaps dpo.pub are public
+keys/                     site.pem signs, tls.pem connects; site.pub, tls.crt and perhaps dpo.pub
+                          are public
 enrolment.dsse.json       what the coordinator needs to enrol us
 ledger.jsonl              everything ever released, append-only
 private/PLAN/             checkpoint, expert, release in the making; never leaves
@@ -39,10 +40,14 @@ from ddm_fed.records import (
 from ddm_fed.signing import (
     ENROLMENT_PAYLOAD,
     SigningKey,
+    TlsKey,
+    find_tls_key,
     key_files,
     new_key,
+    newest_tls_key,
     public_of,
     seal,
+    site_dns_name,
 )
 
 ENROLMENT_FILE = "enrolment.dsse.json"
@@ -89,7 +94,7 @@ class SiteFolder(Home):
 
     @classmethod
     def create(cls, path: Path, settings: SiteSettings) -> Self:
-        """Makes the folder, its key and its enrolment request; changes nothing that exists.
+        """Makes the folder, its keys and its enrolment request; changes nothing that exists.
 
         Raises:
             StateError: `path` is a site already.
@@ -109,7 +114,11 @@ class SiteFolder(Home):
                 "the data-protection officer's key is the site's own",
                 hint="the officer makes a key of their own with `ddm-site keygen`",
             )
-        write_request(site, path / ENROLMENT_FILE, site.newest_key(), [site.newest_key()])
+        tls = site.newest_tls()
+        if tls is None or tls.details.name != site_dns_name(settings.name):
+            tls = site.new_tls()
+        key = site.newest_key()
+        write_request(site, path / ENROLMENT_FILE, key, [key], certificate=tls.certificate)
         # last, because its presence says that the folder is complete
         write_settings(site)
         return site
@@ -145,6 +154,32 @@ class SiteFolder(Home):
     def newest_key(self) -> SigningKey:
         """Returns the signing key that was made last, enrolled or not."""
         return SigningKey.read(key_files(self.keys, "site")[-1])
+
+    def tls(self, member: RosterSite) -> TlsKey:
+        """Returns the key with which to connect: the newest here that the roster lists.
+
+        Raises:
+            StateError: there is none.
+        """
+        key = find_tls_key(self.keys, member.certificates)
+        if key is None:
+            raise StateError(
+                f"none of the {len(member.certificates)} certificates that the roster lists for "
+                f"`{self.settings.name}` has its key in {self.keys}",
+                hint="fetch the newest published folder; if it stays so, send the coordinator the "
+                "request of `ddm-site rotate --certificate`",
+            )
+        return key
+
+    def newest_tls(self) -> TlsKey | None:
+        """Returns the TLS key that was made last, in the roster or not; None if there is none."""
+        return newest_tls_key(self.keys)
+
+    def new_tls(self) -> TlsKey:
+        """Returns a new TLS key, written beside the others."""
+        key = TlsKey.for_site(self.settings.name)
+        key.write(self.keys)
+        return key
 
     def work(self, plan_sha256: str) -> Path:
         """Returns the private folder of a plan, made if it is not there."""
@@ -191,6 +226,7 @@ def write_request(
     *,
     replaces: tuple[str, ...] = (),
     known: frozenset[str] = frozenset(),
+    certificate: str | None = None,
 ) -> EnrolmentRequest:
     """Writes the site's wish to be enrolled with `key`, or to have it in place of `replaces`.
 
@@ -201,6 +237,7 @@ def write_request(
         signers: Who signs it here; an officer signs with `ddm-site approve`.
         replaces: Present keys that it retires.
         known: Keys the roster has already; they are not brought again.
+        certificate: A certificate it brings.
     """
     brought: list[tuple[Role, str]] = [("site", key.public.hex)]
     if site.settings.dpo_key is not None:
@@ -215,6 +252,7 @@ def write_request(
             if public not in known
         ),
         replaces=replaces,
+        certificate=certificate,
         requested_at=now(),
     )
     write_atomically(file, seal(request.to_json(), ENROLMENT_PAYLOAD, signers))

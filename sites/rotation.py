@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ddm_fed.errors import StateError
+from ddm_fed.records import RosterSite
 from ddm_fed.signing import Trust, VerifyKey, new_key
 from sites.folder import ROTATION_FILE, SiteFolder, write_request, write_settings
 from sites.outbox import member_of
@@ -11,6 +12,8 @@ from sites.outbox import member_of
 
 def replace_site_key(site: SiteFolder, trust: Trust, *, lost: bool) -> Path:
     """Makes a new signing key and writes the request; the old key works until the next roster.
+
+    With a lost key the certificate is made anew as well: it lay in the same folder.
 
     Args:
         site: The site.
@@ -32,8 +35,41 @@ def replace_site_key(site: SiteFolder, trust: Trust, *, lost: bool) -> Path:
         [key, *present],
         replaces=tuple(k.public_key for k in active if k.role == "site"),
         known=frozenset(k.public_key for k in active),
+        certificate=_new_certificate(site, trust) if lost else None,
     )
     return file
+
+
+def add_certificate(site: SiteFolder, trust: Trust) -> Path:
+    """Makes a new certificate and writes the request; the present one works beside it."""
+    member = member_of(site, trust)
+    key = site.key(member)
+    # nothing but the certificate, whatever else of the site's settings the roster does not say yet
+    settings = site.settings.model_copy(update={"dpo_key": _officer_of(member)})
+    file = site.path / ROTATION_FILE
+    write_request(
+        replace(site, settings=settings),
+        file,
+        key,
+        [key],
+        known=frozenset(k.public_key for k in member.keys),
+        certificate=_new_certificate(site, trust),
+    )
+    return file
+
+
+def _officer_of(member: RosterSite) -> str | None:
+    if "dpo" not in member.require_at(None):
+        return None
+    return next(k.public_key for k in member.keys if k.is_active and k.role == "dpo")
+
+
+def _new_certificate(site: SiteFolder, trust: Trust) -> str:
+    newest = site.newest_tls()
+    # asked again before the roster came: the new one is there already
+    if newest is None or newest.certificate in trust.chain.all_certificates():
+        newest = site.new_tls()
+    return newest.certificate
 
 
 def replace_officer(site: SiteFolder, trust: Trust, officer: VerifyKey) -> Path:

@@ -61,6 +61,17 @@ def look(site: SiteFolder, folder: Path) -> Published:
     return Published(trust, log)
 
 
+def known_trust(site: SiteFolder) -> Trust | None:
+    """Returns what the site was shown last; None before the first time.
+
+    Raises:
+        RefusedError: what it remembers no longer holds.
+    """
+    if not (site.seen / PLAN_FILE).exists():
+        return None
+    return read_published(site.seen, site.settings.root)
+
+
 def entries_not_ours(site: SiteFolder, log: Log) -> list[str]:
     """Returns the submissions the log has in this site's name that it never released itself."""
     known = {path.name for path in site.released.iterdir()}

@@ -19,18 +19,17 @@ settings.register_profile("repeatable", derandomize=True, database=None, deadlin
 settings.load_profile("repeatable")
 
 
-def _load_helpers():
+def _load(name: str):
     # --import-mode=importlib puts no folder on sys.path, so the helpers are loaded by their path
-    spec = importlib.util.spec_from_file_location(
-        "federation", Path(__file__).with_name("federation.py")
-    )
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     module = importlib.util.module_from_spec(spec)
-    sys.modules["federation"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-helpers = _load_helpers()
+helpers = _load("federation")
+_load("proxy")
 
 
 @pytest.fixture(scope="session")

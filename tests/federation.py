@@ -190,6 +190,7 @@ class Stages:
     """The federation after each stage; tests copy them and never change them."""
 
     drafted: Federation
+    released: Federation
     submitted: Federation
     admitted: Federation
     ensemble: Path
@@ -204,11 +205,13 @@ def build_stages(base: Path) -> Stages:
     for name in SITES:
         outbox.review(fed.site(name), fed.trust)
         outbox.release(fed.site(name), fed.trust)
+    released = fed.copy(base / "released", "consortium", *SITES)
+    for name in SITES:
         submitting.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
     submitted = fed.copy(base / "submitted", "consortium", *SITES)
     admit_arrivals(fed.home, fed.trust)
     assemble(fed.home, base / "ensemble", router=None, without=())
-    return Stages(drafted, submitted, fed, base / "ensemble")
+    return Stages(drafted, released, submitted, fed, base / "ensemble")
 
 
 # Forgeries

@@ -167,7 +167,15 @@ def test_public_key_of_the_wrong_form_is_named(field: str, key: str):
 @pytest.mark.parametrize(
     ("changed", "problem"),
     [
-        ({"keys": []}, "`keys`: .*at least 1 item"),
+        ({"keys": []}, "it brings no key, so it can only add a certificate"),
+        (
+            {"keys": [], "certificate": "AAAA", "replaces": ["1" * 64]},
+            "it brings no key, so it can only add a certificate",
+        ),
+        ({"certificate": "AAAB" * 343}, "`certificate`: .*at most 1368 characters"),
+        ({"certificate": "AAB="}, "`certificate`: it is not canonical base64"),
+        ({"certificate": "AA-_"}, "`certificate`: it is not canonical base64"),
+        ({"certificate": "AAAA\n"}, "`certificate`: it is not canonical base64"),
         ({"keys": [{"role": "site", "public_key": "1" * 64}] * 2}, "a key is named twice"),
         ({"replaces": ["0" * 64]}, "a key is named twice"),
         ({"replaces": ["1" * 64] * 2}, "a key is named twice"),

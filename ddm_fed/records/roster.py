@@ -8,10 +8,12 @@ A key never leaves the roster. When it may no longer sign, the roster says from 
 transparency log on: positions in the log decide, because clocks can be set back.
 """
 
+import base64
+import binascii
 from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from ddm_fed.records.base import Count, LogSize, Moment, Name, PublicKeyHex, Record, RootPin, Sha256
 
@@ -19,6 +21,27 @@ Role = Literal["site", "dpo"]
 Require = tuple[Literal["site"]] | tuple[Literal["site"], Literal["dpo"]]
 ExportKeyHex = Annotated[str, StringConstraints(pattern=r"^04[0-9a-f]{128}$")]
 MAX_ROOT_KEYS = 12
+MAX_CERTIFICATES = 4  # two are enough for a rotation
+MAX_CERTIFICATE_CHARACTERS = 1368  # of base64: 1 KiB of DER, twice what an honest one has
+
+
+def _one_spelling(text: str) -> str:
+    try:
+        same = base64.b64encode(base64.b64decode(text, validate=True)).decode() == text
+    except binascii.Error:
+        same = False
+    if not same:
+        raise ValueError("it is not canonical base64")
+    return text
+
+
+# Base64 of a DER certificate. What it says is checked where it enters a roster.
+Certificate = Annotated[
+    str,
+    StringConstraints(min_length=4, max_length=MAX_CERTIFICATE_CHARACTERS),
+    AfterValidator(_one_spelling),
+]
+Certificates = Annotated[tuple[Certificate, ...], Field(max_length=MAX_CERTIFICATES)]
 
 
 class RangedKey(Record):
@@ -82,12 +105,17 @@ class SitePolicy(Record):
 
 
 class RosterSite(Record):
-    """A member: its keys, present and past, and whose signatures it asks for."""
+    """A member: its keys, present and past, and whose signatures it asks for.
+
+    `certificates` are those it connects with now. They say who is connected, not who signed, so
+    unlike keys they come and go.
+    """
 
     name: Name
     enrolled_at: Moment
     policies: Annotated[tuple[SitePolicy, ...], Field(min_length=1, max_length=16)]
     keys: Annotated[tuple[SiteKey, ...], Field(min_length=1, max_length=64)]
+    certificates: Certificates = ()
 
     @model_validator(mode="after")
     def _policies_rise(self) -> Self:
@@ -131,7 +159,10 @@ class RootRole(Record):
 
 
 class Roster(Record):
-    """One link of the chain of rosters of a federation."""
+    """One link of the chain of rosters of a federation.
+
+    `server_certificates` are those the coordinator serves with.
+    """
 
     format: Literal[1] = 1
     federation: Name
@@ -142,6 +173,7 @@ class Roster(Record):
     root: RootRole
     coordinator: Annotated[tuple[RangedKey, ...], Field(min_length=1, max_length=64)]
     export_key: ExportKeyHex | None = None
+    server_certificates: Certificates = ()
     sites: Annotated[tuple[RosterSite, ...], Field(max_length=1000)]
 
     @model_validator(mode="after")
@@ -152,6 +184,9 @@ class Roster(Record):
             raise ValueError("a site is listed twice")
         if len(set(keys)) != len(keys):
             raise ValueError("a key is listed twice")
+        certificates = list(self.certificates())
+        if len(set(certificates)) != len(certificates):
+            raise ValueError("a certificate is listed twice")
         if sum(key.is_active for key in self.coordinator) != 1:
             raise ValueError("exactly one coordinator key is active at a time")
         if (self.version == 1) != (self.previous_sha256 is None):
@@ -165,6 +200,12 @@ class Roster(Record):
         yield from self.coordinator
         for site in self.sites:
             yield from site.keys
+
+    def certificates(self) -> Iterator[str]:
+        """Yields every certificate: the coordinator's, then those of the sites."""
+        yield from self.server_certificates
+        for site in self.sites:
+            yield from site.certificates
 
     def site(self, name: str) -> RosterSite | None:
         """Returns the member called `name`, or None."""
@@ -187,15 +228,17 @@ class EnrolmentRequest(Record):
     """A site's wish to join, or to change its keys. Signed with every key it brings.
 
     `replaces` names the present keys it retires; one of the site's present keys signs as well, or
-    the coordinator has to be told by people that they are lost.
+    the coordinator has to be told by people that they are lost. A request that brings no key only
+    adds a certificate, and the site's present key signs it.
     """
 
     format: Literal[1] = 1
     site: Name
     root: RootPin
     require: Require
-    keys: Annotated[tuple[RequestedKey, ...], Field(min_length=1, max_length=8)]
+    keys: Annotated[tuple[RequestedKey, ...], Field(max_length=8)]
     replaces: Annotated[tuple[PublicKeyHex, ...], Field(max_length=8)] = ()
+    certificate: Certificate | None = None
     requested_at: Moment
 
     @model_validator(mode="after")
@@ -203,4 +246,6 @@ class EnrolmentRequest(Record):
         keys = [key.public_key for key in self.keys]
         if len({*keys, *self.replaces}) != len(keys) + len(self.replaces):
             raise ValueError("a key is named twice")
+        if not self.keys and (self.certificate is None or self.replaces):
+            raise ValueError("it brings no key, so it can only add a certificate")
         return self

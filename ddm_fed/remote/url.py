@@ -36,18 +36,17 @@ class UrlFolder(RemoteFolder):
     def __init__(self, url: str, *, patience_s: float) -> None:
         self.name, self._url, self._patience_s = without_secrets(url), url, patience_s
         self._protocol = url.partition("://")[0]
-        password = ""
-        known = self._protocol in fsspec.available_protocols()
+        self._secrets: tuple[str, ...] = ()
         try:
-            password = infer_storage_options(url).get("password") or ""
-        except ValueError:  # no number where a port should be
-            known = False
-        if not known:
+            password = infer_storage_options(url).get("password")
+            with self._calling():
+                fsspec.get_filesystem_class(self._protocol)
+        except ValueError:  # no such protocol, or no number where a port should be
             raise StateError(
                 f"{self.name} is no URL that fsspec knows",
                 hint="it is a path, or a URL such as s3://BUCKET/FOLDER, sftp://HOST/FOLDER or "
                 "file:///FOLDER",
-            )
+            ) from None
         self._secrets = (password,) if password else ()
         self._connect()
 

@@ -14,11 +14,16 @@ _PUBLIC = re.compile(rb"ed25519 ([0-9a-f]{64})\n?")
 
 def new_key(folder: Path, name: str) -> SigningKey:
     """Returns a new key, written to the next free `NAME.pem`, `NAME-2.pem`, ... of `folder`."""
+    return write_key(next_file(folder, name))
+
+
+def next_file(folder: Path, name: str) -> Path:
+    """Returns the first free of `NAME.pem`, `NAME-2.pem`, ... in `folder`."""
     number, file = 1, folder / f"{name}.pem"
     while file.exists():
         number += 1
         file = folder / f"{name}-{number}.pem"
-    return write_key(file)
+    return file
 
 
 def write_key(file: Path) -> SigningKey:

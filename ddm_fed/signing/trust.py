@@ -71,6 +71,10 @@ class RosterChain:
             and self.sha256[reference.version - 1] == reference.sha256
         )
 
+    def all_certificates(self) -> frozenset[str]:
+        """Returns every certificate that any roster of the chain lists."""
+        return frozenset(text for roster in self.rosters for text in roster.certificates())
+
     def coordinator_keys(self, position: int | None) -> list[VerifyKey]:
         """Returns the keys that sign for the coordinator at `position` of the log."""
         return usable_keys(self.current.coordinator, position)

@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ddm_fed/exchange/v1/exchange.proto\x12\x13\x64\x64m_fed.exchange.v1\"\x10\n\x0eGetPlanRequest\"(\n\x0fGetPlanResponse\x12\x15\n\rplan_envelope\x18\x01 \x01(\x0c\")\n\x10GetRosterRequest\x12\x15\n\rknown_version\x18\x01 \x01(\r\"?\n\x11GetRosterResponse\x12\x18\n\x10roster_envelopes\x18\x01 \x03(\x0c\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"#\n\rGetLogRequest\x12\x12\n\nfirst_leaf\x18\x01 \x01(\x04\"<\n\x0eGetLogResponse\x12\x16\n\x0eleaf_envelopes\x18\x01 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\"\x15\n\x13GetReferenceRequest\"@\n\x14GetReferenceResponse\x12\x1a\n\x12reference_envelope\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"6\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\"1\n\x12\x42\x65ginUploadRequest\x12\x1b\n\x13submission_envelope\x18\x01 \x01(\x0c\"\x94\x01\n\x13\x42\x65ginUploadResponse\x12\x19\n\x11submission_sha256\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .ddm_fed.exchange.v1.UploadState\x12\x17\n\x0f\x63ommitted_bytes\x18\x03 \x01(\x04\x12\x18\n\x10receipt_envelope\x18\x04 \x01(\x0c\"M\n\x12WriteUploadRequest\x12\x19\n\x11submission_sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\".\n\x13WriteUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x04\"4\n\x17QueryWriteStatusRequest\x12\x19\n\x11submission_sha256\x18\x01 \x01(\t\"\xad\x01\n\x18QueryWriteStatusResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .ddm_fed.exchange.v1.UploadState\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x04\x12\x18\n\x10receipt_envelope\x18\x03 \x01(\x0c\x12-\n\x07refusal\x18\x04 \x01(\x0b\x32\x1c.ddm_fed.exchange.v1.Refusal\"0\n\x13\x43ommitUploadRequest\x12\x19\n\x11submission_sha256\x18\x01 \x01(\t\"\x90\x01\n\x14\x43ommitUploadResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .ddm_fed.exchange.v1.UploadState\x12\x18\n\x10receipt_envelope\x18\x02 \x01(\x0c\x12-\n\x07refusal\x18\x03 \x01(\x0b\x32\x1c.ddm_fed.exchange.v1.Refusal\"\x12\n\x10GetStatusRequest\"\x98\x01\n\x11GetStatusResponse\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x13\n\x0bwaiting_for\x18\x04 \x01(\t\x12\x13\n\x0bplan_sha256\x18\x05 \x01(\t\x12\x16\n\x0eroster_version\x18\x06 \x01(\r\x12\x10\n\x08log_size\x18\x07 \x01(\x04\"\x14\n\x12GetEnsembleRequest\"0\n\x0c\x45nsembleFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"`\n\x13GetEnsembleResponse\x12\x17\n\x0f\x65nsemble_sha256\x18\x01 \x01(\t\x12\x30\n\x05\x66iles\x18\x02 \x03(\x0b\x32!.ddm_fed.exchange.v1.EnsembleFile\"L\n\x13ReadEnsembleRequest\x12\x17\n\x0f\x65nsemble_sha256\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"$\n\x14ReadEnsembleResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\")\n\rEnrollRequest\x12\x18\n\x10request_envelope\x18\x01 \x01(\x0c\"D\n\x0e\x45nrollResponse\x12\x32\n\x05state\x18\x01 \x01(\x0e\x32#.ddm_fed.exchange.v1.EnrolmentState*\x91\x01\n\x0bUploadState\x12\x1c\n\x18UPLOAD_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11UPLOAD_STATE_OPEN\x10\x01\x12\x18\n\x14UPLOAD_STATE_ARRIVED\x10\x02\x12\x19\n\x15UPLOAD_STATE_ADMITTED\x10\x03\x12\x18\n\x14UPLOAD_STATE_REFUSED\x10\x04*j\n\x0e\x45nrolmentState\x12\x1f\n\x1b\x45NROLMENT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45NROLMENT_STATE_WAITING\x10\x01\x12\x1a\n\x16\x45NROLMENT_STATE_MEMBER\x10\x02\x32\xc0\x08\n\x0f\x45xchangeService\x12T\n\x07GetPlan\x12#.ddm_fed.exchange.v1.GetPlanRequest\x1a$.ddm_fed.exchange.v1.GetPlanResponse\x12Z\n\tGetRoster\x12%.ddm_fed.exchange.v1.GetRosterRequest\x1a&.ddm_fed.exchange.v1.GetRosterResponse\x12S\n\x06GetLog\x12\".ddm_fed.exchange.v1.GetLogRequest\x1a#.ddm_fed.exchange.v1.GetLogResponse0\x01\x12\x65\n\x0cGetReference\x12(.ddm_fed.exchange.v1.GetReferenceRequest\x1a).ddm_fed.exchange.v1.GetReferenceResponse0\x01\x12`\n\x0b\x42\x65ginUpload\x12\'.ddm_fed.exchange.v1.BeginUploadRequest\x1a(.ddm_fed.exchange.v1.BeginUploadResponse\x12\x62\n\x0bWriteUpload\x12\'.ddm_fed.exchange.v1.WriteUploadRequest\x1a(.ddm_fed.exchange.v1.WriteUploadResponse(\x01\x12o\n\x10QueryWriteStatus\x12,.ddm_fed.exchange.v1.QueryWriteStatusRequest\x1a-.ddm_fed.exchange.v1.QueryWriteStatusResponse\x12\x63\n\x0c\x43ommitUpload\x12(.ddm_fed.exchange.v1.CommitUploadRequest\x1a).ddm_fed.exchange.v1.CommitUploadResponse\x12Z\n\tGetStatus\x12%.ddm_fed.exchange.v1.GetStatusRequest\x1a&.ddm_fed.exchange.v1.GetStatusResponse\x12`\n\x0bGetEnsemble\x12\'.ddm_fed.exchange.v1.GetEnsembleRequest\x1a(.ddm_fed.exchange.v1.GetEnsembleResponse\x12\x65\n\x0cReadEnsemble\x12(.ddm_fed.exchange.v1.ReadEnsembleRequest\x1a).ddm_fed.exchange.v1.ReadEnsembleResponse0\x01\x32\x65\n\x10\x45nrolmentService\x12Q\n\x06\x45nroll\x12\".ddm_fed.exchange.v1.EnrollRequest\x1a#.ddm_fed.exchange.v1.EnrollResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"ddm_fed/exchange/v1/exchange.proto\x12\x13\x64\x64m_fed.exchange.v1\"\x10\n\x0eGetPlanRequest\"(\n\x0fGetPlanResponse\x12\x15\n\rplan_envelope\x18\x01 \x01(\x0c\")\n\x10GetRosterRequest\x12\x15\n\rknown_version\x18\x01 \x01(\r\"?\n\x11GetRosterResponse\x12\x18\n\x10roster_envelopes\x18\x01 \x03(\x0c\x12\x10\n\x08has_more\x18\x02 \x01(\x08\"#\n\rGetLogRequest\x12\x12\n\nfirst_leaf\x18\x01 \x01(\x04\"<\n\x0eGetLogResponse\x12\x16\n\x0eleaf_envelopes\x18\x01 \x03(\x0c\x12\x12\n\ncheckpoint\x18\x02 \x01(\x0c\"\x15\n\x13GetReferenceRequest\"@\n\x14GetReferenceResponse\x12\x1a\n\x12reference_envelope\x18\x01 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"6\n\x07Refusal\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x0c\n\x04hint\x18\x03 \x01(\t\"1\n\x12\x42\x65ginUploadRequest\x12\x1b\n\x13submission_envelope\x18\x01 \x01(\x0c\"\x94\x01\n\x13\x42\x65ginUploadResponse\x12\x19\n\x11submission_sha256\x18\x01 \x01(\t\x12/\n\x05state\x18\x02 \x01(\x0e\x32 .ddm_fed.exchange.v1.UploadState\x12\x17\n\x0f\x63ommitted_bytes\x18\x03 \x01(\x04\x12\x18\n\x10receipt_envelope\x18\x04 \x01(\x0c\"M\n\x12WriteUploadRequest\x12\x19\n\x11submission_sha256\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\".\n\x13WriteUploadResponse\x12\x17\n\x0f\x63ommitted_bytes\x18\x01 \x01(\x04\"4\n\x17QueryWriteStatusRequest\x12\x19\n\x11submission_sha256\x18\x01 \x01(\t\"\xad\x01\n\x18QueryWriteStatusResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .ddm_fed.exchange.v1.UploadState\x12\x17\n\x0f\x63ommitted_bytes\x18\x02 \x01(\x04\x12\x18\n\x10receipt_envelope\x18\x03 \x01(\x0c\x12-\n\x07refusal\x18\x04 \x01(\x0b\x32\x1c.ddm_fed.exchange.v1.Refusal\"0\n\x13\x43ommitUploadRequest\x12\x19\n\x11submission_sha256\x18\x01 \x01(\t\"\x90\x01\n\x14\x43ommitUploadResponse\x12/\n\x05state\x18\x01 \x01(\x0e\x32 .ddm_fed.exchange.v1.UploadState\x12\x18\n\x10receipt_envelope\x18\x02 \x01(\x0c\x12-\n\x07refusal\x18\x03 \x01(\x0b\x32\x1c.ddm_fed.exchange.v1.Refusal\"\x12\n\x10GetStatusRequest\"\xaf\x01\n\x11GetStatusResponse\x12\x12\n\nfederation\x18\x01 \x01(\t\x12\x0c\n\x04site\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x13\n\x0bwaiting_for\x18\x04 \x01(\t\x12\x13\n\x0bplan_sha256\x18\x05 \x01(\t\x12\x16\n\x0eroster_version\x18\x06 \x01(\r\x12\x10\n\x08log_size\x18\x07 \x01(\x04\x12\x15\n\rhas_reference\x18\x08 \x01(\x08\"\x14\n\x12GetEnsembleRequest\"0\n\x0c\x45nsembleFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\"`\n\x13GetEnsembleResponse\x12\x17\n\x0f\x65nsemble_sha256\x18\x01 \x01(\t\x12\x30\n\x05\x66iles\x18\x02 \x03(\x0b\x32!.ddm_fed.exchange.v1.EnsembleFile\"L\n\x13ReadEnsembleRequest\x12\x17\n\x0f\x65nsemble_sha256\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"$\n\x14ReadEnsembleResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\")\n\rEnrollRequest\x12\x18\n\x10request_envelope\x18\x01 \x01(\x0c\"D\n\x0e\x45nrollResponse\x12\x32\n\x05state\x18\x01 \x01(\x0e\x32#.ddm_fed.exchange.v1.EnrolmentState*\x91\x01\n\x0bUploadState\x12\x1c\n\x18UPLOAD_STATE_UNSPECIFIED\x10\x00\x12\x15\n\x11UPLOAD_STATE_OPEN\x10\x01\x12\x18\n\x14UPLOAD_STATE_ARRIVED\x10\x02\x12\x19\n\x15UPLOAD_STATE_ADMITTED\x10\x03\x12\x18\n\x14UPLOAD_STATE_REFUSED\x10\x04*j\n\x0e\x45nrolmentState\x12\x1f\n\x1b\x45NROLMENT_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x45NROLMENT_STATE_WAITING\x10\x01\x12\x1a\n\x16\x45NROLMENT_STATE_MEMBER\x10\x02\x32\xc0\x08\n\x0f\x45xchangeService\x12T\n\x07GetPlan\x12#.ddm_fed.exchange.v1.GetPlanRequest\x1a$.ddm_fed.exchange.v1.GetPlanResponse\x12Z\n\tGetRoster\x12%.ddm_fed.exchange.v1.GetRosterRequest\x1a&.ddm_fed.exchange.v1.GetRosterResponse\x12S\n\x06GetLog\x12\".ddm_fed.exchange.v1.GetLogRequest\x1a#.ddm_fed.exchange.v1.GetLogResponse0\x01\x12\x65\n\x0cGetReference\x12(.ddm_fed.exchange.v1.GetReferenceRequest\x1a).ddm_fed.exchange.v1.GetReferenceResponse0\x01\x12`\n\x0b\x42\x65ginUpload\x12\'.ddm_fed.exchange.v1.BeginUploadRequest\x1a(.ddm_fed.exchange.v1.BeginUploadResponse\x12\x62\n\x0bWriteUpload\x12\'.ddm_fed.exchange.v1.WriteUploadRequest\x1a(.ddm_fed.exchange.v1.WriteUploadResponse(\x01\x12o\n\x10QueryWriteStatus\x12,.ddm_fed.exchange.v1.QueryWriteStatusRequest\x1a-.ddm_fed.exchange.v1.QueryWriteStatusResponse\x12\x63\n\x0c\x43ommitUpload\x12(.ddm_fed.exchange.v1.CommitUploadRequest\x1a).ddm_fed.exchange.v1.CommitUploadResponse\x12Z\n\tGetStatus\x12%.ddm_fed.exchange.v1.GetStatusRequest\x1a&.ddm_fed.exchange.v1.GetStatusResponse\x12`\n\x0bGetEnsemble\x12\'.ddm_fed.exchange.v1.GetEnsembleRequest\x1a(.ddm_fed.exchange.v1.GetEnsembleResponse\x12\x65\n\x0cReadEnsemble\x12(.ddm_fed.exchange.v1.ReadEnsembleRequest\x1a).ddm_fed.exchange.v1.ReadEnsembleResponse0\x01\x32\x65\n\x10\x45nrolmentService\x12Q\n\x06\x45nroll\x12\".ddm_fed.exchange.v1.EnrollRequest\x1a#.ddm_fed.exchange.v1.EnrollResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'ddm_fed.exchange.v1.exchange_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_UPLOADSTATE']._serialized_start=1802
-  _globals['_UPLOADSTATE']._serialized_end=1947
-  _globals['_ENROLMENTSTATE']._serialized_start=1949
-  _globals['_ENROLMENTSTATE']._serialized_end=2055
+  _globals['_UPLOADSTATE']._serialized_start=1825
+  _globals['_UPLOADSTATE']._serialized_end=1970
+  _globals['_ENROLMENTSTATE']._serialized_start=1972
+  _globals['_ENROLMENTSTATE']._serialized_end=2078
   _globals['_GETPLANREQUEST']._serialized_start=59
   _globals['_GETPLANREQUEST']._serialized_end=75
   _globals['_GETPLANRESPONSE']._serialized_start=77
@@ -72,23 +72,23 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETSTATUSREQUEST']._serialized_start=1227
   _globals['_GETSTATUSREQUEST']._serialized_end=1245
   _globals['_GETSTATUSRESPONSE']._serialized_start=1248
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1400
-  _globals['_GETENSEMBLEREQUEST']._serialized_start=1402
-  _globals['_GETENSEMBLEREQUEST']._serialized_end=1422
-  _globals['_ENSEMBLEFILE']._serialized_start=1424
-  _globals['_ENSEMBLEFILE']._serialized_end=1472
-  _globals['_GETENSEMBLERESPONSE']._serialized_start=1474
-  _globals['_GETENSEMBLERESPONSE']._serialized_end=1570
-  _globals['_READENSEMBLEREQUEST']._serialized_start=1572
-  _globals['_READENSEMBLEREQUEST']._serialized_end=1648
-  _globals['_READENSEMBLERESPONSE']._serialized_start=1650
-  _globals['_READENSEMBLERESPONSE']._serialized_end=1686
-  _globals['_ENROLLREQUEST']._serialized_start=1688
-  _globals['_ENROLLREQUEST']._serialized_end=1729
-  _globals['_ENROLLRESPONSE']._serialized_start=1731
-  _globals['_ENROLLRESPONSE']._serialized_end=1799
-  _globals['_EXCHANGESERVICE']._serialized_start=2058
-  _globals['_EXCHANGESERVICE']._serialized_end=3146
-  _globals['_ENROLMENTSERVICE']._serialized_start=3148
-  _globals['_ENROLMENTSERVICE']._serialized_end=3249
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1423
+  _globals['_GETENSEMBLEREQUEST']._serialized_start=1425
+  _globals['_GETENSEMBLEREQUEST']._serialized_end=1445
+  _globals['_ENSEMBLEFILE']._serialized_start=1447
+  _globals['_ENSEMBLEFILE']._serialized_end=1495
+  _globals['_GETENSEMBLERESPONSE']._serialized_start=1497
+  _globals['_GETENSEMBLERESPONSE']._serialized_end=1593
+  _globals['_READENSEMBLEREQUEST']._serialized_start=1595
+  _globals['_READENSEMBLEREQUEST']._serialized_end=1671
+  _globals['_READENSEMBLERESPONSE']._serialized_start=1673
+  _globals['_READENSEMBLERESPONSE']._serialized_end=1709
+  _globals['_ENROLLREQUEST']._serialized_start=1711
+  _globals['_ENROLLREQUEST']._serialized_end=1752
+  _globals['_ENROLLRESPONSE']._serialized_start=1754
+  _globals['_ENROLLRESPONSE']._serialized_end=1822
+  _globals['_EXCHANGESERVICE']._serialized_start=2081
+  _globals['_EXCHANGESERVICE']._serialized_end=3169
+  _globals['_ENROLMENTSERVICE']._serialized_start=3171
+  _globals['_ENROLMENTSERVICE']._serialized_end=3272
 # @@protoc_insertion_point(module_scope)

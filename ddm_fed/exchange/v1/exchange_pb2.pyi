@@ -162,7 +162,7 @@ class GetStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("federation", "site", "state", "waiting_for", "plan_sha256", "roster_version", "log_size")
+    __slots__ = ("federation", "site", "state", "waiting_for", "plan_sha256", "roster_version", "log_size", "has_reference")
     FEDERATION_FIELD_NUMBER: _ClassVar[int]
     SITE_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -170,6 +170,7 @@ class GetStatusResponse(_message.Message):
     PLAN_SHA256_FIELD_NUMBER: _ClassVar[int]
     ROSTER_VERSION_FIELD_NUMBER: _ClassVar[int]
     LOG_SIZE_FIELD_NUMBER: _ClassVar[int]
+    HAS_REFERENCE_FIELD_NUMBER: _ClassVar[int]
     federation: str
     site: str
     state: str
@@ -177,7 +178,8 @@ class GetStatusResponse(_message.Message):
     plan_sha256: str
     roster_version: int
     log_size: int
-    def __init__(self, federation: _Optional[str] = ..., site: _Optional[str] = ..., state: _Optional[str] = ..., waiting_for: _Optional[str] = ..., plan_sha256: _Optional[str] = ..., roster_version: _Optional[int] = ..., log_size: _Optional[int] = ...) -> None: ...
+    has_reference: bool
+    def __init__(self, federation: _Optional[str] = ..., site: _Optional[str] = ..., state: _Optional[str] = ..., waiting_for: _Optional[str] = ..., plan_sha256: _Optional[str] = ..., roster_version: _Optional[int] = ..., log_size: _Optional[int] = ..., has_reference: bool = ...) -> None: ...
 
 class GetEnsembleRequest(_message.Message):
     __slots__ = ()
