@@ -20,7 +20,7 @@ from federation import (
     snapshot,
 )
 
-from coordinator import rosters
+from coordinator import members
 from coordinator.importing import Found, Importer, candidates, require_medium, write_back
 from ddm_fed.bundle import ENVELOPE_FILE, EXPERT_FILE, ROUTER_FILE
 from ddm_fed.errors import (
@@ -40,24 +40,28 @@ A, B, C = SITES
 BIN = Path(sys.executable).parent
 
 
-@pytest.fixture
-def fed(copy_of) -> Federation:
-    """A coordinator with an empty inbox, and three sites that released their bundles."""
-    fed = copy_of("drafted", *SITES)
+@pytest.fixture(scope="module")
+def exported(stages, tmp_path_factory) -> Federation:
+    """Three sites that released their bundles, and the stick of a courier who was at each."""
+    fed = stages.drafted.copy(tmp_path_factory.mktemp("stick"), "consortium", *SITES)
     for name in SITES:
         outbox.review(fed.site(name), fed.trust)
         outbox.release(fed.site(name), fed.trust)
+        (found,) = stick.export(fed.site(name), fed.trust, fed.path / "stick")
+        assert found.state == "sent"
     return fed
 
 
 @pytest.fixture
-def medium(fed: Federation, scratch: Path) -> Path:
-    """The stick of a courier, with the bundles of three sites."""
-    folder = scratch / "stick" / "ddm"
-    for name in SITES:
-        (found,) = stick.export(fed.site(name), fed.trust, folder)
-        assert found.state == "sent"
-    return folder
+def fed(exported: Federation, scratch: Path) -> Federation:
+    """A coordinator with an empty inbox, and the sites."""
+    return exported.copy(scratch / "fed", "consortium", *SITES)
+
+
+@pytest.fixture
+def medium(exported: Federation, scratch: Path) -> Path:
+    """The stick."""
+    return Path(shutil.copytree(exported.path / "stick", scratch / "stick" / "ddm"))
 
 
 def bundle_of(fed: Federation, medium: Path, name: str) -> Path:
@@ -449,7 +453,7 @@ def test_published_folder_that_somebody_changed_is_refused(fed, medium):
 def test_older_published_folder_is_left_alone_and_receipts_still_count(fed, medium):
     old = list(take(fed, medium).values())
     write_back(fed.home, open_folder(str(medium)), old)
-    rosters.renew(fed.home)
+    members.renew(fed.home)
     fed.look(A)
     before = snapshot(fed.site(A).seen)
     returned = stick.bring_back(fed.site(A), medium)
