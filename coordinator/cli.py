@@ -12,6 +12,7 @@ import typer
 
 from coordinator import (
     cli_evaluate,
+    cli_import,
     cli_plan,
     cli_reference,
     cli_roster,
@@ -49,6 +50,7 @@ app.add_typer(cli_roster.app, rich_help_panel=SETUP)
 app.add_typer(cli_plan.app, rich_help_panel=SETUP)
 app.add_typer(cli_router.app, rich_help_panel=WORK)
 app.command(rich_help_panel=WORK)(cli_verify.verify)
+app.command("import", rich_help_panel=WORK)(cli_import.import_)
 app.command(rich_help_panel=WORK)(cli_reference.reference)
 app.command(rich_help_panel=WORK)(cli_status.status)
 app.command(rich_help_panel=WORK)(cli_web.web)

@@ -79,5 +79,5 @@ def mover_to(text: str, site: SiteFolder, trust: Trust, *, patience_s: float) ->
     if "://" in text:
         from sites.remote import RemoteMover
 
-        return RemoteMover(text)
+        return RemoteMover(text, patience_s=patience_s)
     return FolderMover(Path(text))

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from ddm_fed import __version__, console
-from sites import cli_head, cli_keys, cli_network, cli_privacy, cli_submit, cli_train
+from sites import cli_head, cli_keys, cli_network, cli_privacy, cli_stick, cli_submit, cli_train
 from sites.options import JsonOption, PlanOption, SiteOption, open_published
 
 app = typer.Typer(
@@ -40,6 +40,8 @@ app.command(rich_help_panel=PRIVACY)(cli_privacy.ledger)
 app.command(rich_help_panel=PRIVACY)(cli_privacy.audit)
 app.command(rich_help_panel=LEAVE)(cli_keys.approve)
 app.command(rich_help_panel=LEAVE)(cli_submit.submit)
+app.command(rich_help_panel=LEAVE)(cli_stick.export)
+app.command("import", rich_help_panel=LEAVE)(cli_stick.import_)
 app.command(rich_help_panel=USE)(cli_network.ensemble)
 
 

@@ -20,6 +20,7 @@ from coordinator import members, rosters
 from coordinator.admission import admit_arrivals, admitted_bundles
 from coordinator.book import read_book
 from coordinator.folder import CoordinatorFolder
+from coordinator.sink import read_progress
 from ddm_fed.assembly import verify_ensemble
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import read_plan_toml
@@ -219,3 +220,49 @@ def test_assemble_killed_half_way_leaves_no_ensemble_and_then_completes(copy):
     finish(*command)
     root = CoordinatorFolder.open(hub).settings.root
     assert len(verify_ensemble(target, root).bundles) == 2
+
+
+@pytest.mark.parametrize("at_least", [1, 40_000_000])
+def test_export_killed_half_way_leaves_a_partial_copy_that_is_named_and_then_completes(
+    copy, at_least
+):
+    stick, hub = copy / "stick", copy / "hub"
+    command = ("ddm-site", "export", stick, "--site", copy / "one", "--plan", hub / "published")
+    take_in = ("ddm-coord", "import", stick, "--coordinator", hub)
+
+    kill_when(grows_in(stick / "incoming", at_least), *command)
+    refused = start(*take_in)
+    _, stderr = refused.communicate(timeout=120)
+    assert refused.returncode == 1
+    assert "its copy was broken off" in stderr.decode()
+    assert admit(copy) == 0
+
+    (part,) = (stick / "incoming").iterdir()
+    kept = (part / "expert.safetensors").stat()
+    finish(*command)
+    (bundle,) = (stick / "incoming").iterdir()
+    assert (bundle / "expert.safetensors").stat().st_ino == kept.st_ino  # it went on with it
+    finish(*take_in)
+    assert admit(copy) == 1
+
+
+def test_import_killed_half_way_admits_nothing_and_then_goes_on_from_there(copy):
+    stick, hub = copy / "stick", copy / "hub"
+    for name in ("one", "two"):
+        finish("ddm-site", "export", stick, "--site", copy / name, "--plan", hub / "published")
+    command = ("ddm-coord", "import", stick, "--coordinator", hub)
+    home = CoordinatorFolder.open(hub)
+
+    def committed() -> int:
+        found = (read_progress(folder) for folder in home.partial.iterdir())
+        return sum(known.committed_bytes for known in found if known is not None)
+
+    kill_when(lambda: committed() >= 64 << 20, *command)
+    assert read_book(home, home.chain()).size == 0
+    assert admit(copy) == 0
+    assert committed() >= 64 << 20
+
+    finish(*command)
+    assert list(home.partial.iterdir()) == []
+    assert admit(copy) == 2
+    assert len(list((stick / "receipts").glob("*.dsse.json"))) == 2
