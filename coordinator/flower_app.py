@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic, sleep
 
@@ -146,7 +147,8 @@ def pull(grid: Grid, pulling: Pulling) -> list[Event]:
     events: list[Event] = []
 
     def report(event: Event) -> None:
-        facts = {"from": event.carrier, "state": event.state, **event.facts}
+        moment = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}"
+        facts = {"from": event.carrier, "at": moment, "state": event.state, **event.facts}
         sys.stdout.write(json.dumps(facts) + "\n")
         sys.stdout.flush()
         if event.state is not None:
