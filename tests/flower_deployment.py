@@ -26,7 +26,7 @@ from cryptography.x509.oid import NameOID
 
 ROOT = Path(__file__).parents[1]
 APP = ROOT / "examples" / "flower" / "app"
-SUPERVISE = ROOT / "examples" / "flower" / "supervise.py"
+SUPERVISE, PULL = APP.parent / "supervise.py", APP.parent / "pull.py"
 STOP_S = 10
 PROGRAMS_S = 60
 
@@ -304,12 +304,12 @@ class Deployment:
         return {name: by_id[node_id] for name, node_id in self.node_ids.items()}
 
     def start_run(self, name: str, **config: object) -> subprocess.Popen:
-        """Starts a run of the app as the operator; its log has the lines of the ServerApp."""
+        """Starts a run as the operator; its log has the lines of the ServerApp."""
         self.configure(name, self.superlink_port)
         words = " ".join(
             f"{key.replace('_', '-')}={json.dumps(value)}" for key, value in config.items()
         )
-        return self.start(name, "flwr", "run", APP, "ddm", "--stream", "-c", words)
+        return self.start(name, sys.executable, PULL, "-c", words)
 
     def events(self, name: str) -> list[dict]:
         """The lines of JSON that the ServerApp printed."""

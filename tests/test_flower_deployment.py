@@ -278,6 +278,7 @@ def test_run_with_a_refusal_in_it_ends_as_failed(scene):
     scene.ends()
 
     assert "DDM501" in scene.flower.log("run")
+    assert scene.run.returncode == 1
     listed = scene.flower.cli("list", "--format", "json").stdout
     assert "finished:failed" in listed
 
