@@ -39,6 +39,10 @@ from ddm_fed.sampling import SamplingOptions, sample
 from ddm_fed.training import RunOptions, train_expert
 
 STEPS_OF_SOLVER = 20
+ON_LOOPBACK = {  # what Ray says; it listens at every address all the same, see docs/flower.md
+    "init_args": {"_node_ip_address": "127.0.0.1", "include_dashboard": False},
+    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+}
 
 
 def main() -> None:
@@ -159,7 +163,7 @@ def of_fedavg(settings: Settings, judge: Judge, work: Path) -> list[dict]:
             server_app=server_app.make_app(settings_of),
             client_app=client_app.make_app(settings_of),
             num_supernodes=settings.sites,
-            backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+            backend_config=ON_LOOPBACK,
         )
     seconds = time.monotonic() - started
     facts = json.loads(Path(settings.out).with_suffix(".json").read_text())

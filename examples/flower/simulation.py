@@ -49,6 +49,10 @@ from sites.seen import look
 from sites.submitting import submit
 from sites.training import TrainingOptions
 
+ON_LOOPBACK = {  # what Ray says; it listens at every address all the same, see docs/flower.md
+    "init_args": {"_node_ip_address": "127.0.0.1", "include_dashboard": False},
+    "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+}
 PLAN = """
 federation = "study"
 expires_at = 2036-01-01T00:00:00Z
@@ -98,7 +102,7 @@ def main() -> None:
         server_app=study(pulling, run),
         client_app=virtual_site(run),
         num_supernodes=given.sites,
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+        backend_config=ON_LOOPBACK,
     )
     pulled = time.monotonic()
     times = json.loads((run / "times.json").read_text())
