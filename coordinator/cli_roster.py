@@ -104,7 +104,8 @@ def rotate(
     server_certificate: Annotated[
         bool,
         typer.Option(
-            "--server-certificate", help="Add a new certificate to serve with; the last one stays."
+            "--server-certificate",
+            help="List the next certificate to serve with; end the last but one.",
         ),
     ] = False,
     root_key: Annotated[

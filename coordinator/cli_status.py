@@ -114,12 +114,22 @@ def _reports(
 
 
 def _sheets(report: dict[str, Any], *, newest: int | None = None) -> list[console.Sheet]:
-    from coordinator.status_view import REFUSED_COLUMNS, SITE_COLUMNS, refused_cells, site_cells
+    from coordinator.status_view import (
+        REFUSED_COLUMNS,
+        REQUEST_COLUMNS,
+        SITE_COLUMNS,
+        refused_cells,
+        request_cells,
+        site_cells,
+    )
     from ddm_fed.records import now
 
     moment, refused = now(), report["refused"]
     sites = [site_cells(row, moment) for row in report["sites"]]
     sheets = [console.Sheet(f"{report['federation']}: sites", SITE_COLUMNS, sites)]
+    if report["requests"]:
+        rows = [request_cells(row) for row in report["requests"]]
+        sheets.append(console.Sheet("Requests that wait for you", REQUEST_COLUMNS, rows))
     if refused:
         shown = refused if newest is None else refused[-newest:]
         title = "Refused" if len(shown) == len(refused) else f"Refused, the last of {len(refused)}"

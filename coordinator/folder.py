@@ -177,16 +177,20 @@ class CoordinatorFolder(Home):
         return find_key(self.keys, "coordinator", chain.current.coordinator_key)
 
     def tls(self, chain: RosterChain) -> TlsKey:
-        """Returns the key with which to serve: the newest here that the current roster lists.
+        """Returns the key with which to serve: the oldest here that the current roster lists.
+
+        A site knows the certificates of the newest roster it has seen. Served with a new one at
+        once, it could not connect to fetch the roster that lists it.
 
         Raises:
             StateError: there is none.
         """
-        key = find_tls_key(self.keys, chain.current.server_certificates)
+        listed = chain.current.server_certificates
+        key = find_tls_key(self.keys, listed, newest=False)
         if key is None:
             raise StateError(
-                f"none of the {len(chain.current.server_certificates)} server certificates of "
-                f"roster {chain.current.version} has its key in {self.keys}",
+                f"none of the {len(listed)} server certificates of roster "
+                f"{chain.current.version} has its key in {self.keys}",
                 hint="make one with `ddm-coord roster rotate --server-certificate`, or restore "
                 "tls.pem and tls.crt from backup",
             )

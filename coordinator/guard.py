@@ -1,10 +1,11 @@
 """Who is on the other end of a connection, and how much it may ask for in which time."""
 
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from threading import Lock
 from time import monotonic
+from typing import Any
 
 from coordinator.view import PublishedView
 from ddm_fed.errors import QuotaError
@@ -32,11 +33,11 @@ class Guard:
         self._buckets: dict[str, Bucket] = {}
         self._lock = Lock()
 
-    def caller(self, auth: Mapping[str, Sequence[bytes]]) -> Caller | None:
+    def caller(self, auth: Mapping[str, Any]) -> Caller | None:
         """Returns who is connected; None if it is nobody that the roster lists now.
 
         Args:
-            auth: What TLS found out about the peer.
+            auth: What TLS found out about the peer: by name, a list of bytes.
         """
         found = auth.get("x509_pem_cert")
         if not found:

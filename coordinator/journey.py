@@ -88,7 +88,7 @@ def _progress(file: Path) -> tuple[str, dict[str, Any]] | None:
         site, carrier = values["site"], values["carrier"]
         updated_at = datetime.strptime(values["updated_at"], MOMENT).replace(tzinfo=UTC)
         size, committed = values["size_bytes"], values["committed_bytes"]
-    except (FileSetError, OSError, ValueError, KeyError, TypeError):
+    except (FileSetError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # just begun, just finished, or of a later version
     texts = isinstance(site, str) and isinstance(carrier, str)
     numbers = type(size) is int and type(committed) is int

@@ -240,8 +240,8 @@ def rotate_coordinator(
 def rotate_server_certificate(home: CoordinatorFolder) -> Proposal:
     """Makes a new certificate for the server and proposes a roster that lists it.
 
-    The newest earlier one stays beside it, for sites that have not seen this roster. Rotating twice
-    ends it.
+    The newest earlier one stays beside it and goes on to serve, so that sites get to know the new
+    one before they meet it. The next rotation ends the earlier one.
     """
     chain = home.chain()
     require_nothing_pending(home)

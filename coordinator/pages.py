@@ -16,6 +16,7 @@ from time import monotonic
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from coordinator.folder import CoordinatorFolder
 from coordinator.metrics import CONTENT_TYPE, ServerMetrics, exposition
@@ -26,7 +27,6 @@ from coordinator.status_view import (
     clock,
     is_stalled,
     refused_cells,
-    shown_bytes,
     site_cells,
     site_detail,
 )
@@ -79,7 +79,7 @@ class Pages:
         environment = Environment(
             loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
         )
-        environment.filters |= {"clock": clock, "size": shown_bytes}
+        environment.filters |= {"clock": clock, "words": _with_code}
         self._page = environment.get_template("status.html")
         self._style = (TEMPLATES / "status.css").read_bytes()
         self._routes: dict[str, Callable[[], Response]] = {
@@ -187,7 +187,7 @@ class Pages:
         if grid is None:
             return None
         count, digest = None, None
-        with suppress(FileSetError, OSError, ValueError, KeyError, TypeError):
+        with suppress(FileSetError, OSError, ValueError, KeyError, TypeError, RecursionError):
             summary = json.loads(read_bounded(grid[0] / SUMMARY, MAX_SUMMARY_BYTES))
             count, digest = int(summary["count"]), printable(str(summary["ensemble_sha256"]))
         return {"count": count, "ensemble": digest, "stale": digest in report["stale_ensembles"]}
@@ -206,6 +206,13 @@ def _sample_folders(folder: Path) -> Iterator[Path]:
                     grid = Path(entry.path) / GRID
                     found.append((grid.lstat().st_mtime_ns, Path(entry.path)))
     yield from (path for _, path in sorted(found, reverse=True))
+
+
+def _with_code(text: str) -> Markup:
+    """Returns a text with its `commands` set as code; every part of it is escaped."""
+    tags = Markup("<code>"), Markup("</code>")
+    first, *parts = (escape(part) for part in text.split("`"))
+    return first + Markup("").join(tags[index % 2] + part for index, part in enumerate(parts))
 
 
 def _words(request: Any) -> str:

@@ -37,7 +37,7 @@ from ddm_fed.errors import (
     QuotaError,
     SizeError,
 )
-from ddm_fed.files import BLOCK_BYTES, exclusive, sync_folder, write_atomically
+from ddm_fed.files import BLOCK_BYTES, exclusive, is_locked, sync_folder, write_atomically
 from ddm_fed.log import LogEntry
 from ddm_fed.policy import require_ours, require_valid_at
 from ddm_fed.records import Statement, Submission, now
@@ -355,13 +355,14 @@ class Sink:
             self._open.clear()
 
     def expire(self) -> list[str]:
-        """Deletes what nobody has continued for long; returns the digests."""
+        """Deletes what nobody has continued for long, or was moved on; returns the digests."""
         gone = []
         with self._lock:
             for folder in sorted(self.home.partial.iterdir()):
                 known = read_progress(folder)
+                moved_on = not (folder / BUNDLE_FOLDER).exists()  # a kill came right after that
                 ended = known is None or now() - known.updated_at > self.limits.keep
-                if ended and folder.name not in self._open:
+                if (ended or moved_on) and not is_locked(folder / LOCK_FILE):
                     shutil.rmtree(folder, ignore_errors=True)
                     gone.append(folder.name)
         return gone

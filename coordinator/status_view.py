@@ -4,15 +4,17 @@ from datetime import UTC, datetime
 from typing import Any
 
 STALLED_S = 120  # without a byte for this long, an upload is worth a look
+# narrow, so that dates and commands stay whole on a terminal of 80 columns
 SITE_COLUMNS = (
     "site",
     "state",
     "last progress",
-    "sequence",
+    "seq.",
     "router epsilon",
     "log",
     "waiting for",
 )
+REQUEST_COLUMNS = ("site", "keys", "certificate", "waiting for")
 REFUSED_COLUMNS = ("when", "arrival", "claims to be", "code", "reason")
 SHOWN_NAME = 16
 
@@ -55,6 +57,12 @@ def refused_cells(event: dict[str, Any]) -> list[str]:
         event["code"],
         event["message"],
     ]
+
+
+def request_cells(row: dict[str, Any]) -> list[str]:
+    """Returns the cells of a request, in the order of `REQUEST_COLUMNS`."""
+    keys = "\n".join(row["keyids"]) or "no new one"
+    return [row["site"], keys, row["certificate"] or "none", row["waiting_for"]]
 
 
 def is_stalled(upload: dict[str, Any], now: datetime) -> bool:

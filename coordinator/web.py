@@ -148,6 +148,8 @@ class _Server(ThreadingMixIn, TCPServer):
 
     def _drop_oldest(self) -> None:
         with self._lock:
+            if not self._open:
+                return  # all are just ending
             since, oldest = min(self._open.values(), key=lambda item: item[0])
             if monotonic() - since > GRACE_S:
                 try:

@@ -128,7 +128,8 @@ def refreshing() -> Iterator[Callable[[Sequence[Sheet]], None]]:
         def write(sheets: Sequence[Sheet]) -> None:
             if last != list(sheets):
                 last[:] = sheets
-                out.print(*map(_drawn, sheets), sep="\n", end="\n\n")
+                out.print(*map(_drawn, sheets))
+                out.print()  # so that a reader sees where one ends
                 out.file.flush()
 
         yield write

@@ -11,6 +11,7 @@ from sites.folder import SiteFolder
 from sites.movers import FolderMover, Mover
 
 SCHEME = "grpcs://"
+PULLED = "flower:"
 _ADDRESS = re.compile(
     r"grpcs://(?P<host>\[[0-9a-fA-F:]+\]|[A-Za-z0-9._-]+):(?P<port>\d{1,5})"
     r"(#(?P<pin>sha256:[0-9a-f]{64}))?"
@@ -56,6 +57,8 @@ class Address:
 def mover_to(text: str, site: SiteFolder, trust: Trust, *, patience_s: float) -> Mover:
     """Returns the way to `text`: a folder, a URL that fsspec knows, or `grpcs://HOST:PORT`.
 
+    `flower:FOLDER` is a way as well: there a SuperNode lays down receipts for what was fetched.
+
     Args:
         text: Where to.
         site: The sender.
@@ -69,6 +72,10 @@ def mover_to(text: str, site: SiteFolder, trust: Trust, *, patience_s: float) ->
         from sites.network import NetworkMover
 
         return NetworkMover(Address.parse(text), site, trust, patience_s=patience_s)
+    if text.startswith(PULLED):
+        from sites.pulled import PulledMover
+
+        return PulledMover(Path(text.removeprefix(PULLED)), trust)
     if "://" in text:
         from sites.remote import RemoteMover
 

@@ -24,7 +24,15 @@ from ddm_fed.errors import (
     QuotaError,
     StateError,
 )
-from ddm_fed.exchange import CHUNK_BYTES, client_options, error_of, messages, rebuilt, services
+from ddm_fed.exchange import (
+    CHUNK_BYTES,
+    Failure,
+    client_options,
+    failure_of,
+    messages,
+    rebuilt,
+    services,
+)
 from ddm_fed.files import Advance
 from ddm_fed.records import sha256_hex
 from ddm_fed.signing import Trust, server_certificates_pem
@@ -68,54 +76,53 @@ class Patience:
         """Notes that something moved."""
         self._since, self._pause = time.monotonic(), FIRST_PAUSE_S
 
-    def wait(self, failure: grpc.RpcError) -> None:
+    def wait(self, failure: Failure) -> None:
         """Waits before the next try.
 
         Raises:
             DdmFedError: nothing moved for too long; why, if the coordinator said it.
         """
-        told = error_of(failure)
         if time.monotonic() - self._since + self._pause > self._seconds:
-            raise told or self._unreachable(failure)
+            raise failure.error or self._unreachable(failure)
         # spread, so that sites cut off together do not come back together
         time.sleep(self._pause * (0.5 + self._random.random() / 2))
         self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
 
-    def _unreachable(self, failure: grpc.RpcError) -> ExchangeError:
-        reason = failure.details() if isinstance(failure, grpc.Call) else None
+    def _unreachable(self, failure: Failure) -> ExchangeError:
         return ExchangeError(
             f"nothing has moved between here and {self._address.target} for "
-            f"{self._seconds:.0f} seconds: {(reason or 'no reason was given')[:300]}",
+            f"{self._seconds:.0f} seconds: {_words(failure)}",
             hint="check the address and the network, and that the coordinator runs `ddm-coord "
             "serve`; if others get through, this site's certificate may not be in its roster. Then "
             "run the same command again: it goes on from there",
         )
 
 
-def judge(failure: grpc.RpcError, address: Address) -> None:
+def judge(failure: Failure, address: Address) -> None:
     """Returns if a later try may succeed.
 
     Raises:
         DdmFedError: it will not; the error that the coordinator raised, if it did.
     """
-    told = error_of(failure)
-    if told is not None:
-        if not isinstance(told, OffsetError | QuotaError | BusyError | DigestError):
-            raise told
+    if failure.error is not None:
+        if not isinstance(failure.error, OffsetError | QuotaError | BusyError | DigestError):
+            raise failure.error
         return
-    status = failure.code() if isinstance(failure, grpc.Call) else grpc.StatusCode.UNKNOWN
-    if status in STRANGER:
+    if failure.status in STRANGER:
         raise ExchangeError(
             f"the coordinator at {address.target} does not know this site's certificate",
             hint="it is not in the roster in force: ask its people, or send a request with "
             "`ddm-site enroll`",
         )
-    if status not in PASSING:
-        details = failure.details() if isinstance(failure, grpc.Call) else None
+    if failure.status not in PASSING:
         raise ExchangeError(
-            f"{address.target} answered {status.name}: {(details or 'without a reason')[:300]}",
+            f"{address.target} answered {failure.status.name}: {_words(failure)}",
             hint="another program may listen there, or it runs another version: compare versions",
         )
+
+
+def _words(failure: Failure) -> str:
+    return failure.details[:300] or "no reason was given"
 
 
 def with_patience(call: Callable[[], Answer], address: Address, *, patience_s: float) -> Answer:
@@ -128,7 +135,8 @@ def with_patience(call: Callable[[], Answer], address: Address, *, patience_s: f
     while True:
         try:
             return call()
-        except grpc.RpcError as failure:
+        except grpc.RpcError as raised:
+            failure = failure_of(raised)
             judge(failure, address)
             patience.wait(failure)
 
@@ -227,8 +235,8 @@ class NetworkMover:
             def ask() -> bytes | None:
                 try:
                     return service.QueryWriteStatus(asked, timeout=CALL_S).receipt_envelope or None
-                except grpc.RpcError as failure:
-                    if isinstance(error_of(failure), OffsetError):
+                except grpc.RpcError as raised:
+                    if isinstance(failure_of(raised).error, OffsetError):
                         return None  # it was never offered there
                     raise
 
@@ -264,12 +272,14 @@ class _Sending:
         self._shown = self._damaged = self._safe = 0
 
     def run(self) -> Sent:
+        """Returns what became of it."""
         while True:
             try:
                 return self._try_once()
-            except grpc.RpcError as failure:
+            except grpc.RpcError as raised:
+                failure = failure_of(raised)
                 judge(failure, self._address)
-                self._note_damage(error_of(failure))
+                self._note_damage(failure.error)
                 self._patience.wait(failure)
 
     def _note_damage(self, told: DdmFedError | None) -> None:

@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddm_fed.bundle import ENVELOPE_FILE
 from ddm_fed.files import read_bounded
+from ddm_fed.log import SUBMISSION_FILE  # not from `bundle`: movers need no tensor library
 from ddm_fed.records import IN_TOTO_PAYLOAD, MAX_DOCUMENT_BYTES, Statement, Submission, sha256_hex
 from ddm_fed.signing import peek_payload
 from ddm_fed.transfer import Body, BodyReader, open_body
@@ -45,7 +45,7 @@ def read_released(folder: Path) -> Released:
     Raises:
         RefusedError: it has no manifest of a bundle.
     """
-    envelope = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+    envelope = read_bounded(folder / SUBMISSION_FILE, MAX_DOCUMENT_BYTES)
     payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=folder.name)
     submission = Statement[Submission].from_json(payload, what=folder.name).predicate
     return Released(folder, sha256_hex(payload), envelope, Body(submission.files))

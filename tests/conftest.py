@@ -30,6 +30,8 @@ def _load(name: str):
 
 helpers = _load("federation")
 _load("proxy")
+if importlib.util.find_spec("flwr") is not None:
+    _load("flower_deployment")
 
 
 @pytest.fixture(scope="session")

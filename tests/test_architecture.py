@@ -63,6 +63,7 @@ LAYERS = {
     "reference": {"errors", "files", "records", "router", "signing", "weights", "bundle"},
     "receipts": {"errors", "records", "signing", "log"},
     "transfer": {"errors", "files", "records"},
+    "flower": {"errors", "records"},
     "remote": {"errors", "files"},
     "exchange": {"errors"},
     "experts": {"flows"},
@@ -180,6 +181,10 @@ DOORS = {
     },
     "keyring": {"ddm_fed.signing.passphrase"},
     "fcntl": {"ddm_fed.files"},
+    "flwr": {"sites.flower_app", "coordinator.flower_app"},
+    "httpx": {"coordinator.edge"},
+    "starlette": {"coordinator.edge"},
+    "uvicorn": {"coordinator.edge"},
     "jinja2": {"coordinator.pages"},
     "prometheus_client": {"coordinator.metrics"},
     # the read-only web page
@@ -195,7 +200,6 @@ DOORS = {
     "joblib": set(),
     "urllib": set(),
     "requests": set(),
-    "flwr": set(),
     "subprocess": set(),
     "random": set(),
 }

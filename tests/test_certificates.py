@@ -48,11 +48,13 @@ from ddm_fed.signing import (
     server_certificates_pem,
     site_certificates_pem,
     who_is,
+    write_key,
 )
 from sites import rotation
 from sites.folder import ENROLMENT_FILE, SiteFolder
+from sites.review import approve_request
 
-A, B = "hospital-a", "hospital-b"
+A, B, C = "hospital-a", "hospital-b", "hospital-c"
 DAY = timedelta(days=1)
 MALLORY = SigningKey.from_seed(bytes([10] * 32))
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -273,6 +275,8 @@ def test_later_keys_are_numbered_and_the_newest_listed_one_is_found(tmp_path: Pa
     assert found is not None
     assert found.certificate == keys[1].certificate
     assert find_tls_key(tmp_path, [TlsKey.for_site(A).certificate]) is None
+    (tmp_path / "tls.pem").unlink()
+    assert TlsKey.for_site(A).write(tmp_path).name == "tls-4.pem"
 
 
 def test_certificate_beside_another_key_is_refused(tmp_path: Path):
@@ -528,7 +532,6 @@ def enrol_with(fed: Federation, certificate: str | None) -> object:
     return members.add(fed.home, [request])
 
 
-C = "hospital-c"
 YESTERDAY = datetime(2026, 1, 2, tzinfo=UTC)
 ENROLMENT: dict[str, tuple[Callable[[], str], type[DdmFedError]]] = {
     "authority": (lambda: craft(C, constraints=no_authority(True)), MalformedError),
@@ -644,6 +647,27 @@ def test_request_for_a_certificate_cannot_change_whose_signatures_count(fed: Fed
         members.rotate_site(fed.home, file)
 
 
+def test_site_with_an_officer_asks_for_a_certificate_alone_and_the_officer_cannot(
+    fed: Federation,
+):
+    officer = write_key(fed.path / "officer.pem")
+    settings = fed.site(A).settings.model_copy(update={"name": C, "dpo_key": officer.public.hex})
+    site = SiteFolder.create(fed.path / C, settings)
+    approve_request(site.path / ENROLMENT_FILE, officer)
+    members.add(fed.home, [site.path / ENROLMENT_FILE])
+    before = roster(fed).site(C)
+    file = rotation.add_certificate(site, fed.trust)
+    good = file.read_bytes()
+    forge(file, lambda _: None, officer, kind=ENROLMENT_PAYLOAD)
+    with pytest.raises(UnknownSignerError):
+        members.rotate_site(fed.home, file)
+    file.write_bytes(good)
+    assert members.rotate_site(fed.home, file).published
+    after = roster(fed).site(C)
+    assert (after.keys, after.policies) == (before.keys, before.policies)
+    assert len(after.certificates) == 2
+
+
 def test_request_for_a_certificate_offered_as_an_enrolment_is_refused(fed: Federation):
     file = rotation.add_certificate(fed.site(A), fed.trust)
     with pytest.raises(StateError, match="does not enrol"):
@@ -712,14 +736,25 @@ def test_compromised_keys_take_the_certificates_with_them(fed: Federation):
     assert len(certificates(fed, A)) == 1
 
 
-def test_new_server_certificate_stands_beside_the_last_one_until_the_next(fed: Federation):
-    seen = [roster(fed).server_certificates[0]]
-    for _ in range(2):
+def test_new_server_certificate_is_announced_by_one_roster_before_it_serves(fed: Federation):
+    seen = [roster(fed).server_certificates]
+    for _ in range(3):
         assert members.rotate_server_certificate(fed.home).published
-        key = fed.home.tls(fed.home.chain())
-        assert roster(fed).server_certificates == (seen[-1], key.certificate)
-        seen.append(key.certificate)
-    assert len(set(seen)) == 3
+        served = fed.home.tls(fed.home.chain()).certificate
+        assert served in seen[-1]  # a site with the roster before still gets through
+        assert roster(fed).server_certificates[0] == served
+        seen.append(roster(fed).server_certificates)
+    assert [len(listed) for listed in seen] == [1, 2, 2, 2]
+    assert seen[2][0] == seen[1][1]
+    assert len({text for listed in seen for text in listed}) == 4
+
+
+def test_coordinator_whose_old_key_is_gone_serves_with_the_new_one(fed: Federation):
+    assert members.rotate_server_certificate(fed.home).published
+    for file in ("tls.pem", "tls.crt"):
+        (fed.home.keys / file).unlink()
+    served = fed.home.tls(fed.home.chain()).certificate
+    assert served == roster(fed).server_certificates[1]
 
 
 # What TLS makes of them

@@ -309,6 +309,24 @@ def test_upload_that_nobody_continues_ends(fed):
     assert list(fed.home.partial.iterdir()) == []
 
 
+def test_upload_killed_after_it_reached_the_inbox_leaves_nothing_behind(fed):
+    bundle, sink = released(fed), Sink(fed.home)
+    upload = sink.begin(bundle.envelope, carrier=A)
+    feed(upload, bundle)
+    sink.close()
+    (fed.home.partial / bundle.digest / "bundle").rename(fed.home.incoming / bundle.digest)
+    again = Sink(fed.home)
+    assert isinstance(again.begin(bundle.envelope, carrier=A), Arrived)
+    assert again.expire() == [bundle.digest]
+    assert deliver(fed.home, bundle.digest).receipt is not None
+
+
+def test_upload_in_the_hands_of_another_process_does_not_end(fed):
+    bundle, sink = released(fed), Sink(fed.home)
+    sink.begin(bundle.envelope, carrier=A)
+    assert Sink(fed.home, Limits(keep=timedelta(seconds=-1))).expire() == []
+
+
 def test_upload_that_is_fresh_stays(fed):
     bundle, sink = released(fed), Sink(fed.home)
     feed(sink.begin(bundle.envelope, carrier=A), bundle, until=STEP)

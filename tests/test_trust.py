@@ -467,6 +467,14 @@ ALLOWED = {
         R1,
         {"coordinator": [ranged(COORDINATOR, revoked_at_log_size=9), ranged(LATER, 9)]},
     ),
+    "certificates-replaced": (
+        first(sites=[MEMBER | {"certificates": ["AAAA"]}], server_certificates=["AAAB"]),
+        {"sites": [MEMBER | {"certificates": ["AAAC"]}], "server_certificates": ["AAAD"]},
+    ),
+    "certificates-dropped": (
+        first(sites=[MEMBER | {"certificates": ["AAAA"]}], server_certificates=["AAAB"]),
+        {"sites": [MEMBER], "server_certificates": []},
+    ),
     "policy-added": (TWO_POLICIES, policies_of(*POLICIES, policy(9))),
 }
 

@@ -1,6 +1,8 @@
 """Errors across a connection: the same class, code, message and hint on both sides."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import grpc
 
@@ -46,14 +48,30 @@ def details_of(error: DdmFedError) -> Metadata:
     return ((DETAILS_KEY, refusal.SerializeToString()),)
 
 
-def error_of(failure: grpc.RpcError) -> DdmFedError | None:
-    """Returns the error the other side raised; None if the connection itself failed."""
-    trailing = failure.trailing_metadata() if isinstance(failure, grpc.Call) else ()
-    for key, value in trailing or ():
-        if key == DETAILS_KEY and isinstance(value, bytes):
+@dataclass(frozen=True)
+class Failure:
+    """What went wrong with a call.
+
+    Attributes:
+        status: gRPC's.
+        details: The words that came with it; "" without any.
+        error: What the other side raised; None if the connection itself failed.
+    """
+
+    status: grpc.StatusCode
+    details: str
+    error: DdmFedError | None
+
+
+def failure_of(raised: grpc.RpcError) -> Failure:
+    """Returns what gRPC knows of a call that failed."""
+    call: Any = raised  # every error of a channel is a `grpc.Call` too, which its types cannot say
+    error = None
+    for key, value in call.trailing_metadata() or ():
+        if key == DETAILS_KEY:
             found = messages.Refusal.FromString(value)
-            return rebuilt(found.code, found.message, found.hint)
-    return None
+            error = rebuilt(found.code, found.message, found.hint)
+    return Failure(call.code() or grpc.StatusCode.UNKNOWN, call.details() or "", error)
 
 
 def rebuilt(code: str, message: str, hint: str) -> DdmFedError:

@@ -13,17 +13,17 @@ _PUBLIC = re.compile(rb"ed25519 ([0-9a-f]{64})\n?")
 
 
 def new_key(folder: Path, name: str) -> SigningKey:
-    """Returns a new key, written to the next free `NAME.pem`, `NAME-2.pem`, ... of `folder`."""
+    """Returns a new key, written to the next of `NAME.pem`, `NAME-2.pem`, ... in `folder`."""
     return write_key(next_file(folder, name))
 
 
 def next_file(folder: Path, name: str) -> Path:
-    """Returns the first free of `NAME.pem`, `NAME-2.pem`, ... in `folder`."""
-    number, file = 1, folder / f"{name}.pem"
-    while file.exists():
-        number += 1
-        file = folder / f"{name}-{number}.pem"
-    return file
+    """Returns where the next key of this name goes: behind the last, also where one is missing."""
+    files = key_files(folder, name)
+    if not files:
+        return folder / f"{name}.pem"
+    number = files[-1].stem.removeprefix(name).removeprefix("-")
+    return folder / f"{name}-{int(number or 1) + 1}.pem"
 
 
 def write_key(file: Path) -> SigningKey:

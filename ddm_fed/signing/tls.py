@@ -188,9 +188,14 @@ def newest_tls_key(folder: Path) -> TlsKey | None:
     return TlsKey.read(files[-1]) if files else None
 
 
-def find_tls_key(folder: Path, certificates: Collection[str]) -> TlsKey | None:
-    """Returns the newest TLS key in `folder` whose certificate is one of `certificates`."""
-    for file in reversed(key_files(folder, _KEY_NAME)):
+def find_tls_key(
+    folder: Path, certificates: Collection[str], *, newest: bool = True
+) -> TlsKey | None:
+    """Returns the newest TLS key in `folder` whose certificate is one of `certificates`.
+
+    Or the oldest, if not `newest`; None if there is none.
+    """
+    for file in key_files(folder, _KEY_NAME)[:: -1 if newest else 1]:
         if _read_certificate(file) in certificates:
             return TlsKey.read(file)
     return None
@@ -315,7 +320,8 @@ def _der_of(text: str, what: str) -> bytes:
 
 def _check(der: bytes, what: str) -> CertificateDetails:
     found = x509.load_der_x509_certificate(der)
-    if found.public_bytes(Encoding.DER) != der:
+    # of the bits of the signature none may be unused, which `cryptography` does not ask
+    if found.public_bytes(Encoding.DER) != der or not der.endswith(b"\0" + found.signature):
         raise _refused(what, "it is not the one encoding of what it says")
     key = found.public_key()
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):

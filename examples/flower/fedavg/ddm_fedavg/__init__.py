@@ -1,0 +1,1 @@
+"""FedAvg of one DiT: the same network, loss, batches and optimizer as the experts have."""

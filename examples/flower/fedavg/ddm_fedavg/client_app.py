@@ -1,0 +1,49 @@
+"""A site of the baseline: it trains the weights it is sent, and sends them back."""
+
+from collections.abc import Callable
+
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from ddm_fedavg.task import Settings, images_of_site, train_stretch
+
+
+def make_app(settings_of: Callable[[Context], Settings]) -> ClientApp:
+    """Returns the app; `settings_of` says what is agreed."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        settings = settings_of(context)
+        site = int(context.node_config["partition-id"])
+        images = images_of_site(settings.split, settings.sites, site)
+        first = int(message.content["config"]["server-round"]) - 1
+        each = settings.steps // settings.rounds
+        weights, loss = train_stretch(
+            message.content["arrays"].to_torch_state_dict(),
+            images,
+            settings.plan(),
+            range(first * each, (first + 1) * each),
+            seed=site,
+        )
+        metrics = MetricRecord({"num-examples": len(images), "loss": loss})
+        content = RecordDict({"arrays": ArrayRecord(weights), "metrics": metrics})
+        return Message(content, reply_to=message)
+
+    return app
+
+
+def configured(context: Context) -> Settings:
+    """Returns what `[tool.flwr.app.config]` says."""
+    config = context.run_config
+    return Settings(
+        split=str(config["split"]),
+        sites=int(config["sites"]),
+        rounds=int(config["rounds"]),
+        steps=int(config["steps"]),
+        batch_size=int(config["batch-size"]),
+        out=str(config["out"]),
+    )
+
+
+app = make_app(configured)
