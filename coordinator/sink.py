@@ -19,6 +19,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -43,7 +44,7 @@ from ddm_fed.policy import require_ours, require_valid_at
 from ddm_fed.records import Statement, Submission, now
 from ddm_fed.signing import require_in_force
 from ddm_fed.submission import read_submission
-from ddm_fed.transfer import Body
+from ddm_fed.transfer import Body, Span
 
 PROGRESS_FILE, BUNDLE_FOLDER, LOCK_FILE = "progress.json", "bundle", "lock"
 SYNC_BYTES = 64 << 20
@@ -85,7 +86,9 @@ class Upload:
         # descriptors are closed when it ends: no thread may still be writing to them then
         self._lock = RLock()
         self._held = ExitStack()
-        self._have = self._safe = 0
+        self._have = self._safe = self._flushing = 0
+        self._flusher = ThreadPoolExecutor(1, "flush")
+        self._flush: Future[None] | None = None
         self._hashes = {file.name: hashlib.sha256() for file in self.body.files}
         self._files: dict[str, int] = {}
 
@@ -118,7 +121,7 @@ class Upload:
                     hint="the coordinator's people have to make room; what was sent is kept",
                 ) from None
         known = read_progress(self._folder)
-        if known is not None:
+        if known is not None and known.is_of(self.size_bytes):
             self._take_up(known.committed_bytes)
         self._note()
 
@@ -129,7 +132,7 @@ class Upload:
                 block = os.pread(self._files[name], min(BLOCK_BYTES, start + length - at), at)
                 digest.update(block)
                 at += len(block)
-        self._have = self._safe = committed
+        self._have = self._safe = self._flushing = committed
 
     def have(self) -> int:
         """Returns how many bytes of the body are safe: the sender goes on from there."""
@@ -153,9 +156,26 @@ class Upload:
                 self._hashes[name].update(piece)
                 taken += length
             self._have += taken
-            if self._have - self._safe >= SYNC_BYTES:
-                self.pause()
+            if self._have - self._flushing >= SYNC_BYTES:
+                self._flush_behind()
             return self._have
+
+    def _flush_behind(self) -> None:
+        """Makes what was written safe while the next bytes come; at most one flush behind."""
+        self._join()
+        spans = list(self.body.spans(self._safe, self._have - self._safe))
+        self._flushing = self._have
+        self._flush = self._flusher.submit(self._sync, spans)
+
+    def _sync(self, spans: list[Span]) -> None:
+        for name, _, _ in spans:
+            os.fdatasync(self._files[name])
+
+    def _join(self) -> None:
+        if self._flush is not None:
+            self._flush.result()
+            self._flush, self._safe = None, self._flushing
+            self._note()
 
     def _require_next(self, offset: int, length: int) -> None:
         if offset != self._have or not self._files:
@@ -176,9 +196,9 @@ class Upload:
         with self._lock:
             if self._safe == self._have or not self._files:
                 return
-            for name, _, _ in self.body.spans(self._safe, self._have - self._safe):
-                os.fdatasync(self._files[name])
-            self._safe = self._have
+            self._join()
+            self._sync(list(self.body.spans(self._safe, self._have - self._safe)))
+            self._safe = self._flushing = self._have
             self._note()
 
     def _note(self) -> None:
@@ -223,15 +243,19 @@ class Upload:
             try:
                 self.pause()
             finally:
-                self._files.clear()
-                self._held.close()
+                self._let_go()
 
     def discard(self) -> None:
         """Lets go of it, and of everything that arrived of it."""
         with self._lock:
-            self._files.clear()
-            self._held.close()
+            self._let_go()
             shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _let_go(self) -> None:
+        self._flusher.shutdown()  # descriptors are closed only when nothing is at work on them
+        self._flush = None
+        self._files.clear()
+        self._held.close()
 
 
 @dataclass(frozen=True)
@@ -243,6 +267,11 @@ class Progress:
     size_bytes: int
     committed_bytes: int
     updated_at: datetime
+
+    def is_of(self, size_bytes: int) -> bool:
+        """Returns whether it can be the progress of a bundle of that size."""
+        whole = isinstance(self.committed_bytes, int)  # it was read from a file
+        return whole and self.size_bytes == size_bytes and 0 <= self.committed_bytes <= size_bytes
 
     def to_json(self) -> bytes:
         """Returns it as it lies on disk."""

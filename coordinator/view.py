@@ -7,12 +7,15 @@ the files changes.
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
+from time import sleep
 
 from coordinator.folder import CoordinatorFolder
+from ddm_fed.errors import RefusedError
 from ddm_fed.log import Log, read_log
 from ddm_fed.published import published_files
 from ddm_fed.signing import Trust
 
+ATTEMPTS, PAUSE_S = 10, 0.1
 Stamp = tuple[tuple[str, int, int, int], ...]
 """Name, inode, size and time of change of each file."""
 
@@ -45,12 +48,21 @@ class PublishedView:
             RefusedError: a document does not hold.
         """
         with self._lock:
-            stamp = _stamp_of(self._home.published)
-            if self._found is None or stamp != self._stamp:
-                trust = self._home.trust()
-                self._found = Published(trust, read_log(self._home.published, trust.chain))
-                self._stamp = stamp
-            return self._found
+            for attempt in range(ATTEMPTS):
+                stamp = _stamp_of(self._home.published)
+                if self._found is not None and stamp == self._stamp:
+                    return self._found
+                try:
+                    self._found, self._stamp = self._read(), stamp
+                except RefusedError:  # another process may be between two files just now
+                    if attempt == ATTEMPTS - 1:
+                        raise
+                    sleep(PAUSE_S)
+            return self._read()
+
+    def _read(self) -> Published:
+        trust = self._home.trust()
+        return Published(trust, read_log(self._home.published, trust.chain))
 
 
 def _stamp_of(folder: Path) -> Stamp:

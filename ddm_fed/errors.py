@@ -30,7 +30,10 @@
     │   └── RollbackError       DDM217
     ├── BudgetError             DDM301  privacy that may not be spent
     ├── MechanismError          DDM302  noise that is not what it promises
-    └── CheckpointError         DDM401  a training state that cannot be continued
+    ├── CheckpointError         DDM401  a training state that cannot be continued
+    └── ExchangeError           DDM501  a bundle that cannot travel just now
+        ├── OffsetError         DDM502
+        └── QuotaError          DDM503
 
 `docs/errors.md` explains each code; a test holds the two lists together.
 """

@@ -156,7 +156,7 @@ def _part(content: RecordDict, places: Places) -> RecordDict:
 
 
 def _receipt(content: RecordDict, places: Places) -> RecordDict:
-    """Keeps a receipt for something released; `ddm-site receipts` verifies and collects it."""
+    """Keeps a receipt for something released, for `ddm-site submit` to verify and collect."""
     released = _find(places, content.config_records[RECEIPT])
     record = content.array_records[DATA]
     data = record[released.digest].data if released.digest in record else b""

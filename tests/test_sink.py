@@ -150,16 +150,35 @@ def test_bytes_that_were_not_made_safe_are_asked_for_again(fed):
     assert snapshot(again.commit()) == snapshot(bundle.folder)
 
 
-@pytest.mark.parametrize("damage", ["", "{", "[]", '{"site": "x"}'])
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"site": "x"}', 10**12, -1, "null", '"5"', "1.5"]
+)
 def test_damaged_progress_begins_anew(fed, damage):
     bundle, first = released(fed), Sink(fed.home)
     feed(first.begin(bundle.envelope, carrier=A), bundle, until=STEP)
     first.close()
-    (fed.home.partial / bundle.digest / PROGRESS_FILE).write_text(damage)
+    file = fed.home.partial / bundle.digest / PROGRESS_FILE
+    if str(damage)[:1] in "[{" or damage == "":
+        file.write_text(damage)
+    else:  # the right form, and a number that cannot be
+        file.write_text(file.read_text().replace(f" {STEP},", f" {damage},"))
     again = Sink(fed.home).begin(bundle.envelope, carrier=A)
     assert again.have() == 0
     feed(again, bundle)
     assert snapshot(again.commit()) == snapshot(bundle.folder)
+
+
+def test_bytes_are_made_safe_while_the_next_ones_come(fed, monkeypatch):
+    monkeypatch.setattr("coordinator.sink.SYNC_BYTES", 2 * STEP)
+    bundle, sink = released(fed), Sink(fed.home)
+    upload = sink.begin(bundle.envelope, carrier=A)
+    with bundle.reading() as reader:
+        for offset in range(0, 6 * STEP, STEP):
+            upload.write(offset, reader.read(offset, STEP))
+    known = json.loads((fed.home.partial / bundle.digest / PROGRESS_FILE).read_bytes())
+    assert known["committed_bytes"] >= 2 * STEP
+    feed(upload, bundle)
+    assert snapshot(upload.commit()) == snapshot(bundle.folder)
 
 
 # What is refused
