@@ -6,7 +6,7 @@
 Every round sends the same files, one way after the other, each end in a process of its own on
 loopback: `ddm-site submit` to `ddm-coord serve` (checked, hashed and flushed to disk), and a plain
 TLS 1.3 socket with the same kind of key, whose receiver throws the bytes away, or hashes, writes
-and flushes them; once, Flower pulls them too. The rate of gRPC is that of the bytes until they are
+and flushes them (Flower next to both: flower.py). The rate of gRPC is that of the bytes until they are
 safe, as the server's own log says. Memory is the peak of each end over what it has after its
 imports. Last answer: results/exchange_cpu_20261128.md.
 """
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -118,36 +118,6 @@ def over_grpc(folder: Path, size_bytes: int) -> dict[str, float]:
     }
 
 
-def over_flower(folder: Path) -> float:
-    """Returns the rate in MB/s at which Flower's app pulls the same bundle, by parts of 128 MiB.
-
-    A deployment as a consortium runs it: SuperLink, edge, registered SuperNode, TLS.
-    """
-    sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-    from flower_deployment import deployment
-
-    hub = Path(shutil.copytree(folder / "hub", folder / "hub-flower"))
-    (folder / "receipts").mkdir()
-    with deployment(folder / "flower") as flower:
-        flower.register("site")
-        released = SiteFolder.open(folder / "site").released.resolve()
-        flower.start_node("site", released, folder / "receipts")
-        run = flower.start_run("run", coordinator=str(hub), min_nodes=1, answer_s=300)
-
-        def moment(holds: Callable[[dict], bool]) -> float:
-            while not any(holds(event) for event in flower.events("run")):
-                if run.poll() is not None:
-                    raise RuntimeError(flower.log("run")[-2000:])
-                time.sleep(0.05)
-            return time.perf_counter()
-
-        began = moment(lambda event: event.get("event") == "from")
-        ended = moment(lambda event: event.get("bytes") == event.get("of", -1))
-        size_bytes = next(e["of"] for e in flower.events("run") if "of" in e)
-    shutil.rmtree(hub)
-    return size_bytes / (ended - began) / 1e6
-
-
 RECEIVER = """
 import hashlib, os, socket, ssl, sys
 certificate, key, path = sys.argv[1:4]
@@ -195,7 +165,7 @@ def over_socket(folder: Path, files: list[Path], *, keeps: bool) -> float:
     return total / seconds / 1e6
 
 
-def large(architecture: str, rounds: int, *, flower: bool) -> None:
+def large(architecture: str, rounds: int) -> None:
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, grpcio {grpc.__version__}\n")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -211,8 +181,6 @@ def large(architecture: str, rounds: int, *, flower: bool) -> None:
             ):
                 found.setdefault(name, []).append(rate)
             print({name: round(values[-1], 1) for name, values in found.items()}, file=sys.stderr)
-        if flower:
-            found["flower"] = [over_flower(folder)]
     ratios = {
         base: statistics.median(a / b for a, b in zip(found["grpc"], found[base], strict=True))
         for base in ("socket", "socket, kept")
@@ -224,9 +192,6 @@ def large(architecture: str, rounds: int, *, flower: bool) -> None:
     print(f"| plain TLS socket, thrown away | {middle['socket']:.0f} | {ratios['socket']:.2f} |")
     kept = ratios["socket, kept"]
     print(f"| plain TLS socket, hashed, flushed | {middle['socket, kept']:.0f} | {kept:.2f} |")
-    if flower:
-        rate = middle["flower"]
-        print(f"| Flower, by parts, once | {rate:.0f} | {middle['grpc'] / rate:.1f} |")
     print(f"\nVerified once more and admitted in {middle['admission s']:.1f} s; the whole command,")
     print(f"its own verification before sending included, took {middle['command s']:.1f} s.\n")
     for side in ("site", "coordinator"):
@@ -305,11 +270,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", choices=["large", "many"])
-    parser.add_argument("--no-flower", action="store_true")
     options = parser.parse_args()
     if options.only != "many":
-        name, rounds = ("DiT-B/8", 1) if options.quick else ("DiT-XL/8", 3)
-        large(name, rounds, flower=not options.no_flower)
+        large(*(("DiT-B/8", 1) if options.quick else ("DiT-XL/8", 3)))
     if options.only != "large":
         many(*((8, "DiT-Ti/8") if options.quick else (32, "DiT-Ti/8")))
 

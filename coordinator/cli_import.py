@@ -29,6 +29,7 @@ def import_(
     """
     from coordinator.folder import CoordinatorFolder
     from coordinator.importing import Found, Importer, candidates, require_medium, write_back
+    from coordinator.reference import waits_for_reference
     from ddm_fed.remote import open_folder
 
     home = CoordinatorFolder.open(coordinator)
@@ -52,7 +53,10 @@ def import_(
     _say_what_goes_back(home.receipts, medium.name, written)
     if any(item.state != "admitted" for item in found):
         raise typer.Exit(1)
-    console.next_step(f"ddm-coord assemble --coordinator {coordinator} ENSEMBLE_FOLDER")
+    if waits_for_reference(home, home.trust()):
+        console.next_step(f"ddm-coord reference --coordinator {coordinator}")
+    elif found:
+        console.next_step(f"ddm-coord assemble --coordinator {coordinator} ENSEMBLE_FOLDER")
 
 
 def _show(found: "list[Found]", left: int, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -411,8 +412,14 @@ def test_host_that_does_not_answer_is_tried_for_as_long_as_patience_lasts():
 # A real SFTP server
 
 
+class Served(str):
+    """A URL, and the process that answers there."""
+
+    pid: int
+
+
 @pytest.fixture
-def sftp(scratch: Path, monkeypatch) -> Iterator[str]:
+def sftp(scratch: Path, monkeypatch) -> Iterator[Served]:
     """An sshd of our own on loopback, whose key is in known_hosts; yields the URL of a folder."""
     paramiko = pytest.importorskip("paramiko", reason="the extra `sftp` is not installed")
     sshd = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin")
@@ -449,7 +456,9 @@ def sftp(scratch: Path, monkeypatch) -> Iterator[str]:
                 if probe.connect_ex(("127.0.0.1", port)) == 0:
                     break
             time.sleep(0.05)
-        yield f"sftp://root@127.0.0.1:{port}{scratch / 'far'}"
+        url = Served(f"sftp://root@127.0.0.1:{port}{scratch / 'far'}")
+        url.pid = server.pid
+        yield url
     finally:
         server.terminate()
         server.wait()
@@ -478,6 +487,28 @@ def test_bundle_half_way_over_sftp_is_continued(fed, site, sftp, scratch):
     assert (copy / EXPERT_FILE).stat().st_ino == inode
 
 
+def test_ssh_session_that_is_killed_in_the_middle_of_a_file_is_opened_again(
+    fed, site, sftp, scratch, monkeypatch
+):
+    monkeypatch.setattr("sites.remote.BLOCK_BYTES", 4096)
+    seen, killed = [], []
+
+    def kill_once(count):
+        seen.append(count)
+        if len(seen) == 5:
+            for child in Path(f"/proc/{sftp.pid}/task/{sftp.pid}/children").read_text().split():
+                os.kill(int(child), signal.SIGKILL)
+                killed.append(child)
+
+    mover = RemoteMover(sftp, patience_s=30)
+    (found,) = submitting.submit(site, fed.trust, mover, advance=kill_once)
+    assert killed
+    assert found.state == "sent"
+    copy = scratch / "far" / "incoming" / released(site).name
+    assert snapshot(copy) == snapshot(released(site))
+    assert sum(seen) == whole(site)[EXPERT_FILE] + whole(site)[ROUTER_FILE]
+
+
 def test_ssh_server_with_an_unknown_key_gets_nothing(fed, site, sftp, scratch, monkeypatch):
     monkeypatch.setattr("ddm_fed.remote.hosts.KNOWN_HOSTS", ())
     with pytest.raises(StateError, match="is not in known_hosts"):
@@ -499,3 +530,60 @@ def test_sftp_folder_that_is_not_there_is_named(sftp):
 def test_message_about_a_folder_shows_where_but_not_who(sftp):
     remote = open_folder(sftp)
     assert re.fullmatch(r"sftp://127\.0\.0\.1:\d+/.*", remote.name)
+
+
+# A real S3 interface
+
+
+@pytest.fixture
+def bucket(monkeypatch) -> Iterator[str]:
+    """A server that speaks S3 on loopback; yields the URL of a folder in a bucket."""
+    pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
+    moto = pytest.importorskip("moto.server", reason="moto is not installed")
+    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    fsspec.filesystem("s3", skip_instance_cache=True).mkdir("consortium")
+    yield "s3://consortium/exchange"
+    server.stop()
+
+
+def test_bundle_travels_over_s3_and_the_receipt_comes_back(fed, site, bucket):
+    digest = released(site).name
+    assert send(fed, site, bucket) == "sent"
+    assert sizes(open_folder(bucket), f"incoming/{digest}") == whole(site)
+    assert send(fed, site, bucket) == "waiting"
+    (found,) = take(fed, bucket)
+    assert found.state == "admitted"
+    open_folder(bucket).write(f"receipts/{digest}.dsse.json", found.receipt)
+    assert send(fed, site, bucket) == "admitted"
+
+
+def test_bundle_half_way_in_a_bucket_is_partial_and_then_completed(fed, site, bucket):
+    assert send(fed, site, bucket) == "sent"
+    remote, place = open_folder(bucket), f"incoming/{released(site).name}"
+    remote.remove(f"{place}/{ENVELOPE_FILE}")
+    data = remote.read(f"{place}/{EXPERT_FILE}", 1 << 30)
+    remote.write(f"{place}/{EXPERT_FILE}", data[:1000])
+    (found,) = take(fed, bucket)
+    assert found.state == "partial"
+    assert send(fed, site, bucket) == "sent"
+    (found,) = take(fed, bucket)
+    assert found.state == "admitted"
+
+
+def test_bucket_that_is_not_there_is_named(bucket):
+    with pytest.raises(StateError, match="no bucket at s3://elsewhere"):
+        open_folder("s3://elsewhere/exchange")
+
+
+def test_bucket_without_credentials_says_so(bucket, monkeypatch):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    with pytest.raises(StateError, match="refused us"):
+        open_folder(bucket)

@@ -59,10 +59,6 @@ class RemoteFolder(ABC):
         """Refuses a folder that is not there."""
 
     @abstractmethod
-    def reconnect(self) -> None:
-        """Begins anew after a break."""
-
-    @abstractmethod
     def entries(self, folder: str) -> list[Entry]:
         """Returns what is in `folder`, by name; nothing if it is not there."""
 

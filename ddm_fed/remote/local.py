@@ -36,9 +36,6 @@ class LocalFolder(RemoteFolder):
                 hint="mount the stick or the share, and check the path",
             )
 
-    def reconnect(self) -> None:
-        """Does nothing: there is no connection."""
-
     def entries(self, folder: str) -> list[Entry]:
         """Returns what is in `folder`, by name; nothing if it is not there."""
         with _system_errors(self.name):

@@ -73,12 +73,6 @@ class UrlFolder(RemoteFolder):
                 channel.settimeout(self._patience_s)
                 channel.get_transport().set_keepalive(KEEPALIVE_S)
 
-    def reconnect(self) -> None:
-        """Begins anew after a break."""
-        if "SFTPFileSystem" in {base.__name__ for base in type(self._files).__mro__}:
-            self._files.client.close()
-        self._connect()
-
     def require(self) -> None:
         """Refuses a folder that is not there. A bucket has to be there, folders in it come alone.
 
