@@ -27,8 +27,9 @@ from ddm_fed.records import IN_TOTO_PAYLOAD, Statement, Submission, sha256_hex
 from ddm_fed.signing import peek_payload
 
 Action = Literal["stat", "part", "receipt"]
-State = Literal["admitted", "refused", "earlier plan", "waiting", "failed", "unreachable"]
-FINE: tuple[State, ...] = ("admitted", "earlier plan")
+State = Literal["admitted", "earlier", "refused", "waiting", "failed", "unreachable"]
+FINE: tuple[State, ...] = ("admitted", "earlier")
+"""How a bundle may end; `earlier` was of an earlier plan, or overtaken by a newer one on offer."""
 
 
 @dataclass(frozen=True)
@@ -100,17 +101,24 @@ class Visit:
         except DdmFedError as error:
             self._tell(_state_of(error), error=error)
             return
+        offered = {}
         for manifest in manifests:
-            name = "a manifest that cannot be read"
             try:
-                digest, submission = _peek(manifest)
-                name = digest
-                if submission.plan_sha256 != self.sink.view.current().trust.plan_sha256:
-                    self._tell("earlier plan", digest=digest)
-                    continue
-                yield from self._take(manifest)
+                offered[manifest] = _peek(manifest)
+            except RefusedError as error:
+                self._tell("refused", digest="a manifest that cannot be read", error=error)
+        newest = max((submission.sequence for _, submission in offered.values()), default=0)
+        for manifest, (digest, submission) in offered.items():
+            try:
+                if submission.plan_sha256 == self.sink.view.current().trust.plan_sha256:
+                    yield from self._take(manifest)
+                else:
+                    self._tell("earlier", digest=digest)
+            except RefusedError as error:
+                overtaken = submission.sequence < newest
+                self._tell("earlier" if overtaken else "refused", digest=digest, error=error)
             except DdmFedError as error:
-                self._tell(_state_of(error), digest=name, error=error)
+                self._tell("failed", digest=digest, error=error)
 
     def _take(self, manifest: bytes) -> Talk:
         found = self.sink.begin(manifest, carrier=self.carrier, site=self.site)

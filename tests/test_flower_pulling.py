@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("flwr", reason="the `flower` extra is not installed")
 
-from federation import SITES, create_federation, flip, random_images, snapshot, train
+from federation import SITES, a_plan, create_federation, flip, random_images, snapshot, train
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
 from flwr.serverapp import Grid
@@ -20,6 +20,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from coordinator import flower_app as coordinator_side
 from coordinator import rosters
 from coordinator.admission import current_members
+from coordinator.delivery import deliver
 from coordinator.flower_app import Pulling, pull
 from coordinator.reference import publish_reference
 from coordinator.sink import Sink, read_progress
@@ -287,6 +288,28 @@ def test_heads_come_in_a_second_run_and_their_bundles_supersede_the_first(scratc
         assert newest.submission.supersedes == first.submission_sha256
         assert newest.submission.head is not None
         assert "head.safetensors" in newest.sha256
+
+
+def test_bundle_that_was_overtaken_by_a_newer_one_is_no_failure(fed, nodes):
+    site = fed.site("hospital-a")
+    first = digest_of(fed, "hospital-a")
+    train(site, fed.trust, random_images(7), seed=7, restart=True)
+    outbox.review(site, fed.trust)
+    second = outbox.release(site, fed.trust)
+    shutil.copytree(second, fed.home.incoming / second.name)
+    assert deliver(fed.home, second.name).receipt is not None
+
+    events = run(fed, nodes[0])
+
+    ends = {event.facts["digest"]: event.state for event in events}
+    assert ends == {first: "earlier", second.name: "admitted"}
+
+
+def test_bundle_of_an_earlier_plan_is_no_failure_and_not_asked_for(fed, nodes):
+    rosters.publish_plan(fed.home, a_plan(steps="steps = 4"))
+
+    assert states(run(fed, nodes[0])) == [("flower:hospital-a", "earlier")]
+    assert nodes[0].parts() == []
 
 
 def test_every_third_message_lost_still_brings_every_byte(fed, nodes):
