@@ -3,6 +3,8 @@
 FedAvg is the Flower app of examples/flower/fedavg, run by Flower's simulation; the experts are
 trained by `train_expert`. Network, loss, batches, learning rate and the steps of every site are the
 same. The model trained on everybody's images breaks isolation and is the upper bound.
+
+Last answer: results/fedavg_digits_cpu_20261128.md.
 """
 
 import argparse
