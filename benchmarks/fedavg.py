@@ -30,7 +30,8 @@ from ladder import Images, releases_of
 from safetensors.torch import load_file
 
 from ddm_fed.ensemble import Ensemble, Strategy
-from ddm_fed.evaluation import frechet_distance, train_classifier_on
+from ddm_fed.evaluation import frechet_distance, measure_memorization, train_classifier_on
+from ddm_fed.flower import FLWR_VERSION
 from ddm_fed.flows import Expert
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
@@ -39,6 +40,7 @@ from ddm_fed.sampling import SamplingOptions, sample
 from ddm_fed.training import RunOptions, train_expert
 
 STEPS_OF_SOLVER = 20
+ONE = PriorRouter(torch.ones(1, 1))
 ON_LOOPBACK = {  # what Ray says; it listens at every address all the same, see docs/flower.md
     "init_args": {"_node_ip_address": "127.0.0.1", "include_dashboard": False},
     "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
@@ -80,6 +82,7 @@ class Judge:
         generator = torch.Generator().manual_seed(9)
         found = train_classifier_on(train.images, train.labels, 10, epochs=12, generator=generator)
         self.network, self._train = found.network, train
+        self._test = test
         self._real = self.network.features(test.images).numpy()
         self.of_real = self.fid(train.images[:samples])
 
@@ -96,12 +99,18 @@ class Judge:
         true = np.bincount(self._train.labels.numpy(), minlength=10) / len(self._train)
         return 0.5 * float(np.abs(self.digits(images) - true).sum())
 
+    def closer(self, images: torch.Tensor) -> float:
+        """Share of samples nearer to a training image than to a test image; 0.5 by chance."""
+        rows = [part.flatten(1).numpy() for part in (images, self._train.images, self._test.images)]
+        found = measure_memorization(*rows, generator=np.random.default_rng(7))
+        return found.closer.value
+
     def row(self, ensemble: Ensemble, strategy: str, **facts: object) -> dict:
         options = SamplingOptions(Strategy.parse(strategy), STEPS_OF_SOLVER, "dpm++2m", 3)
         images = sample(ensemble, (1, 8, 8), self.samples, options).images
-        fid, tv = self.fid(images), self.imbalance(images)
+        fid, tv, closer = self.fid(images), self.imbalance(images), self.closer(images)
         print(f"{time.strftime('%H:%M:%S')} {facts} {strategy}: {fid:.2f}", file=sys.stderr)
-        return facts | {"strategy": strategy, "fid": fid, "tv": tv}
+        return facts | {"strategy": strategy, "fid": fid, "tv": tv, "closer": closer}
 
 
 def weights_bytes(weights: dict[str, torch.Tensor]) -> int:
@@ -126,10 +135,9 @@ def trained(settings: Settings, images: ImageSet, name: str, work: Path, seed: i
 
 
 def of_experts(settings: Settings, judge: Judge, work: Path) -> list[dict]:
-    plan, started = settings.plan(), time.monotonic()
+    plan = settings.plan()
     own = [images_of_site(settings.split, settings.sites, k) for k in range(settings.sites)]
     states = [trained(settings, images, "site", work, k) for k, images in enumerate(own)]
-    seconds = time.monotonic() - started
     experts = [expert_of(settings, state) for state in states]
     parts = [
         Images(images.images, images.labels, torch.full((len(images),), k))
@@ -138,15 +146,18 @@ def of_experts(settings: Settings, judge: Judge, work: Path) -> list[dict]:
     router = build_router(plan, "mixture", releases_of(parts, plan))
     floats = sum(int(np.prod(shape)) for _, shape in release_tensors(plan).values())
     moved = settings.sites * (weights_bytes(states[0]) + 4 * floats)
-    facts = {"split": settings.split, "rounds": 1, "bytes": moved, "seconds": seconds}
+    facts = {"split": settings.split, "rounds": 1, "bytes": moved}
     rows = [
         judge.row(Ensemble(experts, router), strategy, method="experts, mixture eps 8", **facts)
         for strategy in ("sticky", "sticky-then-routed", "full")
     ]
     everything, _ = all_images()
-    pooled = expert_of(settings, trained(settings, everything, "pooled", work, 0))
-    facts |= {"rounds": 0, "bytes": 0, "seconds": 0.0, "method": "POOLED (breaks isolation)"}
-    return [*rows, judge.row(Ensemble([pooled], PriorRouter(torch.ones(1, 1))), "sticky", **facts)]
+    for steps in (settings.steps, settings.sites * settings.steps):
+        known = replace(settings, split="all", steps=steps)
+        pooled = expert_of(known, trained(known, everything, "pooled", work, 0))
+        facts |= {"rounds": 0, "bytes": 0, "method": f"POOLED (breaks isolation), {steps} steps"}
+        rows.append(judge.row(Ensemble([pooled], ONE), "sticky", **facts))
+    return rows
 
 
 def _given(settings: Settings, _: object) -> Settings:
@@ -157,7 +168,6 @@ def of_fedavg(settings: Settings, judge: Judge, work: Path) -> list[dict]:
     name = f"fedavg-{settings.split}-{settings.rounds}-{settings.steps}.safetensors"
     settings = replace(settings, out=str((work / name).resolve()))
     settings_of = functools.partial(_given, settings)
-    started = time.monotonic()
     if not Path(settings.out).exists():
         run_simulation(
             server_app=server_app.make_app(settings_of),
@@ -165,21 +175,18 @@ def of_fedavg(settings: Settings, judge: Judge, work: Path) -> list[dict]:
             num_supernodes=settings.sites,
             backend_config=ON_LOOPBACK,
         )
-    seconds = time.monotonic() - started
     facts = json.loads(Path(settings.out).with_suffix(".json").read_text())
-    one = PriorRouter(torch.ones(1, 1))
     rows = []
     for method, suffix in (("FedAvg", ""), ("FedAvg, average of rounds", ".average")):
         weights = load_file(Path(settings.out).with_suffix(f"{suffix}.safetensors"))
         rows.append(
             judge.row(
-                Ensemble([expert_of(settings, weights)], one),
+                Ensemble([expert_of(settings, weights)], ONE),
                 "sticky",
                 split=settings.split,
                 method=method,
                 rounds=settings.rounds,
                 bytes=facts["bytes"],
-                seconds=seconds,
             )
         )
     return rows
@@ -188,31 +195,29 @@ def of_fedavg(settings: Settings, judge: Judge, work: Path) -> list[dict]:
 def show(rows: list[dict], judge: Judge, arguments: argparse.Namespace) -> None:
     size = weights_bytes(new_weights(Settings().plan()))
     print(
-        f"# FedAvg and experts: digits 8x8, {arguments.sites} sites, {time.strftime('%Y-%m-%d')}\n"
+        f"`python benchmarks/fedavg.py {' '.join(sys.argv[1:])}`: {platform.machine()}, "
+        f"{os.cpu_count()} cores, torch {torch.__version__}, flwr {FLWR_VERSION}.\n"
     )
     print(
-        f"`python benchmarks/fedavg.py {' '.join(sys.argv[1:])}`, {platform.machine()}, "
-        f"{os.cpu_count()} cores, torch {torch.__version__}, flwr 1.41.0.\n"
+        f"Digits 8x8, {arguments.sites} sites, DiT-Nano/2 ({size} bytes), {arguments.steps} steps "
+        f"of {arguments.batch_size} images at every site, {arguments.samples} samples of dpm++2m, "
+        f"{STEPS_OF_SOLVER} steps. FID of {arguments.samples} real training images: "
+        f"{judge.of_real:.2f}. Digits' error: total variation from the training images' digits, as "
+        "a classifier tells them. Near training: share of samples nearer to a training image than "
+        "to a test image, 0.5 by chance.\n"
     )
     print(
-        f"DiT-Nano/2 ({size} bytes), {arguments.steps} steps of {arguments.batch_size} images at "
-        f"every site, {arguments.samples} samples of dpm++2m, {STEPS_OF_SOLVER} steps. FID of "
-        f"{arguments.samples} real training images: {judge.of_real:.2f}.\n"
-    )
-    print(
-        "| split | method | strategy | rounds | MB moved | FID | of experts | digits' error | s |"
+        "| split | method | strategy | rounds | MB moved | FID | of experts, sticky | "
+        "digits' error | near training |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-    best = {
-        split: min(r["fid"] for r in rows if r["split"] == split and r["rounds"] == 1)
-        for split in arguments.splits
-    }
+    base = {row["split"]: row["fid"] for row in reversed(rows) if row["strategy"] == "sticky"}
     for row in rows:
-        moved = f"{row['bytes'] / 1e6:.2f}" if row["bytes"] else "all images"
-        ratio = row["fid"] / best[row["split"]]
+        moved = f"{row['bytes'] / 1e6:.1f}" if row["bytes"] else "all images"
+        ratio = row["fid"] / base[row["split"]]
         print(
             f"| {row['split']} | {row['method']} | {row['strategy']} | {row['rounds'] or '-'} | "
-            f"{moved} | {row['fid']:.2f} | {ratio:.2f} | {row['tv']:.3f} | {row['seconds']:.0f} |"
+            f"{moved} | {row['fid']:.2f} | {ratio:.2f} | {row['tv']:.3f} | {row['closer']:.2f} |"
         )
 
 

@@ -4,6 +4,7 @@ One run serves all tests: three honest sites, one of them killed with SIGKILL wh
 parts and started again by its supervisor, and a fourth with a registered key that lies.
 """
 
+import json
 import os
 import re
 import signal
@@ -19,7 +20,7 @@ import pytest
 pytest.importorskip("flwr", reason="the `flower` extra is not installed")
 
 from federation import SITES, Federation, snapshot
-from flower_deployment import Deployment, deployment, free_port, write_node_key
+from flower_deployment import PULL, Deployment, deployment, free_port, write_node_key
 
 from sites import outbox
 from sites.address import mover_to
@@ -281,6 +282,27 @@ def test_run_with_a_refusal_in_it_ends_as_failed(scene):
     assert scene.run.returncode == 1
     listed = scene.flower.cli("list", "--format", "json").stdout
     assert "finished:failed" in listed
+
+
+def test_watch_names_the_site_that_is_not_online(scene):
+    scene.ends()
+    flower = scene.flower
+    watch = Path(PULL).with_name("watch.py")
+
+    def watched(**sites):
+        words = [f"{name}={node_id}" for name, node_id in sites.items()]
+        env = flower.configure("watch", flower.superlink_port)
+        done = subprocess.run(
+            [sys.executable, watch, *words], env=env, capture_output=True, text=True, check=False
+        )
+        found = [json.loads(line) for line in done.stdout.splitlines()]
+        return done.returncode, {row["site"]: row["status"] for row in found}
+
+    assert watched(a=flower.node_ids["hospital-a"]) == (0, {"a": "online"})
+    assert watched(a=flower.node_ids["hospital-a"], gone=7) == (
+        1,
+        {"a": "online", "gone": "not registered"},
+    )
 
 
 def test_supernode_sees_nothing_of_a_site_but_its_released_folder(scene):

@@ -359,6 +359,13 @@ def test_site_whose_app_crashes_is_given_up_after_few_tries(fed, nodes, capsys):
     assert [e["state"] for e in printed(capsys) if e["state"]].count("admitted") == 2
 
 
+def test_run_without_enough_sites_says_so_and_pulls_nothing(fed, nodes):
+    with pytest.raises(ExchangeError, match="2 SuperNodes are online, 3 were waited for"):
+        run(fed, *nodes[:2], min_nodes=3)
+
+    assert nodes[0].asked == []
+
+
 # Attacks
 
 
