@@ -6,8 +6,8 @@
 Every round sends the same files, one way after the other, each end in a process of its own on
 loopback: `ddm-site submit` to `ddm-coord serve` (checked, hashed and flushed to disk), and a plain
 TLS 1.3 socket with the same kind of key, whose receiver throws the bytes away, or hashes, writes
-and flushes them (Flower next to both: flower.py). The rate of gRPC is that of the bytes until they are
-safe, as the server's own log says. Memory is the peak of each end over what it has after its
+and flushes them (Flower next to both: flower.py). The rate of gRPC is that of the bytes until they
+are safe, as the server's own log says. Memory is the peak of each end over what it has after its
 imports. Last answer: results/exchange_cpu_20261128.md.
 """
 
