@@ -24,6 +24,7 @@ from flower_deployment import APP, free_port, write_tls
 pytestmark = pytest.mark.timeout(120)
 MIB = 1 << 20
 DEPLOY = APP.parent / "deploy"
+OTHERS = ("nginx", "caddy")
 UPSTREAM = """
 import hashlib, sys
 import uvicorn
@@ -138,10 +139,8 @@ def start_edge(kind: str, folder: Path, upstream: int) -> tuple[subprocess.Popen
     return process, port
 
 
-@pytest.fixture(scope="module", params=["ours", "nginx", "caddy"])
+@pytest.fixture(scope="module", params=["ours", *filter(shutil.which, OTHERS)])
 def edge(request, tmp_path_factory):
-    if request.param != "ours" and shutil.which(request.param) is None:
-        pytest.skip(f"{request.param} is not installed")
     folder = tmp_path_factory.mktemp("edge")
     write_tls(folder)
     (folder / "upstream.py").write_text(UPSTREAM)
@@ -163,6 +162,12 @@ def ours(edge):
 
 
 FLEET = "/v1/fleet/push-object"
+
+
+@pytest.mark.parametrize("program", OTHERS)
+def test_configuration_of_another_program_is_tried(program):
+    if shutil.which(program) is None:
+        pytest.skip(f"{program} is not installed: its configuration was not tried")
 
 
 def test_fleet_request_arrives_as_it_was_sent(edge):
