@@ -32,6 +32,7 @@ from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import Plan, read_plan_toml
 from ddm_fed.training import (
+    CentralImages,
     Payment,
     PrivateTraining,
     RunOptions,
@@ -45,6 +46,7 @@ LEVERS = {
     "draws": {"draws": 16},
     "small-clip": {"clip_norm": 0.001},
     "clip-schedule": {"clip_norm_end": 0.1},
+    "central": {"central": True},
     "warm": {"base": True},
     "last": {"base": True, "trainable": "last-1"},
     "lora": {"base": True, "trainable": "lora-8"},
@@ -63,6 +65,15 @@ def load(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
 def make_plan(options, shape, classes: int, lever: dict, units: int, sha256: str | None) -> Plan:
     kept = vars(options) | lever
     base = f'[expert.base]\nsha256 = "{sha256}"' if lever.get("base") and sha256 else ""
+    central = ""
+    if lever.get("central"):
+        central = f"""[privacy.sgd.central]
+epsilon = {options.central_epsilon}
+batch_size = {units}
+images = {options.central_images}
+centre = -0.4
+radius = {options.central_radius}
+steps = {options.central_steps}"""
     end = f"clip_norm_end = {lever['clip_norm_end']}" if "clip_norm_end" in lever else ""
     names = ", ".join(f'"c{index}"' for index in range(classes))
     return read_plan_toml(f"""
@@ -96,6 +107,7 @@ clip_norm = {kept["clip_norm"]}
 {end}
 draws = {kept["draws"]}
 trainable = "{kept.get("trainable", "all")}"
+{central}
 """)
 
 
@@ -148,11 +160,13 @@ def run_lever(name: str, options, parts, data, judge, work: Path) -> None:
         plan = make_plan(options, shape, classes, lever, units, sha256)
     else:
         plan = make_plan(options, shape, classes, lever, units, None)
-    event = planned_events(plan).expert
+    planned = planned_events(plan)
     drawn, kinds, noise = [], [], None
     for site, rows in enumerate(parts):
         images, labels = (value[rows] for value in data["train"])
-        noise = PrivateTraining.planned(plan, event, float(len(rows)))
+        counts = labels.bincount(minlength=classes).tolist()
+        central = CentralImages.planned(plan, planned.central, counts)
+        noise = PrivateTraining.planned(plan, planned.expert, float(len(rows)), central)
         checkpoint = work / f"{name}-{len(parts)}-{site}.ckpt"
         checkpoint.unlink(missing_ok=True)
         found = train_private_expert(
@@ -205,6 +219,10 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--clip-norm", type=float, default=0.01)
     parser.add_argument("--learning-rate", type=float, default=0.003)
+    parser.add_argument("--central-epsilon", type=float, default=1)
+    parser.add_argument("--central-images", type=int, default=1)
+    parser.add_argument("--central-radius", type=float, default=20)
+    parser.add_argument("--central-steps", type=int, default=200)
     parser.add_argument("--images", type=int, default=2000)
     parser.add_argument("--solver-steps", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)

@@ -8,6 +8,9 @@ from ddm_fed.privacy.accountant import epsilon_text as epsilon_text
 from ddm_fed.privacy.accountant import gaussian_events as gaussian_events
 from ddm_fed.privacy.accountant import private_events as private_events
 from ddm_fed.privacy.accountant import sampled_event as sampled_event
+from ddm_fed.privacy.central import SUM as SUM
+from ddm_fed.privacy.central import MeanImages as MeanImages
+from ddm_fed.privacy.central import UnitMeans as UnitMeans
 from ddm_fed.privacy.dpsgd import Clipped as Clipped
 from ddm_fed.privacy.dpsgd import FunctionalGradients as FunctionalGradients
 from ddm_fed.privacy.dpsgd import Gradients as Gradients
