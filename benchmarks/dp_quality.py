@@ -23,10 +23,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from ddm_fed.budget import planned_events
-from ddm_fed.evaluation import frechet_distance, train_classifier_on, usefulness
+from ddm_fed.evaluation import Classifier, frechet_distance, train_classifier_on, usefulness
 from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
@@ -43,7 +43,7 @@ from ddm_fed.training import (
 LEVERS = {
     "all": {},
     "time": {"time_location": 1.0},
-    "draws": {"draws": 16},
+    "draws": {"more_draws": 4},
     "small-clip": {"clip_norm": 0.001},
     "clip-schedule": {"clip_norm_end": 0.1},
     "central": {"central": True},
@@ -57,13 +57,24 @@ def load(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     file = np.load(path, allow_pickle=False)
     found = {}
     for part in ("train", "test"):
-        pixels = torch.from_numpy(file[f"{part}_images"]).float()[:, None] / 127.5 - 1
+        pixels = torch.from_numpy(file[f"{part}_images"]).float() / 127.5 - 1
+        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.movedim(-1, 1)
         found[part] = pixels, torch.from_numpy(file[f"{part}_labels"].astype(np.int64))
     return found
 
 
+def like(images: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
+    """Returns public images made grey, where the plan's are, and cut down to their middle."""
+    channels, height, width = shape
+    top, left = (images.shape[2] - height) // 2, (images.shape[3] - width) // 2
+    images = images[:, :, top : top + height, left : left + width]
+    return images.mean(1, keepdim=True) if channels == 1 else images
+
+
 def make_plan(options, shape, classes: int, lever: dict, units: int, sha256: str | None) -> Plan:
     kept = vars(options) | lever
+    batch = max(1, round(options.batch * units / options.pooled))
+    draws = options.draws * lever.get("more_draws", 1)
     base = f'[expert.base]\nsha256 = "{sha256}"' if lever.get("base") and sha256 else ""
     central = ""
     if lever.get("central"):
@@ -90,7 +101,7 @@ architecture = "{options.architecture}"
 {base}
 [training]
 steps = {options.steps}
-batch_size = {min(options.batch, units)}
+batch_size = {batch}
 learning_rate = {kept["learning_rate"]}
 warmup_steps = 0
 ema_half_lives = [{max(5, options.steps // 15)}]
@@ -105,7 +116,7 @@ epsilon = {options.epsilon}
 units = {units}
 clip_norm = {kept["clip_norm"]}
 {end}
-draws = {kept["draws"]}
+draws = {draws}
 trainable = "{kept.get("trainable", "all")}"
 {central}
 """)
@@ -116,6 +127,7 @@ def public_base(options, plan: Plan, work: Path) -> tuple[Path, str]:
     file = work / f"base-{options.architecture.replace('/', '-')}.safetensors"
     if not file.exists():
         images, labels = load(options.public)["train"]
+        images = like(images, plan.data.shape)
         spec = plan.training.model_copy(update={"steps": options.public_steps, "batch_size": 128})
         expert = plan.expert.model_copy(update={"base": None})
         privacy = plan.privacy.model_copy(update={"sgd": None})
@@ -126,6 +138,11 @@ def public_base(options, plan: Plan, work: Path) -> tuple[Path, str]:
         )
         save_file(found.state, file)
     return file, hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def progress(what: str, report) -> None:
+    if report.step % 10 == 0:
+        print(f"{what}: {report.step} of {report.steps}, {report.eta_s:.0f} s", file=sys.stderr)
 
 
 @torch.no_grad()
@@ -142,12 +159,29 @@ def draw(expert: Expert, shape, labels: torch.Tensor, steps: int, seed: int) -> 
     return torch.cat(found)
 
 
-def judged(judge, real, drawn, labels, test, classes: int, seed: int) -> tuple[float, float]:
+def the_judge(options, data) -> Classifier:
+    """Returns the classifier of real images that all cells are judged by; it is kept."""
+    images, labels = data["train"]
+    classes = int(labels.max()) + 1
+    file = options.work / f"judge-{options.data.stem}.safetensors"
+    judge = Classifier(tuple(images.shape[1:]), classes)
+    if file.exists():
+        judge.load_state_dict(load_file(file))
+        return judge.eval()
+    generator = torch.Generator().manual_seed(100)
+    judge = train_classifier_on(images, labels, classes, epochs=4, generator=generator).network
+    save_file(judge.state_dict(), file)
+    return judge
+
+
+def judged(
+    judge, real, drawn, labels, test, classes: int, seed: int, steps: int
+) -> tuple[float, float]:
     fid = frechet_distance(
         judge.features(real).double().numpy(), judge.features(drawn).double().numpy()
     )
     generator = torch.Generator().manual_seed(seed)
-    useful = usefulness(drawn, labels, *test, classes=classes, generator=generator)
+    useful = usefulness(drawn, labels, *test, classes=classes, generator=generator, steps=steps)
     return fid, useful.accuracy.value
 
 
@@ -176,7 +210,10 @@ def run_lever(name: str, options, parts, data, judge, work: Path) -> None:
             checkpoint,
             noise,
             Payment(lambda: "0" * 64, lambda _: None),
-            options=RunOptions(seed=site, base=base, checkpoint_every_s=1e9),
+            options=RunOptions(
+                seed=site, base=base, checkpoint_every_s=1e9, gradients="functional"
+            ),
+            on_step=lambda report, site=site: progress(f"{name}, site {site}", report),
         )
         checkpoint.unlink()
         network = build_network(plan.data, plan.expert.default)
@@ -193,6 +230,7 @@ def run_lever(name: str, options, parts, data, judge, work: Path) -> None:
         data["test"],
         classes,
         options.seed,
+        options.classifier_steps,
     )
     per_weight = noise.noise_multiplier / noise.expected_units
     minutes = (time.monotonic() - began) / 60
@@ -215,7 +253,7 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, default=10)
     parser.add_argument("--router-epsilon", type=float, default=0.2)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--batch", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=1024, help="units in a step, of all sites")
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--clip-norm", type=float, default=0.01)
     parser.add_argument("--learning-rate", type=float, default=0.003)
@@ -224,6 +262,7 @@ def main() -> None:
     parser.add_argument("--central-radius", type=float, default=20)
     parser.add_argument("--central-steps", type=int, default=200)
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--classifier-steps", type=int, default=2000)
     parser.add_argument("--solver-steps", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("dp-quality-work"))
@@ -235,9 +274,8 @@ def main() -> None:
     order = torch.randperm(
         len(data["train"][1]), generator=torch.Generator().manual_seed(options.seed)
     )[: options.limit]
-    generator = torch.Generator().manual_seed(100)
-    classes = int(data["train"][1].max()) + 1
-    judge = train_classifier_on(*data["train"], classes, epochs=4, generator=generator).network
+    options.pooled = len(order)
+    judge = the_judge(options, data)
     real = frechet_distance(
         *(judge.features(data[p][0][:10_000]).double().numpy() for p in ("test", "train"))
     )
@@ -245,8 +283,8 @@ def main() -> None:
     print(f"torch {torch.__version__}, {settings}\n\nFID of real training images: {real:.2f}\n")
     print("| sites | lever | sigma | noise per weight | FID | accuracy | minutes |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for sites in options.sites:
-        for name in options.levers:
+    for name in options.levers:
+        for sites in options.sites:
             run_lever(name, options, list(order.chunk(sites)), data, judge, options.work)
 
 

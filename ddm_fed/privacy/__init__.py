@@ -24,6 +24,7 @@ from ddm_fed.privacy.mechanisms import BoundedStatistic as BoundedStatistic
 from ddm_fed.privacy.mechanisms import Release as Release
 from ddm_fed.privacy.mechanisms import Spend as Spend
 from ddm_fed.privacy.mechanisms import release as release
+from ddm_fed.privacy.memory import keep_freed_memory as keep_freed_memory
 from ddm_fed.privacy.private import ImageSet as ImageSet
 from ddm_fed.privacy.private import Private as Private
 from ddm_fed.privacy.private import to_unit_range as to_unit_range

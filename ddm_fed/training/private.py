@@ -24,6 +24,7 @@ from ddm_fed.privacy import (
     PrivateStep,
     Randomness,
     examine,
+    keep_freed_memory,
     require_passed,
 )
 from ddm_fed.records import ExpertDesign, Plan
@@ -111,6 +112,7 @@ def train_private_expert(
     images = data.reveal()
     require_possible(images, plan, design, options)
     _require_simple(options)
+    keep_freed_memory()
     with join_team(shard=False) as team:
         if team.size > 1:
             raise StateError(
