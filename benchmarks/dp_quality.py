@@ -53,14 +53,23 @@ LEVERS = {
 }
 
 
-def load(path: Path) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+def load(path: Path, side: int | None) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     file = np.load(path, allow_pickle=False)
     found = {}
     for part in ("train", "test"):
         pixels = torch.from_numpy(file[f"{part}_images"]).float() / 127.5 - 1
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.movedim(-1, 1)
+        if side is not None:
+            pixels = padded(pixels, side)
         found[part] = pixels, torch.from_numpy(file[f"{part}_labels"].astype(np.int64))
     return found
+
+
+def padded(images: torch.Tensor, side: int) -> torch.Tensor:
+    """Returns images in the middle of black ones of `side` pixels."""
+    high, wide = (max(0, side - size) for size in images.shape[2:])
+    edges = (wide // 2, wide - wide // 2, high // 2, high - high // 2)
+    return torch.nn.functional.pad(images, edges, value=-1.0)
 
 
 def like(images: torch.Tensor, shape: tuple[int, int, int]) -> torch.Tensor:
@@ -126,7 +135,7 @@ def public_base(options, plan: Plan, work: Path) -> tuple[Path, str]:
     """Returns a checkpoint trained without noise on the public images, its classes dealt out."""
     file = work / f"base-{options.architecture.replace('/', '-')}.safetensors"
     if not file.exists():
-        images, labels = load(options.public)["train"]
+        images, labels = load(options.public, options.side)["train"]
         images = like(images, plan.data.shape)
         spec = plan.training.model_copy(update={"steps": options.public_steps, "batch_size": 128})
         expert = plan.expert.model_copy(update={"base": None})
@@ -169,7 +178,9 @@ def the_judge(options, data) -> Classifier:
         judge.load_state_dict(load_file(file))
         return judge.eval()
     generator = torch.Generator().manual_seed(100)
-    judge = train_classifier_on(images, labels, classes, epochs=4, generator=generator).network
+    judge = train_classifier_on(
+        images, labels, classes, epochs=options.judge_epochs, generator=generator
+    ).network
     save_file(judge.state_dict(), file)
     return judge
 
@@ -249,6 +260,7 @@ def main() -> None:
     parser.add_argument("--sites", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--levers", nargs="+", choices=LEVERS, default=["all"])
     parser.add_argument("--limit", type=int, help="training images in all; by default every one")
+    parser.add_argument("--side", type=int, help="pixels that images are padded to with black")
     parser.add_argument("--architecture", default="DiT-Nano/4")
     parser.add_argument("--epsilon", type=float, default=10)
     parser.add_argument("--router-epsilon", type=float, default=0.2)
@@ -262,6 +274,7 @@ def main() -> None:
     parser.add_argument("--central-radius", type=float, default=20)
     parser.add_argument("--central-steps", type=int, default=200)
     parser.add_argument("--images", type=int, default=2000)
+    parser.add_argument("--judge-epochs", type=int, default=4)
     parser.add_argument("--classifier-steps", type=int, default=2000)
     parser.add_argument("--solver-steps", type=int, default=15)
     parser.add_argument("--seed", type=int, default=0)
@@ -270,7 +283,7 @@ def main() -> None:
     if options.public is None and any(LEVERS[name].get("base") for name in options.levers):
         parser.error("levers with a base need --public")
     options.work.mkdir(parents=True, exist_ok=True)
-    data = load(options.data)
+    data = load(options.data, options.side)
     order = torch.randperm(
         len(data["train"][1]), generator=torch.Generator().manual_seed(options.seed)
     )[: options.limit]
@@ -280,7 +293,10 @@ def main() -> None:
         *(judge.features(data[p][0][:10_000]).double().numpy() for p in ("test", "train"))
     )
     settings = {k: str(v) for k, v in vars(options).items() if k not in ("work", "data", "public")}
-    print(f"torch {torch.__version__}, {settings}\n\nFID of real training images: {real:.2f}\n")
+    print(
+        f"torch {torch.__version__}, {settings}\n\nFID of real training images: {real:.2f}\n",
+        flush=True,
+    )
     print("| sites | lever | sigma | noise per weight | FID | accuracy | minutes |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for name in options.levers:
