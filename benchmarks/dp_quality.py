@@ -186,11 +186,9 @@ def the_judge(options, data) -> Classifier:
 
 
 def judged(
-    judge, real, drawn, labels, test, classes: int, seed: int, steps: int
+    judge, real: np.ndarray, drawn, labels, test, classes: int, seed: int, steps: int
 ) -> tuple[float, float]:
-    fid = frechet_distance(
-        judge.features(real).double().numpy(), judge.features(drawn).double().numpy()
-    )
+    fid = frechet_distance(real, judge.features(drawn).double().numpy())
     generator = torch.Generator().manual_seed(seed)
     useful = usefulness(drawn, labels, *test, classes=classes, generator=generator, steps=steps)
     return fid, useful.accuracy.value
@@ -207,7 +205,8 @@ def run_lever(name: str, options, parts, data, judge, work: Path) -> None:
         plan = make_plan(options, shape, classes, lever, units, None)
     planned = planned_events(plan)
     drawn, kinds, noise = [], [], None
-    for site, rows in enumerate(parts):
+    asked = parts[: options.trained_sites]
+    for site, rows in enumerate(asked):
         images, labels = (value[rows] for value in data["train"])
         counts = labels.bincount(minlength=classes).tolist()
         central = CentralImages.planned(plan, planned.central, counts)
@@ -229,13 +228,13 @@ def run_lever(name: str, options, parts, data, judge, work: Path) -> None:
         checkpoint.unlink()
         network = build_network(plan.data, plan.expert.default)
         network.load_state_dict(found.state)
-        asked = torch.arange(options.images // len(parts)) % classes
+        labels = torch.arange(options.images // len(asked)) % classes
         expert = Expert(network.eval())
-        drawn.append(draw(expert, shape, asked, options.solver_steps, site))
-        kinds.append(asked)
+        drawn.append(draw(expert, shape, labels, options.solver_steps, site))
+        kinds.append(labels)
     fid, accuracy = judged(
         judge,
-        data["test"][0],
+        data["features"],
         torch.cat(drawn),
         torch.cat(kinds),
         data["test"],
@@ -258,6 +257,7 @@ def main() -> None:
     parser.add_argument("--public", type=Path, help="public images for the levers with a base")
     parser.add_argument("--public-steps", type=int, default=2000)
     parser.add_argument("--sites", type=int, nargs="+", default=[1, 5])
+    parser.add_argument("--trained-sites", type=int, help="train and draw from the first few only")
     parser.add_argument("--levers", nargs="+", choices=LEVERS, default=["all"])
     parser.add_argument("--limit", type=int, help="training images in all; by default every one")
     parser.add_argument("--side", type=int, help="pixels that images are padded to with black")
@@ -289,9 +289,10 @@ def main() -> None:
     )[: options.limit]
     options.pooled = len(order)
     judge = the_judge(options, data)
-    real = frechet_distance(
-        *(judge.features(data[p][0][:10_000]).double().numpy() for p in ("test", "train"))
+    data["features"], seen = (
+        judge.features(data[part][0][:10_000]).double().numpy() for part in ("test", "train")
     )
+    real = frechet_distance(data["features"], seen)
     settings = {k: str(v) for k, v in vars(options).items() if k not in ("work", "data", "public")}
     print(
         f"torch {torch.__version__}, {settings}\n\nFID of real training images: {real:.2f}\n",
