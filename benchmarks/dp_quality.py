@@ -9,10 +9,22 @@ another one that was trained on samples alone, chosen on held-out samples. Every
     python benchmarks/dp_quality.py --data fashion_mnist.npz --sites 5 --levers all lora time
 
 The protocol of DPImageBench (arXiv:2503.14681) has 3.8 M weights, batches of 4096, 32 draws, 150
-epochs, and 60,000 samples. On one GPU of 80 GB, some 20 hours per epsilon:
+epochs, images of 32 x 32 pixels, and 60,000 samples. Near to it, on one GPU of 80 GB, with a budget
+of 20 hours per epsilon and lever (reckoned: 2200 steps of 512 parts, 30 ms each, are 9; not yet
+measured):
 
-    python benchmarks/dp_quality.py --data fashion_mnist.npz --sites 1 --architecture DiT-Ti/4 \
-        --batch 4096 --draws 32 --steps 2200 --clip-norm 0.001 --images 60000 --levers all
+    python benchmarks/dp_quality.py --data fashion_mnist.npz --sites 1 --side 32 \
+        --architecture DiT-Ti/4 --batch 4096 --draws 32 --steps 2200 --clip-norm 0.001 \
+        --micro-batch 256 --learning-rate 0.0003 --images 60000 --epsilon 10 --levers all central
+
+With `--epsilon 1 --router-epsilon 0.1 --central-epsilon 0.2` it is the table's other column. On two
+cores within an hour, far below that protocol, for the effect of each lever (results are kept):
+
+    python benchmarks/dp_quality.py --data fashion_mnist.npz --public cifar10_subset.npz --side 32 \
+        --architecture DiT-Nano/8 --sites 5 10 1 --trained-sites 1 --steps 150 --batch 400 \
+        --draws 1 --learning-rate 0.01 --judge-epochs 1 --classifier-steps 300 --images 500 \
+        --solver-steps 10 --public-steps 400 \
+        --levers all central lora time small-clip clip-schedule warm last draws
 """
 
 import argparse
@@ -40,6 +52,7 @@ from ddm_fed.training import (
     train_private_expert,
 )
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LEVERS = {
     "all": {},
     "time": {"time_location": 1.0},
@@ -157,14 +170,14 @@ def progress(what: str, report) -> None:
 @torch.no_grad()
 def draw(expert: Expert, shape, labels: torch.Tensor, steps: int, seed: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    times, found = time_grid(steps, start=expert.largest_time), []
-    for part in labels.split(500):
-        noise = torch.randn((len(part), *shape), generator=generator)
+    times, found = time_grid(steps, start=expert.largest_time).to(DEVICE), []
+    for part in labels.to(DEVICE).split(500):
+        noise = torch.randn((len(part), *shape), generator=generator).to(DEVICE)
 
         def velocity(x, t, part=part):
             return expert(x, t.expand(len(part)), ClassCondition(part))
 
-        found.append(integrate(velocity, noise, times, "heun").clamp(-1, 1))
+        found.append(integrate(velocity, noise, times, "heun").clamp(-1, 1).cpu())
     return torch.cat(found)
 
 
@@ -221,7 +234,11 @@ def run_lever(name: str, options, parts, data, judge, work: Path) -> None:
             noise,
             Payment(lambda: "0" * 64, lambda _: None),
             options=RunOptions(
-                seed=site, base=base, checkpoint_every_s=1e9, gradients="functional"
+                seed=site,
+                base=base,
+                checkpoint_every_s=1e9,
+                gradients="functional",
+                micro_batch=options.micro_batch,
             ),
             on_step=lambda report, site=site: progress(f"{name}, site {site}", report),
         )
@@ -229,7 +246,7 @@ def run_lever(name: str, options, parts, data, judge, work: Path) -> None:
         network = build_network(plan.data, plan.expert.default)
         network.load_state_dict(found.state)
         labels = torch.arange(options.images // len(asked)) % classes
-        expert = Expert(network.eval())
+        expert = Expert(network.eval().to(DEVICE))
         drawn.append(draw(expert, shape, labels, options.solver_steps, site))
         kinds.append(labels)
     fid, accuracy = judged(
@@ -277,6 +294,7 @@ def main() -> None:
     parser.add_argument("--judge-epochs", type=int, default=4)
     parser.add_argument("--classifier-steps", type=int, default=2000)
     parser.add_argument("--solver-steps", type=int, default=15)
+    parser.add_argument("--micro-batch", type=int, help="rows at once; more suits a GPU")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, default=Path("dp-quality-work"))
     options = parser.parse_args()
