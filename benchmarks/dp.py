@@ -4,10 +4,10 @@ Every mode runs in processes of its own, one after the other, again and again; t
 medians and their ratio to the plain step of the same round. `plain` is forward and backward of the
 same rows at once. `opacus hooks` and `opacus ghost` are used as their manuals say: the whole batch
 at once. `ours` computes the same clipped sum in parts of some rows, and so does `ours, hooks` with
-Opacus' rules.
+Opacus' rules. Ours keep freed memory, as training does; with --keep-memory all, the others do too.
 
     python benchmarks/dp.py            # some 20 minutes on two cores
-    python benchmarks/dp.py --rounds 1 --models DiT-Nano/4
+    python benchmarks/dp.py --rounds 1 --models DiT-Nano/4 --cases 64x1 64x8
 """
 
 import argparse
@@ -23,7 +23,13 @@ import torch
 
 from ddm_fed.flows import denoising_loss
 from ddm_fed.models import network_named, parameter_count
-from ddm_fed.privacy import FunctionalGradients, HookGradients, Randomness, noised
+from ddm_fed.privacy import (
+    FunctionalGradients,
+    HookGradients,
+    Randomness,
+    keep_freed_memory,
+    noised,
+)
 
 SHAPE = (1, 28, 28)
 CLIP_NORM = 1.0
@@ -117,8 +123,14 @@ def step_of(mode: str, model, rows):
     return found[mode]
 
 
-def work(mode: str, name: str, units: int, draws: int, steps: int) -> dict[str, float]:
-    torch.set_num_threads(2)
+def work(
+    mode: str, name: str, units: int, draws: int, steps: int, *, threads: int, keep: bool
+) -> dict[str, float]:
+    torch.set_num_threads(threads)
+    # one thread's own time says the same on a machine that others use
+    clock = time.process_time if threads == 1 else time.perf_counter
+    if keep:
+        keep_freed_memory()
     warnings.filterwarnings("ignore")
     model = build(name)
     generator = torch.Generator().manual_seed(1)
@@ -130,14 +142,18 @@ def work(mode: str, name: str, units: int, draws: int, steps: int) -> dict[str, 
     step()
     seconds = []
     for _ in range(steps):
-        began = time.perf_counter()
+        began = clock()
         step()
-        seconds.append(time.perf_counter() - began)
+        seconds.append(clock() - began)
     return {"seconds": min(seconds), "bytes": peak_bytes() - before}
 
 
-def measured(mode: str, name: str, units: int, draws: int, steps: int) -> dict[str, float] | None:
-    command = [sys.executable, __file__, "--work", mode, name, str(units), str(draws), str(steps)]
+def measured(
+    mode: str, name: str, units: int, draws: int, options: argparse.Namespace
+) -> dict[str, float] | None:
+    case = [mode, name, str(units), str(draws), str(options.steps)]
+    shared = ["--keep-memory", options.keep_memory, "--threads", str(options.threads)]
+    command = [sys.executable, __file__, *shared, "--work", *case]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["no reason"]
@@ -146,12 +162,12 @@ def measured(mode: str, name: str, units: int, draws: int, steps: int) -> dict[s
     return json.loads(done.stdout)
 
 
-def table(name: str, units: int, draws: int, rounds: int, steps: int) -> None:
-    modes = [mode for mode in MODES if draws == 1 or mode != "opacus ghost"]
+def table(name: str, units: int, draws: int, options: argparse.Namespace) -> None:
+    modes = [mode for mode in options.modes if draws == 1 or mode != "opacus ghost"]
     found: dict[str, list[dict[str, float]]] = {mode: [] for mode in modes}
-    for _ in range(rounds):
+    for _ in range(options.rounds):
         for mode in modes:
-            result = measured(mode, name, units, draws, steps)
+            result = measured(mode, name, units, draws, options)
             if result is not None:
                 found[mode].append(result)
     count = parameter_count(build(name))
@@ -168,7 +184,7 @@ def table(name: str, units: int, draws: int, rounds: int, steps: int) -> None:
                 mine["seconds"] / other["seconds"]
                 for mine, other in zip(found[mode], found[base], strict=False)
             )
-            if found[base]
+            if found.get(base)
             else float("nan")
             for base in ("plain", "opacus hooks")
         ]
@@ -180,16 +196,24 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--models", nargs="+", default=["DiT-Nano/4", "DiT-Ti/4"])
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("--cases", nargs="+", default=["64x1", "64x8", "256x1"])
+    parser.add_argument("--threads", type=int, default=2, help="1: the thread's time is told")
+    parser.add_argument("--keep-memory", choices=("ours", "all"), default="ours")
     parser.add_argument("--work", nargs=5, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.work:
         mode, name, *numbers = options.work
-        print(json.dumps(work(mode, name, *map(int, numbers))))
+        keep = options.keep_memory == "all" or mode.startswith("ours")
+        found = work(mode, name, *map(int, numbers), threads=options.threads, keep=keep)
+        print(json.dumps(found))
         return
-    print(f"torch {torch.__version__}, 2 threads, {SHAPE[1]} x {SHAPE[2]} images")
+    timed = "CPU time of one thread" if options.threads == 1 else f"{options.threads} threads"
+    print(f"torch {torch.__version__}, {timed}, {SHAPE[1]} x {SHAPE[2]} images")
     for name in options.models:
-        for units, draws in ((64, 1), (64, 8), (256, 1)):
-            table(name, units, draws, options.rounds, options.steps)
+        for case in options.cases:
+            units, draws = map(int, case.split("x"))
+            table(name, units, draws, options)
 
 
 if __name__ == "__main__":

@@ -33,24 +33,30 @@ class PlannedEvents:
     router: tuple[GaussianEvent, ...]
     expert: SampledGaussianEvent | None
     head: SampledGaussianEvent | None
+    central: SampledGaussianEvent | None = None
 
     @property
     def all(self) -> list[Event]:
         """All of them."""
-        trained = [event for event in (self.head, self.expert) if event is not None]
-        return [*self.router, *trained]
+        return [*self.router, *([self.head] if self.head else []), *self.training]
+
+    @property
+    def training(self) -> list[Event]:
+        """Those of the expert's training, in the order in which they are spent."""
+        return [event for event in (self.central, self.expert) if event is not None]
 
 
 @lru_cache(maxsize=16)
 def planned_events(plan: Plan) -> PlannedEvents:
     """Returns the events of `plan`, which together cost at most what it allows.
 
-    The router's release costs `router.epsilon` and the head `privacy.sgd.head.epsilon`, each as if
-    alone; the expert gets the least noise with which all together cost `privacy.sgd.epsilon`.
+    The router's release costs `router.epsilon`, the head `privacy.sgd.head.epsilon`, and central
+    images `privacy.sgd.central.epsilon`, each as if alone; the expert gets the least noise with
+    which all together cost `privacy.sgd.epsilon`.
     Takes some seconds where something is trained with noise.
 
     Raises:
-        BudgetError: router and head leave nothing for the expert.
+        BudgetError: the others leave nothing for the expert.
     """
     delta, sgd = float(plan.privacy.delta), plan.privacy.sgd
     router = gaussian_events(float(plan.router.epsilon), delta, router_shares(plan))
@@ -65,14 +71,22 @@ def planned_events(plan: Plan) -> PlannedEvents:
             sampling_rate=sgd.sampling_rate(spec.batch_size),
             steps=spec.steps,
         )
+    central = None
+    if sgd.central is not None:
+        central = sampled_event(
+            float(sgd.central.epsilon),
+            delta,
+            sampling_rate=sgd.sampling_rate(sgd.central.batch_size),
+            steps=sgd.central.images,
+        )
     expert = sampled_event(
         float(sgd.epsilon),
         delta,
         sampling_rate=sgd.sampling_rate(plan.training.batch_size),
         steps=plan.training.steps,
-        beside=[*router, *([head] if head else [])],
+        beside=[*router, *(event for event in (head, central) if event is not None)],
     )
-    return PlannedEvents(router, expert, head)
+    return PlannedEvents(router, expert, head, central)
 
 
 def planned_epsilon(plan: Plan) -> float:
@@ -90,22 +104,29 @@ class Outlook:
         per_weight: Standard deviation of the noise on a weight of the mean gradient, in clip norms.
         whole: Norm of the noise on the whole mean gradient, in clip norms; the gradient itself has
             one at most.
+        per_pixel: Standard deviation of the noise on a pixel of a central image, where classes are
+            equally frequent; None if there are no such images.
     """
 
     units: int
     weights: int
     per_weight: float
     whole: float
+    per_pixel: float | None = None
 
 
 def outlook(plan: Plan, design: ExpertDesign, units: int) -> Outlook | None:
     """Returns what noise the expert of `design` gets at such a site; None without noise."""
-    event = planned_events(plan).expert
-    if event is None or plan.privacy.sgd is None:
+    event, sgd = planned_events(plan).expert, plan.privacy.sgd
+    if event is None or sgd is None:
         return None
     per_weight = float(event.noise_multiplier) / (units * float(event.sampling_rate))
-    weights = trained_weights(plan.data, design, plan.privacy.sgd.trainable)
-    return Outlook(units, weights, per_weight, per_weight * math.sqrt(weights))
+    weights = trained_weights(plan.data, design, sgd.trainable)
+    per_pixel, means = None, planned_events(plan).central
+    if means is not None and sgd.central is not None:
+        of_a_class = units * float(means.sampling_rate) / max(1, len(plan.data.classes))
+        per_pixel = float(means.noise_multiplier) * float(sgd.central.radius) / of_a_class
+    return Outlook(units, weights, per_weight, per_weight * math.sqrt(weights), per_pixel)
 
 
 def advice(plan: Plan, seen: Outlook) -> list[str]:
@@ -127,6 +148,8 @@ def advice(plan: Plan, seen: Outlook) -> list[str]:
         return found
     if plan.expert.base is None:
         found.append("start from a public checkpoint: `expert.base`")
+        if sgd.central is None:
+            found.append("or learn noisy mean images first: `privacy.sgd.central`")
     if sgd.trainable == "all":
         found.append(
             'train fewer weights: `privacy.sgd.trainable` = "last-1" or "lora-4", with a checkpoint'

@@ -15,13 +15,14 @@ from ddm_fed.records import (
     NonPrivateEvent,
     Plan,
     SampledGaussianEvent,
+    SgdSpec,
     Submission,
 )
 from ddm_fed.router import ROUTER_PURPOSES, release_tensors
 from ddm_fed.signing import Trust
 
 CLOCK_SKEW = timedelta(minutes=10)
-EXPERT_PURPOSE, HEAD_PURPOSE = "expert", "head"
+EXPERT_PURPOSE, HEAD_PURPOSE, CENTRAL_PURPOSE = "expert", "head", "central"
 
 
 def require_ours(submission: Submission, trust: Trust, what: str) -> None:
@@ -189,6 +190,8 @@ def _check_training(submission: Submission, plan: Plan, what: str) -> None:
     expected = [(EXPERT_PURPOSE, plan.training.batch_size, plan.training.steps)]
     if submission.head is not None and isinstance(plan.router, HeadsRouterSpec):
         expected.append((HEAD_PURPOSE, plan.router.head.batch_size, plan.router.head.steps))
+    if sgd.central is not None:
+        expected.append((CENTRAL_PURPOSE, sgd.central.batch_size, sgd.central.images))
     trained = _trained(submission)
     for purpose, batch_size, steps in expected:
         event, rate = trained.get(purpose), sgd.sampling_rate(batch_size)
@@ -198,6 +201,7 @@ def _check_training(submission: Submission, plan: Plan, what: str) -> None:
                 f"its ledger does not say that its {purpose} was trained for {steps} steps at the "
                 f"plan's sampling rate of {rate}",
             )
+    _check_central(submission, sgd, what)
     facts = privacy.sgd
     agreed = (sgd.clip_norm, sgd.clip_norm_end or sgd.clip_norm, sgd.draws, sgd.trainable)
     if facts is None or agreed != (
@@ -211,12 +215,30 @@ def _check_training(submission: Submission, plan: Plan, what: str) -> None:
         )
 
 
+def _check_central(submission: Submission, sgd: SgdSpec, what: str) -> None:
+    """Refuses an expert whose central images are not the plan's, or were paid for once too few."""
+    facts = submission.privacy.sgd
+    found, wanted = None if facts is None else facts.central, sgd.central
+    if (found is None) != (wanted is None) or (
+        found is not None
+        and wanted is not None
+        and (found.images, found.centre, found.radius, found.steps)
+        != (wanted.images, wanted.centre, wanted.radius, wanted.steps)
+    ):
+        raise _policy(what, "its central images are not as the plan's `privacy.sgd.central` says")
+    purposes = [entry.purpose for entry in _of_this_plan(submission)]
+    for before, purpose in zip(["", *purposes], purposes, strict=False):
+        # each training has its own secret, and so its own central images
+        if wanted is not None and purpose == EXPERT_PURPOSE and before != CENTRAL_PURPOSE:
+            raise _policy(what, "its ledger does not say what its central images cost")
+
+
 def _trained(submission: Submission) -> dict[str, SampledGaussianEvent]:
-    """Returns the event of the newest private training of expert and head for this plan."""
+    """Returns the events of the newest private training of expert and head for this plan."""
     newest = {entry.purpose: entry.event for entry in _of_this_plan(submission)}
     return {
         purpose: event
-        for purpose in (EXPERT_PURPOSE, HEAD_PURPOSE)
+        for purpose in (EXPERT_PURPOSE, HEAD_PURPOSE, CENTRAL_PURPOSE)
         if isinstance(event := newest.get(purpose), SampledGaussianEvent)
     }
 

@@ -41,7 +41,14 @@ from ddm_fed.privacy import Finding, ImageSet, Private, examine
 from ddm_fed.records import AuditFacts, Plan
 from ddm_fed.router import LOCATION, decode_location, exact_statistics, messages
 from ddm_fed.signing import Trust
-from ddm_fed.training import PrivateTraining, RunOptions, seeded, step_to_examine
+from ddm_fed.training import (
+    CentralImages,
+    PrivateTraining,
+    RunOptions,
+    examine_central,
+    seeded,
+    step_to_examine,
+)
 from ddm_fed.weights import read_own_tensors
 from sites.folder import SiteFolder
 from sites.training import RELEASE_FILE, TRAINED_FILE, Recorded, is_released, recorded
@@ -185,7 +192,7 @@ def _attack_step(
     on_step: Callable[[int], None],
     result: AuditResult,
 ) -> None:
-    event = planned_events(plan).expert
+    event, means = planned_events(plan).expert, planned_events(plan).central
     if event is None:
         result.notes.append("the plan trains without noise: there is no claim to be rejected")
         return
@@ -196,8 +203,11 @@ def _attack_step(
         assumed = 1.0 if sgd is None else float(sgd.units)
         noise, design = PrivateTraining.planned(plan, event, assumed), plan.expert.default
         result.notes.append("nothing is trained yet: this is the step as it would be taken")
+    central = noise.central or CentralImages.planned(plan, means, [])
     with step_to_examine(plan, design, noise, RunOptions()) as (step, part, rows):
         result.mechanism = examine(step, part.trained, rows, noise.clip_norm)
+        if central is not None:
+            result.mechanism += examine_central(plan, central)
         found = audit_step(
             step,
             event,

@@ -78,6 +78,8 @@ def budget(
     ]
     if planned.head is not None:
         rows.append(("head", planned.head))
+    if planned.central is not None:
+        rows.append(("central images", planned.central))
     if planned.expert is not None:
         rows.append(("expert", planned.expert))
     if as_json:
@@ -92,6 +94,11 @@ def budget(
         f"{seen.per_weight:.2g} clip norms on every weight of the mean gradient, {seen.whole:.2g} "
         "on the whole of it, where the gradient itself has at most 1."
     )
+    if seen.per_pixel is not None:
+        console.say(
+            f"Central images: noise of {seen.per_pixel:.2g} on a pixel, which has -1 to 1, where "
+            "classes are equally frequent; a part of it is taken out again."
+        )
     for line in lines:
         console.say(f"- {line}")
 

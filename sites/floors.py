@@ -30,12 +30,16 @@ def require_floors(settings: SiteSettings, plan: Plan) -> None:
         return
     least = settings.least_noise_multiplier
     planned = planned_events(plan)
-    for name, event in (("expert", planned.expert), ("head", planned.head)):
+    for what, event in (
+        ("trains the expert", planned.expert),
+        ("trains the head", planned.head),
+        ("makes central images", planned.central),
+    ):
         if event is not None and event.noise_multiplier < least:
             raise _below(
                 "least_noise_multiplier",
                 least,
-                f"trains the {name} with a noise multiplier of {event.noise_multiplier}",
+                f"{what} with a noise multiplier of {event.noise_multiplier}",
             )
 
 

@@ -37,7 +37,7 @@ from sites.floors import require_floors
 from sites.folder import SiteFolder
 from sites.jobs import record_head, recorded_head, require_member, require_trained_on, write_draft
 from sites.ledger import SiteLedger, open_ledger
-from sites.training import released_units
+from sites.training import released_location
 
 RUN_FILE = "head-run.json"  # the secret of a head in the making
 
@@ -186,7 +186,7 @@ def _head_noise(work: Path, plan: Plan) -> tuple[SampledGaussianEvent, HeadNoise
     event, sgd = planned_events(plan).head, plan.privacy.sgd
     if event is None or sgd is None or sgd.head is None:
         raise TypeError("the plan trains heads without noise")
-    units = max(1.0, released_units(work, plan))
+    units = max(1.0, released_location(work, plan).count)
     return event, HeadNoise(
         event, float(sgd.head.clip_norm), sgd.head.draws, units * float(event.sampling_rate)
     )

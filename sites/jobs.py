@@ -119,7 +119,7 @@ def run_plan(
         due += planned.router
     begun = (work / CHECKPOINT_FILE).exists() or (work / TRAINED_FILE).exists()
     if planned.expert is not None and (options.restart or not begun):
-        due.append(planned.expert)
+        due += planned.training
     ledger.require_budget(due, plan)
     if options.restart:  # only now: a refusal above must not cost an expert
         for name in (CHECKPOINT_FILE, EXPERT_FILE, TRAINED_FILE):

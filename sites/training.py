@@ -11,12 +11,13 @@ from ddm_fed.budget import planned_events
 from ddm_fed.bundle import EXPERT_FILE, ROUTER_FILE
 from ddm_fed.errors import CheckpointError
 from ddm_fed.files import write_atomically
-from ddm_fed.policy import EXPERT_PURPOSE
+from ddm_fed.policy import CENTRAL_PURPOSE, EXPERT_PURPOSE
 from ddm_fed.privacy import ImageSet, Origin, Private, Randomness
 from ddm_fed.records import ExpertDesign, NonPrivateEvent, Plan, TrainingFacts, sha256_hex
-from ddm_fed.router import LOCATION, decode_location
+from ddm_fed.router import LOCATION, Location, decode_location
 from ddm_fed.signing import Trust
 from ddm_fed.training import (
+    CentralImages,
     Payment,
     PrivateTraining,
     RunOptions,
@@ -121,13 +122,26 @@ def _train_privately(
     screen: Screen,
 ) -> TrainedExpert:
     plan = trust.plan
-    event = planned_events(plan).expert
+    planned = planned_events(plan)
+    event, means = planned.expert, planned.central
     if event is None:
         raise TypeError("the plan trains without noise")
-    noise = PrivateTraining.planned(plan, event, released_units(work, plan))
+    location = released_location(work, plan)
+    counts = location.weights.tolist() if plan.data.classes else [location.count]
+    central = CentralImages.planned(plan, means, counts)
+    noise = PrivateTraining.planned(plan, event, location.count, central)
 
     def pay() -> str:
-        ledger.require_budget([event], plan)
+        ledger.require_budget(planned.training, plan)
+        if central is not None and means is not None:
+            ledger.append(
+                trust.plan_sha256,
+                CENTRAL_PURPOSE,
+                f"mean images: Poisson sampling of {plan.privacy.unit}s, radius {central.radius:g} "
+                f"about {central.centre:g}",
+                means,
+                plan.privacy.unit,
+            )
         mechanism = (
             f"DP-SGD: Poisson sampling of {plan.privacy.unit}s, clip norm {noise.clip_norm:g} to "
             f"{noise.clip_norm_end:g}, {noise.draws} draws each, trained: {noise.trainable}"
@@ -159,11 +173,11 @@ def is_released(work: Path, data_sha256: str) -> bool:
     return marker.exists() and json.loads(marker.read_bytes())["data_sha256"] == data_sha256
 
 
-def released_units(work: Path, plan: Plan) -> float:
-    """Returns the number of units that the release in `work` says the site has."""
+def released_location(work: Path, plan: Plan) -> Location:
+    """Returns what the release in `work` says of how many units the site has, and of what class."""
     tensors = read_own_tensors(work / ROUTER_FILE)
     multiplier = float(planned_events(plan).router[0].noise_multiplier)
-    return decode_location(plan, tensors[LOCATION], multiplier).count
+    return decode_location(plan, tensors[LOCATION], multiplier)
 
 
 def record_training(

@@ -8,6 +8,9 @@ from ddm_fed.privacy.accountant import epsilon_text as epsilon_text
 from ddm_fed.privacy.accountant import gaussian_events as gaussian_events
 from ddm_fed.privacy.accountant import private_events as private_events
 from ddm_fed.privacy.accountant import sampled_event as sampled_event
+from ddm_fed.privacy.central import SUM as SUM
+from ddm_fed.privacy.central import MeanImages as MeanImages
+from ddm_fed.privacy.central import UnitMeans as UnitMeans
 from ddm_fed.privacy.dpsgd import Clipped as Clipped
 from ddm_fed.privacy.dpsgd import FunctionalGradients as FunctionalGradients
 from ddm_fed.privacy.dpsgd import Gradients as Gradients
@@ -21,6 +24,7 @@ from ddm_fed.privacy.mechanisms import BoundedStatistic as BoundedStatistic
 from ddm_fed.privacy.mechanisms import Release as Release
 from ddm_fed.privacy.mechanisms import Spend as Spend
 from ddm_fed.privacy.mechanisms import release as release
+from ddm_fed.privacy.memory import keep_freed_memory as keep_freed_memory
 from ddm_fed.privacy.private import ImageSet as ImageSet
 from ddm_fed.privacy.private import Private as Private
 from ddm_fed.privacy.private import to_unit_range as to_unit_range

@@ -91,6 +91,11 @@ class Randomness:
         """The secret, for the private checkpoint and for nothing else."""
         return self._secret.hex()
 
+    def derived(self, purpose: str) -> "Randomness":
+        """Returns randomness of its own for `purpose`: always the same, and as well known."""
+        key = hmac.digest(self._secret, f"derived/{purpose}".encode(), "sha256")
+        return Randomness(key, self.origin)
+
     def stream(self, purpose: str, step: int) -> Stream:
         """Returns the stream of `purpose` in `step`: always the same one."""
         key = hmac.digest(self._secret, f"{purpose}/{step}".encode(), "sha256")

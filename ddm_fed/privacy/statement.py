@@ -61,6 +61,11 @@ def _covered(privacy: PrivacyStatement) -> list[str]:
             f"{facts.draws} draws per {privacy.unit}, trained: {facts.trainable}; "
             f"{facts.arithmetic}; tested before the first step: {facts.self_test})."
         )
+        if facts.central is not None:
+            lines.append(
+                f"Before that it learnt {facts.central.images} noisy mean image(s) of each class, "
+                f"to which one {privacy.unit} adds at most a norm of {facts.central.radius}."
+            )
     if privacy.head_is_private:
         lines.append("Router head: DP-SGD as well.")
     return lines

@@ -33,6 +33,7 @@ from ddm_fed.records.canonical import MAX_DOCUMENT_BYTES as MAX_DOCUMENT_BYTES
 from ddm_fed.records.canonical import canonical_json as canonical_json
 from ddm_fed.records.canonical import parse_json as parse_json
 from ddm_fed.records.canonical import sha256_hex as sha256_hex
+from ddm_fed.records.ledger import CentralFacts as CentralFacts
 from ddm_fed.records.ledger import Event as Event
 from ddm_fed.records.ledger import GaussianEvent as GaussianEvent
 from ddm_fed.records.ledger import LedgerEntry as LedgerEntry
@@ -76,7 +77,6 @@ from ddm_fed.records.plan import Prediction as Prediction
 from ddm_fed.records.plan import PriorRouterSpec as PriorRouterSpec
 from ddm_fed.records.plan import PrivacyUnit as PrivacyUnit
 from ddm_fed.records.plan import PrivatePart as PrivatePart
-from ddm_fed.records.plan import SgdSpec as SgdSpec
 from ddm_fed.records.plan import StatisticsSpec as StatisticsSpec
 from ddm_fed.records.plan import TrainingSpec as TrainingSpec
 from ddm_fed.records.plan import read_plan_toml as read_plan_toml
@@ -92,6 +92,8 @@ from ddm_fed.records.roster import Roster as Roster
 from ddm_fed.records.roster import RosterSite as RosterSite
 from ddm_fed.records.roster import SiteKey as SiteKey
 from ddm_fed.records.roster import SitePolicy as SitePolicy
+from ddm_fed.records.sgd import CentralSpec as CentralSpec
+from ddm_fed.records.sgd import SgdSpec as SgdSpec
 from ddm_fed.records.statement import IN_TOTO_PAYLOAD as IN_TOTO_PAYLOAD
 from ddm_fed.records.statement import Statement as Statement
 from ddm_fed.records.statement import subjects as subjects

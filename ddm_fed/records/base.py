@@ -49,6 +49,7 @@ NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1, le=2**53 - 1)]
+Epsilon = Annotated[Number, Field(ge=Decimal("0.001"), le=1000)]
 LogSize = Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 

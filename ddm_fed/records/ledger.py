@@ -61,6 +61,15 @@ class LedgerEntry(Record):
     unit: PrivacyUnit = "image"
 
 
+class CentralFacts(Record):
+    """The noisy means an expert was trained on first; rate, noise and rounds are in their event."""
+
+    images: Annotated[int, Field(ge=1, le=64)]
+    centre: Number
+    radius: Positive
+    steps: Annotated[int, Field(ge=1, le=100_000)]
+
+
 class SgdFacts(Record):
     """How an expert was trained with noise; rate, noise and steps are in the ledger's event.
 
@@ -74,6 +83,7 @@ class SgdFacts(Record):
     draws: Annotated[int, Field(ge=1, le=256)]
     trainable: Annotated[str, StringConstraints(max_length=20)]
     expected_units: Positive
+    central: CentralFacts | None = None
     gradients: Literal["functional", "opacus"]
     arithmetic: Literal["float32 sums, float64 noise"] = "float32 sums, float64 noise"
     self_test: Literal["passed"] = "passed"  # the training stops if it does not pass

@@ -3,9 +3,10 @@
 People write `plan.toml`; the coordinator signs it as JSON. Both pass the same validator.
 """
 
+import math
 import tomllib
 from datetime import date, datetime, time
-from decimal import ROUND_FLOOR, Decimal
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -21,6 +22,7 @@ from ddm_fed.errors import PlanError
 from ddm_fed.records.architecture import parse_architecture, require_fit
 from ddm_fed.records.base import (
     Count,
+    Epsilon,
     Moment,
     Name,
     NonNegative,
@@ -32,8 +34,8 @@ from ddm_fed.records.base import (
     explain,
 )
 from ddm_fed.records.canonical import canonical_json
+from ddm_fed.records.sgd import CentralSpec, SgdSpec
 
-Epsilon = Annotated[Number, Field(ge=Decimal("0.001"), le=1000)]
 ClassName = Annotated[str, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
 Dimension = Annotated[int, Field(ge=4, le=1024)]
 PathName = Literal["linear", "cosine", "vp"]
@@ -278,38 +280,6 @@ RouterSpec = Annotated[
 ]
 
 
-class HeadSgdSpec(Record):
-    """How much of the total a head takes, as if alone, and how its gradients are clipped."""
-
-    epsilon: Epsilon
-    clip_norm: Positive = Decimal(1)
-    draws: Annotated[int, Field(ge=1, le=64)] = 4
-
-
-class SgdSpec(Record):
-    """How experts, and heads, are trained with noise (DP-SGD).
-
-    `epsilon` is what a site spends under this plan on everything together: the router's release,
-    the head, and the expert, whose noise follows from what the others leave. `units` is a public
-    guess of how many units a site has: in a step, each unit of any site is seen with the
-    probability `training.batch_size / units`. Nothing here may depend on a site's images.
-    """
-
-    epsilon: Epsilon
-    units: Count
-    clip_norm: Positive
-    clip_norm_end: Positive | None = None
-    draws: Annotated[int, Field(ge=1, le=256)] = 8
-    trainable: Annotated[str, StringConstraints(pattern=r"^(all|last-[1-9]\d?|lora-[1-9]\d?)$")] = (
-        "all"
-    )
-    head: HeadSgdSpec | None = None
-
-    def sampling_rate(self, batch_size: int) -> Decimal:
-        """Returns the probability that a unit is in a step, rounded down to six places."""
-        return (Decimal(batch_size) / self.units).quantize(Decimal("0.000001"), ROUND_FLOOR)
-
-
 class PrivacySpec(Record):
     """What epsilon counts, and the most of it a site may spend on this plan's images.
 
@@ -391,6 +361,9 @@ class Plan(Record):
         batches = {"training": self.training.batch_size}
         if isinstance(router, HeadsRouterSpec):
             batches["router.head"] = router.head.batch_size
+        if sgd.central is not None:
+            batches["privacy.sgd.central"] = sgd.central.batch_size
+            self._require_sensible_means(sgd, sgd.central)
         for section, batch_size in batches.items():
             if sgd.sampling_rate(batch_size) == 0:
                 raise ValueError(
@@ -401,6 +374,19 @@ class Plan(Record):
                 raise ValueError(
                     f"`{section}.batch_size` {batch_size} exceeds `privacy.sgd.units` {sgd.units}"
                 )
+
+    def _require_sensible_means(self, sgd: SgdSpec, central: CentralSpec) -> None:
+        if central.epsilon >= sgd.epsilon:
+            raise ValueError(
+                f"`privacy.sgd.central.epsilon` {central.epsilon} leaves nothing of "
+                f"`privacy.sgd.epsilon` {sgd.epsilon} for the expert"
+            )
+        longest = math.prod(self.data.shape) * (1 + abs(central.centre)) ** 2
+        if central.radius**2 > longest:
+            raise ValueError(
+                f"`privacy.sgd.central.radius` {central.radius} exceeds {longest.sqrt():.4g}, "
+                "which no image reaches about the centre: it would only add noise"
+            )
 
 
 def read_plan_toml(text: str, *, name: str = "plan.toml") -> Plan:

@@ -54,6 +54,7 @@ from ddm_fed.router.private_heads import fit_private_head as fit_private_head
 from ddm_fed.router.reference import PooledReference as PooledReference
 from ddm_fed.router.statistics import LOCATION as LOCATION
 from ddm_fed.router.statistics import ROUTER_PURPOSES as ROUTER_PURPOSES
+from ddm_fed.router.statistics import Location as Location
 from ddm_fed.router.statistics import decode_location as decode_location
 from ddm_fed.router.statistics import exact_statistics as exact_statistics
 from ddm_fed.router.statistics import messages as messages

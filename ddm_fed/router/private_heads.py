@@ -19,6 +19,7 @@ from ddm_fed.privacy import (
     PrivateStep,
     Randomness,
     examine,
+    keep_freed_memory,
     require_passed,
 )
 from ddm_fed.records import Plan, SampledGaussianEvent
@@ -77,6 +78,7 @@ def fit_private_head(
     Guarantees:
         As `noise.event` is priced, up to floating point.
     """
+    keep_freed_memory()
     spec, images = heads_spec(plan).head, data.reveal()
     network = head_network(plan)
     network.reset_parameters(generator)

@@ -8,11 +8,13 @@ checkpoint records.
 """
 
 from ddm_fed.training.batches import seeded as seeded
+from ddm_fed.training.central import draw_central as draw_central
 from ddm_fed.training.gradients import build_gradients as build_gradients
 from ddm_fed.training.gradients import made_up_units as made_up_units
 from ddm_fed.training.gradients import row_loss as row_loss
 from ddm_fed.training.loop import require_possible as require_possible
 from ddm_fed.training.loop import train_expert as train_expert
+from ddm_fed.training.noise import CentralImages as CentralImages
 from ddm_fed.training.noise import Payment as Payment
 from ddm_fed.training.noise import PrivateTraining as PrivateTraining
 from ddm_fed.training.options import RunOptions as RunOptions
@@ -21,6 +23,7 @@ from ddm_fed.training.options import TrainedExpert as TrainedExpert
 from ddm_fed.training.parallel import process_rank as process_rank
 from ddm_fed.training.precision import Precision as Precision
 from ddm_fed.training.precision import choose_precision as choose_precision
+from ddm_fed.training.private import examine_central as examine_central
 from ddm_fed.training.private import step_to_examine as step_to_examine
 from ddm_fed.training.private import train_private_expert as train_private_expert
 from ddm_fed.training.state import read_identity as read_identity

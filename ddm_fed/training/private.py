@@ -17,9 +17,25 @@ from torch import Tensor
 
 from ddm_fed.errors import CheckpointError, StateError
 from ddm_fed.models import ExpertNetwork, build_network
-from ddm_fed.privacy import ImageSet, Private, PrivateStep, Randomness, examine, require_passed
+from ddm_fed.privacy import (
+    Finding,
+    ImageSet,
+    Private,
+    PrivateStep,
+    Randomness,
+    examine,
+    keep_freed_memory,
+    require_passed,
+)
 from ddm_fed.records import ExpertDesign, Plan
 from ddm_fed.training.batches import seeded
+from ddm_fed.training.central import (
+    central_step,
+    draw_central,
+    empty_sums,
+    learn_central,
+    made_up_means,
+)
 from ddm_fed.training.ema import Averages
 from ddm_fed.training.gradients import (
     build_gradients,
@@ -29,7 +45,7 @@ from ddm_fed.training.gradients import (
     stirred,
 )
 from ddm_fed.training.loop import BETAS, Clock, require_possible, set_learning_rate
-from ddm_fed.training.noise import Payment, PrivateTraining
+from ddm_fed.training.noise import CentralImages, Payment, PrivateTraining
 from ddm_fed.training.options import RunOptions, StepReport, TrainedExpert
 from ddm_fed.training.parallel import Team, join_team
 from ddm_fed.training.precision import autocast_to
@@ -96,6 +112,7 @@ def train_private_expert(
     images = data.reveal()
     require_possible(images, plan, design, options)
     _require_simple(options)
+    keep_freed_memory()
     with join_team(shard=False) as team:
         if team.size > 1:
             raise StateError(
@@ -136,6 +153,14 @@ def step_to_examine(
     secret = Randomness.from_system()
     with _trial(plan, design, noise, options, network, part, secret) as (step, rows):
         yield step, part, rows
+
+
+def examine_central(
+    plan: Plan, central: CentralImages, randomness: Randomness | None = None
+) -> list[Finding]:
+    """Returns what the tests of a private step find of the one that makes central images."""
+    step = central_step(central, randomness or Randomness.from_system())
+    return examine(step, empty_sums(plan), made_up_means(plan, central), central.radius)
 
 
 @contextmanager
@@ -188,6 +213,9 @@ def _start(
         findings = examine(step, part.trained, rows, noise.clip_norm)
         require_passed(findings)
         chosen = step.gradients.name
+    if noise.central is not None:
+        findings += examine_central(plan, noise.central, randomness)
+        require_passed(findings)
     say(f"the mechanism passed {len(findings)} tests on made-up units ({chosen} gradients)")
     weights = {f"model.{name}": value.detach() for name, value in part.state_dict().items()}
     paid = replace(
@@ -262,7 +290,8 @@ class PrivateRun:
     ) -> None:
         self._plan, self._spec, self._design = plan, plan.training, design
         self._options, self._run, self._team, self._checkpoint = options, run, team, checkpoint
-        self._noise = noise = PrivateTraining.from_json(run.noise)
+        self._images, self._noise = images, PrivateTraining.from_json(run.noise)
+        noise, self._randomness = self._noise, Randomness.from_hex(run.secret, run.origin)
         conditional = bool(plan.data.classes)
         self._units = UnitDraws(
             images, plan.training, conditional=conditional, seed=run.seed, draws=noise.draws
@@ -270,7 +299,8 @@ class PrivateRun:
         torch.set_num_threads(run.threads)
         network = build_network(plan.data, design).to(team.device)
         network.train()
-        self._part = part = TrainedPart(network, noise.trainable)
+        self._network, self._part = network, TrainedPart(network, noise.trainable)
+        part = self._part
         spec = plan.training
         optimizer = torch.optim.AdamW(
             part.trained.values(),
@@ -284,7 +314,7 @@ class PrivateRun:
         loss = row_loss(plan, design)
         self._step_of = PrivateStep(
             build_gradients(noise.gradients, network, part, loss, options.micro_batch),
-            Randomness.from_hex(run.secret, run.origin),
+            self._randomness,
             sampling_rate=noise.sampling_rate,
             noise_multiplier=noise.noise_multiplier,
             expected_units=noise.expected_units,
@@ -311,6 +341,7 @@ class PrivateRun:
 
     def steps(self) -> Iterator[StepReport]:
         """Yields after every step that is left, having written a checkpoint where one is due."""
+        self._warm_up()
         clock = Clock(self._noise.expected_units, self._spec.steps)
         saved_at = time.monotonic()
         for step in range(self._first_step, self._spec.steps):
@@ -322,6 +353,26 @@ class PrivateRun:
                 self._checkpoint.chmod(0o600)
                 saved_at = time.monotonic()
             yield clock.report(step + 1, loss)
+
+    def _warm_up(self) -> None:
+        """Learns the central images, if there are any, before the first step.
+
+        Nothing of it is kept before a step is: a run that was killed does all of it once more, and
+        gets the same weights.
+        """
+        central = self._noise.central
+        if central is None or self._first_step > 0:
+            return
+        learn_central(
+            self._part,
+            self._network,
+            self._plan,
+            self._design,
+            draw_central(self._images, self._plan, central, self._randomness),
+            central.steps,
+            self._run.seed,
+        )
+        self._learner.averages = Averages(self._part, self._spec.ema_half_lives)
 
     def _step(self, step: int) -> float:
         """Takes one step and returns the sum of the losses of its units."""

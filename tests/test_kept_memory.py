@@ -1,0 +1,39 @@
+"""Freed memory that is kept: fewer pages are cleared, where this is known to work."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from ddm_fed.privacy import keep_freed_memory, memory
+
+FAULTS = """
+import resource, sys, torch
+from ddm_fed.privacy import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        torch.ones(16_000_000)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+def faults(how):
+    command = [sys.executable, "-c", FAULTS, how]
+    return int(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told anything")
+def test_large_blocks_are_not_asked_for_again():
+    assert faults("keep") < faults("as it is") / 10
+
+
+def test_elsewhere_nothing_is_done(monkeypatch):
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: pytest.fail("asked another library"))
+    keep_freed_memory()
