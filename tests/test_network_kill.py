@@ -3,6 +3,7 @@
 import json
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -165,6 +166,23 @@ def test_server_asked_to_end_makes_what_arrived_safe(fed):
         with serve(fed) as (_, again):
             link.target = again
             assert finished(client) == "admitted"
+    require_admitted(fed)
+
+
+def test_storm_of_connections_that_say_nothing_leaves_the_server_standing(fed):
+    """With certificates that gRPC asks for in every handshake, some hundred of them ended it."""
+    with serve(fed) as (server, port):
+        until, opened = time.monotonic() + 5, 0
+        while time.monotonic() < until and opened < 20_000:
+            storm = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(100)]
+            for item in storm[::2]:
+                item.send(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+            for item in storm:
+                item.close()
+            opened += len(storm)
+        assert server.poll() is None
+        assert opened >= 500
+        assert finished(submitting(fed, port)) == "admitted"
     require_admitted(fed)
 
 
