@@ -20,8 +20,8 @@ demo: $(STAMP)  ## Three sites train on digits of their own and become one verif
 demo-private: $(STAMP)  ## The same with experts trained with DP-SGD, epsilon 8 (demo-private-run/)
 	$(BIN)/python examples/digits/demo_private.py
 
-test: $(STAMP)  ## Run the tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## Run the tests, two at a time (TESTS="tests/test_x.py -k y" for some)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
 
 lint: $(STAMP)  ## Check style (ruff) and types (mypy, strict)
 	$(BIN)/ruff check .
