@@ -27,7 +27,9 @@ from rich.table import Table
 
 from ddm_fed.errors import DdmFedError, MachineError
 
-out = Console(highlight=False)
+# into a pipe or a file, lines are as long as they are: nothing is folded that a program looks for
+WIDE = 240
+out = Console(highlight=False, width=None if sys.stdout.isatty() else WIDE)
 err = Console(stderr=True, highlight=False)
 
 

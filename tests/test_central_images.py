@@ -47,10 +47,11 @@ from ddm_fed.training import (
     train_private_expert,
 )
 from ddm_fed.training.central import central_step, empty_sums
-from sites import outbox
+from sites import outbox, submitting
 from sites.audit import AuditOptions, run_audit
 from sites.cli import app
 from sites.ledger import open_ledger
+from sites.movers import FolderMover
 
 A = SITES[0]
 CENTRAL = (
@@ -502,7 +503,7 @@ def test_bundle_with_central_images_is_admitted(drafted, scratch):
     fed.look(A)
     outbox.review(fed.site(A), fed.trust)
     outbox.release(fed.site(A), fed.trust)
-    outbox.submit(fed.site(A), fed.trust, fed.inbox)
+    submitting.submit(fed.site(A), fed.trust, FolderMover(fed.inbox))
     assert all(verdict.error is None for verdict in admit_arrivals(fed.home, fed.trust))
     privacy = verify(outbox.newest_draft(drafted.site(A)), drafted).submission.privacy
     assert float(privacy.releases_epsilon) <= 8
