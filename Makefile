@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-private test lint format clean
+.PHONY: help demo demo-private test test-all lint format clean
 
 help:  ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/' | expand -t 12
@@ -20,8 +20,14 @@ demo: $(STAMP)  ## Three sites train on digits of their own and become one verif
 demo-private: $(STAMP)  ## The same with experts trained with DP-SGD, epsilon 8 (demo-private-run/)
 	$(BIN)/python examples/digits/demo_private.py
 
-test: $(STAMP)  ## Run the tests, two at a time (TESTS="tests/test_x.py -k y" for some)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+# two at a time, each on a core of its own; TESTS="tests/test_x.py -k y" runs some
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+
+test: $(STAMP)  ## Run the tests
+	$(PYTEST) -m "not processes"
+
+test-all: $(STAMP)  ## Run the tests, also those that start whole federations as real processes
+	$(PYTEST)
 
 lint: $(STAMP)  ## Check style (ruff) and types (mypy, strict)
 	$(BIN)/ruff check .

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 BIN = Path(sys.executable).parent
 PLAN = """
 federation = "shapes"

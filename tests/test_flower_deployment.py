@@ -26,7 +26,7 @@ from sites import outbox
 from sites.address import mover_to
 from sites.submitting import submit
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 PART_MIB = 0.3  # four parts a bundle
 KILLED = "hospital-a"

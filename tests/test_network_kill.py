@@ -32,7 +32,7 @@ A = SITES[0]
 BIN = Path(sys.executable).parent
 CUTS = 50
 SEED = 20261128
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 
 
 @pytest.fixture(scope="module")

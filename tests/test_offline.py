@@ -81,6 +81,7 @@ class Offline:
 
 
 @needs_namespace
+@pytest.mark.processes
 @pytest.mark.timeout(900)
 def test_folder_way_needs_no_network_and_nothing_tries_to_call_out(tmp_path):
     offline, hub, stick = Offline(tmp_path), tmp_path / "hub", tmp_path / "stick"
