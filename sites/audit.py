@@ -8,7 +8,7 @@ policy says `share_audit = true`
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,14 @@ from torch import Tensor
 
 from ddm_fed.audit import (
     CANARIES,
+    CanaryAudit,
     Draws,
     LabelledImages,
     Membership,
+    OptimizerWatch,
+    RunCanaries,
     audit_facts,
+    audit_run,
     audit_step,
     describe_audit,
     describe_membership,
@@ -32,28 +36,31 @@ from ddm_fed.audit import (
 )
 from ddm_fed.budget import planned_events
 from ddm_fed.bundle import EXPERT_FILE, ROUTER_FILE
-from ddm_fed.errors import DataError, StateError
+from ddm_fed.errors import DataError, MechanismError, StateError
 from ddm_fed.evaluation import Memorization, measure_memorization
 from ddm_fed.files import write_atomically
 from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
 from ddm_fed.models import build_network
-from ddm_fed.privacy import Finding, ImageSet, Private, examine
-from ddm_fed.records import AuditFacts, Plan
+from ddm_fed.privacy import Finding, ImageSet, Private, Randomness
+from ddm_fed.records import AuditFacts, ExpertDesign, Plan, SampledGaussianEvent
 from ddm_fed.router import LOCATION, decode_location, exact_statistics, messages
 from ddm_fed.signing import Trust
 from ddm_fed.training import (
     CentralImages,
+    Paid,
     PrivateTraining,
-    RunOptions,
-    examine_central,
+    Source,
+    TrainedPart,
     seeded,
-    step_to_examine,
+    trial_run,
 )
 from ddm_fed.weights import read_own_tensors
 from sites.folder import SiteFolder
 from sites.training import RELEASE_FILE, TRAINED_FILE, Recorded, is_released, recorded
 
 AUDIT_FILE, CANARIES_FILE = "audit.json", "canaries.json"
+STEPS = "steps of a training, computed again"
+KEPT_STEPS = "gradient, weights and averages as the ledger's event says"
 MOST_ATTACKED = 2000  # images of each kind that are attacked: more would only take longer
 SAMPLES, SOLVER_STEPS = 500, 20
 Rows = NDArray[np.float64]
@@ -66,12 +73,14 @@ class AuditOptions:
     Attributes:
         canaries: How many.
         most_steps: Of the training that the canaries go through; None for all.
+        run_steps: Of the short training that canaries go through as images do.
         controls: Images like the site's own that no expert was trained on.
         seed: Of times, noise and samples.
     """
 
     canaries: int = CANARIES
     most_steps: int | None = None
+    run_steps: int = 20
     controls: Private[ImageSet] | None = None
     seed: int = 0
 
@@ -83,6 +92,7 @@ class AuditResult:
     Attributes:
         mechanism: Of the step, on made-up units.
         canaries: Through the step.
+        run: Canaries through a short training, with its loop and optimizer.
         releases: Of what was released, against the images.
         membership: Whether the expert's loss tells its images from others.
         memorization: Whether samples are copies.
@@ -91,6 +101,7 @@ class AuditResult:
 
     mechanism: list[Finding] = field(default_factory=list)
     canaries: AuditFacts | None = None
+    run: AuditFacts | None = None
     releases: list[Finding] = field(default_factory=list)
     membership: Membership | None = None
     memorization: Memorization | None = None
@@ -99,12 +110,15 @@ class AuditResult:
     @property
     def violates(self) -> bool:
         """Whether something does not keep its promise."""
-        refuted = self.canaries is not None and self.canaries.verdict == "violates_claim"
+        attacks = [attack for attack in (self.canaries, self.run) if attack is not None]
+        refuted = any(attack.verdict == "violates_claim" for attack in attacks)
         return refuted or not all(found.passed for found in (*self.mechanism, *self.releases))
 
     def sentences(self) -> list[str]:
         """Returns what attacks found, in words."""
         found = [] if self.canaries is None else [describe_audit(self.canaries)]
+        if self.run is not None:
+            found.append(f"Canaries went through a whole training too. {describe_audit(self.run)}")
         if self.membership is not None:
             claimed = None if self.canaries is None else self.canaries.claimed_eps
             found.append(describe_membership(self.membership, claimed))
@@ -124,6 +138,7 @@ class AuditResult:
             "violates": self.violates,
             "mechanism": [vars(finding) for finding in self.mechanism],
             "canaries": None if self.canaries is None else self.canaries.model_dump(mode="json"),
+            "run": None if self.run is None else self.run.model_dump(mode="json"),
             "releases": [vars(finding) for finding in self.releases],
             "membership": None if self.membership is None else _plain(self.membership),
             "memorization": None if self.memorization is None else _plain(self.memorization),
@@ -203,21 +218,53 @@ def _attack_step(
         assumed = 1.0 if sgd is None else float(sgd.units)
         noise, design = PrivateTraining.planned(plan, event, assumed), plan.expert.default
         result.notes.append("nothing is trained yet: this is the step as it would be taken")
-    central = noise.central or CentralImages.planned(plan, means, [])
-    with step_to_examine(plan, design, noise, RunOptions()) as (step, part, rows):
-        result.mechanism = examine(step, part.trained, rows, noise.clip_norm)
-        if central is not None:
-            result.mechanism += examine_central(plan, central)
+    noise = replace(noise, central=noise.central or CentralImages.planned(plan, means, []))
+    delta = float(plan.privacy.delta)
+    with trial_run(plan, design, noise) as training:
+        result.mechanism = training.findings()
         found = audit_step(
-            step,
+            training.update.step,
             event,
-            delta=float(plan.privacy.delta),
+            delta=delta,
             canaries=options.canaries,
             most_steps=options.most_steps,
             clip_norm=noise.clip_norm,
             on_step=on_step,
         )
     result.canaries = audit_facts(found)
+    try:
+        result.run = audit_facts(_attack_run(plan, design, noise, event, options, delta))
+    except MechanismError as error:
+        result.mechanism.append(Finding(STEPS, False, str(error), KEPT_STEPS))
+    else:
+        result.mechanism.append(Finding(STEPS, True, "as claimed", KEPT_STEPS))
+
+
+def _attack_run(
+    plan: Plan,
+    design: ExpertDesign,
+    noise: PrivateTraining,
+    event: SampledGaussianEvent,
+    options: AuditOptions,
+    delta: float,
+) -> CanaryAudit:
+    """Returns what canaries find that go through a whole short training, its loop and all."""
+    steps = min(event.steps, options.run_steps)
+    claim = event.model_copy(update={"steps": steps})
+    made: list[RunCanaries] = []
+
+    def source(part: TrainedPart) -> Source:
+        longest = max(noise.clip_norm, noise.clip_norm_end)
+        coins = Randomness.from_system()
+        made.append(RunCanaries(part.trained, options.canaries, coins, longest))
+        return Source(made[0], made[0].gradients, made[0].slow)
+
+    alone = replace(noise, central=None)  # its rounds are noisy sums, which the tests looked at
+    with trial_run(plan, design, alone, steps=steps, source=source) as training:
+        watch = OptimizerWatch(training, made[0], claim, noise.expected_units)
+        training.start("0" * 64)
+        training.run_steps(Paid(claim), lambda report: watch.look(report.step - 1))
+    return audit_run(watch, made[0], claim, training_steps=event.steps, delta=delta)
 
 
 def _examine_releases(

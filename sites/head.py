@@ -16,11 +16,11 @@ from torch import Tensor
 
 from ddm_fed.budget import planned_events
 from ddm_fed.bundle import HEAD_FILE
-from ddm_fed.errors import CheckpointError
+from ddm_fed.errors import CheckpointError, StateError
 from ddm_fed.files import write_atomically
 from ddm_fed.log import Log
 from ddm_fed.policy import HEAD_PURPOSE
-from ddm_fed.privacy import ImageSet, Origin, Private, Randomness
+from ddm_fed.privacy import ImageSet, Origin, Private, Randomness, fresh_secret
 from ddm_fed.records import HeadFacts, NonPrivateEvent, Plan, SampledGaussianEvent, sha256_hex
 from ddm_fed.reference import VerifiedReference
 from ddm_fed.router import (
@@ -37,7 +37,7 @@ from sites.floors import require_floors
 from sites.folder import SiteFolder
 from sites.jobs import record_head, recorded_head, require_member, require_trained_on, write_draft
 from sites.ledger import SiteLedger, open_ledger
-from sites.training import released_location
+from sites.training import paid_event, released_location
 
 RUN_FILE = "head-run.json"  # the secret of a head in the making
 
@@ -71,7 +71,7 @@ def run_head(
         log: The log.
         reference: What the head is trained against.
         data: The images the expert was trained on.
-        seed: For reproducible experiments; random and secret otherwise.
+        seed: For reproducible experiments without noise; random and secret otherwise.
         screen: Who is told.
         randomness: For tests: where noise comes from. What is made with it is refused everywhere.
 
@@ -104,7 +104,12 @@ def run_head(
         )
         origin: Origin = "csprng"
     else:
-        run = _HeadRun(work, trust, ledger, data_sha256, reference.sha256, seed, randomness)
+        if seed is not None:
+            raise StateError(
+                "--seed does not go with training with noise",
+                hint="leave it out: all that is drawn follows from a secret",
+            )
+        run = _HeadRun(work, trust, ledger, data_sha256, reference.sha256, randomness)
         weights, origin = run.fit(data, pool, screen)
     write_tensors(work / HEAD_FILE, weights)
     record_head(work, facts, data_sha256, origin)
@@ -122,7 +127,6 @@ class _HeadRun:
         ledger: SiteLedger,
         data_sha256: str,
         reference_sha256: str,
-        seed: int | None,
         randomness: Randomness | None,
     ) -> None:
         self._work, self._trust, self._ledger = work, trust, ledger
@@ -138,10 +142,8 @@ class _HeadRun:
         if known is not None:
             ledger.require_entry(known["paid_sha256"])
             self._randomness = Randomness.from_hex(known["secret"], known["origin"])
-            self._seed = int(known["seed"])
         else:
-            self._randomness = randomness or Randomness.from_system()
-            self._seed = secrets.randbits(62) if seed is None else seed
+            self._randomness = randomness or fresh_secret()
 
     def fit(
         self, data: Private[ImageSet], pool: PooledReference, screen: HeadScreen
@@ -155,16 +157,18 @@ class _HeadRun:
             pool,
             noise,
             self._randomness,
-            torch.Generator().manual_seed(self._seed),
-            before=lambda: self._pay(event, noise),
+            pay=lambda: self._pay(event, noise),
             on_step=screen.on_step,
         )
         return weights, self._randomness.origin
 
-    def _pay(self, event: SampledGaussianEvent, noise: HeadNoise) -> None:
-        """Writes the ledger entry, then the secret: a kill between the two costs budget only."""
+    def _pay(self, event: SampledGaussianEvent, noise: HeadNoise) -> SampledGaussianEvent:
+        """Writes the ledger entry, then the secret: a kill between the two costs budget only.
+
+        Returns the event that the ledger has.
+        """
         if self._known is not None:
-            return
+            return paid_event(self._ledger.require_entry(self._known["paid_sha256"])[-1])
         self._ledger.require_budget([event], self._trust.plan)
         mechanism = (
             f"DP-SGD: Poisson sampling of {self._trust.plan.privacy.unit}s, clip norm "
@@ -177,9 +181,9 @@ class _HeadRun:
             "paid_sha256": sha256_hex(entry.to_json()),
             "secret": self._randomness.hex,
             "origin": self._randomness.origin,
-            "seed": self._seed,
         }
         write_atomically(self._file, json.dumps(run).encode(), mode=0o600)
+        return paid_event(entry)
 
 
 def _head_noise(work: Path, plan: Plan) -> tuple[SampledGaussianEvent, HeadNoise]:

@@ -42,17 +42,20 @@ class SiteLedger:
         check_chain(entries)
         return entries
 
-    def require_entry(self, sha256: str) -> None:
-        """Refuses if no entry has this digest.
+    def require_entry(self, sha256: str) -> tuple[LedgerEntry, ...]:
+        """Returns the entries up to the one of this digest.
 
         Raises:
             PolicyError: the ledger was cut or exchanged since the entry was written.
         """
-        if all(sha256_hex(entry.to_json()) != sha256 for entry in self.entries()):
-            raise PolicyError(
-                "the ledger has no entry for the training that is under way",
-                hint="it was cut or exchanged: restore the site's ledger.jsonl from backup",
-            )
+        entries = self.entries()
+        for entry in entries:
+            if sha256_hex(entry.to_json()) == sha256:
+                return entries[: entry.index + 1]
+        raise PolicyError(
+            "the ledger has no entry for the training that is under way",
+            hint="it was cut or exchanged: restore the site's ledger.jsonl from backup",
+        )
 
     def require_budget(self, events: Sequence[Event], plan: Plan) -> None:
         """Refuses `events` if, with all that was spent, they exceed the plan's or the site's limit.

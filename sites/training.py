@@ -1,7 +1,7 @@
 """The expert in the making: trained with or without noise, recorded, and found again."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,15 +9,24 @@ from torch import Tensor
 
 from ddm_fed.budget import planned_events
 from ddm_fed.bundle import EXPERT_FILE, ROUTER_FILE
-from ddm_fed.errors import CheckpointError
+from ddm_fed.errors import CheckpointError, PolicyError
 from ddm_fed.files import write_atomically
 from ddm_fed.policy import CENTRAL_PURPOSE, EXPERT_PURPOSE
 from ddm_fed.privacy import ImageSet, Origin, Private, Randomness
-from ddm_fed.records import ExpertDesign, NonPrivateEvent, Plan, TrainingFacts, sha256_hex
+from ddm_fed.records import (
+    ExpertDesign,
+    LedgerEntry,
+    NonPrivateEvent,
+    Plan,
+    SampledGaussianEvent,
+    TrainingFacts,
+    sha256_hex,
+)
 from ddm_fed.router import LOCATION, Location, decode_location
 from ddm_fed.signing import Trust
 from ddm_fed.training import (
     CentralImages,
+    Paid,
     Payment,
     PrivateTraining,
     RunOptions,
@@ -157,7 +166,7 @@ def _train_privately(
         trust.plan_sha256,
         work / CHECKPOINT_FILE,
         noise,
-        Payment(pay, ledger.require_entry),
+        Payment(pay, lambda sha256: _paid(ledger.require_entry(sha256))),
         design=options.design,
         options=options.run,
         randomness=options.randomness,
@@ -165,6 +174,28 @@ def _train_privately(
         on_sample=screen.on_sample,
         say=screen.say,
     )
+
+
+def _paid(entries: Sequence[LedgerEntry]) -> Paid:
+    """Returns what the last of these ledger entries, and the means before it, say was paid for."""
+    *before, last = entries
+    means = before[-1] if before and before[-1].purpose == CENTRAL_PURPOSE else None
+    event = None if means is None else means.event
+    return Paid(paid_event(last), event if isinstance(event, SampledGaussianEvent) else None)
+
+
+def paid_event(entry: LedgerEntry) -> SampledGaussianEvent:
+    """Returns what `entry` says of a training with noise.
+
+    Raises:
+        PolicyError: it is of something else.
+    """
+    if not isinstance(entry.event, SampledGaussianEvent):
+        raise PolicyError(
+            "the ledger's entry for the training that is under way is of something else",
+            hint="it was exchanged: restore the site's ledger.jsonl from backup",
+        )
+    return entry.event
 
 
 def is_released(work: Path, data_sha256: str) -> bool:
@@ -190,6 +221,7 @@ def record_training(
         "facts": expert.facts.model_dump(mode="json"),
         "noise": expert.noise,
         "origin": expert.origin,
+        "proved": expert.proved,
     }
     write_atomically(work / TRAINED_FILE, json.dumps(record).encode())
 

@@ -90,7 +90,11 @@ def train(site: SiteFolder, trust: Trust, data: Private[ImageSet], **options: An
     log = options.pop("log", None) or read_log(site.seen, trust.chain)
     own = ("design", "restart", "randomness")
     chosen = {name: options.pop(name) for name in own if name in options}
-    run = RunOptions(precision="float32", **{"seed": 0, **options})
+    if trust.plan.privacy.sgd is None:
+        options = {"seed": 0, **options}
+    else:
+        options.pop("seed", None)  # noise has no seed
+    run = RunOptions(precision="float32", **options)
     return run_plan(site, trust, log, data, TrainingOptions(run, **chosen))
 
 

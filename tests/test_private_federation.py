@@ -80,7 +80,7 @@ def make_head(fed, name=A, seed=0, **more):
     published = fed.look(name)
     reference = read_reference(fed.published, fed.trust)
     data = random_images(seed)
-    return run_head(fed.site(name), fed.trust, published.log, reference, data, seed=seed, **more)
+    return run_head(fed.site(name), fed.trust, published.log, reference, data, **more)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,9 @@ from ddm_fed.audit.canaries import audit_step as audit_step
 from ddm_fed.audit.canaries import canary_scores as canary_scores
 from ddm_fed.audit.canaries import guess_both_sides as guess_both_sides
 from ddm_fed.audit.canaries import log_ratio as log_ratio
+from ddm_fed.audit.canary_run import OptimizerWatch as OptimizerWatch
+from ddm_fed.audit.canary_run import RunCanaries as RunCanaries
+from ddm_fed.audit.canary_run import audit_run as audit_run
 from ddm_fed.audit.membership import Area as Area
 from ddm_fed.audit.membership import Draws as Draws
 from ddm_fed.audit.membership import LabelledImages as LabelledImages

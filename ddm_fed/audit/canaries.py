@@ -58,7 +58,7 @@ Members = NDArray[np.bool_]
 class CanaryGradients:
     """Clipped sums of Dirac canaries: unit i has `LENGTH` clip norms along axis i.
 
-    Weights are `{AXES: (m,)}`, rows the canaries' indices `(U, 1)`.
+    Axes are those of all weights, one after the other; rows are the canaries' axes `(U, 1)`.
     """
 
     name = "canaries"
@@ -66,10 +66,29 @@ class CanaryGradients:
     def clipped_sum(self, weights: Weights, rows: Sequence[Tensor], clip_norm: float) -> Clipped:
         """Returns the sum over units of their clipped gradients; a unit given twice adds twice."""
         units = rows[0][:, 0]
-        lengths = torch.full((len(units), 1), LENGTH * clip_norm)
+        lengths = torch.full((len(units), 1), LENGTH * clip_norm, device=units.device)
         factors, _ = clip_factors([lengths], clip_norm)
-        total = torch.zeros_like(weights[AXES]).index_add_(0, units, factors * lengths[:, 0])
-        return Clipped({AXES: total}, 0.0, len(units))
+        sizes = [value.numel() for value in weights.values()]
+        flat = torch.zeros(sum(sizes), device=units.device)
+        parts = torch.split(flat.index_add_(0, units, factors * lengths[:, 0]), sizes)
+        total = {
+            name: part.view(value.shape)
+            for (name, value), part in zip(weights.items(), parts, strict=True)
+        }
+        return Clipped(total, 0.0, len(units))
+
+
+class _CanaryRows:
+    """Canaries as the units of a step; each is its axis."""
+
+    def __init__(self, axes: Tensor) -> None:
+        self._axes = axes
+
+    def __len__(self) -> int:
+        return len(self._axes)
+
+    def blocks(self, _step: int, units: Tensor, /) -> list[list[Tensor]]:
+        return [[self._axes[units][:, None]]]
 
 
 @dataclass(frozen=True)
@@ -162,11 +181,44 @@ def audit_step(
         randomness=randomness or Randomness.from_system(),
         on_step=on_step,
     )
+    return judge(
+        scores,
+        members,
+        run,
+        training_steps=event.steps,
+        delta=delta,
+        confidence=confidence,
+        significance=significance,
+    )
+
+
+def judge(
+    scores: Floats,
+    members: Members,
+    run: SampledGaussianEvent,
+    *,
+    training_steps: int,
+    delta: float,
+    confidence: float = 0.95,
+    significance: float = SIGNIFICANCE,
+) -> CanaryAudit:
+    """Returns what the scores of canaries say about a claim; see `audit_step`.
+
+    Args:
+        scores: `(m,)`, higher for canaries that seem to have been in.
+        members: Which were in, `(m,)`.
+        run: The claim, of as many steps as were run.
+        training_steps: Of the training whose step it is.
+        delta: At which epsilons are stated.
+        confidence: Of the bound from below.
+        significance: How often an honest step is accused.
+    """
+    canaries = len(scores)
     tried = guess_both_sides(scores, members, numbers_of_guesses(canaries))
     claimed_epsilon, claim = _price(run, delta)
     return CanaryAudit(
         event=run,
-        training_steps=event.steps,
+        training_steps=training_steps,
         canaries=canaries,
         tried=tried,
         delta=delta,
@@ -213,14 +265,13 @@ def canary_scores(
     trial.gradients, trial.randomness = CanaryGradients(), randomness
     weights = {AXES: torch.zeros(canaries)}
     members = randomness.stream("canaries", 0).uniform(canaries) < 0.5
-    data = torch.from_numpy(members.nonzero()[0])[:, None]
+    data = _CanaryRows(torch.from_numpy(members.nonzero()[0]))
     rate, multiplier = float(event.sampling_rate), float(event.noise_multiplier)
     scores = np.zeros(canaries)
     with _one_thread():
         for moment in range(event.steps):
-            chosen = data[trial.included(moment, len(data))]
-            clipped = trial.clipped_sum(weights, [[chosen]], clip_norm)
-            noisy = trial.release(clipped, moment, clip_norm)[AXES].double().numpy()
+            mean, _ = trial.noisy_mean(weights, data, moment, clip_norm)
+            noisy = mean[AXES].double().numpy()
             scores += log_ratio(noisy * (step.expected_units / clip_norm), rate, multiplier)
             on_step(moment)
     return scores, members

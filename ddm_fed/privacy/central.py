@@ -61,8 +61,8 @@ class UnitMeans:
         """Returns the number of units. It is private."""
         return len(self._sizes)
 
-    def blocks(self, units: Tensor) -> Iterator[tuple[Tensor]]:
-        """Yields the vectors of `units (U,)`, each `(u, 1, J, C, H, W)` float64."""
+    def blocks(self, _step: int, units: Tensor, /) -> Iterator[tuple[Tensor]]:
+        """Yields the vectors of `units (U,)`, each `(u, 1, J, C, H, W)` float64; in every step."""
         channels, height, width = self._images.shape
         size = max(1, BLOCK_BYTES // (8 * self._classes * channels * height * width))
         for block in torch.split(units, size):

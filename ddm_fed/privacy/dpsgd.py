@@ -51,6 +51,20 @@ class Gradients(Protocol):
         """
 
 
+class UnitRows(Protocol):
+    """The units of a data set, and what each shows in a step.
+
+    What a unit shows depends on the step, on its own place and on its own images: who else is in
+    the step must not matter, or one unit would move the rows of others.
+    """
+
+    def __len__(self) -> int:
+        """Returns the number of units. It is private."""
+
+    def blocks(self, step: int, units: Tensor, /) -> Iterable[Sequence[Tensor]]:
+        """Yields the rows of `units (U,)` in `step`, some units at a time, each `(u, K, ...)`."""
+
+
 @dataclass(frozen=True)
 class Clipped:
     """A clipped sum. Private until it is noised.
@@ -64,6 +78,11 @@ class Clipped:
     total: dict[str, Tensor]
     loss: float
     clipped: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sum lies."""
+        return next(iter(self.total.values())).device
 
     def plus(self, other: "Clipped") -> "Clipped":
         """Returns the sum over the units of both."""
@@ -203,6 +222,18 @@ class PrivateStep:
         self.sampling_rate, self.noise_multiplier = sampling_rate, noise_multiplier
         self.expected_units = expected_units
 
+    def noisy_mean(
+        self, weights: Weights, units: UnitRows, step: int, clip_norm: float
+    ) -> tuple[dict[str, Tensor], float]:
+        """Returns the private mean gradient of `step`, and the sum of the losses, which is private.
+
+        The one way from units to what may leave: training, its proof, the tests before it and
+        audits all take it.
+        """
+        chosen = self.included(step, len(units))
+        clipped = self.clipped_sum(weights, units.blocks(step, chosen), clip_norm)
+        return self.release(clipped, step, clip_norm), clipped.loss
+
     def included(self, step: int, units: int) -> Tensor:
         """Returns the units of a step out of `units`, `(n,)` int64, each in it by itself."""
         chosen = self.randomness.stream("inclusion", step).uniform(units) < self.sampling_rate
@@ -217,7 +248,8 @@ class PrivateStep:
         )
         for rows in blocks:
             if len(rows[0]):
-                result = result.plus(self.gradients.clipped_sum(weights, rows, clip_norm))
+                here = [value.to(result.device) for value in rows]
+                result = result.plus(self.gradients.clipped_sum(weights, here, clip_norm))
         return result
 
     def release(self, clipped: Clipped, step: int, clip_norm: float) -> dict[str, Tensor]:

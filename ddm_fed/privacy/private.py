@@ -97,6 +97,14 @@ class ImageSet:
             chosen = torch.from_numpy(np.array(self.pixels[index], dtype=np.float32))
         return chosen if self.value_range is None else to_unit_range(chosen, *self.value_range)
 
+    def of_unit(self, unit: int) -> "ImageSet":
+        """Returns the images of one unit alone: what it adds to a sum depends on nothing else."""
+        units = torch.arange(len(self)) if self.units is None else self.units
+        rows = (units == unit).nonzero()[:, 0]
+        pixels = self.pixels[rows if isinstance(self.pixels, torch.Tensor) else rows.numpy()]
+        labels = None if self.labels is None else self.labels[rows]
+        return ImageSet(pixels, labels, self.value_range, torch.zeros(len(rows), dtype=torch.int64))
+
     def digest(self) -> str:
         """Returns a SHA-256 of images, labels and units. It identifies the data: it stays private.
 

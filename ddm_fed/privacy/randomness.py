@@ -17,6 +17,8 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from numpy.typing import NDArray
 
+from ddm_fed.errors import MechanismError
+
 Floats = NDArray[np.float64]
 Origin = Literal["csprng", "test"]
 SECRET_BYTES = 32
@@ -96,6 +98,22 @@ class Randomness:
         key = hmac.digest(self._secret, f"derived/{purpose}".encode(), "sha256")
         return Randomness(key, self.origin)
 
+    def seed(self, purpose: str) -> int:
+        """Returns a number of 62 bits for what needs no secrecy; the secret stays unknown."""
+        return self._short(purpose, 0, 0) >> 1
+
+    def rewind(self, generator: torch.Generator, purpose: str, step: int, unit: int) -> None:
+        """Sets `generator` to where the draws of `unit` in `step` begin: always the same place.
+
+        For what a unit shows, which is clipped whatever it is; never for inclusion or noise. Each
+        unit has draws of its own, so that no other unit's presence changes them.
+        """
+        generator.manual_seed(self._short(purpose, step, unit))
+
+    def _short(self, purpose: str, step: int, unit: int) -> int:
+        key = hmac.digest(self._secret, f"{purpose}/{step}/{unit}".encode(), "sha256")
+        return int.from_bytes(key[:8], "little") >> 1
+
     def stream(self, purpose: str, step: int) -> Stream:
         """Returns the stream of `purpose` in `step`: always the same one."""
         key = hmac.digest(self._secret, f"{purpose}/{step}".encode(), "sha256")
@@ -103,3 +121,18 @@ class Randomness:
 
     def __repr__(self) -> str:
         return f"Randomness(…, {self.origin})"
+
+
+def fresh_secret() -> Randomness:
+    """Returns a secret that nobody knows, for one training.
+
+    Raises:
+        MechanismError: the operating system's secrets repeat.
+    """
+    first, second = Randomness.from_system(), Randomness.from_system()
+    if first.hex == second.hex or first.origin != "csprng":
+        raise MechanismError(
+            "the operating system gave the same random bytes twice",
+            hint="noise that can be foreseen protects nobody: train on another machine",
+        )
+    return first

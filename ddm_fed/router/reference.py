@@ -38,8 +38,19 @@ class PooledReference:
             generator: Decides them.
             labels: Class of every draw `(count,)`; `NO_CLASS` or None is any, by its mass.
         """
-        k, j = self._components(count, generator, labels)
+        place = torch.rand(count, generator=generator, dtype=torch.float64)
         noise = torch.randn((count, self._means.shape[2]), generator=generator)
+        return self.at(place, noise, labels)
+
+    def at(self, place: Tensor, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Returns the draws that these random numbers make, `(B, D)` float32; each by its own.
+
+        Args:
+            place: In [0, 1): chooses the component, `(B,)` float64.
+            noise: Standard normal, `(B, D)`.
+            labels: As for `sample`.
+        """
+        k, j = self._components(place, labels)
         scaled = noise.double() * self._variances[k, j].sqrt()  # (count, D)
         spread = torch.empty_like(scaled)
         sites, components = self._weights.shape
@@ -66,11 +77,11 @@ class PooledReference:
         mass = self._masses(len(y_t), labels)  # (B, K, J)
         return (logs + mass.log()).flatten(1).logsumexp(1) - mass.flatten(1).sum(1).log()
 
-    def _components(
-        self, count: int, generator: torch.Generator, labels: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        mass = self._masses(count, labels).flatten(1)
-        cell = torch.multinomial(mass, 1, generator=generator)[:, 0]
+    def _components(self, place: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+        below = self._masses(len(place), labels).flatten(1).cumsum(1)  # (B, K J)
+        aimed = (place * below[:, -1])[:, None]
+        # above the last bound that is passed: a component without mass is never chosen
+        cell = torch.searchsorted(below, aimed, right=True)[:, 0]
         components = self._weights.shape[1]
         return cell // components, cell % components
 

@@ -15,6 +15,7 @@ from ddm_fed.training.gradients import row_loss as row_loss
 from ddm_fed.training.loop import require_possible as require_possible
 from ddm_fed.training.loop import train_expert as train_expert
 from ddm_fed.training.noise import CentralImages as CentralImages
+from ddm_fed.training.noise import Paid as Paid
 from ddm_fed.training.noise import Payment as Payment
 from ddm_fed.training.noise import PrivateTraining as PrivateTraining
 from ddm_fed.training.options import RunOptions as RunOptions
@@ -23,13 +24,14 @@ from ddm_fed.training.options import TrainedExpert as TrainedExpert
 from ddm_fed.training.parallel import process_rank as process_rank
 from ddm_fed.training.precision import Precision as Precision
 from ddm_fed.training.precision import choose_precision as choose_precision
-from ddm_fed.training.private import examine_central as examine_central
-from ddm_fed.training.private import step_to_examine as step_to_examine
+from ddm_fed.training.private import PrivateRun as PrivateRun
+from ddm_fed.training.private import Source as Source
 from ddm_fed.training.private import train_private_expert as train_private_expert
 from ddm_fed.training.state import read_identity as read_identity
 from ddm_fed.training.state import read_trained as read_trained
 from ddm_fed.training.state import steps_done as steps_done
 from ddm_fed.training.trainable import TrainedPart as TrainedPart
 from ddm_fed.training.trainable import trained_weights as trained_weights
+from ddm_fed.training.trial import trial_run as trial_run
 from ddm_fed.training.units import UnitDraws as UnitDraws
 from ddm_fed.training.warmstart import require_base as require_base

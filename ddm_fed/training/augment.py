@@ -49,6 +49,16 @@ def draw_moves(
     return Moves(flip, shift)
 
 
+def join_moves(parts: Sequence[Moves]) -> Moves:
+    """Returns the moves of several batches, drawn alike, as those of one."""
+
+    def joined(values: Sequence[Tensor | None]) -> Tensor | None:
+        kept = [value for value in values if value is not None]
+        return torch.cat(kept) if kept else None
+
+    return Moves(joined([part.flip for part in parts]), joined([part.shift for part in parts]))
+
+
 def move_images(images: Tensor, moves: Moves) -> Tensor:
     """Returns `images (B, C, H, W)` after their moves; what a shift uncovers repeats the edge."""
     if moves.flip is not None:

@@ -5,14 +5,29 @@ the noise explains is taken out of them, and the expert is trained on them witho
 They are made from the secret of the run, so that a run that was killed makes the very same ones.
 """
 
+import hmac
 import math
 
 import torch
 from torch import Tensor
 
 from ddm_fed.models import ExpertNetwork
-from ddm_fed.privacy import SUM, ImageSet, MeanImages, PrivateStep, Randomness, UnitMeans
-from ddm_fed.records import ExpertDesign, Plan
+from ddm_fed.privacy import (
+    SUM,
+    Claim,
+    Finding,
+    ImageSet,
+    MeanImages,
+    PrivateStep,
+    Randomness,
+    UnitMeans,
+    Weights,
+    chosen_steps,
+    examine,
+    noisy_mean_again,
+    require_proved,
+)
+from ddm_fed.records import ExpertDesign, Plan, SampledGaussianEvent
 from ddm_fed.training.batches import Batches, seeded
 from ddm_fed.training.gradients import row_loss
 from ddm_fed.training.loop import BETAS, set_learning_rate
@@ -21,6 +36,7 @@ from ddm_fed.training.trainable import TrainedPart
 
 BATCH_SIZE = 64
 TEST_UNITS = 4
+CENTRAL_KEY = b"derived/central images"  # of their secret, out of the run's
 KEPT = 3.0  # of the noise's deviation: a frequency below it is taken for noise
 
 
@@ -49,27 +65,62 @@ def made_up_means(plan: Plan, central: CentralImages) -> list[Tensor]:
     return [drawn * (lengths / drawn.flatten(1).norm(dim=1)).view(-1, 1, 1, 1, 1, 1)]
 
 
+def examine_central(
+    plan: Plan, central: CentralImages, randomness: Randomness | None = None
+) -> list[Finding]:
+    """Returns what the tests of a private step find of the one that makes central images."""
+    step = central_step(central, randomness or Randomness.from_system())
+    return examine(step, empty_sums(plan), made_up_means(plan, central), central.radius)
+
+
 def draw_central(
-    images: ImageSet, plan: Plan, central: CentralImages, randomness: Randomness
+    images: ImageSet,
+    plan: Plan,
+    central: CentralImages,
+    randomness: Randomness,
+    *,
+    paid: SampledGaussianEvent,
 ) -> ImageSet:
     """Returns the central images of a site and their classes; no longer private.
 
-    The ledger entry of `central` is durable before this is called.
+    The ledger entry of `central` is durable before this is called, and `paid` is what it says: some
+    of the sums are computed again from it, by another way.
+
+    Raises:
+        MechanismError: a sum is not what the ledger says.
 
     Guarantees:
         As the event of `central` is priced, up to floating point: tests compare neighbours.
     """
     nothing = empty_sums(plan)
-    means = UnitMeans(images, len(nothing[SUM]), central.centre)
+    classes = len(nothing[SUM])
+    means = UnitMeans(images, classes, central.centre)
     step, found, labels = central_step(central, randomness), list[Tensor](), list[int]()
+    secret = hmac.digest(bytes.fromhex(randomness.hex), CENTRAL_KEY, "sha256")
+
+    def slow(_: Weights, turn: int, unit: int) -> dict[str, Tensor]:
+        lone = UnitMeans(images.of_unit(unit), classes, central.centre)
+        ((vector,),) = lone.blocks(turn, torch.tensor([0]))
+        return {SUM: vector[0, 0]}
+
+    proved = chosen_steps(0, central.images)
     for turn in range(central.images):
-        blocks = means.blocks(step.included(turn, len(means)))
-        total = step.clipped_sum(nothing, blocks, central.radius)
-        noisy = step.release(total, turn, central.radius)[SUM]
+        noisy, _ = step.noisy_mean(nothing, means, turn, central.radius)
+        if turn in proved:
+            again, allowed = noisy_mean_again(
+                Claim(paid, 1.0),
+                secret,
+                turn,
+                units=len(means),
+                clip_norm=central.radius,
+                weights=nothing,
+                slow=slow,
+            )
+            require_proved(noisy, again, allowed, f"the sum of central images {turn}")
         for kind, expected in enumerate(central.expected_units):
             if expected > 0:
                 noise = central.noise_multiplier * central.radius / expected
-                found.append(_denoised(noisy[kind] / expected, noise) + central.centre)
+                found.append(_denoised(noisy[SUM][kind] / expected, noise) + central.centre)
                 labels.append(kind)
     if not found:
         return ImageSet(torch.zeros((0, *plan.data.shape)), torch.zeros(0, dtype=torch.long))

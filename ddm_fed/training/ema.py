@@ -40,6 +40,12 @@ class Averages:
         }
 
     @torch.no_grad()
+    def restart(self) -> None:
+        """Makes the present weights the first values of every average."""
+        for average in self._averages.values():
+            torch._foreach_copy_(average, self._weights)
+
+    @torch.no_grad()
     def update(self, step: int) -> None:
         """Takes the weights after `step` into every average."""
         for half_life, average in self._averages.items():

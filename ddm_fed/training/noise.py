@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Decimal
+from typing import NamedTuple
 
 from ddm_fed.records import CentralFacts, Plan, SampledGaussianEvent, SgdFacts
 
@@ -126,8 +127,9 @@ class PrivateTraining:
         )
 
     def clip_norm_at(self, step: int) -> float:
-        """Returns the clip norm of `step`."""
-        return self.clip_norm + (self.clip_norm_end - self.clip_norm) * step / self.steps
+        """Returns the clip norm of `step`, from 0 to `steps` - 1."""
+        done = step / max(1, self.steps - 1)
+        return self.clip_norm + (self.clip_norm_end - self.clip_norm) * done
 
     def facts(self) -> SgdFacts:
         """Returns what the manifest says of it."""
@@ -158,14 +160,22 @@ class PrivateTraining:
         return json.dumps(asdict(self), sort_keys=True)
 
 
+class Paid(NamedTuple):
+    """What the ledger says was paid for a training: the event of its steps, and of its means."""
+
+    expert: SampledGaussianEvent
+    central: SampledGaussianEvent | None = None
+
+
 @dataclass(frozen=True)
 class Payment:
     """The ledger, as training sees it.
 
     Attributes:
         pay: Writes the entry durably and returns its digest, or refuses.
-        require_paid: Refuses if the ledger has no entry of that digest.
+        require_paid: Returns what the entry of that digest, and the one of its central images, say;
+            refuses if the ledger has none. The proof of the training believes it alone.
     """
 
     pay: Callable[[], str]
-    require_paid: Callable[[str], None]
+    require_paid: Callable[[str], Paid]

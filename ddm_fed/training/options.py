@@ -81,9 +81,11 @@ class TrainedExpert:
         facts: How they were trained.
         noise: How they were made private, as JSON of `PrivateTraining`; "" if they were not.
         origin: Where the noise is from; "test" may not leave.
+        proved: Which of the private steps were computed again, as JSON; stays at the site.
     """
 
     state: dict[str, Tensor]
     facts: TrainingFacts
     noise: str = ""
     origin: Origin = "csprng"
+    proved: str = ""

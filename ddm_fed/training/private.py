@@ -1,42 +1,47 @@
 """`train_private_expert`: DP-SGD from the first ledger entry to the last step.
 
-The order is the guarantee: the mechanism is tried on made-up units, the ledger entry is on disk,
-the secret of the noise is in the checkpoint, and only then an image is looked at. Inclusion and
-noise follow from that secret, so a run that was killed goes on with the very steps it would have
-taken, and nothing is spent twice. The last checkpoint no longer holds the secret.
+The order is the guarantee: the very step that will train is tried on made-up units, the ledger
+entry is on disk, the secret of the noise is in the checkpoint, and only then an image is looked at.
+Inclusion, noise and all that is drawn follow from that secret, so a run that was killed goes on
+with the very steps it would have taken, and nothing is spent twice. Some steps are computed again
+by another way; see `ddm_fed.privacy.proof`. The last checkpoint no longer holds the secret.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ddm_fed.errors import CheckpointError, StateError
-from ddm_fed.models import ExpertNetwork, build_network
+from ddm_fed.errors import CheckpointError, MechanismError, StateError
+from ddm_fed.models import build_network
 from ddm_fed.privacy import (
+    Claim,
     Finding,
+    Gradients,
     ImageSet,
+    NoisyUpdate,
     Private,
     PrivateStep,
+    ProvedSteps,
+    ProvedUpdate,
     Randomness,
+    SlowGradient,
+    UnitRows,
+    UpdateRule,
     examine,
+    fresh_secret,
     keep_freed_memory,
     require_passed,
 )
 from ddm_fed.records import ExpertDesign, Plan
 from ddm_fed.training.batches import seeded
-from ddm_fed.training.central import (
-    central_step,
-    draw_central,
-    empty_sums,
-    learn_central,
-    made_up_means,
-)
-from ddm_fed.training.ema import Averages
+from ddm_fed.training.central import draw_central, examine_central, learn_central
+from ddm_fed.training.ema import Averages, ema_decay
 from ddm_fed.training.gradients import (
     build_gradients,
     choose_gradients,
@@ -44,17 +49,19 @@ from ddm_fed.training.gradients import (
     row_loss,
     stirred,
 )
-from ddm_fed.training.loop import BETAS, Clock, require_possible, set_learning_rate
-from ddm_fed.training.noise import CentralImages, Payment, PrivateTraining
+from ddm_fed.training.loop import BETAS, Clock, learning_rate_factor, require_possible
+from ddm_fed.training.noise import Paid, Payment, PrivateTraining
 from ddm_fed.training.options import RunOptions, StepReport, TrainedExpert
 from ddm_fed.training.parallel import Team, join_team
 from ddm_fed.training.precision import autocast_to
 from ddm_fed.training.preview import draw_preview
+from ddm_fed.training.slow import SlowUnits
 from ddm_fed.training.state import (
     Learner,
     RunIdentity,
     choose_half_life,
     new_identity,
+    read_identity,
     read_trained,
     require_same_run,
     restore,
@@ -100,13 +107,14 @@ def train_private_expert(
 
     Raises:
         BudgetError: from `payment`; nothing was looked at then.
-        MechanismError: the mechanism does not keep its promise on this network; nothing was spent.
+        MechanismError: the mechanism does not keep its promise on this network, and nothing was
+            spent; or a step was not what its ledger entry says, and nothing may leave.
         CheckpointError: the checkpoint is damaged or of another run, or training was interrupted.
         DataError, StateError: as `train_expert`.
 
     Guarantees:
         The weights of all steps are (epsilon, delta)-DP as the event of `noise` is priced, up to
-        floating point; tests compare the sums with a loop over units.
+        floating point; tests compare the sums with a loop over units, on neighbouring data sets.
     """
     design, options = design or plan.expert.default, options or RunOptions()
     images = data.reveal()
@@ -118,115 +126,37 @@ def train_private_expert(
             raise StateError(
                 "training with noise runs in one process", hint="start it without torchrun"
             )
-        data_sha256 = images.digest()
-        if not checkpoint.exists():
-            run = new_identity(plan, plan_sha256, data_sha256, design, options, team, "float32")
-            _start(plan, design, options, run, team, checkpoint, noise, payment, randomness, say)
-        finished = steps_done(checkpoint) >= plan.training.steps
-        run = require_same_run(
-            checkpoint, plan_sha256, data_sha256, design, options, team, finished=finished
-        )
-        _require_same_noise(run, noise, options, checkpoint)
-        payment.require_paid(run.paid_sha256)
-        if not finished:
+        data_sha256, begun = images.digest(), checkpoint.exists()
+        if begun:
+            finished = steps_done(checkpoint) >= plan.training.steps
+            run = require_same_run(
+                checkpoint, plan_sha256, data_sha256, design, options, team, finished=finished
+            )
+            _require_same_noise(run, noise, options, checkpoint)
+        else:
+            finished, secret = False, randomness or fresh_secret()
+            own = replace(options, seed=secret.seed("weights"))
+            run = replace(
+                new_identity(plan, plan_sha256, data_sha256, design, own, team, "float32"),
+                noise=noise.to_json(),
+                secret=secret.hex,
+                origin=secret.origin,
+            )
+        if finished:
+            payment.require_paid(run.paid_sha256)
+        else:
             training = PrivateRun(images, plan, design, options, run, team, checkpoint)
-            training.run_steps(on_step, on_sample)
-    return read_trained(checkpoint, plan, ema_half_life=options.ema_half_life)
-
-
-@contextmanager
-def step_to_examine(
-    plan: Plan, design: ExpertDesign, noise: PrivateTraining, options: RunOptions
-) -> Iterator[tuple[PrivateStep, TrainedPart, list[Tensor]]]:
-    """Yields the step as training would take it, with a secret of its own, and made-up units.
-
-    Where training has yet to choose its engine, it is chosen here in the same way.
-
-    Raises:
-        StateError: the network has no such part, or Opacus was asked for and cannot do it.
-    """
-    network = build_network(plan.data, design)
-    network.reset_parameters(seeded(0, "weights", 0))
-    network.to("cuda" if torch.cuda.is_available() else "cpu")
-    part = TrainedPart(network, noise.trainable)
-    part.reset_parameters(seeded(0, "part", 0))
-    secret = Randomness.from_system()
-    with _trial(plan, design, noise, options, network, part, secret) as (step, rows):
-        yield step, part, rows
-
-
-def examine_central(
-    plan: Plan, central: CentralImages, randomness: Randomness | None = None
-) -> list[Finding]:
-    """Returns what the tests of a private step find of the one that makes central images."""
-    step = central_step(central, randomness or Randomness.from_system())
-    return examine(step, empty_sums(plan), made_up_means(plan, central), central.radius)
-
-
-@contextmanager
-def _trial(
-    plan: Plan,
-    design: ExpertDesign,
-    noise: PrivateTraining,
-    options: RunOptions,
-    network: ExpertNetwork,
-    part: TrainedPart,
-    randomness: Randomness,
-) -> Iterator[tuple[PrivateStep, list[Tensor]]]:
-    """Yields the step of `part` and made-up units, while its weights are stirred."""
-    device = next(part.parameters()).device
-    rows = [value.to(device) for value in made_up_units(plan, noise.draws)]
-    loss = row_loss(plan, design)
-    with stirred(part):
-        chosen = noise.gradients or choose_gradients(network, part, loss, rows, options)
-        step = PrivateStep(
-            build_gradients(chosen, network, part, loss, options.micro_batch),
-            randomness,
-            sampling_rate=noise.sampling_rate,
-            noise_multiplier=noise.noise_multiplier,
-            expected_units=noise.expected_units,
+            passed = training.examine()
+            if not begun:
+                say(passed)
+                training.start(payment.pay())
+            training.run_steps(payment.require_paid(training.run.paid_sha256), on_step, on_sample)
+    if read_identity(checkpoint).secret:
+        raise MechanismError(
+            f"{checkpoint} still holds the secret of the noise",
+            hint="nothing of this training may leave: who reads the secret can subtract the noise",
         )
-        yield step, rows
-
-
-def _start(
-    plan: Plan,
-    design: ExpertDesign,
-    options: RunOptions,
-    run: RunIdentity,
-    team: Team,
-    checkpoint: Path,
-    noise: PrivateTraining,
-    payment: Payment,
-    randomness: Randomness | None,
-    say: Callable[[str], None],
-) -> None:
-    """Tries the mechanism, pays, and writes the first checkpoint, in this order."""
-    network = build_network(plan.data, design)
-    network.reset_parameters(seeded(run.seed, "weights", 0))
-    load_base(network, plan, design, options)
-    network.to(team.device)
-    part = TrainedPart(network, noise.trainable)
-    part.reset_parameters(seeded(run.seed, "part", 0))
-    randomness = randomness or Randomness.from_system()
-    with _trial(plan, design, noise, options, network, part, randomness) as (step, rows):
-        findings = examine(step, part.trained, rows, noise.clip_norm)
-        require_passed(findings)
-        chosen = step.gradients.name
-    if noise.central is not None:
-        findings += examine_central(plan, noise.central, randomness)
-        require_passed(findings)
-    say(f"the mechanism passed {len(findings)} tests on made-up units ({chosen} gradients)")
-    weights = {f"model.{name}": value.detach() for name, value in part.state_dict().items()}
-    paid = replace(
-        run,
-        noise=replace(noise, gradients=chosen).to_json(),
-        secret=randomness.hex,
-        origin=randomness.origin,
-        paid_sha256=payment.pay(),
-    )
-    write_state(checkpoint, paid, 0, {n: v.cpu().contiguous() for n, v in weights.items()})
-    checkpoint.chmod(0o600)
+    return read_trained(checkpoint, plan, ema_half_life=options.ema_half_life)
 
 
 def _require_simple(options: RunOptions) -> None:
@@ -241,6 +171,12 @@ def _require_simple(options: RunOptions) -> None:
                 f"training with noise does not support {name}",
                 hint="leave it out: sums are computed in float32, in one process",
             )
+    if options.seed is not None:
+        raise StateError(
+            "--seed does not go with training with noise",
+            hint="leave it out: all that is drawn follows from a secret, and who knew a seed of it "
+            "could subtract the noise",
+        )
 
 
 def _require_same_noise(
@@ -265,17 +201,29 @@ def _require_same_noise(
         )
 
 
+class Source(NamedTuple):
+    """What a private run learns from: its units, their gradients, and one unit's by a slow way."""
+
+    units: UnitRows
+    gradients: Gradients
+    slow: SlowGradient
+
+
 class PrivateRun:
-    """A run from its checkpoint to its last step.
+    """A private training, from its first step or its checkpoint to its last step.
+
+    The object that is examined before a training is the one that trains, and that audits attack.
 
     Args:
         images: The site's images.
         plan: What to train.
         design: Network, path and prediction.
         options: The site's own choices.
-        run: The run that the checkpoint belongs to; it is paid for.
+        run: The run that the checkpoint belongs to, or will.
         team: One process.
-        checkpoint: It exists.
+        checkpoint: Continued from, where it exists.
+        source: Builds what is learned from out of the trained weights; None takes the images. An
+            audit puts its canaries there.
     """
 
     def __init__(
@@ -287,50 +235,146 @@ class PrivateRun:
         run: RunIdentity,
         team: Team,
         checkpoint: Path,
+        source: Callable[[TrainedPart], Source] | None = None,
     ) -> None:
         self._plan, self._spec, self._design = plan, plan.training, design
-        self._options, self._run, self._team, self._checkpoint = options, run, team, checkpoint
-        self._images, self._noise = images, PrivateTraining.from_json(run.noise)
-        noise, self._randomness = self._noise, Randomness.from_hex(run.secret, run.origin)
-        conditional = bool(plan.data.classes)
-        self._units = UnitDraws(
-            images, plan.training, conditional=conditional, seed=run.seed, draws=noise.draws
-        )
+        self._options, self._team, self._checkpoint = options, team, checkpoint
+        self._images = images
+        self._randomness = Randomness.from_hex(run.secret, run.origin)
+        noise = PrivateTraining.from_json(run.noise)
         torch.set_num_threads(run.threads)
-        network = build_network(plan.data, design).to(team.device)
+        network = build_network(plan.data, design)
+        network.reset_parameters(seeded(run.seed, "weights", 0))
+        begun = checkpoint.exists()
+        if not begun:
+            load_base(network, plan, design, options)
+        network.to(team.device)
         network.train()
-        self._network, self._part = network, TrainedPart(network, noise.trainable)
-        part = self._part
-        spec = plan.training
-        optimizer = torch.optim.AdamW(
-            part.trained.values(),
-            lr=float(spec.learning_rate),
-            betas=BETAS,
-            weight_decay=float(spec.weight_decay),
-            fused=True,
-        )
-        self._learner = Learner(part, optimizer, Averages(part, spec.ema_half_lives))
-        self._first_step = restore(checkpoint, self._learner)
-        loss = row_loss(plan, design)
-        self._step_of = PrivateStep(
-            build_gradients(noise.gradients, network, part, loss, options.micro_batch),
+        part = TrainedPart(network, noise.trainable)
+        part.reset_parameters(seeded(run.seed, "part", 0))
+        self._network, self._part, self._loss = network, part, row_loss(plan, design)
+        if source is None:
+            engine = noise.gradients or self._choose(noise.draws)
+            noise, chosen = replace(noise, gradients=engine), self._own_source(noise, engine)
+        else:
+            chosen = source(part)
+        self.noise = noise
+        self.run = replace(run, noise=noise.to_json())
+        rule = self._rule()
+        optimizer = rule.optimizer(part.trained)
+        averages = Averages(part, self._spec.ema_half_lives)
+        self._learner = Learner(part, optimizer, averages)
+        self._first_step = restore(checkpoint, self._learner) if begun else 0
+        step = PrivateStep(
+            chosen.gradients,
             self._randomness,
             sampling_rate=noise.sampling_rate,
             noise_multiplier=noise.noise_multiplier,
             expected_units=noise.expected_units,
         )
+        self.update = NoisyUpdate(step, chosen.units, part.trained, optimizer, rule, averages)
+        self._slow = chosen.slow
+
+    def _made_up(self, draws: int) -> list[Tensor]:
+        return [value.to(self._team.device) for value in made_up_units(self._plan, draws)]
+
+    def _choose(self, draws: int) -> str:
+        with stirred(self._part):
+            return choose_gradients(
+                self._network, self._part, self._loss, self._made_up(draws), self._options
+            )
+
+    def _own_source(self, noise: PrivateTraining, engine: str) -> Source:
+        images, plan, part = self._images, self._plan, self._part
+        units = UnitDraws(
+            images,
+            plan.training,
+            conditional=bool(plan.data.classes),
+            randomness=self._randomness,
+            draws=noise.draws,
+        )
+        limit = self._options.micro_batch
+        gradients = build_gradients(engine, self._network, part, self._loss, limit)
+        slow = SlowUnits(images, plan, self._design, noise, self._randomness, part)
+        return Source(units, gradients, slow)
+
+    def _rule(self) -> UpdateRule:
+        spec = self._spec
+
+        def learning_rate(step: int) -> float:
+            factor = learning_rate_factor(step, steps=spec.steps, warmup_steps=spec.warmup_steps)
+            return float(spec.learning_rate) * factor
+
+        return UpdateRule(
+            learning_rate,
+            self.noise.clip_norm_at,
+            betas=BETAS,
+            weight_decay=float(spec.weight_decay),
+            largest_norm=float(spec.clip_norm),
+            survives={half: partial(ema_decay, half) for half in spec.ema_half_lives},
+        )
+
+    def findings(self) -> list[Finding]:
+        """Returns what tests find of the step that will train, on made-up units."""
+        with stirred(self._part):
+            found = examine(
+                self.update.step,
+                self._part.trained,
+                self._made_up(self.noise.draws),
+                self.noise.clip_norm,
+            )
+        if self.noise.central is not None:
+            found += examine_central(self._plan, self.noise.central, self._randomness)
+        return found
+
+    def examine(self) -> str:
+        """Tries the step that will train on made-up units, and returns what to tell people.
+
+        Raises:
+            MechanismError: it does not keep its promise.
+        """
+        findings = self.findings()
+        require_passed(findings)
+        engine = self.noise.gradients
+        return f"the mechanism passed {len(findings)} tests on made-up units ({engine} gradients)"
+
+    def start(self, paid_sha256: str) -> None:
+        """Writes the first checkpoint of a run that was paid for by the entry of that digest."""
+        self.run = replace(self.run, paid_sha256=paid_sha256)
+        weights = {f"model.{n}": value.detach() for n, value in self._part.state_dict().items()}
+        tensors = {name: value.cpu().contiguous() for name, value in weights.items()}
+        write_state(self._checkpoint, self.run, 0, tensors)
+        self._checkpoint.chmod(0o600)
 
     def run_steps(
-        self, on_step: Callable[[StepReport], None], on_sample: Callable[[int, Tensor], None]
+        self,
+        paid: Paid,
+        on_step: Callable[[StepReport], None] = lambda _: None,
+        on_sample: Callable[[int, Tensor], None] = lambda *_: None,
     ) -> None:
-        """Takes the steps that are left and writes the last checkpoint, without the secret."""
+        """Takes the steps that are left and writes the last checkpoint, without the secret.
+
+        Raises:
+            MechanismError: a step is not what `paid` says.
+            CheckpointError: it was interrupted.
+        """
         done = self._first_step
         try:
-            for report in self.steps():
+            proof = ProvedUpdate(
+                self.update,
+                Claim(paid.expert, self.noise.expected_units),
+                bytes.fromhex(self.run.secret),
+                self._slow,
+                first=done,
+                steps=self._spec.steps,
+                before=ProvedSteps.from_json(self.run.proved),
+            )
+            for report in self._steps(paid, proof):
                 done = report.step
                 on_step(report)
                 self._preview(done, on_sample)
-            complete = replace(self._run, secret="")
+            proof.require_complete()
+            complete = replace(self.run, secret="", proved=proof.proved.to_json())
             save(self._checkpoint, complete, done, self._learner, self._team)
         except KeyboardInterrupt:
             raise CheckpointError(
@@ -339,60 +383,49 @@ class PrivateRun:
                 "spent twice",
             ) from None
 
-    def steps(self) -> Iterator[StepReport]:
+    def _steps(self, paid: Paid, proof: ProvedUpdate) -> Iterator[StepReport]:
         """Yields after every step that is left, having written a checkpoint where one is due."""
-        self._warm_up()
-        clock = Clock(self._noise.expected_units, self._spec.steps)
+        self._warm_up(paid)
+        clock = Clock(self.noise.expected_units, self._spec.steps)
         saved_at = time.monotonic()
         for step in range(self._first_step, self._spec.steps):
-            loss = self._step(step)
+            loss = proof.take(step)
             # not after the last one: its checkpoint is written without the secret
             due = time.monotonic() - saved_at >= self._options.checkpoint_every_s
             if due and step + 1 < self._spec.steps:
-                save(self._checkpoint, self._run, step + 1, self._learner, self._team)
+                proved = replace(self.run, proved=proof.proved.to_json())
+                save(self._checkpoint, proved, step + 1, self._learner, self._team)
                 self._checkpoint.chmod(0o600)
                 saved_at = time.monotonic()
             yield clock.report(step + 1, loss)
 
-    def _warm_up(self) -> None:
+    def _warm_up(self, paid: Paid) -> None:
         """Learns the central images, if there are any, before the first step.
 
         Nothing of it is kept before a step is: a run that was killed does all of it once more, and
         gets the same weights.
         """
-        central = self._noise.central
+        central = self.noise.central
         if central is None or self._first_step > 0:
             return
+        if paid.central is None:
+            raise MechanismError(
+                "the ledger does not say what the central images cost",
+                hint="restore the site's ledger.jsonl from backup; nothing was looked at",
+            )
+        images = draw_central(
+            self._images, self._plan, central, self._randomness, paid=paid.central
+        )
         learn_central(
             self._part,
             self._network,
             self._plan,
             self._design,
-            draw_central(self._images, self._plan, central, self._randomness),
+            images,
             central.steps,
-            self._run.seed,
+            self.run.seed,
         )
-        self._learner.averages = Averages(self._part, self._spec.ema_half_lives)
-
-    def _step(self, step: int) -> float:
-        """Takes one step and returns the sum of the losses of its units."""
-        clip_norm, trained = self._noise.clip_norm_at(step), self._part.trained
-        chosen = self._step_of.included(step, len(self._units))
-        blocks = (
-            [value.to(self._team.device) for value in rows]
-            for rows in self._units.blocks(step, chosen)
-        )
-        clipped = self._step_of.clipped_sum(trained, blocks, clip_norm)
-        gradient = self._step_of.release(clipped, step, clip_norm)
-        for name, value in trained.items():
-            value.grad = gradient[name]
-        optimizer = self._learner.optimizer
-        set_learning_rate(optimizer, self._spec, step)
-        torch.nn.utils.clip_grad_norm_(trained.values(), float(self._spec.clip_norm))
-        optimizer.step()
-        optimizer.zero_grad()
-        self._learner.averages.update(step)
-        return clipped.loss
+        self._learner.averages.restart()
 
     @torch.no_grad()
     def _preview(self, step: int, on_sample: Callable[[int, Tensor], None]) -> None:
@@ -412,6 +445,6 @@ class PrivateRun:
                 self._team.device,
                 autocast_to("float32", self._team.device),
                 count=self._options.sample_count,
-                seed=self._run.seed,
+                seed=self.run.seed,
             ),
         )

@@ -51,6 +51,7 @@ class RunIdentity:
         secret: What its noise follows from, until the run is complete; then "".
         origin: Where the secret is from; "test" may not leave.
         paid_sha256: The ledger entry that paid for it.
+        proved: Which of its steps were computed again, as JSON; private.
     """
 
     plan_sha256: str
@@ -69,6 +70,7 @@ class RunIdentity:
     secret: str = field(default="", repr=False)
     origin: Origin = "csprng"
     paid_sha256: str = ""
+    proved: str = ""
 
 
 @dataclass
@@ -211,6 +213,12 @@ def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) ->
         state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
         if run.noise:
             state = full_weights(state)
+            if not run.proved:
+                raise CheckpointError(
+                    f"{path} is of a training with noise whose steps were not computed again",
+                    hint="an older version made it; train anew with --restart, which spends the "
+                    "budget again",
+                )
     facts = TrainingFacts(
         program=f"ddm-fed {__version__}",
         torch=run.torch,
@@ -218,7 +226,7 @@ def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) ->
         steps=step,
         ema_half_life=half_life,
     )
-    return TrainedExpert(state, facts, run.noise, run.origin)
+    return TrainedExpert(state, facts, run.noise, run.origin, run.proved)
 
 
 def choose_half_life(plan: Plan, wanted: int | None) -> int:

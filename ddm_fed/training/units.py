@@ -1,43 +1,54 @@
 """The rows a private step sees: every included unit several times, each time noised anew."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddm_fed.flows import NO_CLASS
-from ddm_fed.privacy import ImageSet
+from ddm_fed.privacy import ImageSet, Randomness
 from ddm_fed.records import TrainingSpec
-from ddm_fed.training.augment import draw_moves, move_images
-from ddm_fed.training.batches import draw_times, seeded
+from ddm_fed.training.augment import Moves, draw_moves, join_moves, move_images
+from ddm_fed.training.batches import draw_times
 
 UNITS_AT_ONCE = 256  # bounds the memory of what is drawn; gradients take parts of it
-MOST_BLOCKS = 1 << 20
 
 
 class UnitDraws:
     """Rows of units, K of each.
 
-    A unit of several images shows K of them, drawn with replacement.
+    A unit of several images shows K of them, drawn with replacement. What a unit shows follows from
+    the secret, the step and the unit's place: neither who else is in the step nor how many units
+    there are changes it, so that a unit which joins or leaves moves nobody's rows but its own.
 
     Args:
         images: The site's images.
         spec: Times, label dropout and augmentation.
         conditional: Whether the network is told the labels.
-        seed: Decides all draws. They shape what a unit contributes, which is clipped whatever it
-            is: the guarantee rests on inclusion and noise alone.
+        randomness: The run's secret. Draws shape what a unit contributes, which is clipped whatever
+            it is: the guarantee rests on inclusion and noise alone.
         draws: K.
+        first_place: Of the first unit in `images`, where they are a part of a data set.
     """
 
     def __init__(
-        self, images: ImageSet, spec: TrainingSpec, *, conditional: bool, seed: int, draws: int
+        self,
+        images: ImageSet,
+        spec: TrainingSpec,
+        *,
+        conditional: bool,
+        randomness: Randomness,
+        draws: int,
+        first_place: int = 0,
     ) -> None:
-        self._images, self._spec, self._seed, self._draws = images, spec, seed, draws
-        self._conditional = conditional
+        self._images, self._spec, self._draws = images, spec, draws
+        self._conditional, self._randomness, self._first = conditional, randomness, first_place
         units = images.units if images.units is not None else torch.arange(len(images))
         self._order = units.argsort(stable=True)
         self._sizes = units.bincount()
         self._starts = self._sizes.cumsum(0) - self._sizes
+        self._generator = torch.Generator()
 
     def __len__(self) -> int:
         """Returns the number of units. It is private."""
@@ -49,23 +60,43 @@ class UnitDraws:
         Each is images `(n, K, C, H, W)`, noise of that shape, times `(n, K)`, and labels `(n, K)`
         where the network is told them.
         """
-        for block, start in enumerate(range(0, len(units), UNITS_AT_ONCE)):
-            generator = seeded(self._seed, "units", step * MOST_BLOCKS + block)
-            yield self._rows(units[start : start + UNITS_AT_ONCE], generator)
+        for block in torch.split(units, UNITS_AT_ONCE):
+            if len(block):
+                yield self._rows([self._draw(step, unit) for unit in block.tolist()])
 
-    def _rows(self, units: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        spec, shape, images = self._spec, self._images.shape, self._images
-        count, grid = len(units) * self._draws, (len(units), self._draws)
-        place = torch.rand(grid, generator=generator, dtype=torch.float64)
-        within = (place * self._sizes[units][:, None]).long()
-        rows = self._order[self._starts[units][:, None] + within].flatten()  # (U K,)
-        eps = torch.randn((count, *shape), generator=generator)
-        t = draw_times(spec, count, generator)
-        dropped = torch.rand(count, generator=generator) < float(spec.label_dropout)
-        moves = draw_moves(spec.augmentation, count, (shape[1], shape[2]), generator)
-        x_0 = move_images(images.batch(rows), moves)
-        drawn = [x_0.view(*grid, *shape), eps.view(*grid, *shape), t.view(grid)]
-        if self._conditional and images.labels is not None:
-            labels = torch.where(dropped, NO_CLASS, images.labels[rows])
-            drawn.append(labels.view(grid))
-        return tuple(drawn)
+    def _draw(self, step: int, unit: int) -> "_Drawn":
+        """Returns what is drawn for a unit, in the order in which it is drawn."""
+        spec, (_, *size), count = self._spec, self._images.shape, self._draws
+        generator, own = self._generator, int(self._sizes[unit])
+        self._randomness.rewind(generator, "rows", step, self._first + unit)
+        place = (torch.rand(count, generator=generator, dtype=torch.float64) * own).long()
+        return _Drawn(
+            self._order[self._starts[unit] + place],
+            torch.randn((count, *self._images.shape), generator=generator),
+            draw_times(spec, count, generator),
+            torch.rand(count, generator=generator) < float(spec.label_dropout),
+            draw_moves(spec.augmentation, count, (size[0], size[1]), generator),
+        )
+
+    def _rows(self, drawn: Sequence["_Drawn"]) -> tuple[Tensor, ...]:
+        rows, eps, t, dropped = (
+            torch.stack([getattr(one, part) for one in drawn])
+            for part in ("rows", "eps", "t", "dropped")
+        )
+        flat = rows.flatten()  # (n K,)
+        moves = join_moves([one.moves for one in drawn])
+        x_0 = move_images(self._images.batch(flat), moves).view(eps.shape)
+        labels = self._images.labels
+        if not self._conditional or labels is None:
+            return x_0, eps, t
+        return x_0, eps, t, torch.where(dropped, NO_CLASS, labels[rows])
+
+
+class _Drawn(NamedTuple):
+    """What one unit shows: rows of the images `(K,)`, noise, times, dropped labels and moves."""
+
+    rows: Tensor
+    eps: Tensor
+    t: Tensor
+    dropped: Tensor
+    moves: Moves
