@@ -47,6 +47,7 @@ from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import Plan, read_plan_toml
 from ddm_fed.training import (
     CentralImages,
+    Paid,
     Payment,
     PrivateTraining,
     RunOptions,
@@ -248,9 +249,8 @@ def run_lever(name: str, options, parts, data, judge, work: Path) -> None:
             "ab" * 32,
             checkpoint,
             noise,
-            Payment(lambda: "0" * 64, lambda _: None),
+            Payment(lambda: "0" * 64, lambda _: Paid(planned.expert, planned.central)),
             options=RunOptions(
-                seed=site,
                 base=base,
                 checkpoint_every_s=1e9,
                 gradients="functional",

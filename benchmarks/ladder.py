@@ -16,7 +16,7 @@ from torch import Tensor
 from ddm_fed.flows import Expert
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
-from ddm_fed.records import LedgerEntry, Plan, canonical_json, now, read_plan_toml
+from ddm_fed.records import LedgerEntry, Plan, canonical_json, read_plan_toml, today
 from ddm_fed.router import SiteRelease, release_statistics
 from ddm_fed.training import RunOptions, train_expert
 
@@ -247,7 +247,7 @@ def releases_of(parts: Sequence[Images], plan: Plan) -> list[SiteRelease]:
             return LedgerEntry(
                 index=0,
                 previous_sha256=None,
-                recorded_at=now(),
+                recorded_at=today(),
                 plan_sha256="0" * 64,
                 purpose=purpose,
                 mechanism=mechanism,

@@ -37,6 +37,7 @@ import torch
 from ddm_fed.errors import (
     DigestError,
     FileSetError,
+    PolicyError,
     SizeError,
 )
 from ddm_fed.files import (
@@ -50,7 +51,14 @@ from ddm_fed.files import (
 )
 from ddm_fed.log import SUBMISSION_FILE
 from ddm_fed.models import expert_tensors
-from ddm_fed.policy import check_privacy, release_events, require_ours, require_valid_at
+from ddm_fed.policy import (
+    check_privacy,
+    release_events,
+    require_ours,
+    require_valid_at,
+    trained_event,
+)
+from ddm_fed.privacy import expected_units
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
@@ -62,7 +70,7 @@ from ddm_fed.records import (
     Submission,
     subjects,
 )
-from ddm_fed.router import head_tensors, release_tensors
+from ddm_fed.router import LOCATION, decode_location, head_tensors, release_tensors
 from ddm_fed.signing import SigningKey, Trust, seal
 from ddm_fed.store import BlobStore
 from ddm_fed.submission import read_submission
@@ -228,7 +236,34 @@ def verify_files(
         with open_regular(files[name]) as file:
             check_tensor_file(file, table, what=f"{what}: `{name}`", bounds=bounds)
     check_privacy(submission, trust, what=what)
-    return VerifiedBundle(submission, payload_sha256, envelope, files, digests)
+    bundle = VerifiedBundle(submission, payload_sha256, envelope, files, digests)
+    _require_released_units(bundle, trust.plan, what)
+    return bundle
+
+
+def _require_released_units(bundle: VerifiedBundle, plan: Plan, what: str) -> None:
+    """Refuses an expert whose sums were divided by another number than the release makes it.
+
+    The true number of units is private, and a manifest that states it would give it away.
+
+    Raises:
+        PolicyError: it does.
+    """
+    sgd = bundle.submission.privacy.sgd
+    if sgd is None:
+        return
+    released = read_weights(bundle, ROUTER_FILE)[LOCATION].numpy()
+    count = decode_location(plan, released, bundle.noise_multipliers[LOCATION]).count
+    rate = trained_event(bundle.submission).sampling_rate
+    expected = expected_units(count, float(rate))
+    # two machines may round the last digit differently
+    if abs(float(sgd.expected_units) - expected) > 1e-5 * max(1.0, expected):
+        raise PolicyError(
+            f"{what} is refused: it states {sgd.expected_units} expected units, its own release "
+            f"makes it {expected}",
+            hint="its sums may have been divided by a number that was never released: the site "
+            "must not send it again before it knows why",
+        )
 
 
 def signed_digests(statement: Statement[Submission], plan: Plan, what: str) -> dict[str, str]:

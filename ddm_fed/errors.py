@@ -236,7 +236,7 @@ class BudgetError(DdmFedError):
 
 
 class MechanismError(DdmFedError):
-    """Private training was tried on made-up data and does not keep its promise."""
+    """Private training does not keep its promise, on made-up data or in a step that was taken."""
 
     code = "DDM302"
 
@@ -245,6 +245,12 @@ class CheckpointError(DdmFedError):
     """A training checkpoint belongs to another run, or is damaged."""
 
     code = "DDM401"
+
+
+class DivergedError(DdmFedError):
+    """Training ended in numbers that are not finite: there is nothing to release."""
+
+    code = "DDM402"
 
 
 class ExchangeError(DdmFedError):

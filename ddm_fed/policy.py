@@ -95,11 +95,12 @@ def require_valid_at(submission: Submission, trust: Trust, moment: datetime, wha
             f"{what} was issued at {submission.issued_at:%Y-%m-%d %H:%M:%S} UTC, in the future",
             hint="compare the clocks of the site and of this machine",
         )
-    longest = timedelta(days=trust.plan.submission.valid_days)
+    # days are whole: what is signed in the evening still holds for as long as the plan says
+    longest = timedelta(days=trust.plan.submission.valid_days + 1)
     if submission.expires_at - submission.issued_at > longest:
         raise ExpiredError(
             f"{what} claims to be valid until {submission.expires_at:%Y-%m-%d}, longer than the "
-            f"{longest.days} days the plan allows",
+            f"{trust.plan.submission.valid_days} days the plan allows",
             hint="ask the site to sign its bundle again",
         )
     if moment >= submission.expires_at:
@@ -241,6 +242,11 @@ def _trained(submission: Submission) -> dict[str, SampledGaussianEvent]:
         for purpose in (EXPERT_PURPOSE, HEAD_PURPOSE, CENTRAL_PURPOSE)
         if isinstance(event := newest.get(purpose), SampledGaussianEvent)
     }
+
+
+def trained_event(submission: Submission) -> SampledGaussianEvent:
+    """Returns the event of the expert of a submission that passed `check_privacy` as private."""
+    return _trained(submission)[EXPERT_PURPOSE]
 
 
 def release_events(submission: Submission) -> dict[str, GaussianEvent]:

@@ -24,7 +24,10 @@ def head(
     value_range: ValueRangeOption = None,
     max_bad_fraction: MaxBadOption = 0.05,
     seed: Annotated[
-        int | None, typer.Option(help="For reproducible experiments; random and secret otherwise.")
+        int | None,
+        typer.Option(
+            help="For reproducible experiments without noise; random and secret otherwise."
+        ),
     ] = None,
 ) -> None:
     """Train the site's head of the router against the published reference, and sign it.

@@ -89,7 +89,7 @@ def train(
     seed: Annotated[
         int | None,
         typer.Option(
-            help="For reproducible experiments; random and secret otherwise. Never decides noise."
+            help="For reproducible experiments without noise; random and secret otherwise."
         ),
     ] = None,
     checkpoint_every: Annotated[

@@ -98,7 +98,7 @@ def run_head(
         ledger.append(
             trust.plan_sha256,
             HEAD_PURPOSE,
-            "training without noise: no formal guarantee for the images it saw",
+            "no-noise",
             NonPrivateEvent(),
             plan.privacy.unit,
         )
@@ -157,12 +157,12 @@ class _HeadRun:
             pool,
             noise,
             self._randomness,
-            pay=lambda: self._pay(event, noise),
+            pay=lambda: self._pay(event),
             on_step=screen.on_step,
         )
         return weights, self._randomness.origin
 
-    def _pay(self, event: SampledGaussianEvent, noise: HeadNoise) -> SampledGaussianEvent:
+    def _pay(self, event: SampledGaussianEvent) -> SampledGaussianEvent:
         """Writes the ledger entry, then the secret: a kill between the two costs budget only.
 
         Returns the event that the ledger has.
@@ -170,12 +170,8 @@ class _HeadRun:
         if self._known is not None:
             return paid_event(self._ledger.require_entry(self._known["paid_sha256"])[-1])
         self._ledger.require_budget([event], self._trust.plan)
-        mechanism = (
-            f"DP-SGD: Poisson sampling of {self._trust.plan.privacy.unit}s, clip norm "
-            f"{noise.clip_norm:g}, {noise.draws} draws each"
-        )
         entry = self._ledger.append(
-            self._trust.plan_sha256, HEAD_PURPOSE, mechanism, event, self._trust.plan.privacy.unit
+            self._trust.plan_sha256, HEAD_PURPOSE, "dp-sgd", event, self._trust.plan.privacy.unit
         )
         run = self._of | {
             "paid_sha256": sha256_hex(entry.to_json()),

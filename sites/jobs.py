@@ -40,10 +40,12 @@ from ddm_fed.records import (
     GaussianEvent,
     HeadFacts,
     LedgerEntry,
+    Mechanism,
     PrivacyStatement,
     Submission,
     TrainingFacts,
     now,
+    today,
 )
 from ddm_fed.router import release_statistics
 from ddm_fed.signing import Trust, require_in_force
@@ -153,7 +155,7 @@ def _release(
         say("the router statistics are released already; nothing more is spent")
         return
 
-    def spend(purpose: str, mechanism: str, event: GaussianEvent) -> LedgerEntry:
+    def spend(purpose: str, mechanism: Mechanism, event: GaussianEvent) -> LedgerEntry:
         ledger.require_budget([event], trust.plan)
         return ledger.append(trust.plan_sha256, purpose, mechanism, event, trust.plan.privacy.unit)
 
@@ -232,7 +234,7 @@ def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
     for bundle in (*find_bundles(site.drafts), *find_bundles(site.released)):
         if _same(bundle, trust, digests, facts, head, audit):
             return bundle
-    plan, issued_at = trust.plan, now()
+    plan, issued_at = trust.plan, today()
     superseded = log.newest(site.settings.name)
     entries = open_ledger(site).entries()
     submission = Submission(
@@ -244,7 +246,7 @@ def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
         supersedes=superseded.submission_sha256 if superseded else None,
         seen_checkpoint=log.head,
         issued_at=issued_at,
-        expires_at=issued_at + timedelta(days=plan.submission.valid_days),
+        expires_at=issued_at + timedelta(days=plan.submission.valid_days + 1),
         files=sizes,
         expert=design,
         training=facts,

@@ -7,7 +7,7 @@ from pathlib import Path
 from ddm_fed.errors import BudgetError, PolicyError
 from ddm_fed.files import append_durably
 from ddm_fed.privacy import check_chain, epsilon, private_events
-from ddm_fed.records import Event, LedgerEntry, Plan, PrivacyUnit, now, sha256_hex
+from ddm_fed.records import Event, LedgerEntry, Mechanism, Plan, PrivacyUnit, sha256_hex, today
 from sites.folder import SiteFolder
 
 
@@ -94,7 +94,7 @@ class SiteLedger:
         self,
         plan_sha256: str,
         purpose: str,
-        mechanism: str,
+        mechanism: Mechanism,
         event: Event,
         unit: PrivacyUnit = "image",
     ) -> LedgerEntry:
@@ -104,7 +104,7 @@ class SiteLedger:
         entry = LedgerEntry(
             index=len(entries),
             previous_sha256=sha256_hex(entries[-1].to_json()) if entries else None,
-            recorded_at=now(),
+            recorded_at=today(),
             plan_sha256=plan_sha256,
             purpose=purpose,
             mechanism=mechanism,

@@ -10,7 +10,8 @@ from torch import Tensor
 from ddm_fed.budget import planned_events
 from ddm_fed.bundle import EXPERT_FILE, ROUTER_FILE
 from ddm_fed.errors import CheckpointError, PolicyError
-from ddm_fed.files import write_atomically
+from ddm_fed.files import open_regular, write_atomically
+from ddm_fed.models import expert_tensors
 from ddm_fed.policy import CENTRAL_PURPOSE, EXPERT_PURPOSE
 from ddm_fed.privacy import ImageSet, Origin, Private, Randomness
 from ddm_fed.records import (
@@ -36,7 +37,7 @@ from ddm_fed.training import (
     train_expert,
     train_private_expert,
 )
-from ddm_fed.weights import read_own_tensors, write_tensors
+from ddm_fed.weights import Bounds, check_tensor_file, read_own_tensors, write_tensors
 from sites.ledger import SiteLedger
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
@@ -107,19 +108,31 @@ def make_expert(
         _require_same_run(work, data_sha256, design)
         _choose_average(work, trust, data_sha256, design, options, screen.say)
         return
-    if trust.plan.privacy.sgd is not None:
+    private = trust.plan.privacy.sgd is not None
+    if private:
         expert = _train_privately(work, trust, data, options, ledger, screen)
     else:
         expert = train_plainly(work, trust, data, options, screen)
-        ledger.append(
-            trust.plan_sha256,
-            EXPERT_PURPOSE,
-            "training without noise: no formal guarantee for the images it saw",
-            NonPrivateEvent(),
-            trust.plan.privacy.unit,
-        )
     write_tensors(work / EXPERT_FILE, expert.state)
+    _require_admissible(work / EXPERT_FILE, trust.plan, design)
+    if not private:
+        unit = trust.plan.privacy.unit
+        ledger.append(trust.plan_sha256, EXPERT_PURPOSE, "no-noise", NonPrivateEvent(), unit)
     record_training(work, expert, design, data_sha256)
+
+
+def _require_admissible(path: Path, plan: Plan, design: ExpertDesign) -> None:
+    """Refuses an expert that every verifier would refuse, before more is spent on it.
+
+    Raises:
+        ValuesError: it holds values that the plan does not allow.
+    """
+    limits = plan.submission
+    bounds = Bounds(float(limits.max_absolute), float(limits.max_norm))
+    with open_regular(path) as file:
+        check_tensor_file(
+            file, expert_tensors(plan.data, design), what="the trained expert", bounds=bounds
+        )
 
 
 def _train_privately(
@@ -146,18 +159,11 @@ def _train_privately(
             ledger.append(
                 trust.plan_sha256,
                 CENTRAL_PURPOSE,
-                f"mean images: Poisson sampling of {plan.privacy.unit}s, radius {central.radius:g} "
-                f"about {central.centre:g}",
+                "mean-images",
                 means,
                 plan.privacy.unit,
             )
-        mechanism = (
-            f"DP-SGD: Poisson sampling of {plan.privacy.unit}s, clip norm {noise.clip_norm:g} to "
-            f"{noise.clip_norm_end:g}, {noise.draws} draws each, trained: {noise.trainable}"
-        )
-        entry = ledger.append(
-            trust.plan_sha256, EXPERT_PURPOSE, mechanism, event, plan.privacy.unit
-        )
+        entry = ledger.append(trust.plan_sha256, EXPERT_PURPOSE, "dp-sgd", event, plan.privacy.unit)
         return sha256_hex(entry.to_json())
 
     return train_private_expert(

@@ -20,9 +20,16 @@ from coordinator.folder import CoordinatorFolder
 from ddm_fed.bundle import ENVELOPE_FILE
 from ddm_fed.log import Log, read_log
 from ddm_fed.privacy import ImageSet, Private
-from ddm_fed.records import IN_TOTO_PAYLOAD, Plan, canonical_json, read_plan_toml, sha256_hex
+from ddm_fed.records import (
+    IN_TOTO_PAYLOAD,
+    Plan,
+    SampledGaussianEvent,
+    canonical_json,
+    read_plan_toml,
+    sha256_hex,
+)
 from ddm_fed.signing import SigningKey, Trust, seal
-from ddm_fed.training import RunOptions
+from ddm_fed.training import Paid, PrivateTraining, RunOptions
 from sites import outbox, submitting
 from sites.folder import SiteFolder, SiteSettings
 from sites.jobs import run_plan
@@ -96,6 +103,22 @@ def train(site: SiteFolder, trust: Trust, data: Private[ImageSet], **options: An
         options.pop("seed", None)  # noise has no seed
     run = RunOptions(precision="float32", **options)
     return run_plan(site, trust, log, data, TrainingOptions(run, **chosen))
+
+
+def event_of(noise: Any, steps: int) -> SampledGaussianEvent:
+    """Returns what a ledger says of a training; also of too little noise, for tests of the rest."""
+    return SampledGaussianEvent.model_construct(
+        sampling_rate=Decimal(str(noise.sampling_rate)),
+        noise_multiplier=Decimal(str(noise.noise_multiplier)),
+        steps=steps,
+    )
+
+
+def paid_for(noise: PrivateTraining) -> Paid:
+    """Returns what a ledger says that paid for `noise`."""
+    central = noise.central
+    means = None if central is None else event_of(central, central.images)
+    return Paid(event_of(noise, noise.steps), means)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from ddm_fed.records import (
     SampledGaussianEvent,
     sha256_hex,
 )
-from ddm_fed.records.base import now
+from ddm_fed.records.base import today
 
 MULTIPLIERS = ["0.5", "0.8", "1", "2", "3.7307", "10", "50"]
 
@@ -150,6 +150,13 @@ def test_private_events_leave_out_what_was_released_without_noise():
 # --- chain ---
 
 
+MECHANISMS = {
+    "gaussian": "discrete-gaussian",
+    "poisson_gaussian": "dp-sgd",
+    "non_private": "no-noise",
+}
+
+
 def chain(events):
     entries = []
     for index, event in enumerate(events):
@@ -158,10 +165,10 @@ def chain(events):
             LedgerEntry(
                 index=index,
                 previous_sha256=previous,
-                recorded_at=now(),
+                recorded_at=today(),
                 plan_sha256="ab" * 32,
                 purpose="router-location",
-                mechanism=f"release {index}",
+                mechanism=MECHANISMS[event.kind],
                 event=event,
             )
         )
@@ -208,7 +215,7 @@ def test_chain_with_swapped_entries_is_refused(first):
         {"event": gaussian(400)},
         {"event": NonPrivateEvent()},
         {"purpose": "router-shape"},
-        {"mechanism": "something else"},
+        {"mechanism": "no-noise"},
         {"plan_sha256": "cd" * 32},
     ],
     ids=["noise", "kind", "purpose", "mechanism", "plan"],

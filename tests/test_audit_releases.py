@@ -7,7 +7,7 @@ import pytest
 
 from ddm_fed.audit import examine_expected_units, examine_noise
 from ddm_fed.privacy import BoundedStatistic, Private, release
-from ddm_fed.records import GaussianEvent, LedgerEntry, now
+from ddm_fed.records import GaussianEvent, LedgerEntry, today
 
 SCALE = 2e6
 VALUES = 100
@@ -27,7 +27,7 @@ def test_release_of_the_real_mechanism_passes(multiplier):
         return LedgerEntry(
             index=0,
             previous_sha256=None,
-            recorded_at=now(),
+            recorded_at=today(),
             plan_sha256="0" * 64,
             purpose=purpose,
             mechanism=mechanism,

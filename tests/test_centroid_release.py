@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ddm_fed.errors import BudgetError
 from ddm_fed.privacy import ImageSet, Private, gaussian_events
 from ddm_fed.records import GaussianEvent, LedgerEntry
-from ddm_fed.records.base import now
+from ddm_fed.records.base import today
 from ddm_fed.router import (
     CENTROID_PURPOSE,
     Anchors,
@@ -220,7 +220,8 @@ class Ledger:
         if self.refuse:
             raise BudgetError("no", hint="no")
         entry = LedgerEntry(
-            index=len(self.entries), previous_sha256=None, recorded_at=now(), plan_sha256="0" * 64,
+            index=len(self.entries), previous_sha256=None, recorded_at=today(),
+            plan_sha256="0" * 64,
             purpose=purpose, mechanism=mechanism, event=event,
         )  # fmt: skip
         self.entries.append(entry)

@@ -17,7 +17,7 @@ from ddm_fed.ensemble import Ensemble, Strategy, draw_sites
 from ddm_fed.flows import ClassCondition, Expert
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import GaussianEvent, LedgerEntry, read_plan_toml
-from ddm_fed.records.base import now
+from ddm_fed.records.base import today
 from ddm_fed.router import (
     GaussianMixtures,
     MixtureRouter,
@@ -588,7 +588,7 @@ def site_release(seed, count):
         return LedgerEntry(
             index=0,
             previous_sha256=None,
-            recorded_at=now(),
+            recorded_at=today(),
             plan_sha256="0" * 64,
             purpose=purpose,
             mechanism=mechanism,

@@ -611,7 +611,7 @@ def test_bundle_that_is_refused_says_why_to_its_site_and_to_nobody_else(fed, ser
 
 def test_manifest_from_the_future_is_refused_before_a_byte(fed, server):
     (folder,) = find_bundles(fed.site(A).released)
-    later = datetime.now(UTC) + timedelta(hours=2)
+    later = datetime.now(UTC).replace(hour=0, minute=0, second=0) + timedelta(days=2)
 
     def edit(fields):
         fields["issued_at"] = f"{later:%Y-%m-%dT%H:%M:%SZ}"

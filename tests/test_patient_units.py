@@ -13,7 +13,7 @@ from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import DataError
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import LedgerEntry, read_plan_toml
-from ddm_fed.records.base import now
+from ddm_fed.records.base import today
 from ddm_fed.router import release_statistics
 from ddm_fed.router.statistics import (
     _coefficients,
@@ -263,7 +263,7 @@ class Ledger:
             LedgerEntry(
                 index=0,
                 previous_sha256=None,
-                recorded_at=now(),
+                recorded_at=today(),
                 plan_sha256="0" * 64,
                 purpose=purpose,
                 mechanism=mechanism,

@@ -1,13 +1,17 @@
 """The privacy statement in words, and who can make a release."""
 
 import copy
+import math
 import pickle
 from decimal import Decimal
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
+from scipy.stats import norm
 
-from ddm_fed.privacy import Private, Release, describe_privacy
+from ddm_fed.privacy import Private, Release, accountant_name, describe_privacy
+from ddm_fed.privacy.statement import FALSELY_ACCUSED, most_found
 from ddm_fed.records import (
     GaussianEvent,
     LedgerEntry,
@@ -15,7 +19,7 @@ from ddm_fed.records import (
     PrivacyStatement,
     SampledGaussianEvent,
     SgdFacts,
-    now,
+    today,
 )
 from sites.jobs import write_releases
 
@@ -23,14 +27,21 @@ GAUSSIAN = GaussianEvent(noise_multiplier=Decimal(3))
 SAMPLED = SampledGaussianEvent(sampling_rate=Decimal("0.1"), noise_multiplier=Decimal(2), steps=100)
 
 
+MECHANISMS = {
+    "gaussian": "discrete-gaussian",
+    "poisson_gaussian": "dp-sgd",
+    "non_private": "no-noise",
+}
+
+
 def entry(index, purpose, event):
     return LedgerEntry(
         index=index,
         previous_sha256=None,
-        recorded_at=now(),
+        recorded_at=today(),
         plan_sha256="ab" * 32,
         purpose=purpose,
-        mechanism="",
+        mechanism=MECHANISMS[event.kind],
         event=event,
     )
 
@@ -50,7 +61,7 @@ def statement(epsilon="2.0000", private=True, **more):
         releases_epsilon=epsilon,
         expert_is_private=private,
         sgd=facts if private else None,
-        accountant="an accountant",
+        accountant=accountant_name(),
         randomness="csprng",
         ledger=(entry(0, "router-location", GAUSSIAN), entry(1, "expert", event)),
         **more,
@@ -62,10 +73,31 @@ def page(**more):
 
 
 @pytest.mark.parametrize(
-    ("epsilon", "certain"), [("0.0000", "50 %"), ("2.0000", "88.08 %"), ("8.0000", "99.97 %")]
+    ("epsilon", "found"),
+    [("0.0000", "1.001 %"), ("1.0000", "2.719 %"), ("2.0000", "7.39 %"), ("8.0000", "99.97 %")],
 )
-def test_page_says_what_epsilon_means_for_a_belief(epsilon, certain):
-    assert f"at most {certain} certain" in page(epsilon=epsilon)
+def test_page_says_how_many_units_a_test_finds_at_most(epsilon, found):
+    assert f"finds at most {found} of the images that were used" in page(epsilon=epsilon)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 1.0, 2.0, 8.0])
+@pytest.mark.parametrize("delta", [1e-5, 1e-2])
+def test_best_test_of_gaussian_noise_finds_no_more_than_the_page_says(epsilon, delta):
+    # the oracle: noise that is (epsilon, delta)-DP and no better, and Neyman and Pearson's test
+    def excess(mu):
+        return norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(
+            -mu / 2 - epsilon / mu
+        )
+
+    mu = brentq(lambda mu: excess(mu) - delta, 1e-3, 50)
+    found = norm.cdf(norm.ppf(FALSELY_ACCUSED) + mu)
+    assert found <= most_found(epsilon, delta)
+    assert most_found(epsilon, delta) < 1
+
+
+def test_page_does_not_promise_a_belief_that_delta_breaks():
+    # at epsilon 1 a posterior above e / (1 + e) has a chance of many deltas, not of one
+    assert "certain" not in page(epsilon="1.0000")
 
 
 def test_page_names_what_has_no_bound():

@@ -5,7 +5,7 @@ from decimal import Decimal
 
 import pytest
 import torch
-from federation import a_plan, random_images
+from federation import a_plan, paid_for, random_images
 
 from ddm_fed.budget import planned_epsilon, planned_events
 from ddm_fed.errors import (
@@ -20,7 +20,6 @@ from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private, PrivateStep, Randomness
 from ddm_fed.records import SampledGaussianEvent
 from ddm_fed.training import (
-    Paid,
     Payment,
     PrivateTraining,
     RunOptions,
@@ -65,15 +64,7 @@ class Ledger:
         def require(sha256):
             if sha256 not in self.entries:
                 raise PolicyError("no entry", hint="")
-            rate, multiplier = (
-                Decimal(str(noise.sampling_rate)),
-                Decimal(str(noise.noise_multiplier)),
-            )
-            return Paid(
-                SampledGaussianEvent(
-                    sampling_rate=rate, noise_multiplier=multiplier, steps=noise.steps
-                )
-            )
+            return paid_for(noise)
 
         return Payment(self.pay, require)
 

@@ -265,7 +265,7 @@ def ledger_entry(**event: object) -> bytes:
             "recorded_at": "2026-11-23T00:00:00Z",
             "plan_sha256": "0" * 64,
             "purpose": "router-shape",
-            "mechanism": "x",
+            "mechanism": "discrete-gaussian",
             "event": {"kind": "gaussian", **event},
         }
     )

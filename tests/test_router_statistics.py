@@ -14,7 +14,7 @@ from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import BudgetError
 from ddm_fed.privacy import BoundedStatistic, ImageSet, Private, release
 from ddm_fed.records import GaussianEvent, LedgerEntry, read_plan_toml
-from ddm_fed.records.base import now
+from ddm_fed.records.base import today
 from ddm_fed.router import (
     SiteRelease,
     build_router,
@@ -446,7 +446,7 @@ def entry_of(purpose, mechanism, event):
     return LedgerEntry(
         index=0,
         previous_sha256=None,
-        recorded_at=now(),
+        recorded_at=today(),
         plan_sha256="0" * 64,
         purpose=purpose,
         mechanism=mechanism,

@@ -5,12 +5,12 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from ddm_fed.audit.canaries import CanaryAudit
 from ddm_fed.audit.membership import Membership
 from ddm_fed.audit.onerun import gaussian_bound
-from ddm_fed.records import AuditFacts, verdict
+from ddm_fed.records import AuditFacts, CanaryType, Method, verdict
 
-METHOD = (
+METHOD: Method = (
     "guesses of one run against a Gaussian trade-off; the claimed profile by guesses and by rates"
 )
-CANARY_TYPE = "Dirac gradients through the step's sampler, clipping and noise"
+CANARY_TYPE: CanaryType = "Dirac gradients through the step's sampler, clipping and noise"
 PLACES = Decimal("0.0001")
 LEAST_P = Decimal("1e-15")
 

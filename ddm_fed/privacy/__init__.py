@@ -19,6 +19,7 @@ from ddm_fed.privacy.dpsgd import RowLoss as RowLoss
 from ddm_fed.privacy.dpsgd import UnitRows as UnitRows
 from ddm_fed.privacy.dpsgd import Weights as Weights
 from ddm_fed.privacy.dpsgd import clip_factors as clip_factors
+from ddm_fed.privacy.dpsgd import expected_units as expected_units
 from ddm_fed.privacy.dpsgd import noised as noised
 from ddm_fed.privacy.hooks import HookGradients as HookGradients
 from ddm_fed.privacy.mechanisms import BoundedStatistic as BoundedStatistic

@@ -263,6 +263,16 @@ class PrivateStep:
         return {name: value / self.expected_units for name, value in noisy.items()}
 
 
+def expected_units(released: float, sampling_rate: float) -> float:
+    """Returns what noisy sums are divided by, as manifests state it and verifiers compute it.
+
+    Args:
+        released: Number of units that a release counts; below one it is one.
+        sampling_rate: Probability that a unit is in a step.
+    """
+    return round(max(released, 1.0) * sampling_rate, 6)
+
+
 def noised(
     total: Mapping[str, Tensor], *, clip_norm: float, noise_multiplier: float, normal: Normal
 ) -> dict[str, Tensor]:

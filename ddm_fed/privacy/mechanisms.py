@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddm_fed.privacy.private import Private
-from ddm_fed.records import GaussianEvent, LedgerEntry
+from ddm_fed.records import GaussianEvent, LedgerEntry, Mechanism
 
 IntVector = NDArray[np.int64]
-Spend = Callable[[str, str, GaussianEvent], LedgerEntry]
+Spend = Callable[[str, Mechanism, GaussianEvent], LedgerEntry]
 """`(purpose, mechanism, event) -> entry`: writes to the ledger durably, or refuses."""
 
 
@@ -70,11 +70,7 @@ def release(statistic: BoundedStatistic, event: GaussianEvent, spend: Spend) -> 
     allowed = 0.5 / float(event.noise_multiplier) ** 2
     if rho > allowed * (1 + 1e-9):
         raise ArithmeticError(f"OpenDP certifies rho {rho}, the event promises {allowed}")
-    mechanism = (
-        f"discrete Gaussian on integers, L2 sensitivity {statistic.l2_sensitivity}, "
-        f"{len(statistic.value.reveal())} values"
-    )
-    entry = spend(statistic.purpose, mechanism, event)
+    entry = spend(statistic.purpose, "discrete-gaussian", event)
     noisy = measurement(statistic.value.reveal().tolist())
     return Release(np.asarray(noisy, dtype=np.int64), entry, _MECHANISM)
 

@@ -125,10 +125,10 @@ class ProvedUpdate:
         state = _State.of(self._update)
         loss = self._update.take(step)
         found = self._again(state, step)
-        worst = max(found, key=lambda name: found[name])
-        if not found[worst] <= 1:
-            raise _broken(f"step {step} is not what its ledger entry says: {worst}")
-        largest = max(self.proved.largest, found[worst])
+        for what, off in found.items():  # the cause comes before what follows from it
+            if not off <= 1:
+                raise _broken(f"step {step} is not what its ledger entry says: {what}")
+        largest = max(self.proved.largest, *found.values())
         self.proved = ProvedSteps((*self.proved.steps, step), largest)
         return loss
 
@@ -319,7 +319,7 @@ def _ratio(difference: Tensor, limit: Tensor) -> float:
 
 def _broken(what: str) -> MechanismError:
     return MechanismError(
-        f"private training does not do what its ledger entry says: {what}",
+        f"private training does not keep its promise: {what}",
         hint="nothing of this training may leave, and what it cost stays spent; please report it "
         "with the versions of ddm-fed and torch, and train with another version",
     )

@@ -8,18 +8,20 @@ import math
 from ddm_fed.records import NonPrivateEvent, PrivacyStatement
 
 WEAK_EPSILON = 10.0
+FALSELY_ACCUSED = 0.01
 
 
 def describe_privacy(privacy: PrivacyStatement) -> list[str]:
     """Returns what `privacy` says, a list of sentences for people; computed from nothing else."""
     unit, epsilon = privacy.unit, float(privacy.releases_epsilon)
-    certain = f"{100 / (1 + math.exp(-min(epsilon, 700))):.4g} %"
+    share = f"{100 * most_found(epsilon, float(privacy.delta)):.4g} %"
     lines = [
         f"Everything this site ever released with noise is bounded by epsilon "
         f"{privacy.releases_epsilon} at delta {privacy.delta:f}, for one {unit} more or less "
         f"({len(privacy.ledger)} ledger entries; {privacy.accountant}).",
-        f"In words: whoever thinks it as likely as not that a certain {unit} was used, and then "
-        f"sees all of it, is at most {certain} certain, but for a chance of {privacy.delta:f}.",
+        f"In words: whoever sees all of it and tests whether {unit}s were used, and is wrong about "
+        f"{FALSELY_ACCUSED:.0%} of those that were not, finds at most {share} of the {unit}s that "
+        f"were used; guessing finds {FALSELY_ACCUSED:.0%}.",
     ]
     if epsilon > WEAK_EPSILON:
         lines.append(
@@ -52,6 +54,19 @@ def describe_privacy(privacy: PrivacyStatement) -> list[str]:
     return lines
 
 
+def most_found(epsilon: float, delta: float, falsely: float = FALSELY_ACCUSED) -> float:
+    """Returns the largest share of true positives of any test with `falsely` false positives.
+
+    Source: Kairouz, Oh and Viswanath 2015, arXiv:1311.0776, theorem 2.1.
+    """
+    bounded = min(epsilon, 700.0)
+    return min(
+        1.0,
+        math.exp(bounded) * falsely + delta,
+        1 - math.exp(-bounded) * (1 - delta - falsely),
+    )
+
+
 def _covered(privacy: PrivacyStatement) -> list[str]:
     lines = ["Router statistics: " + privacy.statistics + " noise on whole numbers."]
     if privacy.sgd is not None:
@@ -59,7 +74,8 @@ def _covered(privacy: PrivacyStatement) -> list[str]:
         lines.append(
             f"Expert: DP-SGD ({facts.sampling} sampling, clip norm {facts.clip_norm}, "
             f"{facts.draws} draws per {privacy.unit}, trained: {facts.trainable}; "
-            f"{facts.arithmetic}; tested before the first step: {facts.self_test})."
+            f"{facts.arithmetic}; tested before the first step: {facts.self_test}; steps computed "
+            f"again by another way: {facts.steps_computed_again})."
         )
         if facts.central is not None:
             lines.append(

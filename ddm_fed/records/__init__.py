@@ -12,6 +12,8 @@ from ddm_fed.records.architecture import parse_architecture as parse_architectur
 from ddm_fed.records.architecture import require_fit as require_fit
 from ddm_fed.records.audit import AttackerAccess as AttackerAccess
 from ddm_fed.records.audit import AuditFacts as AuditFacts
+from ddm_fed.records.audit import CanaryType as CanaryType
+from ddm_fed.records.audit import Method as Method
 from ddm_fed.records.audit import Verdict as Verdict
 from ddm_fed.records.audit import verdict as verdict
 from ddm_fed.records.base import KeyId as KeyId
@@ -25,6 +27,7 @@ from ddm_fed.records.base import RootPin as RootPin
 from ddm_fed.records.base import Sha256 as Sha256
 from ddm_fed.records.base import explain as explain
 from ddm_fed.records.base import now as now
+from ddm_fed.records.base import today as today
 from ddm_fed.records.built_router import LEARNED_ROUTERS as LEARNED_ROUTERS
 from ddm_fed.records.built_router import BuiltRouter as BuiltRouter
 from ddm_fed.records.built_router import RouterName as RouterName
@@ -37,6 +40,7 @@ from ddm_fed.records.ledger import CentralFacts as CentralFacts
 from ddm_fed.records.ledger import Event as Event
 from ddm_fed.records.ledger import GaussianEvent as GaussianEvent
 from ddm_fed.records.ledger import LedgerEntry as LedgerEntry
+from ddm_fed.records.ledger import Mechanism as Mechanism
 from ddm_fed.records.ledger import NonPrivateEvent as NonPrivateEvent
 from ddm_fed.records.ledger import PrivacyStatement as PrivacyStatement
 from ddm_fed.records.ledger import SampledGaussianEvent as SampledGaussianEvent

@@ -7,14 +7,17 @@ real members is a statistic of private images that nothing has noised.
 from decimal import Decimal
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from ddm_fed.records.base import Count, NonNegative, Number, Record
 
 Verdict = Literal["violates_claim", "consistent_with_claim", "inconclusive"]
 AttackerAccess = Literal["black-box samples", "white-box weights", "white-box gradients"]
 Share = Annotated[Number, Field(gt=0, lt=1)]
-Description = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Method = Literal[
+    "guesses of one run against a Gaussian trade-off; the claimed profile by guesses and by rates"
+]
+CanaryType = Literal["Dirac gradients through the step's sampler, clipping and noise"]
 
 
 class AuditFacts(Record):
@@ -28,13 +31,13 @@ class AuditFacts(Record):
     empirical_eps_lower_bound: NonNegative
     confidence: Share
     delta: Share
-    method: Description
+    method: Method
     canaries: Count
     guesses: Count
     correct: Annotated[int, Field(ge=0, le=2**53 - 1)]
     ceiling: NonNegative
     attacker_access: AttackerAccess
-    canary_type: Description
+    canary_type: CanaryType
     claimed_eps: NonNegative
     steps: Count
     training_steps: Count

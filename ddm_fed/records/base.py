@@ -28,6 +28,12 @@ def _utc_second(moment: datetime) -> datetime:
         raise ValueError("the date lies outside the calendar") from None
 
 
+def _whole_day(moment: datetime) -> datetime:
+    if (moment.hour, moment.minute, moment.second) != (0, 0, 0):
+        raise ValueError("a day is its midnight in UTC, for example 2026-11-23T00:00:00Z")
+    return moment
+
+
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PublicKeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 KeyId = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
@@ -39,6 +45,9 @@ Moment = Annotated[
     AfterValidator(_utc_second),
     PlainSerializer(lambda moment: moment.isoformat().replace("+00:00", "Z"), return_type=str),
 ]
+# What is signed about training knows no time of day: the difference of two would tell how long it
+# took, and so how many images there are.
+Day = Annotated[Moment, AfterValidator(_whole_day)]
 # A decimal is a string on the wire, so that no float round trip can change a signed number.
 Number = Annotated[
     Decimal,
@@ -130,6 +139,11 @@ def _tags(record: type[BaseModel]) -> list[Any]:
 def _leaves(annotation: Any) -> list[Any]:
     arguments = get_args(annotation)
     return [leaf for item in arguments for leaf in _leaves(item)] if arguments else [annotation]
+
+
+def today() -> datetime:
+    """Returns the present day, as its midnight in UTC."""
+    return now().replace(hour=0, minute=0, second=0)
 
 
 def now() -> datetime:

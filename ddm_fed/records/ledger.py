@@ -5,15 +5,29 @@ changes. Entries are chained by digest, so that a site cannot forget one without
 """
 
 from decimal import Decimal
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from ddm_fed.records.audit import AuditFacts
-from ddm_fed.records.base import Moment, Number, Positive, Record, Sha256
+from ddm_fed.records.base import Day, Number, Positive, Record, Sha256
 from ddm_fed.records.plan import PrivacyUnit
+from ddm_fed.records.sgd import TRAINABLE
 
+# The only words of an entry, so that no number of the data can be among them.
+Mechanism = Literal["discrete-gaussian", "dp-sgd", "mean-images", "no-noise"]
+EVENT_OF = {
+    "discrete-gaussian": "gaussian",
+    "dp-sgd": "poisson_gaussian",
+    "mean-images": "poisson_gaussian",
+    "no-noise": "non_private",
+}
 Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
+
+
+ACCOUNTANT = (
+    r"^dp-accounting, privacy loss distributions, add_or_remove_one, [0-9]{1,4}(\.[0-9]{1,4}){1,3}$"
+)
 
 
 class GaussianEvent(Record):
@@ -53,12 +67,18 @@ class LedgerEntry(Record):
 
     index: Annotated[int, Field(ge=0)]
     previous_sha256: Sha256 | None
-    recorded_at: Moment
+    recorded_at: Day
     plan_sha256: Sha256
     purpose: Purpose
-    mechanism: Annotated[str, StringConstraints(max_length=400)]
+    mechanism: Mechanism
     event: Event
     unit: PrivacyUnit = "image"
+
+    @model_validator(mode="after")
+    def _event_is_of_the_mechanism(self) -> Self:
+        if self.event.kind != EVENT_OF[self.mechanism]:
+            raise ValueError(f"`mechanism` {self.mechanism} has no `{self.event.kind}` event")
+        return self
 
 
 class CentralFacts(Record):
@@ -81,12 +101,14 @@ class SgdFacts(Record):
     clip_norm: Positive
     clip_norm_end: Positive
     draws: Annotated[int, Field(ge=1, le=256)]
-    trainable: Annotated[str, StringConstraints(max_length=20)]
+    trainable: Annotated[str, StringConstraints(pattern=TRAINABLE)]
     expected_units: Positive
     central: CentralFacts | None = None
     gradients: Literal["functional", "opacus"]
     arithmetic: Literal["float32 sums, float64 noise"] = "float32 sums, float64 noise"
-    self_test: Literal["passed"] = "passed"  # the training stops if it does not pass
+    # the training stops if one of them does not pass
+    self_test: Literal["passed"] = "passed"
+    steps_computed_again: Literal["agreed"] = "agreed"
 
 
 class PrivacyStatement(Record):
@@ -108,6 +130,6 @@ class PrivacyStatement(Record):
     head_is_private: bool | None = None  # None: there is no head
     sgd: SgdFacts | None = None
     audit: AuditFacts | None = None  # of canaries alone, and only if the site shares it
-    accountant: Annotated[str, StringConstraints(max_length=120)]
+    accountant: Annotated[str, StringConstraints(pattern=ACCOUNTANT)]
     randomness: Literal["csprng", "test"]
     ledger: Annotated[tuple[LedgerEntry, ...], Field(min_length=1, max_length=2000)]

@@ -6,6 +6,7 @@ from pydantic import Field, StringConstraints, model_validator
 
 from ddm_fed.records.base import (
     Count,
+    Day,
     LogSize,
     Moment,
     Name,
@@ -27,7 +28,11 @@ REFERENCE_PREDICATE = "urn:ddm-fed:reference:v1"
 REMOVAL_PREDICATE = "urn:ddm-fed:removal:v1"
 ENSEMBLE_PREDICATE = "urn:ddm-fed:ensemble:v1"
 
-Text = Annotated[str, StringConstraints(max_length=200)]
+# Closed forms: no text of a manifest can carry what was computed from images.
+VERSION = r"[0-9]{1,4}(\.[0-9]{1,4}){1,2}[a-z0-9.+-]{0,30}$"
+Program = Annotated[str, StringConstraints(pattern="^ddm-fed " + VERSION)]
+TorchVersion = Annotated[str, StringConstraints(pattern="^" + VERSION)]
+Decimals = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(\.[0-9]{1,20})?$")]
 
 
 class RosterReference(Record):
@@ -54,8 +59,8 @@ class FileSize(Record):
 class TrainingFacts(Record):
     """How the expert was trained. Holds nothing that was computed from private images."""
 
-    program: Text
-    torch: Text
+    program: Program
+    torch: TorchVersion
     precision: Literal["float32", "bfloat16"]
     steps: Count
     ema_half_life: Count
@@ -84,8 +89,8 @@ class Submission(Record):
     sequence: Count
     supersedes: Sha256 | None
     seen_checkpoint: LogHead
-    issued_at: Moment
-    expires_at: Moment
+    issued_at: Day
+    expires_at: Day
     files: Annotated[tuple[FileSize, ...], Field(min_length=1, max_length=16)]
     expert: ExpertDesign
     training: TrainingFacts
@@ -122,8 +127,8 @@ class EgressRecord(Record):
     expert: ExpertDesign
     expert_is_private: bool
     head_is_private: bool | None = None  # None: there is no head
-    releases_epsilon: Text
-    delta: Text
+    releases_epsilon: Decimals
+    delta: Decimals
     ledger_entries: Count
     require: Require
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddm_fed.errors import CheckpointError, DataError, StateError
+from ddm_fed.errors import CheckpointError, DataError, DivergedError, StateError
 from ddm_fed.flows import denoising_loss, path_named
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
@@ -229,6 +229,8 @@ class Training:
             loss = self._step(step)
             overdue = time.monotonic() - saved_at >= self._options.checkpoint_every_s
             shown, save_now = news.exchange(loss, overdue)
+            if not math.isfinite(shown):
+                raise diverged(f"the loss of step {step + 1} of {spec.steps} is {shown}")
             if save_now:
                 save(self._checkpoint, self._run, step + 1, self._learner, team)
                 saved_at = time.monotonic()
@@ -292,6 +294,15 @@ class Training:
             )
             team.forget_gathered(self._learner.model)
         on_sample(step, images)
+
+
+def diverged(what: str) -> DivergedError:
+    """Returns the error of a training whose numbers are no longer finite."""
+    return DivergedError(
+        f"training has diverged: {what}",
+        hint="nothing was saved of it; try --restart with another plan: a smaller "
+        "`training.learning_rate` or more `warmup_steps`; or --precision float32",
+    )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, spec: TrainingSpec, step: int) -> None:

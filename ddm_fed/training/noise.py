@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from decimal import Decimal
 from typing import NamedTuple
 
+from ddm_fed.privacy import expected_units
 from ddm_fed.records import CentralFacts, Plan, SampledGaussianEvent, SgdFacts
 
 
@@ -122,7 +123,7 @@ class PrivateTraining:
             clip_norm_end=float(sgd.clip_norm_end or sgd.clip_norm),
             draws=sgd.draws,
             trainable=sgd.trainable,
-            expected_units=round(max(units, 1.0) * float(event.sampling_rate), 6),
+            expected_units=expected_units(units, float(event.sampling_rate)),
             central=central,
         )
 

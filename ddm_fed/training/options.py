@@ -16,8 +16,8 @@ class RunOptions:
     """How a site runs the training that the plan fixes. No choice here changes its mathematics.
 
     Attributes:
-        seed: For reproducible experiments. By default drawn from the operating system, and kept
-            only in the checkpoint.
+        seed: For reproducible experiments without noise. By default drawn from the operating
+            system, and kept only in the checkpoint; refused where the plan trains with noise.
         precision: `auto` times both on this machine and takes the faster.
         checkpoint_every_s: Seconds between checkpoints; 0 writes one after every step.
         micro_batch: Most images per process in memory at once; None takes the whole batch.

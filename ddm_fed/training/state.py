@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddm_fed._version import __version__
-from ddm_fed.errors import CheckpointError, StateError
+from ddm_fed.errors import CheckpointError, DivergedError, StateError
 from ddm_fed.files import PART_PREFIX, commit_file
 from ddm_fed.models import build_network
 from ddm_fed.privacy import Origin
@@ -219,6 +219,14 @@ def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) ->
                     hint="an older version made it; train anew with --restart, which spends the "
                     "budget again",
                 )
+    broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
+    if broken:
+        raise DivergedError(
+            f"training has diverged: {len(broken)} tensors of the expert are not finite, "
+            f"{broken[0]} the first",
+            hint="nothing may leave of it; train anew with --restart under a plan with a smaller "
+            "`training.learning_rate` or more `warmup_steps`",
+        )
     facts = TrainingFacts(
         program=f"ddm-fed {__version__}",
         torch=run.torch,
