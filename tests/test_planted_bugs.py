@@ -496,7 +496,7 @@ MUTANTS = {
             None,
         ),
         "others = slice(half + start, half + pairs.stop)": (
-            "others = slice(start, pairs.stop)",
+            "others = pairs",
             RAISES,
         ),
         "radius = torch.log1p(-uniform[pairs]).mul_(-2).sqrt_()": (
