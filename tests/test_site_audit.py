@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 from federation import PRIVATE, SITES, a_plan, create_federation, random_images, train
+from planting import plant
 from typer.testing import CliRunner
 
 from coordinator import rosters
 from ddm_fed.budget import planned_events
 from ddm_fed.bundle import ROUTER_FILE, verify_bundle
 from ddm_fed.errors import BudgetError, DataError, PolicyError, StateError
-from ddm_fed.privacy import FunctionalGradients, ImageSet, Private, PrivateStep
+from ddm_fed.privacy import FunctionalGradients, ImageSet, Private, PrivateStep, ProvedUpdate
 from ddm_fed.records import AuditFacts, now
 from ddm_fed.router import exact_statistics
 from ddm_fed.training import PrivateTraining
@@ -264,6 +265,47 @@ def test_audit_that_rejects_the_claim_is_not_admitted(site, trained, monkeypatch
     assert run_audit(sharing, trust, random_images(0), FEW).violates
     with pytest.raises(PolicyError, match="its own audit rejects"):
         write_draft(sharing, trust, trained.look(A).log)
+
+
+# --- canaries through a whole training ---
+
+
+def test_canaries_through_a_whole_training_do_not_accuse_an_honest_one(site):
+    home, trust, _ = site
+    found = run_audit(home, trust, random_images(0), FEW)
+    assert found.run.verdict != "violates_claim"
+    assert found.run.training_steps == trust.plan.training.steps
+    assert any("Canaries went through a whole training" in line for line in found.sentences())
+
+
+def test_training_whose_noise_is_lost_is_accused_by_its_canaries_alone(site, monkeypatch):
+    # neither the proof of its steps nor the tests before it are there to help
+    plant(
+        monkeypatch,
+        PrivateStep.noisy_mean,
+        (
+            "self.release(clipped, step, clip_norm)",
+            "{n: v / self.expected_units for n, v in clipped.total.items()}",
+        ),
+    )
+    plant(monkeypatch, ProvedUpdate.take, ("if step not in self._chosen:", "if True:"))
+    plant(monkeypatch, ProvedUpdate.require_complete, ("raise _broken", "return _broken"))
+    home, trust, _ = site
+    found = run_audit(home, trust, random_images(0), FEW)
+    assert found.run.verdict == "violates_claim"
+    assert all(finding.passed for finding in found.mechanism)
+
+
+def test_training_that_does_not_prove_its_steps_is_accused(site, monkeypatch):
+    plant(
+        monkeypatch,
+        PrivateStep.noisy_mean,
+        ("self.release(clipped, step, clip_norm)", "self.release(clipped, step, clip_norm / 2)"),
+    )
+    home, trust, _ = site
+    assert failed(run_audit(home, trust, random_images(0), FEW)) == {
+        "steps of a training, computed again"
+    }
 
 
 # --- the command ---

@@ -5,6 +5,7 @@ the place of images, and the attacker sees what the optimizer was given: the cha
 One axis of weight space is one canary's.
 """
 
+import bisect
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -37,7 +38,10 @@ class RunCanaries:
         self.count = min(canaries, self.axes)
         self.members = randomness.stream("canaries", 0).uniform(self.count) < 0.5
         self._data = torch.from_numpy(self.members.nonzero()[0])
-        self._shapes = {name: value.shape for name, value in weights.items()}
+        self._shapes = {name: tuple(value.shape) for name, value in weights.items()}
+        self._names = list(weights)
+        sizes = [value.numel() for value in weights.values()]
+        self._starts = [sum(sizes[:place]) for place in range(len(sizes))]
         self._clip_norm = clip_norm
         self.gradients = CanaryGradients()
 
@@ -50,15 +54,19 @@ class RunCanaries:
         return [[self._data[units][:, None]]]
 
     def slow(self, _weights: Weights, _step: int, unit: int, /) -> Mapping[str, Tensor]:
-        """Returns the gradient of one canary, for the proof of the training."""
-        flat = torch.zeros(self.axes, dtype=torch.float64)
-        flat[self._data[unit]] = LENGTH * self._clip_norm
-        sizes = [shape.numel() for shape in self._shapes.values()]
-        parts = torch.split(flat, sizes)
-        return {
-            name: part.view(shape)
-            for (name, shape), part in zip(self._shapes.items(), parts, strict=True)
-        }
+        """Returns the gradient of one canary, for the proof of the training: its weight's alone."""
+        axis = int(self._data[unit])
+        place = bisect.bisect_right(self._starts, axis) - 1
+        name = self._names[place]
+        shape = self._shapes[name]
+        within = np.unravel_index(axis - self._starts[place], shape) if shape else ()
+        gradient = torch.sparse_coo_tensor(
+            torch.tensor(np.array(within, dtype=np.int64))[:, None],
+            torch.tensor([LENGTH * self._clip_norm], dtype=torch.float64),
+            shape,
+            check_invariants=False,  # it is made right here, thousands of times
+        )
+        return {name: gradient}
 
 
 class TrainedFrom(Protocol):

@@ -32,7 +32,9 @@ from ddm_fed.records import SampledGaussianEvent
 Floats = NDArray[np.float64]
 Words = NDArray[np.uint32]
 SlowGradient = Callable[[Weights, int, int], Mapping[str, Tensor]]
-"""`(weights, step, unit) -> gradient`: of the mean loss of one unit, alone, in float64."""
+"""`(weights, step, unit) -> gradient`: of the mean loss of one unit, alone, in float64.
+
+Weights that are left out have none."""
 
 FEWEST_AT_RANDOM, ONE_IN = 2, 1000
 # Float32 sums of clipped gradients were off by 1e-6 of the noise at most; noise that is rounded to
