@@ -31,6 +31,7 @@
     ├── BudgetError             DDM301  privacy that may not be spent
     ├── MechanismError          DDM302  noise that is not what it promises
     ├── CheckpointError         DDM401  a training state that cannot be continued
+    ├── DivergedError           DDM402  a training whose numbers are not finite
     └── ExchangeError           DDM501  a bundle that cannot travel just now
         ├── OffsetError         DDM502
         └── QuotaError          DDM503

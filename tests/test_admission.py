@@ -198,7 +198,7 @@ def test_admission_refuses_another_submission_of_the_same_sequence(
     fed: Federation, site_keys, scratch: Path
 ):
     other = Path(shutil.copytree(fed.arrival(A), scratch / "other"))
-    renamed = {"program": "another program"}
+    renamed = {"program": "ddm-fed 9.9"}
     offered = forge_manifest(other, lambda fields: fields["training"].update(renamed), site_keys[A])
     admit_one(fed)
     shutil.move(other, fed.home.incoming / "other")

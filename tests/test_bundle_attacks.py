@@ -562,7 +562,7 @@ def test_ledger_in_another_order_is_refused(bundle: Path, trust: Trust, site_key
 
 def test_ledger_with_an_edited_entry_is_refused(bundle: Path, trust: Trust, site_keys):
     def edit(privacy: Json) -> None:
-        privacy["ledger"][1]["mechanism"] += "!"
+        privacy["ledger"][1]["recorded_at"] = "2020-01-01T00:00:00Z"
 
     forge_privacy(bundle, site_keys[A], edit)
     with pytest.raises(PolicyError, match="ledger entry 2 does not follow"):
@@ -632,7 +632,8 @@ def test_router_release_missing_from_the_ledger_is_refused(
     def edit(privacy: Json) -> None:
         shape = privacy["ledger"].pop()
         if change == "not-private":
-            privacy["ledger"].append(shape | {"event": {"kind": "non_private"}})
+            silent = {"event": {"kind": "non_private"}, "mechanism": "no-noise"}
+            privacy["ledger"].append(shape | silent)
         elif change == "of-another-plan":
             privacy["ledger"].append(shape | {"plan_sha256": "0" * 64})
         restate(privacy)

@@ -165,7 +165,7 @@ def test_equivocation_killed_anywhere_keeps_both_manifests_and_is_noted_once(
     fed: Federation, site_keys, scratch: Path
 ):
     other = Path(shutil.copytree(fed.arrival(A), scratch / "other"))
-    renamed = {"program": "another program"}
+    renamed = {"program": "ddm-fed 9.9"}
     offered = forge_manifest(other, lambda fields: fields["training"].update(renamed), site_keys[A])
     admit_arrivals(fed.home, fed.trust)
     other.rename(fed.home.incoming / "other")

@@ -44,7 +44,10 @@ def ledger(path: Path) -> SiteLedger:
 
 def append(ledger: SiteLedger, purpose: str = "router-shape") -> LedgerEntry:
     return ledger.append(
-        PLAN_SHA, purpose, "x", NonPrivateEvent() if purpose == "expert" else NOISE
+        PLAN_SHA,
+        purpose,
+        "no-noise" if purpose == "expert" else "discrete-gaussian",
+        NonPrivateEvent() if purpose == "expert" else NOISE,
     )
 
 
@@ -64,7 +67,7 @@ KILLED = """
 import os, pathlib, signal
 from ddm_fed.records import NonPrivateEvent
 from sites.ledger import SiteLedger
-SiteLedger(pathlib.Path("ledger.jsonl"), 10).append("a" * 64, "expert", "x", NonPrivateEvent())
+SiteLedger(pathlib.Path("ledger.jsonl"), 10).append("a" * 64, "expert", "no-noise", NonPrivateEvent())
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -211,7 +214,7 @@ def test_first_release_over_the_limit_is_refused_with_nothing_spent(path: Path, 
 
 
 def test_entries_of_every_plan_count(ledger: SiteLedger, path: Path, plan: Plan):
-    ledger.append("b" * 64, "router-shape", "x", event("2"))
+    ledger.append("b" * 64, "router-shape", "discrete-gaussian", event("2"))
     with pytest.raises(BudgetError, match="the plan"):
         ledger.require_budget([event("2")], plan)
 
@@ -276,7 +279,7 @@ def test_third_release_over_the_plans_limit_is_refused_before_training(
 ):
     ledger = open_ledger(site)
     for noise in ("3.9877", "2.3023"):
-        ledger.append(trust.plan_sha256, "router-shape", "x", event(noise))
+        ledger.append(trust.plan_sha256, "router-shape", "discrete-gaussian", event(noise))
     checkpoint = site.work(trust.plan_sha256) / "checkpoint.safetensors"
     before = checkpoint.stat().st_mtime_ns
     with pytest.raises(BudgetError, match=r"the plan \(`privacy.max_epsilon`\) allows 3"):
@@ -288,7 +291,7 @@ def test_third_release_over_the_plans_limit_is_refused_before_training(
 def test_restart_that_the_budget_refuses_costs_no_expert(site: SiteFolder, trust: Trust):
     ledger = open_ledger(site)
     for noise in ("3.9877", "2.3023"):
-        ledger.append(trust.plan_sha256, "router-shape", "x", event(noise))
+        ledger.append(trust.plan_sha256, "router-shape", "discrete-gaussian", event(noise))
     work = site.work(trust.plan_sha256)
     before = {path.name: path.read_bytes() for path in work.iterdir()}
     with pytest.raises(BudgetError):

@@ -595,7 +595,7 @@ def test_threat_13_two_payloads_of_one_number_are_evidence(
     fed: Federation, bundle: Path, site_keys, scratch: Path
 ):
     other = Path(shutil.copytree(bundle, scratch / "other"))
-    told = {"program": "another program"}
+    told = {"program": "ddm-fed 9.9"}
     forge_manifest(other, lambda fields: fields["training"].update(told), site_keys[A])
     first = offer(fed, bundle)
     assert_refused(offer(fed, other), EquivocationError, "DDM213")
