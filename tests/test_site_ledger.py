@@ -67,7 +67,8 @@ KILLED = """
 import os, pathlib, signal
 from ddm_fed.records import NonPrivateEvent
 from sites.ledger import SiteLedger
-SiteLedger(pathlib.Path("ledger.jsonl"), 10).append("a" * 64, "expert", "no-noise", NonPrivateEvent())
+ledger = SiteLedger(pathlib.Path("ledger.jsonl"), 10)
+ledger.append("a" * 64, "expert", "no-noise", NonPrivateEvent())
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
