@@ -1,0 +1,420 @@
+"""The gate in front of a port: who may hold a connection, before anything behind it is theirs.
+
+A server gives whoever connects a descriptor, buffers and a handshake, and only then learns who it
+is. So no server of ours listens itself. The gate does, and carries bytes, unread, to a server
+behind a socket in a folder of our own user:
+
+    connected   a seat of those who wait; nothing behind the gate is taken yet
+    spoke       the first byte came: one connection to the server behind
+    judged      the server says who it is (`Gate.judged`): a seat of those who are known
+
+Seats are few and each kind is shared fairly: when all are taken, whoever holds most gives one up,
+a silent one first, then its oldest. Those who wait hold them by address and for some seconds only;
+those who are known by their name. So a flood ends its own connections, and one that is about to
+say who it is has the time to do so.
+"""
+
+import asyncio
+import ipaddress
+import os
+import resource
+import shutil
+import socket
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from threading import Thread
+from typing import Any, cast
+
+from ddm_fed import console
+from ddm_fed.errors import MachineError, QuotaError
+
+# The client's, ours towards the server, and the server's.
+DESCRIPTORS_EACH = 3
+MOST_DESCRIPTORS = 1 << 16
+BACKLOG = 1024
+MOST_REFUSED = 200  # calls of one connection
+TELL_S = 1.0  # at most so often a line says what was ended
+REACH_TRIES, REACH_PAUSE_S = 100, 0.01
+MAX_SOCKET_PATH = 100  # bytes; the system takes little more
+
+
+@dataclass(frozen=True)
+class Seats:
+    """How many connections a gate keeps.
+
+    Attributes:
+        waiting: Of those who have not said who they are.
+        known: Of those who have.
+        wait_s: How long anybody waits.
+    """
+
+    waiting: int
+    known: int
+    wait_s: float = 15.0
+
+
+def descriptors() -> int:
+    """Returns how many descriptors this process may have, after asking for all it can get."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):  # some systems allow less than they say
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MOST_DESCRIPTORS)
+
+
+def seats(share: float, most: int) -> int:
+    """Returns how many connections a part of our descriptors is enough for, `most` at most.
+
+    Half of all descriptors stay for files.
+    """
+    return max(4, min(most, int(share * descriptors() / 2 / DESCRIPTORS_EACH)))
+
+
+class _Room:
+    """Seats of one kind. Used by the gate's thread alone."""
+
+    def __init__(self, count: int) -> None:
+        self._count, self._taken = count, 0
+        # of every holder: the silent ones, and the others, each in order
+        self._held: dict[str, tuple[dict[_Inbound, None], dict[_Inbound, None]]] = {}
+
+    def take(self, connection: "_Inbound", holder: str, *, spoke: bool) -> "_Inbound | None":
+        """Seats `connection`; returns the one that has to go for it."""
+        self._held.setdefault(holder, ({}, {}))[spoke][connection] = None
+        self._taken += 1
+        if self._taken <= self._count:
+            return None
+        silent, speaking = max(self._held.values(), key=lambda pair: len(pair[0]) + len(pair[1]))
+        return next(chain(silent, speaking))
+
+    def leave(self, connection: "_Inbound", holder: str) -> None:
+        """Frees the seat of `connection`, if it has one here."""
+        pair = self._held.get(holder, ({}, {}))
+        for kind in pair:
+            if connection in kind:
+                del kind[connection]
+                self._taken -= 1
+        if not any(pair):
+            self._held.pop(holder, None)
+
+
+class Gate:
+    """Listens at a public port. Its methods may be called from any thread.
+
+    Args:
+        address: HOST:PORT; port 0 takes a free one.
+        room: How many connections it keeps.
+        ended: Counts connections that were ended, by the reason.
+    """
+
+    def __init__(
+        self, address: str, room: Seats, ended: Callable[[str, int], None] | None = None
+    ) -> None:
+        self._address, self.wait_s, self._count = address, room.wait_s, ended
+        self._waiting, self._known = _Room(room.waiting), _Room(room.known)
+        self._there: dict[str, _Inbound] = {}
+        self._numbers = 0
+        self._behind: Path | None = None
+        self._ended: Counter[str] = Counter()
+        self._from: Counter[str] = Counter()
+        self._loop = asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="gate", daemon=True)
+        self.port = 0
+
+    def open(self) -> None:
+        """Begins to listen; until `lead_to` whoever connects waits.
+
+        Raises:
+            MachineError: it cannot.
+        """
+        try:
+            listener = _listener(self._address)
+        except (OSError, ValueError, OverflowError) as error:
+            self._loop.close()
+            raise MachineError(
+                f"{self._address} cannot be listened on: "
+                f"{getattr(error, 'strerror', None) or error}",
+                hint="another program has the port, or the host is not this machine's: choose "
+                "another with --listen",
+            ) from None
+        self.port = listener.getsockname()[1]
+        self.folder = Path(tempfile.mkdtemp(prefix="ddm-fed-"))  # for our user alone
+        if len(os.fsencode(self.folder)) > MAX_SOCKET_PATH - 20:
+            listener.close()
+            self._drop_folder()
+            raise MachineError(
+                f"the path of {self.folder} is too long for sockets",
+                hint="set TMPDIR to a folder with a shorter path, such as /tmp",
+            )
+        self._thread.start()
+        self._run(self._listen(listener))
+
+    def _run(self, what: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(what, self._loop).result()
+
+    async def _listen(self, listener: socket.socket) -> None:
+        self._server = await self._loop.create_server(
+            lambda: _Inbound(self), sock=listener, backlog=BACKLOG
+        )
+
+    def lead_to(self, behind: Path) -> None:
+        """Brings whoever connects from now on to the server at this socket."""
+        self._behind = behind
+
+    def judged(self, peer: str, holder: str) -> None:
+        """Says who is at the other end; what gRPC calls `peer`, or the name of the socket."""
+        self._soon(lambda connection: connection.sit_down(holder), peer)
+
+    def _soon(self, do: Callable[["_Inbound"], None], peer: str) -> None:
+        connection = self._there.get(peer.rpartition("/")[2])
+        if connection is not None and not self._loop.is_closed():
+            with suppress(RuntimeError):  # it was closed just now
+                self._loop.call_soon_threadsafe(do, connection)
+
+    @contextmanager
+    def counting_refusals(self, peer: str) -> Iterator[None]:
+        """Ends a connection of which so many calls were refused that it is no mistake."""
+        try:
+            yield
+        except QuotaError:
+            self._soon(lambda connection: connection.was_refused(), peer)
+            raise
+
+    def address(self, peer: str) -> str:
+        """Returns where a connection came from: an address, or the network of one of IPv6."""
+        connection = self._there.get(peer.rpartition("/")[2])
+        return "gone" if connection is None else connection.address
+
+    def close(self) -> None:
+        """Takes no more connections, and ends those there are."""
+        if self._loop.is_closed():
+            return
+        self._run(self._leave())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._drop_folder()
+
+    async def _leave(self) -> None:
+        self._server.close()
+        for connection in list(self._there.values()):
+            connection.close()
+        self._tell()
+        await asyncio.sleep(0)  # what was closed says so in the next round
+
+    def _drop_folder(self) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    # What connections ask, in the gate's thread
+
+    def enter(self, connection: "_Inbound") -> str:
+        """Gives a new connection a name and a seat; somebody else may lose one."""
+        self._numbers += 1
+        name = str(self._numbers)
+        self._there[name] = connection
+        self._seat(self._waiting, connection, connection.address, spoke=False)
+        return name
+
+    def spoke(self, connection: "_Inbound") -> None:
+        """Notes that a connection is no longer silent."""
+        self._waiting.leave(connection, connection.address)
+        self._seat(self._waiting, connection, connection.address, spoke=True)
+
+    def know(self, connection: "_Inbound", holder: str) -> None:
+        """Gives a connection a seat among those who are known."""
+        self._waiting.leave(connection, connection.address)
+        self._seat(self._known, connection, holder, spoke=True)
+
+    def _seat(self, room: _Room, connection: "_Inbound", holder: str, *, spoke: bool) -> None:
+        late = room.take(connection, holder, spoke=spoke)
+        if late is not None:
+            late.end("gave way")
+
+    def leave(self, connection: "_Inbound") -> None:
+        """Forgets a connection."""
+        self._waiting.leave(connection, connection.address)
+        self._known.leave(connection, connection.holder)
+        self._there.pop(connection.name, None)
+
+    def note(self, connection: "_Inbound", why: str) -> None:
+        """Counts a connection that was ended; a line says it soon, together with others."""
+        if not self._ended:
+            self._loop.call_later(TELL_S, self._tell)
+        self._ended[why] += 1
+        self._from[connection.holder or connection.address] += 1
+
+    def _tell(self) -> None:
+        if not self._ended:
+            return
+        for why, number in self._ended.items():
+            if self._count is not None:
+                self._count(why, number)
+        console.log_line(
+            {
+                "event": "connections ended",
+                "port": self.port,
+                **{why.replace(" ", "_"): number for why, number in self._ended.items()},
+                "most_of": [holder for holder, _ in self._from.most_common(3)],
+            }
+        )
+        self._ended.clear()
+        self._from.clear()
+
+    async def reach(self, name: str, outbound: "_Outbound") -> None:
+        """Connects to the server behind, under a name that it sees as its peer's.
+
+        Raises:
+            OSError: it does not answer.
+        """
+        ours = socket.socket(socket.AF_UNIX)
+        try:
+            ours.setblocking(False)
+            ours.bind(str(self.folder / name))
+            for left in reversed(range(REACH_TRIES)):
+                try:
+                    ours.connect(str(self._behind))
+                    break
+                except OSError:  # it is opened anew, or has many to take at once
+                    if not left:
+                        raise
+                    await asyncio.sleep(REACH_PAUSE_S)
+            await self._loop.create_unix_connection(lambda: outbound, sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            (self.folder / name).unlink(missing_ok=True)
+
+
+def _listener(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    found = socket.getaddrinfo(
+        host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )
+    family, *_, place = min(found, key=lambda item: item[0] != socket.AF_INET)
+    both = host == "::" and socket.has_dualstack_ipv6()
+    return socket.create_server(place[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
+
+
+def _network(address: str) -> str:
+    """Returns what one party has: an address of IPv4, or the /64 that one of IPv6 lies in."""
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address):
+        if found.ipv4_mapped is not None:
+            return str(found.ipv4_mapped)
+        return str(ipaddress.ip_network((found, 64), strict=False))
+    return str(found)
+
+
+class _Inbound(asyncio.Protocol):
+    """The end towards whoever connected."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+        self.name = self.holder = ""
+        self._refused = 0
+        self._other: _Outbound | None = None
+        self._reaching: asyncio.Task[None] | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        peer = transport.get_extra_info("peername")
+        self.address = _network(peer[0]) if peer else "gone"
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(self._gate.wait_s, self.end, "waited too long")
+        self.name = self._gate.enter(self)
+
+    def data_received(self, data: bytes) -> None:
+        if self._other is not None:
+            self._other.transport.write(data)
+            return
+        self.transport.pause_reading()
+        self._gate.spoke(self)
+        if not self.transport.is_closing():
+            self._reaching = asyncio.get_running_loop().create_task(self._reach(data))
+
+    async def _reach(self, first: bytes) -> None:
+        other = _Outbound(self)
+        try:
+            await self._gate.reach(self.name, other)
+        except OSError:
+            self.end("not answered")
+            return
+        self._other = other
+        other.transport.write(first)
+        self.transport.resume_reading()
+
+    def sit_down(self, holder: str) -> None:
+        """Takes a seat among those who are known."""
+        if self.holder or self.transport.is_closing():
+            return
+        self.holder = holder
+        self._timer.cancel()
+        self._gate.know(self, holder)
+
+    def was_refused(self) -> None:
+        """Counts a call that was refused for its number."""
+        self._refused += 1
+        if self._refused == MOST_REFUSED:
+            self.end("asked too often")
+
+    def pause_writing(self) -> None:
+        if self._other is not None:
+            self._other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if self._other is not None:
+            self._other.transport.resume_reading()
+
+    def end(self, why: str) -> None:
+        """Ends it at once, for a reason that is counted."""
+        if not self.transport.is_closing():
+            self._gate.note(self, why)
+        self._gate.leave(self)  # the seat is free at once
+        self.transport.abort()
+
+    def close(self) -> None:
+        """Ends it once all that was said is passed on."""
+        self.transport.close()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        del error
+        self._timer.cancel()
+        self._gate.leave(self)
+        if self._reaching is not None:
+            self._reaching.cancel()
+        if self._other is not None:
+            self._other.transport.close()
+
+
+class _Outbound(asyncio.Protocol):
+    """The end towards the server behind."""
+
+    def __init__(self, inbound: _Inbound) -> None:
+        self._inbound = inbound
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        if self._inbound.transport.is_closing():
+            transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        self._inbound.transport.write(data)
+
+    def pause_writing(self) -> None:
+        self._inbound.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._inbound.transport.resume_reading()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        del error
+        self._inbound.close()
