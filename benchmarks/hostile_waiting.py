@@ -13,14 +13,14 @@ takes longer than GIVEN_UP_S counts as that. Last answer: results/hostile_waitin
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from decimal import Decimal
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -30,21 +30,24 @@ import grpc
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the attackers the tests use
 
-from federation import SITES, Federation, create_federation
+from federation import SITES, Federation, create_federation, random_images, train
 from hostile import attacking
 
 from ddm_fed.errors import DdmFedError
 from ddm_fed.exchange import client_options, messages, services
 from ddm_fed.signing import server_certificates_pem
+from sites import outbox
 from sites.address import Address
 from sites.folder import SiteFolder, SiteSettings
 from sites.network import channel_to, enroll, with_patience
+from sites.outbox import find_bundles
+from sites.released import read_released
 
 BIN = Path(sys.executable).parent
 DESCRIPTORS, GIVEN_UP_S, PAUSE_S = 1024, 30.0, 0.1
 A, B, _ = SITES
 SERVICE = "/ddm_fed.exchange.v1."
-UPLOAD_S = 1.0
+UPLOAD_S, ELSEWHERE = 1.0, "127.0.0.2"
 
 
 class Running(NamedTuple):
@@ -65,6 +68,9 @@ def serving(folder: Path) -> Iterator[Running]:
     fed = create_federation(folder)
     settings = SiteSettings(name="newcomer", root=fed.root, max_epsilon=Decimal(1))
     newcomer = SiteFolder.create(folder / "newcomer", settings)
+    train(fed.site(A), fed.trust, random_images(0))
+    outbox.review(fed.site(A), fed.trust)
+    outbox.release(fed.site(A), fed.trust)
     for name in SITES:
         key = fed.site(name).tls(fed.trust.roster.site(name))
         (folder / f"{name}.pem").write_bytes(key.certificate_pem)
@@ -75,13 +81,10 @@ def serving(folder: Path) -> Iterator[Running]:
         command += [f"--{door}", "127.0.0.1:0"]
     with (folder / "serve.jsonl").open("w") as log:
         process = subprocess.Popen(
-            list(map(str, command)),
+            ["/bin/sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh", *map(str, command)],
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            preexec_fn=lambda: resource.setrlimit(
-                resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS)
-            ),
         )
     try:
         facts = json.loads(process.stdout.readline())
@@ -150,29 +153,34 @@ def waits(ask: Callable[[Running], None], server: Running, tries: int) -> list[f
 
 
 @contextmanager
-def empty_pieces(server: Running, count: int) -> Iterator[None]:
-    """A member's upload streams, each with a piece of no bytes a second."""
+def empty_pieces(server: Running) -> Iterator[None]:
+    """A member's upload, with a piece of no bytes a second, begun anew when it is ended."""
+    fed, ended = server.fed, threading.Event()
+    (folder,) = find_bundles(fed.site(A).released)
+    bundle = read_released(folder)
 
     def pieces() -> Iterator[messages.WriteUploadRequest]:
-        while not ended:
-            yield messages.WriteUploadRequest()
-            time.sleep(UPLOAD_S)
+        while not ended.wait(UPLOAD_S):
+            yield messages.WriteUploadRequest(submission_sha256=bundle.digest)
 
-    fed, ended = server.fed, []
+    def hold(stub: services.ExchangeServiceStub) -> None:
+        while not ended.wait(0.02):
+            with suppress(grpc.RpcError):
+                stub.BeginUpload(messages.BeginUploadRequest(submission_envelope=bundle.envelope))
+                stub.WriteUpload(pieces())
+
     key = fed.site(A).tls(fed.trust.roster.site(A))
     pem = server_certificates_pem(fed.trust.roster)
     with channel_to(
         Address("127.0.0.1", server.port, None), pem, (key.private_pem, key.certificate_pem)
     ) as channel:
-        stub = services.ExchangeServiceStub(channel)
-        calls = [stub.WriteUpload.future(pieces()) for _ in range(count)]
-        time.sleep(1)
+        holding = threading.Thread(target=hold, args=[services.ExchangeServiceStub(channel)])
+        holding.start()
         try:
             yield
         finally:
-            ended.append(True)
-            for call in calls:
-                call.cancel()
+            ended.set()
+            holding.join()
 
 
 Attack = Callable[[Running], AbstractContextManager[object]]
@@ -205,9 +213,17 @@ def attacks() -> dict[str, tuple[Callable[[Running], None], Attack]]:
             member,
             by_member("call", 136, "/grpc.health.v1.Health/Check"),
         ),
-        "member: 136 streams of pieces of no bytes": (member, lambda s: empty_pieces(s, 136)),
+        "member: an upload of pieces of no bytes": (member, empty_pieces),
         "member: 1,200 silent TCP connections": (member, by_stranger("tcp", 1200, "port")),
+        "member: 1,200 silent TCP connections of another address": (
+            member,
+            by_stranger("tcp", 1200, "port", source=ELSEWHERE),
+        ),
         "member: 200 silent TLS handshakes": (member, by_stranger("hello", 200, "port")),
+        "member: 200 silent TLS handshakes of another address": (
+            member,
+            by_stranger("hello", 200, "port", source=ELSEWHERE),
+        ),
         "newcomer: no attack": (newcomer, lambda _: nullcontext()),
         "newcomer: 8 silent unary calls": (
             newcomer,

@@ -4,14 +4,15 @@ A server gives whoever connects a descriptor, buffers and a handshake, and only 
 is. So no server of ours listens itself. The gate does, and carries bytes, unread, to a server
 behind a socket in a folder of our own user:
 
-    connected   a seat of those who wait; nothing behind the gate is taken yet
-    spoke       the first byte came: one connection to the server behind
-    judged      the server says who it is (`Gate.judged`): a seat of those who are known
+    lobby    it is connected: one descriptor, nothing behind the gate
+    desk     it said something: carried to the server, which has to find out who it is
+    known    the server did (`Gate.judged`)
 
-Seats are few and each kind is shared fairly: when all are taken, whoever holds most gives one up,
-a silent one first, then its oldest. Those who wait hold them by address and for some seconds only;
-those who are known by their name. So a flood ends its own connections, and one that is about to
-say who it is has the time to do so.
+Each has so many seats, and they are shared fairly: by address in the lobby and at the desk, by name
+among those who are known. In the lobby who says nothing goes first. The rest stand in line, and are
+called to the desk by turns of addresses. There everybody has half a second, then whoever holds most
+seats gives one up to who is in line, one that never answered the server first. So a flood ends its
+own connections, and who is about to say who it is has the time to do so.
 """
 
 import asyncio
@@ -25,9 +26,9 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from threading import Thread
+from time import monotonic
 from typing import Any, cast
 
 from ddm_fed import console
@@ -39,6 +40,8 @@ MOST_DESCRIPTORS = 1 << 16
 BACKLOG = 1024
 MOST_REFUSED = 200  # calls of one connection
 TELL_S = 1.0  # at most so often a line says what was ended
+GREETED_S = 0.5  # for a handshake that has begun, whatever else comes
+ACCEPT_AT_ONCE, ACCEPT_PAUSE_S = 8, 0.1  # what is here already is served between two such
 REACH_TRIES, REACH_PAUSE_S = 100, 0.01
 MAX_SOCKET_PATH = 100  # bytes; the system takes little more
 
@@ -48,12 +51,14 @@ class Seats:
     """How many connections a gate keeps.
 
     Attributes:
-        waiting: Of those who have not said who they are.
+        lobby: Of those who are connected.
+        desk: Of those who say who they are.
         known: Of those who have.
-        wait_s: How long anybody waits.
+        wait_s: How long anybody stays in lobby and desk together.
     """
 
-    waiting: int
+    lobby: int
+    desk: int
     known: int
     wait_s: float = 15.0
 
@@ -69,40 +74,56 @@ def descriptors() -> int:
     return MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MOST_DESCRIPTORS)
 
 
-def seats(share: float, most: int) -> int:
-    """Returns how many connections a part of our descriptors is enough for, `most` at most.
+def seats(share: float, desk: int, known: int, wait_s: float = 15.0) -> Seats:
+    """Returns what a part of our descriptors is enough for. A quarter of all stays for files.
 
-    Half of all descriptors stay for files.
+    Args:
+        share: Part of the descriptors for connections.
+        desk: Most seats there, however many descriptors there are.
+        known: Most seats of those who are known; 0 if nobody ever is.
+        wait_s: How long anybody waits.
     """
-    return max(4, min(most, int(share * descriptors() / 2 / DESCRIPTORS_EACH)))
+    kinds = 3 if known else 2
+    each = share * 3 / 4 * descriptors() / kinds
+    carried = int(each / DESCRIPTORS_EACH)
+    return Seats(min(int(each), 2 * desk), min(carried, desk), min(carried, known), wait_s)
 
 
 class _Room:
-    """Seats of one kind. Used by the gate's thread alone."""
+    """Seats of one kind, by holder and in order. Used by the gate's thread alone."""
 
     def __init__(self, count: int) -> None:
         self._count, self._taken = count, 0
-        # of every holder: the silent ones, and the others, each in order
-        self._held: dict[str, tuple[dict[_Inbound, None], dict[_Inbound, None]]] = {}
+        self._held: dict[str, dict[_Inbound, float]] = {}
 
-    def take(self, connection: "_Inbound", holder: str, *, spoke: bool) -> "_Inbound | None":
-        """Seats `connection`; returns the one that has to go for it."""
-        self._held.setdefault(holder, ({}, {}))[spoke][connection] = None
+    def sit(self, connection: "_Inbound", holder: str) -> None:
+        """Gives `connection` a seat, whether there is one or not: see `is_over`."""
+        self._held.setdefault(holder, {})[connection] = monotonic()
         self._taken += 1
-        if self._taken <= self._count:
-            return None
-        silent, speaking = max(self._held.values(), key=lambda pair: len(pair[0]) + len(pair[1]))
-        return next(chain(silent, speaking))
 
     def leave(self, connection: "_Inbound", holder: str) -> None:
         """Frees the seat of `connection`, if it has one here."""
-        pair = self._held.get(holder, ({}, {}))
-        for kind in pair:
-            if connection in kind:
-                del kind[connection]
-                self._taken -= 1
-        if not any(pair):
+        seats = self._held.get(holder, {})
+        if seats.pop(connection, None) is not None:
+            self._taken -= 1
+        if not seats:
             self._held.pop(holder, None)
+
+    def is_over(self) -> bool:
+        """Returns whether there sit more than there are seats."""
+        return self._taken > self._count
+
+    def is_full(self) -> bool:
+        """Returns whether all seats are taken."""
+        return self._taken >= self._count
+
+    def count(self, holder: str) -> int:
+        """Returns how many seats `holder` has."""
+        return len(self._held.get(holder, ()))
+
+    def most(self) -> tuple[str, dict["_Inbound", float]]:
+        """Returns who holds most, with the connections in order and since when they sit."""
+        return max(self._held.items(), key=lambda item: len(item[1]))
 
 
 class Gate:
@@ -118,12 +139,16 @@ class Gate:
         self, address: str, room: Seats, ended: Callable[[str, int], None] | None = None
     ) -> None:
         self._address, self.wait_s, self._count = address, room.wait_s, ended
-        self._waiting, self._known = _Room(room.waiting), _Room(room.known)
+        self._lobby, self._desk = _Room(room.lobby), _Room(room.desk)
+        self._known = _Room(room.known)
+        self._line: dict[str, dict[_Inbound, None]] = {}
+        self._calling: asyncio.TimerHandle | None = None
         self._there: dict[str, _Inbound] = {}
         self._numbers = 0
         self._behind: Path | None = None
         self._ended: Counter[str] = Counter()
         self._from: Counter[str] = Counter()
+        self._entering: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = Thread(target=self._loop.run_forever, name="gate", daemon=True)
         self.port = 0
@@ -154,15 +179,35 @@ class Gate:
                 hint="set TMPDIR to a folder with a shorter path, such as /tmp",
             )
         self._thread.start()
-        self._run(self._listen(listener))
+        self._listener = listener
+        self._loop.call_soon_threadsafe(self._listen)
 
     def _run(self, what: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(what, self._loop).result()
 
-    async def _listen(self, listener: socket.socket) -> None:
-        self._server = await self._loop.create_server(
-            lambda: _Inbound(self), sock=listener, backlog=BACKLOG
-        )
+    def _listen(self) -> None:
+        self._loop.add_reader(self._listener, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPT_AT_ONCE):
+            try:
+                taken, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError:  # no descriptor is left: what waits outside goes on waiting
+                self._loop.remove_reader(self._listener)
+                self._loop.call_later(ACCEPT_PAUSE_S, self._listen)
+                return
+            taken.setblocking(False)
+            entering = self._loop.create_task(self._enter(taken))
+            self._entering.add(entering)
+            entering.add_done_callback(self._entering.discard)
+
+    async def _enter(self, taken: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(lambda: _Inbound(self), taken)
+        except OSError:
+            taken.close()
 
     def lead_to(self, behind: Path) -> None:
         """Brings whoever connects from now on to the server at this socket."""
@@ -203,7 +248,8 @@ class Gate:
         self._drop_folder()
 
     async def _leave(self) -> None:
-        self._server.close()
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
         for connection in list(self._there.values()):
             connection.close()
         self._tell()
@@ -219,28 +265,67 @@ class Gate:
         self._numbers += 1
         name = str(self._numbers)
         self._there[name] = connection
-        self._seat(self._waiting, connection, connection.address, spoke=False)
+        self._lobby.sit(connection, connection.address)
+        if self._lobby.is_over():
+            _, seated = self._lobby.most()
+            silent = next((one for one in seated if not one.in_line), connection)
+            # if all but the last have spoken, it is the last of these
+            (silent if silent is not connection else next(reversed(seated))).end("gave way")
         return name
 
-    def spoke(self, connection: "_Inbound") -> None:
-        """Notes that a connection is no longer silent."""
-        self._waiting.leave(connection, connection.address)
-        self._seat(self._waiting, connection, connection.address, spoke=True)
+    def line_up(self, connection: "_Inbound") -> None:
+        """Puts a connection that has said something in the line of its address."""
+        self._line.setdefault(connection.address, {})[connection] = None
+        self._call_in()
+
+    def _call_in(self) -> None:
+        """Calls from the line to the desk whom there is a seat for."""
+        while self._line:
+            holder = min(self._line, key=self._desk.count)
+            if self._desk.is_full():
+                most, seated = self._desk.most()
+                late = next((one for one in seated if not one.answered), next(iter(seated)))
+                left_s = GREETED_S - (monotonic() - seated[late])
+                if most == holder and left_s > 0:
+                    self._call_in_after(left_s)
+                    return
+                late.end("gave way")
+            connection = next(iter(self._line[holder]))
+            self._leave_line(connection)
+            self._lobby.leave(connection, holder)
+            self._desk.sit(connection, holder)
+            connection.go_on()
+
+    def _call_in_after(self, seconds: float) -> None:
+        if self._calling is None:
+            self._calling = self._loop.call_later(seconds, self._call_in_again)
+
+    def _call_in_again(self) -> None:
+        self._calling = None
+        self._call_in()
+
+    def _leave_line(self, connection: "_Inbound") -> None:
+        line = self._line.get(connection.address, {})
+        line.pop(connection, None)
+        if not line:
+            self._line.pop(connection.address, None)
 
     def know(self, connection: "_Inbound", holder: str) -> None:
         """Gives a connection a seat among those who are known."""
-        self._waiting.leave(connection, connection.address)
-        self._seat(self._known, connection, holder, spoke=True)
-
-    def _seat(self, room: _Room, connection: "_Inbound", holder: str, *, spoke: bool) -> None:
-        late = room.take(connection, holder, spoke=spoke)
-        if late is not None:
-            late.end("gave way")
+        self._desk.leave(connection, connection.address)
+        self._known.sit(connection, holder)
+        if self._known.is_over():
+            next(iter(self._known.most()[1])).end("gave way")
+        self._call_in_after(0)
 
     def leave(self, connection: "_Inbound") -> None:
         """Forgets a connection."""
-        self._waiting.leave(connection, connection.address)
+        self._leave_line(connection)
+        self._lobby.leave(connection, connection.address)
+        self._desk.leave(connection, connection.address)
         self._known.leave(connection, connection.holder)
+        if self._line:
+            self._call_in_after(0)
         self._there.pop(connection.name, None)
 
     def note(self, connection: "_Inbound", why: str) -> None:
@@ -301,7 +386,9 @@ def _listener(address: str) -> socket.socket:
     )
     family, *_, place = min(found, key=lambda item: item[0] != socket.AF_INET)
     both = host == "::" and socket.has_dualstack_ipv6()
-    return socket.create_server(place[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    listener = socket.create_server(place[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    listener.setblocking(False)
+    return listener
 
 
 def _network(address: str) -> str:
@@ -320,7 +407,8 @@ class _Inbound(asyncio.Protocol):
     def __init__(self, gate: Gate) -> None:
         self._gate = gate
         self.name = self.holder = ""
-        self._refused = 0
+        self.in_line = self.answered = False
+        self._first, self._refused = b"", 0
         self._other: _Outbound | None = None
         self._reaching: asyncio.Task[None] | None = None
 
@@ -334,14 +422,18 @@ class _Inbound(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._other is not None:
+            self.answered = self.answered or self._other.spoke
             self._other.transport.write(data)
             return
         self.transport.pause_reading()
-        self._gate.spoke(self)
-        if not self.transport.is_closing():
-            self._reaching = asyncio.get_running_loop().create_task(self._reach(data))
+        self.in_line, self._first = True, data
+        self._gate.line_up(self)
 
-    async def _reach(self, first: bytes) -> None:
+    def go_on(self) -> None:
+        """Is carried to the server from now on."""
+        self._reaching = asyncio.get_running_loop().create_task(self._reach())
+
+    async def _reach(self) -> None:
         other = _Outbound(self)
         try:
             await self._gate.reach(self.name, other)
@@ -349,7 +441,8 @@ class _Inbound(asyncio.Protocol):
             self.end("not answered")
             return
         self._other = other
-        other.transport.write(first)
+        other.transport.write(self._first)
+        self._first = b""
         self.transport.resume_reading()
 
     def sit_down(self, holder: str) -> None:
@@ -399,7 +492,7 @@ class _Outbound(asyncio.Protocol):
     """The end towards the server behind."""
 
     def __init__(self, inbound: _Inbound) -> None:
-        self._inbound = inbound
+        self._inbound, self.spoke = inbound, False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -407,6 +500,7 @@ class _Outbound(asyncio.Protocol):
             transport.close()
 
     def data_received(self, data: bytes) -> None:
+        self.spoke = True
         self._inbound.transport.write(data)
 
     def pause_writing(self) -> None:

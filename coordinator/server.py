@@ -19,7 +19,7 @@ import grpc
 
 from coordinator.answering import Desk
 from coordinator.folder import CoordinatorFolder
-from coordinator.gate import Gate, Seats, seats
+from coordinator.gate import Gate, seats
 from coordinator.guard import CALLS_AT_ONCE, Members, Strangers
 from coordinator.health import HEALTH, HealthService
 from coordinator.metrics import ServerMetrics
@@ -99,8 +99,7 @@ def serving(
     sink = Sink(home, options.limits, view)
     sink.expire()
     patience = Patience(options.patience_s)
-    room = Seats(waiting=seats(1 / 4, MOST_WAITING), known=seats(1 / 2, MOST_MEMBERS))
-    gate = Gate(options.listen, room, metrics.ended)
+    gate = Gate(options.listen, seats(3 / 4, MOST_WAITING, MOST_MEMBERS), metrics.ended)
     desk = Desk(Members(view, gate), metrics, patience)
     service = ExchangeService(home, sink, view, desk, share_ensemble=options.share_ensemble)
     health = HealthService(desk, EXCHANGE.full_name)
@@ -113,7 +112,7 @@ def serving(
     )
     doors = [members]
     if options.enroll is not None:
-        few = Seats(waiting=seats(1 / 8, MOST_STRANGERS), known=0, wait_s=STRANGER_S)
+        few = seats(1 / 8, MOST_STRANGERS, 0, STRANGER_S)
         outer = Gate(options.enroll, few, metrics.ended)
         strangers = EnrolmentService(take_request, Desk(Strangers(outer), metrics, patience))
         doors.append(
@@ -121,7 +120,7 @@ def serving(
                 outer,
                 lambda: own_identity(home),
                 [handlers(ENROLMENT, strangers)],
-                threads=lambda: few.waiting + SPARE_THREADS,
+                threads=lambda: few.desk + SPARE_THREADS,
                 calls_at_once=1,
             )
         )
