@@ -164,10 +164,10 @@ class Gate:
         except (OSError, ValueError, OverflowError) as error:
             self._loop.close()
             raise MachineError(
-                f"{self._address} cannot be listened on: "
+                f"nothing can listen at {self._address}: "
                 f"{getattr(error, 'strerror', None) or error}",
-                hint="another program has the port, or the host is not this machine's: choose "
-                "another with --listen",
+                hint="another program listens there, or the host is not this machine's: choose "
+                "another port or host",
             ) from None
         self.port = listener.getsockname()[1]
         self.folder = Path(tempfile.mkdtemp(prefix="ddm-fed-"))  # for our user alone

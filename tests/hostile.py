@@ -10,6 +10,7 @@ to what the server asks for. Loaded by conftest.py; `benchmarks/hostile_waiting.
     hello      connections that stop after the first message of a TLS handshake
     call       calls whose message never comes, STREAMS of them on each connection
     greedy     the same, all on one connection, whose SETTINGS are never acknowledged
+    unread     whole calls whose answer is never read: no window is opened for it
     head       the beginning of an HTTP/1.1 request in the clear
     body       HTTP/1.1 over TLS: a whole head, then a byte of the body a second
 """
@@ -27,7 +28,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 STREAMS = 8
-HEADERS, RESET, SETTINGS = 1, 3, 4
+DATA, HEADERS, RESET, SETTINGS = 0, 1, 3, 4
+NO_WINDOW = b"\x00\x04\x00\x00\x00\x00"
+EMPTY_MESSAGE = bytes(5)
 ACK, END_STREAM, END_HEADERS = 1, 1, 4
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -87,7 +90,9 @@ def opener(options: argparse.Namespace) -> "Callable[[], Held]":
     hello = first_message_of_tls()
     alpn = "http/1.1" if kind == "body" else "h2"
     context = tls_context(options.certificate, options.key, alpn)
-    streams = {"call": min(options.count, STREAMS), "greedy": options.count}.get(kind, 0)
+    streams = {"greedy": options.count, "call": min(options.count, STREAMS), "unread": 1}.get(
+        kind, 0
+    )
 
     def begin() -> Held:
         peer = connected(options)
@@ -101,11 +106,14 @@ def opener(options: argparse.Namespace) -> "Callable[[], Held]":
                 lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Length: 9000", "", ""]
                 peer.sendall("\r\n".join(lines).encode())
             else:
-                acknowledged = frame(SETTINGS, ACK, 0) if kind == "call" else b""
-                peer.sendall(PREFACE + frame(SETTINGS, 0, 0) + acknowledged)
+                asked = NO_WINDOW if kind == "unread" else b""
+                acknowledged = b"" if kind == "greedy" else frame(SETTINGS, ACK, 0)
+                peer.sendall(PREFACE + frame(SETTINGS, 0, 0, asked) + acknowledged)
                 peer.sendall(b"".join(opened_call(1 + 2 * n, path) for n in range(streams)))
+                if kind == "unread":
+                    peer.sendall(frame(DATA, END_STREAM, 1, EMPTY_MESSAGE))
         peer.setblocking(False)
-        return Held(peer, path if streams else None, streams)
+        return Held(peer, path if kind in ("call", "greedy") else None, streams)
 
     return begin
 
@@ -195,7 +203,9 @@ def attacking(kind: str, port: int, count: int, **options: str | Path | None) ->
 def main() -> None:
     """Runs one attack from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=["tcp", "hello", "call", "greedy", "head", "body"])
+    parser.add_argument(
+        "kind", choices=["tcp", "hello", "call", "greedy", "unread", "head", "body"]
+    )
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--count", type=int, default=1)
     parser.add_argument("--certificate")
