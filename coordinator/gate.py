@@ -10,9 +10,9 @@ behind a socket in a folder of our own user:
 
 Each has so many seats, and they are shared fairly: by address in the lobby and at the desk, by name
 among those who are known. In the lobby who says nothing goes first. The rest stand in line, and are
-called to the desk by turns of addresses. There everybody has half a second, then whoever holds most
-seats gives one up to who is in line, one that never answered the server first. So a flood ends its
-own connections, and who is about to say who it is has the time to do so.
+called to the desk by turns of addresses. There everybody has a quarter of a second, then whoever
+holds most seats gives one up to who is in line, one that never answered the server first. So a
+flood ends its own connections, and who is about to say who it is has the time to do so.
 """
 
 import asyncio
@@ -37,10 +37,10 @@ from ddm_fed.errors import MachineError, QuotaError
 # The client's, ours towards the server, and the server's.
 DESCRIPTORS_EACH = 3
 MOST_DESCRIPTORS = 1 << 16
-BACKLOG = 1024
+BACKLOG, LOBBY_OF_DESK = 1024, 8
 MOST_REFUSED = 200  # calls of one connection
 TELL_S = 1.0  # at most so often a line says what was ended
-GREETED_S = 0.5  # for a handshake that has begun, whatever else comes
+GREETED_S = 0.25  # for a handshake that has begun, whatever else comes
 ACCEPT_AT_ONCE, ACCEPT_PAUSE_S = 8, 0.1  # what is here already is served between two such
 REACH_TRIES, REACH_PAUSE_S = 100, 0.01
 MAX_SOCKET_PATH = 100  # bytes; the system takes little more
@@ -83,10 +83,15 @@ def seats(share: float, desk: int, known: int, wait_s: float = 15.0) -> Seats:
         known: Most seats of those who are known; 0 if nobody ever is.
         wait_s: How long anybody waits.
     """
-    kinds = 3 if known else 2
-    each = share * 3 / 4 * descriptors() / kinds
-    carried = int(each / DESCRIPTORS_EACH)
-    return Seats(min(int(each), 2 * desk), min(carried, desk), min(carried, known), wait_s)
+    ours = share * 3 / 4 * descriptors()
+    # the lobby is cheap, and whoever fits into it is not turned away
+    at_lobby, at_desk, at_known = (1 / 2, 1 / 6, 1 / 3) if known else (3 / 4, 1 / 4, 0)
+    return Seats(
+        lobby=min(int(ours * at_lobby), LOBBY_OF_DESK * desk),
+        desk=min(int(ours * at_desk / DESCRIPTORS_EACH), desk),
+        known=min(int(ours * at_known / DESCRIPTORS_EACH), known),
+        wait_s=wait_s,
+    )
 
 
 class _Room:

@@ -99,7 +99,7 @@ def serving(
     sink = Sink(home, options.limits, view)
     sink.expire()
     patience = Patience(options.patience_s)
-    gate = Gate(options.listen, seats(3 / 4, MOST_WAITING, MOST_MEMBERS), metrics.ended)
+    gate = Gate(options.listen, seats(1 / 2, MOST_WAITING, MOST_MEMBERS), metrics.ended)
     desk = Desk(Members(view, gate), metrics, patience)
     service = ExchangeService(home, sink, view, desk, share_ensemble=options.share_ensemble)
     health = HealthService(desk, EXCHANGE.full_name)
@@ -112,7 +112,7 @@ def serving(
     )
     doors = [members]
     if options.enroll is not None:
-        few = seats(1 / 8, MOST_STRANGERS, 0, STRANGER_S)
+        few = seats(3 / 8, MOST_STRANGERS, 0, STRANGER_S)
         outer = Gate(options.enroll, few, metrics.ended)
         strangers = EnrolmentService(take_request, Desk(Strangers(outer), metrics, patience))
         doors.append(

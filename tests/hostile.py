@@ -30,7 +30,6 @@ from pathlib import Path
 STREAMS = 8
 DATA, HEADERS, RESET, SETTINGS = 0, 1, 3, 4
 NO_WINDOW = b"\x00\x04\x00\x00\x00\x00"
-EMPTY_MESSAGE = bytes(5)
 ACK, END_STREAM, END_HEADERS = 1, 1, 4
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
@@ -111,7 +110,9 @@ def opener(options: argparse.Namespace) -> "Callable[[], Held]":
                 peer.sendall(PREFACE + frame(SETTINGS, 0, 0, asked) + acknowledged)
                 peer.sendall(b"".join(opened_call(1 + 2 * n, path) for n in range(streams)))
                 if kind == "unread":
-                    peer.sendall(frame(DATA, END_STREAM, 1, EMPTY_MESSAGE))
+                    wish = bytes.fromhex(options.message)
+                    whole = b"\x00" + len(wish).to_bytes(4, "big") + wish
+                    peer.sendall(frame(DATA, END_STREAM, 1, whole))
         peer.setblocking(False)
         return Held(peer, path if kind in ("call", "greedy") else None, streams)
 
@@ -182,7 +183,7 @@ def attacking(kind: str, port: int, count: int, **options: str | Path | None) ->
         kind: See above.
         port: Of the server, on this machine.
         count: How many it tries to hold.
-        options: `certificate`, `key`, `path`, `source`.
+        options: `certificate`, `key`, `path`, `message`, `source`.
     """
     words = [sys.executable, __file__, kind, "--port", str(port), "--count", str(count)]
     for name, value in options.items():
@@ -211,6 +212,7 @@ def main() -> None:
     parser.add_argument("--certificate")
     parser.add_argument("--key")
     parser.add_argument("--path", default="/ddm_fed.exchange.v1.ExchangeService/GetPlan")
+    parser.add_argument("--message", default="", help="of a whole call, as hex")
     parser.add_argument("--source", help="address of this machine to come from")
     hold(parser.parse_args())
 

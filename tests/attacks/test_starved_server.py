@@ -1,7 +1,8 @@
-"""Clients that hold what they can get and never finish, against a real server with 1,024 descriptors.
+"""Clients that hold what they can get and never finish, against a real server.
 
-Attackers are processes of their own (`hostile.py`) that begin anew whatever is ended; the honest
-side is the program that sites run. All come from one address, unless a test says otherwise.
+It has 1,024 descriptors. Attackers are processes of their own (`hostile.py`) that begin anew
+whatever is ended; the honest side is the program that sites run. All come from one address, unless
+a test says otherwise.
 """
 
 import http.client
@@ -21,6 +22,7 @@ import pytest
 from federation import SITES, Federation
 from hostile import attacking
 
+from coordinator.assemble import assemble
 from ddm_fed.errors import SizeError
 from ddm_fed.exchange import failure_of, messages, services
 from ddm_fed.signing import server_certificates_pem
@@ -62,12 +64,11 @@ class Server(NamedTuple):
         return files
 
 
-@pytest.fixture
-def server(copy_of, scratch) -> Iterator[Server]:
-    fed, log = copy_of("released", *SITES), scratch / "serve.jsonl"
+@contextmanager
+def serving(fed: Federation, log: Path, *options: str) -> Iterator[Server]:
     program = Path(sys.executable).with_name("ddm-coord")
     words = [program, "serve", "--json", "--coordinator", fed.home.path, "--reserve", "0"]
-    words += ["--patience", PATIENCE_S]
+    words += ["--patience", PATIENCE_S, *options]
     for door in ("listen", "enroll", "web"):
         words += [f"--{door}", "127.0.0.1:0"]
     limited = ["/bin/sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh"]
@@ -87,6 +88,12 @@ def server(copy_of, scratch) -> Iterator[Server]:
         process.terminate()
         assert process.wait(30) == 0
         process.stdout.close()
+
+
+@pytest.fixture
+def server(copy_of, scratch) -> Iterator[Server]:
+    with serving(copy_of("released", *SITES), scratch / "serve.jsonl") as found:
+        yield found
 
 
 @contextmanager
@@ -194,10 +201,26 @@ def test_call_whose_message_never_comes_is_ended_and_logged(server):
     assert found[0]["ms"] < 1000 * PATIENCE_S + 2000
 
 
-def test_answer_that_is_never_read_is_ended_and_logged(server):
-    with attacking("unread", server.port, 1, path=LOG, **server.identity(A)):
-        found = wait_for(lambda: [x for x in server.lines() if x.get("code") == "TOO_SLOW"])
-    assert (found[0]["rpc"], found[0]["site"]) == ("GetLog", A)
+def test_answer_that_is_never_read_is_ended_and_logged(copy_of, scratch):
+    fed = copy_of("admitted", *SITES)
+    made = assemble(fed.home, scratch / "made", router=None, without=())
+    name = next(path for path in sorted((scratch / "made").rglob("expert.safetensors")))
+    asked = messages.ReadEnsembleRequest(
+        ensemble_sha256=made.sha256, name=str(name.relative_to(scratch / "made"))
+    )
+    with (
+        serving(fed, scratch / "serve.jsonl", "--share-ensemble") as server,
+        attacking(
+            "unread",
+            server.port,
+            1,
+            path="/ddm_fed.exchange.v1.ExchangeService/ReadEnsemble",
+            message=asked.SerializeToString().hex(),
+            **server.identity(A),
+        ),
+    ):
+        found = wait_for(lambda: [x for x in server.lines() if x.get("rpc") == "ReadEnsemble"])
+    assert (found[0]["code"], found[0]["site"]) == ("TOO_SLOW", A)
 
 
 def test_connections_that_are_ended_are_logged_together_and_counted(server):
