@@ -19,7 +19,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.gate import Gate, seats
+from coordinator.gate import Gate
+from coordinator.seats import seats
 from ddm_fed import console
 from ddm_fed.errors import SizeError, StateError
 from ddm_fed.flower import MIB, missing_flower

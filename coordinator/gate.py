@@ -18,117 +18,28 @@ flood ends its own connections, and who is about to say who it is has the time t
 import asyncio
 import ipaddress
 import os
-import resource
 import shutil
 import socket
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from time import monotonic
 from typing import Any, cast
 
+from coordinator.seats import Room, Seats
 from ddm_fed import console
 from ddm_fed.errors import MachineError, QuotaError
 
-# The client's, ours towards the server, and the server's.
-DESCRIPTORS_EACH = 3
-MOST_DESCRIPTORS = 1 << 16
-BACKLOG, LOBBY_OF_DESK = 1024, 8
+BACKLOG = 1024
 MOST_REFUSED = 200  # calls of one connection
 TELL_S = 1.0  # at most so often a line says what was ended
 GREETED_S = 0.25  # for a handshake that has begun, whatever else comes
 ACCEPT_AT_ONCE, ACCEPT_PAUSE_S = 8, 0.1  # what is here already is served between two such
 REACH_TRIES, REACH_PAUSE_S = 100, 0.01
 MAX_SOCKET_PATH = 100  # bytes; the system takes little more
-
-
-@dataclass(frozen=True)
-class Seats:
-    """How many connections a gate keeps.
-
-    Attributes:
-        lobby: Of those who are connected.
-        desk: Of those who say who they are.
-        known: Of those who have.
-        wait_s: How long anybody stays in lobby and desk together.
-    """
-
-    lobby: int
-    desk: int
-    known: int
-    wait_s: float = 15.0
-
-
-def descriptors() -> int:
-    """Returns how many descriptors this process may have, after asking for all it can get."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MOST_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(ValueError, OSError):  # some systems allow less than they say
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MOST_DESCRIPTORS)
-
-
-def seats(share: float, desk: int, known: int, wait_s: float = 15.0) -> Seats:
-    """Returns what a part of our descriptors is enough for. A quarter of all stays for files.
-
-    Args:
-        share: Part of the descriptors for connections.
-        desk: Most seats there, however many descriptors there are.
-        known: Most seats of those who are known; 0 if nobody ever is.
-        wait_s: How long anybody waits.
-    """
-    ours = share * 3 / 4 * descriptors()
-    # the lobby is cheap, and whoever fits into it is not turned away
-    at_lobby, at_desk, at_known = (1 / 2, 1 / 6, 1 / 3) if known else (3 / 4, 1 / 4, 0)
-    return Seats(
-        lobby=min(int(ours * at_lobby), LOBBY_OF_DESK * desk),
-        desk=min(int(ours * at_desk / DESCRIPTORS_EACH), desk),
-        known=min(int(ours * at_known / DESCRIPTORS_EACH), known),
-        wait_s=wait_s,
-    )
-
-
-class _Room:
-    """Seats of one kind, by holder and in order. Used by the gate's thread alone."""
-
-    def __init__(self, count: int) -> None:
-        self._count, self._taken = count, 0
-        self._held: dict[str, dict[_Inbound, float]] = {}
-
-    def sit(self, connection: "_Inbound", holder: str) -> None:
-        """Gives `connection` a seat, whether there is one or not: see `is_over`."""
-        self._held.setdefault(holder, {})[connection] = monotonic()
-        self._taken += 1
-
-    def leave(self, connection: "_Inbound", holder: str) -> None:
-        """Frees the seat of `connection`, if it has one here."""
-        seats = self._held.get(holder, {})
-        if seats.pop(connection, None) is not None:
-            self._taken -= 1
-        if not seats:
-            self._held.pop(holder, None)
-
-    def is_over(self) -> bool:
-        """Returns whether there sit more than there are seats."""
-        return self._taken > self._count
-
-    def is_full(self) -> bool:
-        """Returns whether all seats are taken."""
-        return self._taken >= self._count
-
-    def count(self, holder: str) -> int:
-        """Returns how many seats `holder` has."""
-        return len(self._held.get(holder, ()))
-
-    def most(self) -> tuple[str, dict["_Inbound", float]]:
-        """Returns who holds most, with the connections in order and since when they sit."""
-        return max(self._held.items(), key=lambda item: len(item[1]))
 
 
 class Gate:
@@ -144,8 +55,9 @@ class Gate:
         self, address: str, room: Seats, ended: Callable[[str, int], None] | None = None
     ) -> None:
         self._address, self.wait_s, self._count = address, room.wait_s, ended
-        self._lobby, self._desk = _Room(room.lobby), _Room(room.desk)
-        self._known = _Room(room.known)
+        self._lobby: Room[_Inbound] = Room(room.lobby)
+        self._desk: Room[_Inbound] = Room(room.desk)
+        self._known: Room[_Inbound] = Room(room.known)
         self._line: dict[str, dict[_Inbound, None]] = {}
         self._calling: asyncio.TimerHandle | None = None
         self._there: dict[str, _Inbound] = {}
@@ -154,8 +66,6 @@ class Gate:
         self._ended: Counter[str] = Counter()
         self._from: Counter[str] = Counter()
         self._entering: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.new_event_loop()
-        self._thread = Thread(target=self._loop.run_forever, name="gate", daemon=True)
         self.port = 0
 
     def open(self) -> None:
@@ -167,14 +77,12 @@ class Gate:
         try:
             listener = _listener(self._address)
         except (OSError, ValueError, OverflowError) as error:
-            self._loop.close()
             raise MachineError(
                 f"nothing can listen at {self._address}: "
                 f"{getattr(error, 'strerror', None) or error}",
                 hint="another program listens there, or the host is not this machine's: choose "
                 "another port or host",
             ) from None
-        self.port = listener.getsockname()[1]
         self.folder = Path(tempfile.mkdtemp(prefix="ddm-fed-"))  # for our user alone
         if len(os.fsencode(self.folder)) > MAX_SOCKET_PATH - 20:
             listener.close()
@@ -183,9 +91,11 @@ class Gate:
                 f"the path of {self.folder} is too long for sockets",
                 hint="set TMPDIR to a folder with a shorter path, such as /tmp",
             )
+        self._listener, self._loop = listener, asyncio.new_event_loop()
+        self._thread = Thread(target=self._loop.run_forever, name="gate", daemon=True)
         self._thread.start()
-        self._listener = listener
         self._loop.call_soon_threadsafe(self._listen)
+        self.port = listener.getsockname()[1]
 
     def _run(self, what: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(what, self._loop).result()
@@ -244,7 +154,7 @@ class Gate:
 
     def close(self) -> None:
         """Takes no more connections, and ends those there are."""
-        if self._loop.is_closed():
+        if self.port == 0 or self._loop.is_closed():
             return
         self._run(self._leave())
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -258,7 +168,10 @@ class Gate:
         for connection in list(self._there.values()):
             connection.close()
         self._tell()
-        await asyncio.sleep(0)  # what was closed says so in the next round
+        for entering in list(self._entering):
+            entering.cancel()
+        for _ in range(3):
+            await asyncio.sleep(0)  # what was closed says so in the next rounds
 
     def _drop_folder(self) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -389,6 +302,8 @@ def _listener(address: str) -> socket.socket:
     found = socket.getaddrinfo(
         host or None, int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )
+    if not 0 <= int(port) <= 0xFFFF:  # some systems count on from 0
+        raise ValueError("ports end at 65535")
     family, *_, place = min(found, key=lambda item: item[0] != socket.AF_INET)
     both = host == "::" and socket.has_dualstack_ipv6()
     listener = socket.create_server(place[:2], family=family, backlog=BACKLOG, dualstack_ipv6=both)

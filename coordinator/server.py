@@ -19,11 +19,12 @@ import grpc
 
 from coordinator.answering import Desk
 from coordinator.folder import CoordinatorFolder
-from coordinator.gate import Gate, seats
+from coordinator.gate import Gate
 from coordinator.guard import CALLS_AT_ONCE, Members, Strangers
 from coordinator.health import HEALTH, HealthService
 from coordinator.metrics import ServerMetrics
 from coordinator.patience import Patience
+from coordinator.seats import seats
 from coordinator.service import EnrolmentService, ExchangeService
 from coordinator.sink import Limits, Sink, has_room
 from coordinator.view import PublishedView

@@ -22,9 +22,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from coordinator.folder import CoordinatorFolder
-from coordinator.gate import Gate, seats
+from coordinator.gate import Gate
 from coordinator.metrics import ServerMetrics
 from coordinator.pages import Pages, Response, text_response
+from coordinator.seats import seats
 from ddm_fed import console
 
 MAX_REQUEST_BYTES = 16 << 10
