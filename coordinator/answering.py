@@ -1,5 +1,11 @@
 """One call to the coordinator, from who asks to the status it ends with.
 
+A call costs nothing that is short before somebody has said whose it is: who calls, and whether it
+may, is judged when its head arrives, and only then its message is awaited, for some seconds. gRPC's
+own handlers of single messages do it the other way round: there a call whose message never comes
+holds a thread for as long as its connection, and no code of ours sees it. So all calls are taken as
+streams (`ddm_fed.exchange.handlers`), which looks the same on the wire.
+
 Strangers learn that they are strangers, and nothing else. Errors of this program travel whole, so
 that a site's program shows them as if they had happened there; of anything unforeseen the other
 side learns a number only, under which the reason is logged here.
@@ -7,8 +13,9 @@ side learns a number only, under which the reason is logged here.
 
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from functools import wraps
 from secrets import token_hex
 from types import TracebackType
@@ -18,9 +25,27 @@ import grpc
 
 from coordinator.guard import Caller, Guard
 from coordinator.metrics import ServerMetrics
+from coordinator.patience import Patience
 from ddm_fed import console
-from ddm_fed.errors import DdmFedError
+from ddm_fed.errors import DdmFedError, MalformedError
 from ddm_fed.exchange import details_of, status_of
+
+MESSAGE_S = 10.0  # for the one message of a call, from its head on
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every call of a service needs.
+
+    Attributes:
+        guard: Says who calls, and whether it may.
+        metrics: Counts calls.
+        patience: Ends those that make no progress.
+    """
+
+    guard: Guard
+    metrics: ServerMetrics
+    patience: Patience
 
 
 class Answering(AbstractContextManager["Answering"]):
@@ -28,27 +53,31 @@ class Answering(AbstractContextManager["Answering"]):
 
     Args:
         rpc: Name of the call.
-        guard: Tells callers.
+        desk: What it needs.
         context: gRPC's.
-        metrics: Counts calls.
     """
 
-    def __init__(
-        self, rpc: str, guard: Guard, context: grpc.ServicerContext, metrics: ServerMetrics
-    ) -> None:
-        self._rpc, self._guard, self._context, self._metrics = rpc, guard, context, metrics
+    def __init__(self, rpc: str, desk: Desk, context: grpc.ServicerContext) -> None:
+        self._rpc, self._desk, self._context = rpc, desk, context
         self._began, self._who = time.monotonic(), "unknown"
+        self._given_up = False
+        self._place = ExitStack()
 
     def __enter__(self) -> "Answering":
         return self
 
-    def cancel(self) -> None:
+    def give_up(self) -> None:
         """Ends the call from another thread: whoever waits for its next message waits no more."""
+        self._given_up = True
         self._context.cancel()
+
+    def watching(self, seconds: float | None = None) -> AbstractContextManager[Callable[[], None]]:
+        """Gives the call up if the function that is yielded is not called for too long."""
+        return self._desk.patience.watching(self.give_up, seconds)
 
     def caller(self) -> Caller:
         """Returns who asks, by the roster of this moment; the call ends here if it is nobody."""
-        found = self._guard.caller(self._context.auth_context())
+        found = self._desk.guard.caller(self._context.peer(), self._context.auth_context())
         if found is None:
             self._log("UNAUTHENTICATED")
             self._context.abort(
@@ -57,15 +86,28 @@ class Answering(AbstractContextManager["Answering"]):
         self._who = found.site
         return found
 
-    def admitted(self) -> Caller:
-        """Returns who asks, if it does not ask too often.
+    def admit(self) -> None:
+        """Takes one of the calls that whoever asks may have under way, until this one ends.
 
         Raises:
-            QuotaError: it does.
+            QuotaError: it has as many already, or asks too often.
         """
-        found = self.caller()
-        self._guard.require_rate(found)
-        return found
+        admitting = self._desk.guard.admitting(self.caller(), self._context.peer())
+        self._place.enter_context(admitting)
+
+    def only(self, requests: Iterator[Any]) -> Any:
+        """Returns the one message of a call.
+
+        Raises:
+            MalformedError: there is none.
+        """
+        with self.watching(MESSAGE_S):
+            for request in requests:
+                return request
+        raise MalformedError(
+            f"the call `{self._rpc}` came without its message",
+            hint="another program called, or one of another version: compare versions",
+        )
 
     def __exit__(
         self,
@@ -73,23 +115,28 @@ class Answering(AbstractContextManager["Answering"]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._place.close()
         if error is None or isinstance(error, GeneratorExit):
-            self._log("OK" if error is None else "CANCELLED")
+            self._log("OK" if error is None else self._cut())
         elif isinstance(error, DdmFedError):
             status = status_of(error)
             self._log(status.name, ddm=error.code, reason=error.message)
             self._context.set_trailing_metadata(details_of(error))
             self._context.abort(status, error.code)
         elif isinstance(error, grpc.RpcError):  # the other side hung up, or was too slow
-            self._log("CANCELLED")
+            self._log(self._cut())
         elif not _is_abort(error):
             number = token_hex(4)
             lines = traceback.format_exception(kind, error, trace)
             self._log("INTERNAL", number=number, reason="".join(lines)[-2000:])
             self._context.abort(grpc.StatusCode.INTERNAL, f"unforeseen, logged as {number}")
 
+    def _cut(self) -> str:
+        """Returns who ended a call that was cut: we for lack of progress, or the other side."""
+        return "TOO_SLOW" if self._given_up else "CANCELLED"
+
     def _log(self, code: str, **facts: object) -> None:
-        self._metrics.rpc_ended(self._rpc, code)
+        self._desk.metrics.rpc_ended(self._rpc, code)
         took_ms = round((time.monotonic() - self._began) * 1000)
         console.log_line(
             {"rpc": self._rpc, "site": self._who, "code": code, "ms": took_ms, **facts}
@@ -101,22 +148,38 @@ def _is_abort(error: BaseException) -> bool:
 
 
 def answers(method: Any) -> Any:
-    """Makes `method(self, call, request)` answer members of the roster only."""
+    """Makes `method(self, call, request)` answer those whom the service's guard lets in."""
 
     @wraps(method)
-    def answer(self: Any, request: Any, context: grpc.ServicerContext) -> Any:
-        with Answering(method.__name__, self.guard, context, self.metrics) as call:
-            return method(self, call, request)
+    def answer(self: Any, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        with Answering(method.__name__, self.desk, context) as call:
+            call.admit()
+            return method(self, call, call.only(requests))
+
+    return answer
+
+
+def takes(method: Any) -> Any:
+    """Like `answers`, for a method that reads messages as they come, and watches them."""
+
+    @wraps(method)
+    def answer(self: Any, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        with Answering(method.__name__, self.desk, context) as call:
+            call.admit()
+            return method(self, call, requests)
 
     return answer
 
 
 def streams(method: Any) -> Any:
-    """Like `answers`, for a method that yields."""
+    """Like `answers`, for a method that yields; whoever does not read is given up."""
 
     @wraps(method)
-    def answer(self: Any, request: Any, context: grpc.ServicerContext) -> Iterator[Any]:
-        with Answering(method.__name__, self.guard, context, self.metrics) as call:
-            yield from method(self, call, request)
+    def answer(self: Any, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        with Answering(method.__name__, self.desk, context) as call:
+            call.admit()
+            for response in method(self, call, call.only(requests)):
+                with call.watching():
+                    yield response
 
     return answer

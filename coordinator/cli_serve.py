@@ -41,7 +41,7 @@ def serve(
     ] = 2,
     patience: Annotated[
         float,
-        typer.Option(help="Seconds a stream may go without progress before it is ended.", min=1),
+        typer.Option(help="Seconds a stream may bring less than 64 KiB before it is ended.", min=1),
     ] = 60.0,
     as_json: JsonOption = False,
 ) -> None:
@@ -52,7 +52,11 @@ def serve(
 
     Example: ddm-coord serve --listen 0.0.0.0:8443 --enroll 0.0.0.0:8444 --web 127.0.0.1:8080
     """
+    import os
     from contextlib import ExitStack
+
+    # gRPC writes a line for a handshake it does not like: a stranger could fill the log with them
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     from coordinator.folder import CoordinatorFolder
     from coordinator.metrics import ServerMetrics

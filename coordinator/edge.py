@@ -2,14 +2,16 @@
 
 A SuperLink serves three interfaces on one port. Through two of them, `/v1/control/` and
 `/v1/runtime/`, whoever reaches the port can run a program on this machine. So it listens on
-loopback, and only this listens to the world. For large consortia examples/flower holds the same as
-a configuration of nginx and of Caddy.
+loopback, and only this listens to the world, through a gate (`coordinator.gate`): whoever has sent
+no whole head of a request waits there, on few seats and not for long. For large consortia
+examples/flower holds the same as a configuration of nginx and of Caddy.
 
     python -m coordinator.edge --listen 0.0.0.0:443 --superlink https://127.0.0.1:18000
         --superlink-ca ca.crt --certificate server.pem --key server.key
 """
 
 import argparse
+import asyncio
 import re
 import ssl
 from collections.abc import AsyncIterator
@@ -17,6 +19,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.gate import Gate
+from coordinator.seats import seats
 from ddm_fed import console
 from ddm_fed.errors import SizeError, StateError
 from ddm_fed.flower import MIB, missing_flower
@@ -29,6 +33,7 @@ try:
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import PlainTextResponse, Response, StreamingResponse
     from starlette.routing import Route
+    from uvicorn.protocols.http.h11_impl import H11Protocol
 except ModuleNotFoundError:  # they come with Flower
     raise missing_flower() from None
 
@@ -36,6 +41,7 @@ FLEET = re.compile(rb"/v1/fleet/[a-z-]+")
 """The whole of a path that is forwarded: no dots, no escapes, no second slash, no query."""
 MAX_BODY_BYTES = 32 * MIB  # Flower sends objects of at most 5 MiB
 MAX_HEADER_BYTES = 16 << 10
+PATIENCE_S, PROGRESS_BYTES = 60.0, 64 << 10  # a body that brings less in that time is ended
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer trailers "
     b"transfer-encoding upgrade host forwarded x-forwarded-for x-forwarded-host x-forwarded-proto "
@@ -66,8 +72,16 @@ class Edge:
     connections: int = 256
 
 
-def make_edge(superlink: str, superlink_ca: Path | None, *, connections: int = 256) -> Starlette:
+def make_edge(
+    superlink: str, superlink_ca: Path | None, gate: Gate, *, connections: int = 256
+) -> Starlette:
     """Returns the web application that forwards to `superlink`.
+
+    Args:
+        superlink: Its address.
+        superlink_ca: PEM of whoever signed its certificate.
+        gate: In front of it; learns who sent a whole head.
+        connections: Most at once.
 
     Raises:
         StateError: `superlink` is not an address on this machine.
@@ -88,6 +102,8 @@ def make_edge(superlink: str, superlink_ca: Path | None, *, connections: int = 2
     )
 
     async def forward(request: Request) -> Response:
+        if request.client is not None:
+            gate.judged(request.client.host, gate.address(request.client.host))
         return await _forward(client, request)
 
     @asynccontextmanager
@@ -128,6 +144,8 @@ async def _forward(client: httpx.AsyncClient, request: Request) -> Response:
         answer = await client.send(outgoing, stream=True)
     except SizeError:
         return PlainTextResponse("the body is too large\n", status_code=413)
+    except TimeoutError:
+        return PlainTextResponse("the body comes too slowly\n", status_code=408)
     except ClientDisconnect:
         return Response(status_code=499)
     except httpx.HTTPError:
@@ -145,9 +163,18 @@ async def _forward(client: httpx.AsyncClient, request: Request) -> Response:
 
 async def _bounded(request: Request) -> AsyncIterator[bytes]:
     """Yields the body as it comes, so that nothing of it is kept here."""
-    taken = 0
-    async for chunk in request.stream():
+    taken = marked = 0
+    chunks = aiter(request.stream())
+    loop = asyncio.get_running_loop()
+    until = loop.time() + PATIENCE_S
+    while True:
+        async with asyncio.timeout_at(until):
+            chunk = await anext(chunks, None)
+        if chunk is None:
+            return
         taken += len(chunk)
+        if taken - marked >= PROGRESS_BYTES:
+            marked, until = taken, loop.time() + PATIENCE_S
         if taken > MAX_BODY_BYTES:
             raise SizeError(
                 f"a body of more than {MAX_BODY_BYTES} bytes",
@@ -156,14 +183,29 @@ async def _bounded(request: Request) -> AsyncIterator[bytes]:
         yield chunk
 
 
+class _NamedProtocol(H11Protocol):
+    """HTTP/1.1 whose client is the name that the gate gave to the connection."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.client = str(transport.get_extra_info("peername")), 0
+
+
 def serve(edge: Edge) -> None:
-    """Listens until it is stopped. Connections beyond the limit get 503."""
+    """Listens until it is stopped. Connections beyond the limit get 503.
+
+    Raises:
+        MachineError: nobody can listen there.
+    """
+    own = f"[{edge.host}]" if ":" in edge.host else edge.host
+    gate = Gate(f"{own}:{edge.port}", seats(1, edge.connections, edge.connections))
+    gate.open()
+    behind = gate.folder / "edge"
     server = uvicorn.Server(
         uvicorn.Config(
-            make_edge(edge.superlink, edge.superlink_ca, connections=edge.connections),
-            host=edge.host,
-            port=edge.port,
-            http="h11",
+            make_edge(edge.superlink, edge.superlink_ca, gate, connections=edge.connections),
+            uds=str(behind),
+            http=_NamedProtocol,
             ws="none",
             lifespan="on",
             log_level="warning",
@@ -172,13 +214,17 @@ def serve(edge: Edge) -> None:
             proxy_headers=False,
             ssl_certfile=edge.certificate,
             ssl_keyfile=str(edge.key),
-            limit_concurrency=edge.connections,
+            limit_concurrency=2 * edge.connections,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_keep_alive=15,
             timeout_graceful_shutdown=5,
         )
     )
-    server.run()
+    gate.lead_to(behind)
+    try:
+        server.run()
+    finally:
+        gate.close()
 
 
 def main() -> None:

@@ -33,12 +33,18 @@ class ServerMetrics:
         self._lock = Lock()
         self._rpcs: Counter[tuple[str, str]] = Counter()
         self._received: Counter[str] = Counter()
+        self._ended: Counter[str] = Counter()
         self._open_writes = 0
 
     def rpc_ended(self, rpc: str, code: str) -> None:
         """Counts a call of `rpc` that ended with the status `code`, such as `OK`."""
         with self._lock:
             self._rpcs[rpc, code] += 1
+
+    def ended(self, reason: str, count: int) -> None:
+        """Counts connections that a gate ended, such as those that waited too long."""
+        with self._lock:
+            self._ended[reason] += count
 
     def received(self, site: str, count: int) -> None:
         """Counts bytes of weights that a site of the roster sent, again if sent again."""
@@ -59,7 +65,7 @@ class ServerMetrics:
     def families(self) -> Iterator[Metric]:
         """Yields the counters as they stand."""
         with self._lock:
-            rpcs, received = dict(self._rpcs), dict(self._received)
+            rpcs, received, ended = dict(self._rpcs), dict(self._received), dict(self._ended)
             open_writes = self._open_writes
         family = CounterMetricFamily(
             "ddm_fed_rpcs", "Calls that ended, by their status.", labels=["rpc", "code"]
@@ -72,6 +78,12 @@ class ServerMetrics:
         )
         for site, count in sorted(received.items()):
             family.add_metric([site], count)
+        yield family
+        family = CounterMetricFamily(
+            "ddm_fed_connections_ended", "Connections that were ended.", labels=["reason"]
+        )
+        for reason, count in sorted(ended.items()):
+            family.add_metric([reason.replace(" ", "_")], count)
         yield family
         yield GaugeMetricFamily(
             "ddm_fed_open_writes", "Upload streams open now.", value=open_writes

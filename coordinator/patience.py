@@ -23,13 +23,20 @@ class Patience:
         self._thread.start()
 
     @contextmanager
-    def watching(self, end: Callable[[], object]) -> Iterator[Callable[[], None]]:
-        """Calls `end` if the function that is yielded is not called for too long."""
-        key = object()
+    def watching(
+        self, end: Callable[[], object], seconds: float | None = None
+    ) -> Iterator[Callable[[], None]]:
+        """Calls `end` if the function that is yielded is not called for too long.
+
+        Args:
+            end: Called once, from another thread.
+            seconds: How long that is; by default, and at most, what this one was made with.
+        """
+        key, patience = object(), min(self.seconds, seconds or self.seconds)
 
         def progress() -> None:
             with self._lock:
-                self._calls[key] = (monotonic() + self.seconds, end)
+                self._calls[key] = (monotonic() + patience, end)
 
         progress()
         try:

@@ -2,37 +2,45 @@
 
 Members come over mutual TLS with certificates that the roster pins. A change of the roster counts
 from the next call on connections that are open, and within a second for new ones. Requests of
-strangers are taken on a port of their own, if at all.
+strangers are taken on a port of their own, if at all. Nobody holds anything of either before it is
+judged: connections by the gate (`coordinator.gate`), calls when their head has come
+(`coordinator.answering`). Of both, each has its own share.
 """
 
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from threading import Event
-from time import monotonic, sleep
+from time import monotonic
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from coordinator.answering import Desk
 from coordinator.folder import CoordinatorFolder
+from coordinator.gate import Gate
+from coordinator.guard import CALLS_AT_ONCE, Members, Strangers
+from coordinator.health import HEALTH, HealthService
 from coordinator.metrics import ServerMetrics
 from coordinator.patience import Patience
+from coordinator.seats import seats
 from coordinator.service import EnrolmentService, ExchangeService
 from coordinator.sink import Limits, Sink, has_room
 from coordinator.view import PublishedView
 from ddm_fed import console
 from ddm_fed.errors import DdmFedError, MachineError
-from ddm_fed.exchange import server_options, services
+from ddm_fed.exchange import handlers, messages, server_options
 from ddm_fed.signing import site_certificates_pem
 
+SITES_BEFORE = 64  # threads are there for as many sites, however few the roster has today
 SPARE_THREADS = 8
-SITES_BEFORE = 64  # threads wait for as many sites, however few the roster has today
-STOP_S = 10.0
-HEALTH_NAME = "ddm_fed.exchange.v1.ExchangeService"
+STOP_S, RENEW_S = 10.0, 1.0
 TEND_S, ROSTER_S = 30.0, 0.5
-RENEW_S, REOPEN_TRIES, REOPEN_PAUSE_S = 1.0, 50, 0.2
+MOST_MEMBERS, MOST_WAITING, MOST_STRANGERS = 1024, 512, 64  # connections
+STRANGER_S = 30.0  # for all that a stranger may want
+EXCHANGE = messages.DESCRIPTOR.services_by_name["ExchangeService"]
+ENROLMENT = messages.DESCRIPTOR.services_by_name["EnrolmentService"]
 
 
 @dataclass(frozen=True)
@@ -88,46 +96,60 @@ def serving(
         StateError: nothing is published, or the coordinator has no certificate in the roster.
         MachineError: it cannot listen there.
     """
-    view, status = PublishedView(home), health.HealthServicer()
-    key = home.tls(home.chain())
+    view, key = PublishedView(home), home.tls(home.chain())
     sink = Sink(home, options.limits, view)
     sink.expire()
     patience = Patience(options.patience_s)
-    service = ExchangeService(
-        home, sink, view, metrics, patience, share_ensemble=options.share_ensemble
+    gate = Gate(options.listen, seats(1 / 2, MOST_WAITING, MOST_MEMBERS), metrics.ended)
+    desk = Desk(Members(view, gate), metrics, patience)
+    service = ExchangeService(home, sink, view, desk, share_ensemble=options.share_ensemble)
+    health = HealthService(desk, EXCHANGE.full_name)
+    members = Door(
+        gate,
+        lambda: member_identity(home, view),
+        [handlers(EXCHANGE, service), handlers(HEALTH, health)],
+        threads=lambda: _threads(len(view.current().trust.roster.sites)),
+        calls_at_once=2 * CALLS_AT_ONCE,  # more than it may have: it is told so
     )
-
-    def answer_members(server: grpc.Server) -> None:
-        services.add_ExchangeServiceServicer_to_server(service, server)
-        health_pb2_grpc.add_HealthServicer_to_server(status, server)
-
-    def answer_strangers(server: grpc.Server) -> None:
-        strangers = EnrolmentService(take_request, metrics, service.guard)
-        services.add_EnrolmentServiceServicer_to_server(strangers, server)
-
-    threads = 2 * SITES_BEFORE + SPARE_THREADS
-    doors = [Door(options.listen, threads, answer_members, lambda: member_identity(home, view))]
+    doors = [members]
     if options.enroll is not None:
+        few = seats(3 / 8, MOST_STRANGERS, 0, STRANGER_S)
+        outer = Gate(options.enroll, few, metrics.ended)
+        strangers = EnrolmentService(take_request, Desk(Strangers(outer), metrics, patience))
         doors.append(
-            Door(options.enroll, SPARE_THREADS, answer_strangers, lambda: own_identity(home))
+            Door(
+                outer,
+                lambda: own_identity(home),
+                [handlers(ENROLMENT, strangers)],
+                threads=lambda: few.desk + SPARE_THREADS,
+                calls_at_once=1,
+            )
         )
     ended = Event()
-    try:
+    with ExitStack() as stack:
+        stack.callback(sink.close)
+        stack.callback(patience.close)
         for door in doors:
+            stack.callback(door.close)
             door.open()
         with ThreadPoolExecutor(1, "tending") as tending:
-            tending.submit(_tend, home, sink, status, doors, ended)
+            tending.submit(_tend, home, sink, health, doors, ended)
             try:
                 enroll_port = doors[1].port if options.enroll is not None else None
                 yield Listening(doors[0].port, enroll_port, key.fingerprint)
             finally:
                 ended.set()
-                status.enter_graceful_shutdown()
+                health.serving = False
         for stopped in [door.stop(STOP_S) for door in doors]:
             stopped.wait()
-    finally:
-        patience.close()
-        sink.close()
+
+
+def _threads(sites: int) -> int:
+    """Returns how many threads answer members: as many as all of them may have calls at once.
+
+    So no site holds one that another has a right to. A thread is made when it is first needed.
+    """
+    return CALLS_AT_ONCE * max(SITES_BEFORE, sites) + SPARE_THREADS
 
 
 @dataclass(frozen=True)
@@ -173,25 +195,33 @@ def member_identity(home: CoordinatorFolder, view: PublishedView) -> TlsIdentity
 
 
 class Door:
-    """A port, and the gRPC server behind it, which is replaced when its identity changes.
+    """A port, its gate, and the gRPC server behind that, which is replaced as its identity changes.
 
     Args:
-        address: HOST:PORT; port 0 takes a free one, and keeps it.
-        threads: Most calls at once.
-        answer: Adds the services to a server.
+        gate: In front of it.
         identify: Returns the identity of this moment.
+        handlers: Of the services.
+        threads: Returns how many calls it has to be able to answer at once.
+        calls_at_once: Of one connection.
     """
 
     def __init__(
         self,
-        address: str,
-        threads: int,
-        answer: Callable[[grpc.Server], None],
+        gate: Gate,
         identify: Callable[[], TlsIdentity],
+        handlers: list[grpc.GenericRpcHandler],
+        *,
+        threads: Callable[[], int],
+        calls_at_once: int,
     ) -> None:
-        self._address, self._threads = address, threads
-        self._answer, self._identify = answer, identify
-        self.port = 0
+        self._gate, self._identify, self._handlers = gate, identify, handlers
+        self._threads, self._calls_at_once = threads, calls_at_once
+        self._opened = 0
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._gate.port
 
     def open(self) -> None:
         """Begins to listen.
@@ -199,43 +229,47 @@ class Door:
         Raises:
             MachineError: it cannot.
         """
-        identity = self._identify()
-        pool = ThreadPoolExecutor(self._threads, "rpc")
-        self._server = grpc.server(
-            pool, options=server_options(), maximum_concurrent_rpcs=self._threads
+        self._identity = self._identify()
+        self._gate.open()
+        self._server = self._begin(self._identity)
+
+    def _begin(self, identity: TlsIdentity) -> grpc.Server:
+        threads = self._threads()
+        server = grpc.server(
+            ThreadPoolExecutor(threads, "rpc"),
+            options=server_options(calls_at_once=self._calls_at_once),
+            # what comes above that is of somebody who is about to be refused
+            maximum_concurrent_rpcs=2 * threads,
         )
-        self._answer(self._server)
-        host, _, port = self._address.rpartition(":")
-        place = f"{host}:{self.port or port}"
+        server.add_generic_rpc_handlers(tuple(self._handlers))
+        self._opened += 1
+        place = self._gate.folder / f"server-{self._opened}"
         try:
-            self.port = self._server.add_secure_port(place, identity.credentials())
-        except RuntimeError:
+            server.add_secure_port(f"unix:{place}", identity.credentials())
+        except RuntimeError as error:
             raise MachineError(
-                f"{place} cannot be listened on",
-                hint="another program has the port, or the host is not this machine's: choose "
-                "another with --listen",
+                f"{place} cannot be listened on: {error}",
+                hint="make room, or set TMPDIR to another folder of this machine's own disk",
             ) from None
-        self._server.start()
-        self._identity = identity
+        server.start()
+        self._gate.lead_to(place)
+        return server
 
     def renew(self) -> bool:
-        """Opens anew if the identity has changed; returns whether it had.
+        """Puts another server behind the gate if the identity has changed; returns whether it had.
 
         Calls that last longer than a moment are cut, and go on from there: that is what sites do
         after any break.
 
         Raises:
-            MachineError: the port could not be taken again.
+            MachineError: there can be no other.
         """
-        if self._identify() == self._identity:
+        identity = self._identify()
+        if identity == self._identity:
             return False
-        self._server.stop(RENEW_S).wait()
-        for _ in range(REOPEN_TRIES - 1):
-            with suppress(MachineError):  # the system may need a moment to free it
-                self.open()
-                return True
-            sleep(REOPEN_PAUSE_S)
-        self.open()
+        old, self._server = self._server, self._begin(identity)
+        self._identity = identity
+        old.stop(RENEW_S).wait()
         return True
 
     def stop(self, grace_s: float) -> Event:
@@ -243,22 +277,24 @@ class Door:
         found: Event = self._server.stop(grace_s)
         return found
 
+    def close(self) -> None:
+        """Listens no more."""
+        self._gate.close()
+
 
 def _tend(
     home: CoordinatorFolder,
     sink: Sink,
-    status: health.HealthServicer,
+    health: HealthService,
     doors: list[Door],
     ended: Event,
 ) -> None:
     """Follows the roster, the room on the disk, and what nobody continues, until `ended`."""
-    states, checked = health_pb2.HealthCheckResponse, -TEND_S
+    checked = -TEND_S
     while not ended.is_set():
         if monotonic() - checked >= TEND_S:
             checked = monotonic()
-            room = has_room(home, sink.limits)
-            for name in ("", HEALTH_NAME):
-                status.set(name, states.SERVING if room else states.NOT_SERVING)
+            health.serving = has_room(home, sink.limits)
             for digest in sink.expire():
                 console.log_line({"event": "expired", "submission_sha256": digest})
         try:

@@ -7,17 +7,15 @@ as they are published: whoever reads them verifies them.
 from collections.abc import Callable, Iterator
 from threading import Lock
 
-from coordinator.answering import Answering, answers, streams
+from coordinator.answering import Answering, Desk, answers, streams, takes
 from coordinator.delivery import Outcome, claimed_site, deliver, outcome_of
 from coordinator.ensembles import newest_ensemble
 from coordinator.folder import CoordinatorFolder
-from coordinator.guard import Bucket, Caller, Guard
-from coordinator.metrics import ServerMetrics
-from coordinator.patience import Patience
+from coordinator.guard import Caller
 from coordinator.sink import SYNC_BYTES, Sink, Upload
 from coordinator.status import site_states
 from coordinator.view import PublishedView
-from ddm_fed.errors import OffsetError, PlanMismatchError, StateError
+from ddm_fed.errors import OffsetError, PlanMismatchError, SizeError, StateError
 from ddm_fed.exchange import CHUNK_BYTES, messages, services
 from ddm_fed.files import open_regular, read_bounded
 from ddm_fed.published import PLAN_FILE, roster_files
@@ -26,6 +24,7 @@ from ddm_fed.reference import REFERENCE_FILE, VECTORS_FILE, reference_sha256
 
 DOCUMENTS_BYTES = 1 << 20  # of one answer; a single document may be as long
 COMMIT_PATIENCE_S = 60.0
+PROGRESS_BYTES = 64 << 10  # less than that within patience is no progress
 
 
 class ExchangeService(services.ExchangeServiceServicer):
@@ -35,8 +34,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         home: The coordinator.
         sink: Takes bundles in.
         view: What is published.
-        metrics: Counts calls.
-        patience: Ends streams without progress.
+        desk: What every call needs.
         share_ensemble: Whether members may fetch the newest ensemble.
     """
 
@@ -45,13 +43,12 @@ class ExchangeService(services.ExchangeServiceServicer):
         home: CoordinatorFolder,
         sink: Sink,
         view: PublishedView,
-        metrics: ServerMetrics,
-        patience: Patience,
+        desk: Desk,
         *,
         share_ensemble: bool,
     ) -> None:
-        self.guard, self.metrics = Guard(view), metrics
-        self._home, self._sink, self._view, self._patience = home, sink, view, patience
+        self.desk = desk
+        self._home, self._sink, self._view = home, sink, view
         self._share_ensemble = share_ensemble
         self._admitting = Lock()  # one thread verifies; the others find their bundle admitted
         self._writers: dict[str, object] = {}
@@ -61,7 +58,6 @@ class ExchangeService(services.ExchangeServiceServicer):
         self, call: Answering, request: messages.GetPlanRequest
     ) -> messages.GetPlanResponse:
         """Returns the signed plan."""
-        call.admitted()
         return messages.GetPlanResponse(plan_envelope=self._document(PLAN_FILE))
 
     @answers
@@ -69,7 +65,6 @@ class ExchangeService(services.ExchangeServiceServicer):
         self, call: Answering, request: messages.GetRosterRequest
     ) -> messages.GetRosterResponse:
         """Returns rosters in order, as many as fit."""
-        call.admitted()
         names = roster_files(self._home.published)[request.known_version :]
         chosen: list[bytes] = []
         for name in names:
@@ -85,7 +80,6 @@ class ExchangeService(services.ExchangeServiceServicer):
         self, call: Answering, request: messages.GetLogRequest
     ) -> Iterator[messages.GetLogResponse]:
         """Yields leaves and, last, the head over them."""
-        call.admitted()
         log = self._view.current().log
         leaves: list[bytes] = []
         for entry in log.entries[request.first_leaf :]:
@@ -100,7 +94,6 @@ class ExchangeService(services.ExchangeServiceServicer):
         self, call: Answering, request: messages.GetReferenceRequest
     ) -> Iterator[messages.GetReferenceResponse]:
         """Yields the reference of heads."""
-        call.admitted()
         if not (self._home.published / REFERENCE_FILE).exists():
             raise StateError(
                 "no reference is published",
@@ -117,7 +110,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         self, call: Answering, request: messages.BeginUploadRequest
     ) -> messages.BeginUploadResponse:
         """Verifies a manifest, and says where its bundle stands."""
-        site = call.admitted().site
+        site = call.caller().site
         found = self._sink.begin(request.submission_envelope, carrier=site, site=site)
         if isinstance(found, Upload):
             return messages.BeginUploadResponse(
@@ -132,23 +125,27 @@ class ExchangeService(services.ExchangeServiceServicer):
             submission_sha256=found.digest, state=state, receipt_envelope=receipt
         )
 
-    @answers
+    @takes
     def WriteUpload(
         self, call: Answering, request: Iterator[messages.WriteUploadRequest]
     ) -> messages.WriteUploadResponse:
         """Takes bytes of a body. The newest stream of a bundle is the one that counts."""
-        caller, token = call.admitted(), object()
-        upload, checked = None, 0
+        caller, token = call.caller(), object()
+        upload, checked, marked = None, 0, 0
         try:
-            with self.metrics.writing(), self._patience.watching(call.cancel) as progress:
+            with self.desk.metrics.writing(), call.watching() as progress:
                 for part in request:
-                    progress()
+                    _require_bytes(part, caller)
                     if upload is None:
                         upload = self._own(part.submission_sha256, caller)
                         self._writers[upload.digest] = token
+                        marked = part.offset
                     self._require_newest(upload, token)
                     have = upload.write(part.offset, part.data)
-                    self.metrics.received(caller.site, len(part.data))
+                    self.desk.metrics.received(caller.site, len(part.data))
+                    if have - marked >= PROGRESS_BYTES:
+                        marked = have
+                        progress()
                     if have - checked >= SYNC_BYTES:
                         checked = have
                         call.caller()  # a connection outlives the roster it began under
@@ -183,7 +180,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         self, call: Answering, request: messages.QueryWriteStatusRequest
     ) -> messages.QueryWriteStatusResponse:
         """Says where a bundle stands that this member began to send."""
-        caller, digest = call.admitted(), request.submission_sha256
+        caller, digest = call.caller(), request.submission_sha256
         if self._sink.find(digest) is not None:
             return messages.QueryWriteStatusResponse(
                 state=messages.UPLOAD_STATE_OPEN, committed_bytes=self._own(digest, caller).have()
@@ -204,7 +201,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         self, call: Answering, request: messages.CommitUploadRequest
     ) -> messages.CommitUploadResponse:
         """Verifies and admits what was sent."""
-        caller, digest = call.admitted(), request.submission_sha256
+        caller, digest = call.caller(), request.submission_sha256
         if self._sink.find(digest) is not None:
             upload = self._own(digest, caller)
             with self._sink.finishing(upload):
@@ -219,7 +216,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         self, call: Answering, request: messages.GetStatusRequest
     ) -> messages.GetStatusResponse:
         """Says what the coordinator knows of the asking site, and of nobody else."""
-        site = call.admitted().site
+        site = call.caller().site
         published = self._view.current()
         row = next(row for row in site_states(self._home)["sites"] if row["site"] == site)
         return messages.GetStatusResponse(
@@ -238,7 +235,6 @@ class ExchangeService(services.ExchangeServiceServicer):
         self, call: Answering, request: messages.GetEnsembleRequest
     ) -> messages.GetEnsembleResponse:
         """Lists the files of the newest ensemble."""
-        call.admitted()
         self._require_shared()
         found = newest_ensemble(self._home)
         files = [
@@ -251,7 +247,6 @@ class ExchangeService(services.ExchangeServiceServicer):
         self, call: Answering, request: messages.ReadEnsembleRequest
     ) -> Iterator[messages.ReadEnsembleResponse]:
         """Yields a file of the ensemble."""
-        call.admitted()
         self._require_shared()
         found = newest_ensemble(self._home)
         if found.sha256 != request.ensemble_sha256 or request.name not in found.files:
@@ -260,14 +255,10 @@ class ExchangeService(services.ExchangeServiceServicer):
                 f"{request.ensemble_sha256[:16]}…",
                 hint="another one was assembled meanwhile: fetch that",
             )
-        with (
-            self._patience.watching(call.cancel) as progress,
-            open_regular(found.folder / request.name) as file,
-        ):
+        with open_regular(found.folder / request.name) as file:
             file.seek(request.offset)
             while data := file.read(CHUNK_BYTES):
                 yield messages.ReadEnsembleResponse(data=data)
-                progress()
 
     def _require_shared(self) -> None:
         if not self._share_ensemble:
@@ -288,6 +279,15 @@ def _unknown(digest: str) -> OffsetError:
     )
 
 
+def _require_bytes(part: messages.WriteUploadRequest, caller: Caller) -> None:
+    if not part.data:
+        raise SizeError(
+            f"`{caller.site}` sent a piece without bytes",
+            hint="no program of ours does that: another one has the site's key, or an older "
+            "version; compare versions",
+        )
+
+
 def _committed(outcome: Outcome) -> messages.CommitUploadResponse:
     if outcome.receipt is not None:
         return messages.CommitUploadResponse(
@@ -304,18 +304,16 @@ class EnrolmentService(services.EnrolmentServiceServicer):
 
     Args:
         take: Verifies and keeps a request; returns whether its keys are in the roster.
-        metrics: Counts calls.
-        guard: Not asked: there is nobody to tell.
+        desk: What every call needs.
     """
 
-    def __init__(self, take: Callable[[bytes], bool], metrics: ServerMetrics, guard: Guard) -> None:
-        self._take, self.metrics, self.guard = take, metrics, guard
-        self._bucket = Bucket()
+    def __init__(self, take: Callable[[bytes], bool], desk: Desk) -> None:
+        self._take, self.desk = take, desk
 
     @answers
     def Enroll(self, call: Answering, request: messages.EnrollRequest) -> messages.EnrollResponse:
         """Takes a request."""
-        self._bucket.require("strangers")
+        del call
         member = self._take(request.request_envelope)
         name = "MEMBER" if member else "WAITING"
         return messages.EnrollResponse(state=f"ENROLMENT_STATE_{name}")

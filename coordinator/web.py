@@ -1,8 +1,8 @@
 """A small read-only web server: the status of a coordinator, for a browser and for Prometheus.
 
 It answers GET and HEAD of the pages in `coordinator.pages` and nothing else. Whoever connects costs
-little: a request is at most 16 KiB and has five seconds to arrive, connections are few, and when
-all are taken the one that has been at it longest gives way. A name in `Host` that is not ours is
+little: a gate (`coordinator.gate`) lets few in at a time, and a request is at most 16 KiB and has
+five seconds to arrive. A name in `Host` that is not ours is
 refused, so that no web site can make a visitor's browser read the page under its own name.
 """
 
@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import TCPServer, ThreadingMixIn
-from threading import BoundedSemaphore, Lock, Thread
+from socketserver import ThreadingMixIn, UnixStreamServer
+from threading import Thread
 from time import monotonic
 from types import TracebackType
 from typing import Any, Self
 
 from coordinator.folder import CoordinatorFolder
+from coordinator.gate import Gate
 from coordinator.metrics import ServerMetrics
 from coordinator.pages import Pages, Response, text_response
+from coordinator.seats import seats
 from ddm_fed import console
-from ddm_fed.errors import MachineError
 
 MAX_REQUEST_BYTES = 16 << 10
 REQUEST_S, ANSWER_S = 5.0, 30.0
-MAX_CONNECTIONS = 64
-GRACE_S = 1.0  # a connection this young never gives way to another
+MAX_CONNECTIONS = 64  # that are answered at a time
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(?::[0-9]{1,5})?")
 HEADERS = {
@@ -52,11 +52,13 @@ class WebServer:
 
     url: str
     port: int
+    _gate: Gate
     _server: "_Server"
     _thread: Thread
 
     def close(self) -> None:
         """Stops answering and frees the port."""
+        self._gate.close()
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
@@ -97,75 +99,33 @@ def start_web(
     """
     own = f"[{host}]" if ":" in host else host
     allowed = frozenset(name.lower() for name in (*LOCAL_NAMES, own, *names))
-    kind = _Server6 if ":" in host else _Server
-    try:
-        server = kind((host, port), Pages(home, metrics, samples), allowed)
-    except OSError as error:
-        raise MachineError(
-            f"nothing can listen at {own}:{port}: {error.strerror or error}",
-            hint="another program listens there, or this machine has no such address: give "
-            "another port or host",
-        ) from None
+    gate = Gate(
+        f"{own}:{port}",
+        seats(1 / 8, MAX_CONNECTIONS, 0, REQUEST_S + ANSWER_S),
+        None if metrics is None else metrics.ended,
+    )
+    gate.open()
+    behind = gate.folder / "web"
+    server = _Server(str(behind), Pages(home, metrics, samples), allowed)
     thread = Thread(target=server.serve_forever, name="web", daemon=True)
     thread.start()
-    bound = server.server_address[1]
-    return WebServer(f"http://{own}:{bound}/", bound, server, thread)
+    gate.lead_to(behind)
+    return WebServer(f"http://{own}:{gate.port}/", gate.port, gate, server, thread)
 
 
-class _Server(ThreadingMixIn, TCPServer):
-    allow_reuse_address = True
+class _Server(ThreadingMixIn, UnixStreamServer):
     daemon_threads = True
-    request_queue_size = 128
+    request_queue_size = 2 * MAX_CONNECTIONS
 
-    def __init__(self, address: tuple[str, int], pages: Pages, names: frozenset[str]) -> None:
+    def __init__(self, behind: str, pages: Pages, names: frozenset[str]) -> None:
         self.pages, self.names = pages, names
-        self._slots = BoundedSemaphore(MAX_CONNECTIONS)
-        self._open: dict[int, tuple[float, socket.socket]] = {}
-        self._lock = Lock()
-        super().__init__(address, _Handler)
-
-    def process_request(self, request: Any, client_address: Any) -> None:
-        while not self._slots.acquire(timeout=0.05):
-            self._drop_oldest()
-        with self._lock:
-            self._open[id(request)] = monotonic(), request
-        try:
-            super().process_request(request, client_address)
-        except RuntimeError:  # the machine has no thread left
-            self._forget(request)
-            raise
-
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._forget(request)
-
-    def _forget(self, request: socket.socket) -> None:
-        with self._lock:
-            self._open.pop(id(request), None)
-        self._slots.release()
-
-    def _drop_oldest(self) -> None:
-        with self._lock:
-            if not self._open:
-                return  # all are just ending
-            since, oldest = min(self._open.values(), key=lambda item: item[0])
-            if monotonic() - since > GRACE_S:
-                try:
-                    oldest.shutdown(socket.SHUT_RDWR)
-                except OSError:
-                    return  # it is just ending by itself
+        super().__init__(behind, _Handler)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         del request, client_address
         error = sys.exception()
         if not isinstance(error, OSError):  # those who hang up are no news
             console.say(f"the web page failed to answer: {type(error).__name__}: {error}")
-
-
-class _Server6(_Server):
-    address_family = socket.AF_INET6
 
 
 class _TooLargeError(Exception):

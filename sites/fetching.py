@@ -43,7 +43,8 @@ def fetch_published(
     client = _identity(site, trust)
     part, target = site.path / ".fetched", site.path / PUBLISHED
     shutil.rmtree(part, ignore_errors=True)
-    with channel_to(address, server_pem(address, trust), client) as channel:
+    pem = server_pem(address, trust, patience_s=patience_s)
+    with channel_to(address, pem, client) as channel:
         service = services.ExchangeServiceStub(channel)
 
         def fetch() -> None:
@@ -131,7 +132,8 @@ def fetch_ensemble(
         raise StateError(
             f"{target} exists already", hint="an ensemble is never changed; choose another folder"
         )
-    with channel_to(address, server_pem(address, trust), _identity(site, trust)) as channel:
+    pem = server_pem(address, trust, patience_s=patience_s)
+    with channel_to(address, pem, _identity(site, trust)) as channel:
         service = services.ExchangeServiceStub(channel)
         listed = with_patience(
             lambda: service.GetEnsemble(messages.GetEnsembleRequest(), timeout=CALL_S),

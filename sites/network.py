@@ -141,21 +141,28 @@ def with_patience(call: Callable[[], Answer], address: Address, *, patience_s: f
             patience.wait(failure)
 
 
-def pinned_certificate(address: Address) -> bytes:
+def pinned_certificate(address: Address, *, patience_s: float) -> bytes:
     """Returns the certificate that `address` shows, as PEM, if it is the one in the address.
+
+    Args:
+        address: Where it is, with its pin.
+        patience_s: How long to try.
 
     Raises:
         ExchangeError: it is another, or nothing answers.
     """
-    host = address.host.strip("[]")
-    try:
-        pem = ssl.get_server_certificate((host, address.port), timeout=CALL_S)
-    except OSError as error:
-        raise ExchangeError(
-            f"{address.target} cannot be reached: {error}",
-            hint="check the address and the network, and that the coordinator runs `ddm-coord "
-            "serve`",
-        ) from None
+    host, patience = address.host.strip("[]"), Patience(patience_s, address)
+    pem = ""
+    while not pem:
+        try:
+            pem = ssl.get_server_certificate((host, address.port), timeout=CALL_S)
+        except OSError as error:
+            unreached = ExchangeError(
+                f"{address.target} cannot be reached: {error}",
+                hint="check the address and the network, and that the coordinator runs `ddm-coord "
+                "serve`",
+            )
+            patience.wait(Failure(grpc.StatusCode.UNAVAILABLE, str(error), unreached))
     found = f"sha256:{sha256_hex(ssl.PEM_cert_to_DER_cert(pem))}"
     if found != address.pin:
         raise ExchangeError(
@@ -183,15 +190,17 @@ def channel_to(
         yield channel
 
 
-def server_pem(address: Address, trust: Trust | None) -> bytes:
+def server_pem(address: Address, trust: Trust | None, *, patience_s: float) -> bytes:
     """Returns the certificates that the coordinator may show.
 
     Args:
         address: Where it is; its pin counts where no roster is known.
         trust: What is known of the federation.
+        patience_s: How long to try where it has to be asked.
 
     Raises:
         StateError: neither names one.
+        ExchangeError: it shows another, or does not answer.
     """
     listed = server_certificates_pem(trust.roster) if trust is not None else b""
     if listed:
@@ -201,7 +210,7 @@ def server_pem(address: Address, trust: Trust | None) -> bytes:
             f"nothing says which certificate {address.target} has to show",
             hint="use the whole address that `ddm-coord serve` prints, grpcs://HOST:PORT#sha256:…",
         )
-    return pinned_certificate(address)
+    return pinned_certificate(address, patience_s=patience_s)
 
 
 class NetworkMover:
@@ -220,7 +229,7 @@ class NetworkMover:
         self._address, self._patience_s = address, patience_s
         key = site.tls(member_of(site, trust))
         self._client = (key.private_pem, key.certificate_pem)
-        self._server_pem = server_pem(address, trust)
+        self._server_pem = server_pem(address, trust, patience_s=patience_s)
 
     @contextmanager
     def _service(self) -> Iterator[services.ExchangeServiceStub]:
@@ -339,7 +348,8 @@ def enroll(address: Address, request: bytes, *, patience_s: float) -> bool:
         RefusedError: the coordinator refused it, with its reason.
         ExchangeError: nothing answers.
     """
-    with channel_to(address, server_pem(address, None), None) as channel:
+    pem = server_pem(address, None, patience_s=patience_s)
+    with channel_to(address, pem, None) as channel:
         service = services.EnrolmentServiceStub(channel)
         wish = messages.EnrollRequest(request_envelope=request)
         answer = with_patience(

@@ -31,6 +31,7 @@ def _load(name: str):
 helpers = _load("federation")
 _load("proxy")
 _load("planting")
+_load("hostile")
 if importlib.util.find_spec("flwr") is not None:
     _load("flower_deployment")
 

@@ -137,7 +137,7 @@ DOORS = {
         "coordinator.server",
         "coordinator.service",
     },
-    "grpc_health": {"coordinator.server"},
+    "grpc_health": {"coordinator.health"},
     "fsspec": {"ddm_fed.remote"},
     "paramiko": {"ddm_fed.remote"},
     "rich": {"ddm_fed.console"},
@@ -189,7 +189,7 @@ DOORS = {
     "prometheus_client": {"coordinator.metrics"},
     # the read-only web page
     "http": {"coordinator.web"},
-    "socket": {"coordinator.web"},
+    "socket": {"coordinator.gate", "coordinator.web"},
     "socketserver": {"coordinator.web"},
     # nowhere: they run code out of files, reach a network, or start programs
     "pickle": set(),

@@ -20,6 +20,7 @@ import pytest
 pytest.importorskip("flwr", reason="the `flower` extra is not installed")
 
 from flower_deployment import APP, free_port, write_tls
+from hostile import attacking
 
 pytestmark = pytest.mark.timeout(120)
 MIB = 1 << 20
@@ -305,3 +306,46 @@ def test_superlink_that_does_not_answer_is_a_bad_gateway_and_the_edge_stays(ours
     finally:
         process.terminate()
         process.wait(20)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("tcp", 1200), ("hello", 200), ("body", 300)])
+def test_clients_that_never_finish_keep_no_other_waiting(ours, kind, count):
+    with attacking(kind, ours.port, count, path=FLEET):
+        for _ in range(3):
+            began = time.monotonic()
+            assert ask_again(ours) == 200
+            assert time.monotonic() - began < 10
+
+
+def ask_again(edge: Edge) -> int:
+    """Asks as a SuperNode does: again, when it was turned away."""
+    for _ in range(20):
+        try:
+            return edge.ask(FLEET, b"abc")[0]
+        except (OSError, http.client.HTTPException):
+            time.sleep(0.2)
+    raise TimeoutError
+
+
+def test_body_that_drips_is_ended(monkeypatch):
+    """What the edge reads bodies with, from a client that sends a byte now and then."""
+    import asyncio
+
+    from starlette.requests import Request
+
+    from coordinator import edge as module
+
+    monkeypatch.setattr(module, "PATIENCE_S", 0.5)
+
+    async def drips():
+        await asyncio.sleep(0.1)
+        return {"type": "http.request", "body": b"x", "more_body": True}
+
+    async def read() -> None:
+        async for _ in module._bounded(Request({"type": "http", "headers": []}, drips)):
+            pass
+
+    began = time.monotonic()
+    with pytest.raises(TimeoutError):
+        asyncio.run(read())
+    assert time.monotonic() - began < 3

@@ -7,6 +7,7 @@ from ddm_fed.exchange.channel import CHUNK_BYTES as CHUNK_BYTES
 from ddm_fed.exchange.channel import SERVER_NAME as SERVER_NAME
 from ddm_fed.exchange.channel import client_options as client_options
 from ddm_fed.exchange.channel import server_options as server_options
+from ddm_fed.exchange.handlers import handlers as handlers
 from ddm_fed.exchange.status import Failure as Failure
 from ddm_fed.exchange.status import details_of as details_of
 from ddm_fed.exchange.status import failure_of as failure_of
@@ -22,6 +23,7 @@ __all__ = [
     "client_options",
     "details_of",
     "failure_of",
+    "handlers",
     "messages",
     "rebuilt",
     "server_options",

@@ -9,6 +9,7 @@ MAX_METADATA_BYTES = 16 * 1024
 SERVER_NAME = "coordinator.ddm-fed"
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS, LEAST_PING_MS = 60_000, 20_000, 30_000
 CONNECTION_AGE_MS, CONNECTION_GRACE_MS = 30 * 60_000, 5 * 60_000
+CONNECTION_IDLE_MS, SETTINGS_MS = 5 * 60_000, 20_000
 HANDSHAKE_MS = 10_000
 
 Options = list[tuple[str, int | str]]
@@ -26,15 +27,22 @@ def client_options() -> Options:
     ]
 
 
-def server_options() -> Options:
-    """Returns the options of the coordinator's server."""
+def server_options(*, calls_at_once: int) -> Options:
+    """Returns the options of the coordinator's server.
+
+    Args:
+        calls_at_once: Of one connection; a client that keeps to it lets further ones wait.
+    """
     return [
+        ("grpc.max_concurrent_streams", calls_at_once),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.so_reuseport", 0),  # a second server on the port is an error, not a surprise
         ("grpc.http2.min_recv_ping_interval_without_data_ms", LEAST_PING_MS),
         # a connection outlives a change of the roster no longer than this; a cut stream resumes
         ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
         ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
+        ("grpc.max_connection_idle_ms", CONNECTION_IDLE_MS),
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+        # until it acknowledges what we ask for, a client is not bound by it
+        ("grpc.http2.settings_timeout", SETTINGS_MS),
     ]
