@@ -59,9 +59,9 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     Poisson-sampled events the privacy loss distributions are composed, which bounds from above
     (Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380). A ledger
     beyond `HOPELESS_EPSILON` or `MOST_STEPS` is priced by the looser Renyi bound, one of more
-    than `MOST_DISTRIBUTIONS` kinds after like ones were put together, and where losses are wide the grid
-    is as coarse as `MOST_POINTS` asks. All of these bound from above, so the time this takes does
-    not depend on what a peer wrote into its ledger.
+    than `MOST_DISTRIBUTIONS` kinds after like ones were put together, and where losses are wide
+    the grid is as coarse as `MOST_POINTS` asks. All of these bound from above, and so the time
+    this takes does not depend on what a peer wrote into its ledger.
 
     Raises:
         PolicyError: more than `MOST_KINDS` different sampled events.
