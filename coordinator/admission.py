@@ -41,7 +41,7 @@ from ddm_fed.errors import (
     StateError,
     printable,
 )
-from ddm_fed.files import PART_PREFIX, Advance, read_bounded, write_atomically
+from ddm_fed.files import PART_PREFIX, Advance, read_bounded, sweep_parts, write_atomically
 from ddm_fed.log import Log, LogEntry
 from ddm_fed.published import PLAN_FILE
 from ddm_fed.receipts import sign_receipt
@@ -309,6 +309,8 @@ def admit_arrivals(
 
 def recover(home: CoordinatorFolder, trust: Trust) -> Log:
     """Returns the log after finishing what a kill may have interrupted in any earlier command."""
+    for folder in (home.log, home.published, home.receipts):
+        sweep_parts(folder, older_than_s=0)  # only who holds the lock writes there
     log = read_book(home, trust.chain)
     publish_log(home, log)
     drop_unreferenced(home, log)
