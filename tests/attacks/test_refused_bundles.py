@@ -1,4 +1,4 @@
-"""What one member or stranger makes the coordinator keep: refused bundles, proofs, admitted weights."""
+"""What one member or stranger makes the coordinator keep: refused bundles, proofs, weights."""
 
 import os
 import shutil
