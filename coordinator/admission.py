@@ -309,7 +309,7 @@ def admit_arrivals(
 
 def recover(home: CoordinatorFolder, trust: Trust) -> Log:
     """Returns the log after finishing what a kill may have interrupted in any earlier command."""
-    for folder in (home.log, home.published, home.receipts):
+    for folder in (home.log, home.published, home.receipts, *home.evidence.glob("*/")):
         sweep_parts(folder, older_than_s=0)  # only who holds the lock writes there
     log = read_book(home, trust.chain)
     publish_log(home, log)

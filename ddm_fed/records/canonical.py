@@ -9,7 +9,7 @@ import json
 from typing import Any, NoReturn
 
 from ddm_fed.errors import MalformedError
-from ddm_fed.limits import MAX_DOCUMENT_BYTES
+from ddm_fed.limits import MAX_DOCUMENT_BYTES as MAX_DOCUMENT_BYTES
 
 
 def canonical_json(value: Any) -> bytes:
