@@ -14,15 +14,21 @@ bundle either admitted or as if it had just arrived; the same command goes on fr
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator import audit
 from coordinator.book import append, publish_log, read_book
-from coordinator.claims import claim_of
+from coordinator.claims import (
+    admitted_digests,
+    claim_of,
+    read_admitted,
+    require_own_files,
+)
 from coordinator.folder import CoordinatorFolder
+from coordinator.keeping import forget_evidence, forget_refused
 from coordinator.rosters import pending_roster
 from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, arrived_files, verify_files
 from ddm_fed.errors import (
@@ -35,7 +41,7 @@ from ddm_fed.errors import (
     StateError,
     printable,
 )
-from ddm_fed.files import PART_PREFIX, Advance, read_bounded, write_atomically
+from ddm_fed.files import PART_PREFIX, Advance, read_bounded, sweep_parts, write_atomically
 from ddm_fed.log import Log, LogEntry
 from ddm_fed.published import PLAN_FILE
 from ddm_fed.receipts import sign_receipt
@@ -43,7 +49,6 @@ from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
     Receipt,
-    Statement,
     Submission,
     now,
     sha256_hex,
@@ -122,6 +127,7 @@ def verify(
     )
     require_progress(statement.predicate, payload_sha256, log)
     require_our_reference(home, trust, statement.predicate, held.what)
+    require_own_files(home, log, statement, held.what)
     return verify_files(
         held.envelope,
         {name: held.arrival / name for name in held.names},
@@ -232,16 +238,9 @@ def admitted_bundles(home: CoordinatorFolder, trust: Trust, log: Log) -> list[Ad
 
 def _admitted(home: CoordinatorFolder, entry: LogEntry) -> Admitted:
     """Returns the manifest of a receipt from the store; the log vouches for its digest."""
-    file = home.manifest(entry.submission_sha256)
-    envelope = read_bounded(file, MAX_DOCUMENT_BYTES)
-    payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=file.name)
-    if sha256_hex(payload) != entry.submission_sha256:
-        raise StateError(
-            f"{file} is not the manifest that was admitted",
-            hint="the store was damaged: restore it from backup",
-        )
-    statement = Statement[Submission].from_json(payload, what=file.name)
-    digests = {item.name: item.digest.sha256 for item in statement.subject}
+    sha256 = entry.submission_sha256
+    envelope, statement = read_admitted(home.manifest(sha256), sha256)
+    digests = admitted_digests(home, sha256)
     return Admitted(entry, statement.predicate, envelope, digests)
 
 
@@ -267,13 +266,20 @@ def current_members(home: CoordinatorFolder, trust: Trust, log: Log) -> dict[str
 
 
 def admit_arrivals(
-    home: CoordinatorFolder, trust: Trust, *, advance: Advance = lambda _: None
+    home: CoordinatorFolder,
+    trust: Trust,
+    *,
+    only: str | None = None,
+    later: Collection[str] = (),
+    advance: Advance = lambda _: None,
 ) -> list[Verdict]:
     """Verifies everything in the inbox; admits it, or moves it to `refused` with the reason.
 
     Args:
         home: The coordinator.
         trust: The published plan and rosters.
+        only: The one arrival to look at; what else waits is not waited for.
+        later: Arrivals that stay as they are; see `coordinator.pricing`.
         advance: Told the bytes that were hashed.
 
     Raises:
@@ -286,6 +292,8 @@ def admit_arrivals(
     verdicts = []
     for arrival in sorted(home.incoming.iterdir()):
         if arrival.name.startswith("."):  # a mover is still writing it
+            continue
+        if arrival.name in later or only not in (None, arrival.name):
             continue
         try:
             log, admitted = _take(home, trust, log, arrival, advance)
@@ -301,6 +309,8 @@ def admit_arrivals(
 
 def recover(home: CoordinatorFolder, trust: Trust) -> Log:
     """Returns the log after finishing what a kill may have interrupted in any earlier command."""
+    for folder in (home.log, home.published, home.receipts, *home.evidence.glob("*/")):
+        sweep_parts(folder, older_than_s=0)  # only who holds the lock writes there
     log = read_book(home, trust.chain)
     publish_log(home, log)
     drop_unreferenced(home, log)
@@ -399,6 +409,7 @@ def _keep_evidence(
         if entry.receipt is not None and entry.receipt.sequence == sequence:
             admitted = read_bounded(home.manifest(entry.submission_sha256), MAX_DOCUMENT_BYTES)
             write_atomically(folder / f"{entry.submission_sha256}.dsse.json", admitted)
+    forget_evidence(home, site, folder)
 
 
 def _set_aside(home: CoordinatorFolder, trust: Trust, arrival: Path, error: RefusedError) -> None:
@@ -423,3 +434,4 @@ def _set_aside(home: CoordinatorFolder, trust: Trust, arrival: Path, error: Refu
     )
     with suppress(OSError):  # it was withdrawn, or may not be moved: it is looked at again
         arrival.rename(target)
+        forget_refused(home, trust, target)

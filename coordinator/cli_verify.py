@@ -167,14 +167,16 @@ def _show_table(title: str, bundles: "list[VerifiedBundle] | tuple[VerifiedBundl
 
 
 def _verify_inbox(coordinator: Path, as_json: bool) -> None:
-    from coordinator.admission import admit_arrivals
+    from coordinator.admission import admit_arrivals, price_arrivals
     from coordinator.folder import CoordinatorFolder
+    from coordinator.pricing import Prices
     from coordinator.reference import waits_for_reference
 
     home = CoordinatorFolder.open(coordinator)
     bar = console.moving_bytes("verifying the inbox", size_below(home.incoming))
+    waiting = price_arrivals(home, home.trust(), Prices())
     with home.changing(), bar as advance:
-        verdicts = admit_arrivals(home, home.trust(), advance=advance)
+        verdicts = admit_arrivals(home, home.trust(), later=waiting, advance=advance)
     refused = [verdict for verdict in verdicts if verdict.error is not None]
     if as_json:
         console.show_json(
@@ -205,9 +207,9 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
         )
     else:
         console.say(f"nothing new in {home.incoming}")
-    for verdict in refused:
-        if verdict.error is not None:
-            console.show_error(verdict.error)
+    for error in [*waiting.values(), *(verdict.error for verdict in refused)]:
+        if error is not None:
+            console.show_error(error)
     if refused:
         console.say(f"refused bundles are kept in {home.refused}")
         raise typer.Exit(1)

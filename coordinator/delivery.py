@@ -38,7 +38,7 @@ class Outcome:
 
 
 def deliver(home: CoordinatorFolder, digest: str, *, patience_s: float = 60.0) -> Outcome:
-    """Verifies and admits what lies in the inbox; returns what became of the bundle `digest`.
+    """Verifies and admits the bundle `digest` in the inbox; returns what became of it.
 
     Args:
         home: The coordinator.
@@ -53,7 +53,7 @@ def deliver(home: CoordinatorFolder, digest: str, *, patience_s: float = 60.0) -
     while outcome_of(home, digest) == Outcome():
         try:
             with home.changing():
-                admit_arrivals(home, home.trust())
+                admit_arrivals(home, home.trust(), only=digest)
             break
         except BusyError:
             if monotonic() > until:

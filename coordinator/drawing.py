@@ -22,7 +22,7 @@ from ddm_fed.assembly import verify_ensemble
 from ddm_fed.ensemble import Ensemble, Strategy
 from ddm_fed.errors import StateError
 from ddm_fed.experts import Precision
-from ddm_fed.files import PART_PREFIX, commit_file, exclusive, write_atomically
+from ddm_fed.files import PART_PREFIX, exclusive, new_file_at, open_folder_at, write_atomically
 from ddm_fed.flows import CALLS_PER_STEP, ClassCondition, Solver
 from ddm_fed.loading import load_ensemble
 from ddm_fed.pictures import write_grid, write_picture
@@ -332,8 +332,11 @@ def _read(files: Sequence[Path]) -> Iterator[dict[str, NDArray[Any]]]:
 def _write_archive(path: Path, files: Sequence[Path], count: int) -> None:
     """Writes what `np.savez_compressed` would, one chunk in memory at a time."""
     first = next(_read(files))
-    part = path.with_name(f"{PART_PREFIX}{path.name}")
-    with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive:
+    with (
+        open_folder_at(path.parent) as folder,
+        new_file_at(folder, path.name) as part,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
         for name in ("images", "sites", "labels", "attribution"):
             if name not in first:
                 continue
@@ -346,7 +349,6 @@ def _write_archive(path: Path, files: Sequence[Path], count: int) -> None:
                 np.lib.format.write_array_header_1_0(target, header)
                 for chunk in _read(files):
                     target.write(np.ascontiguousarray(chunk[name]).tobytes())
-    commit_file(part, path)
 
 
 def _write_first(path: Path, files: Sequence[Path]) -> None:

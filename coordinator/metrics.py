@@ -4,7 +4,6 @@ Nothing is registered globally. Counters are kept here, not in the library's own
 a series with their time of creation to every counter.
 """
 
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -21,7 +20,7 @@ from prometheus_client.registry import Collector
 from coordinator.folder import CoordinatorFolder
 from coordinator.status import STATES
 from coordinator.status_view import moment_of
-from ddm_fed.files import PART_PREFIX, commit_file
+from ddm_fed.files import new_file_at, open_folder_at
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -182,8 +181,8 @@ def write_textfile(file: Path, text: bytes) -> None:
 
     It reads every name that ends in .prom, hidden or not, so a part must not.
     """
-    part = file.with_name(f"{PART_PREFIX}{file.name}.new")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o644)
-    with os.fdopen(descriptor, "wb") as target:
+    with (
+        open_folder_at(file.parent) as folder,
+        new_file_at(folder, file.name, hidden=".new") as target,
+    ):
         target.write(text)
-    commit_file(part, file)

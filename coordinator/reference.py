@@ -8,6 +8,7 @@ from coordinator.assemble import choose_members
 from coordinator.folder import CoordinatorFolder
 from ddm_fed.bundle import ROUTER_FILE, read_verified
 from ddm_fed.errors import StateError
+from ddm_fed.limits import MAX_REFERENCE_BYTES
 from ddm_fed.policy import release_events
 from ddm_fed.records import Reference, ReferenceMember, now
 from ddm_fed.reference import VerifiedReference, read_reference, reference_sha256, write_reference
@@ -46,7 +47,9 @@ def publish_reference(
     for site, item in sorted(choose_members(home, without).items()):
         sha256 = item.sha256[ROUTER_FILE]
         file = home.blobs.open(sha256)
-        vectors[site] = read_verified(file, sha256, what=f"the release of `{site}`")
+        vectors[site] = read_verified(
+            file, sha256, most_bytes=MAX_REFERENCE_BYTES, what=f"the release of `{site}`"
+        )
         noise: dict[str, Decimal] = {
             name: event.noise_multiplier for name, event in release_events(item.submission).items()
         }

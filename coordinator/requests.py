@@ -23,12 +23,12 @@ from coordinator.enrolment import (
 from coordinator.folder import CoordinatorFolder
 from ddm_fed.errors import MalformedError, RefusedError, StateError
 from ddm_fed.files import read_bounded, write_atomically
+from ddm_fed.limits import MAX_REQUEST_BYTES as MAX_REQUEST_BYTES
 from ddm_fed.records import EnrolmentRequest, sha256_hex
 from ddm_fed.signing import RosterChain, VerifyKey, certificate_fingerprint
 
 RequestState = Literal["waiting", "member"]
 MAX_WAITING = 100
-MAX_REQUEST_BYTES = 1 << 16  # an honest one has 4 KiB at most
 _SUFFIX = ".dsse.json"
 _FILE_NAME = re.compile(rf"([a-z0-9][a-z0-9-]*)-[0-9a-f]{{16}}{re.escape(_SUFFIX)}")
 # One process serves, with many threads: they count, and write, one after the other.

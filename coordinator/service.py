@@ -5,6 +5,7 @@ as they are published: whoever reads them verifies them.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from threading import Lock
 
 from coordinator.answering import Answering, Desk, answers, streams, takes
@@ -15,7 +16,11 @@ from coordinator.guard import Caller
 from coordinator.sink import SYNC_BYTES, Sink, Upload
 from coordinator.status import site_states
 from coordinator.view import PublishedView
+<<<<<<< HEAD
 from ddm_fed.errors import OffsetError, PlanMismatchError, SizeError, StateError
+=======
+from ddm_fed.errors import BusyError, OffsetError, PlanMismatchError, StateError
+>>>>>>> h-store
 from ddm_fed.exchange import CHUNK_BYTES, messages, services
 from ddm_fed.files import open_regular, read_bounded
 from ddm_fed.published import PLAN_FILE, roster_files
@@ -51,6 +56,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         self._home, self._sink, self._view = home, sink, view
         self._share_ensemble = share_ensemble
         self._admitting = Lock()  # one thread verifies; the others find their bundle admitted
+        self._deciding: set[str] = set()
         self._writers: dict[str, object] = {}
 
     @answers
@@ -208,8 +214,26 @@ class ExchangeService(services.ExchangeServiceServicer):
                 upload.commit()
         elif self._outcome(digest, caller) != Outcome():
             return _committed(self._outcome(digest, caller))
-        with self._admitting:
+        with self._one_each(caller.site), self._admitting:
             return _committed(deliver(self._home, digest, patience_s=COMMIT_PATIENCE_S))
+
+    @contextmanager
+    def _one_each(self, site: str) -> Iterator[None]:
+        """Lets one bundle of each site wait for its verdict: who sends many holds up nobody else.
+
+        Raises:
+            BusyError: another one of this site waits already.
+        """
+        if site in self._deciding:
+            raise BusyError(
+                f"another bundle of `{site}` is just being verified",
+                hint="ask again in a moment",
+            )
+        self._deciding.add(site)
+        try:
+            yield
+        finally:
+            self._deciding.discard(site)
 
     @answers
     def GetStatus(

@@ -27,8 +27,11 @@ from pathlib import Path
 from threading import Lock, RLock
 
 from coordinator.admission import require_our_reference, require_progress
+from coordinator.claims import require_own_files
 from coordinator.folder import CoordinatorFolder
-from coordinator.view import PublishedView
+from coordinator.keeping import make_room, require_share
+from coordinator.pricing import Prices
+from coordinator.view import Published, PublishedView
 from ddm_fed.bundle import ENVELOPE_FILE, signed_digests
 from ddm_fed.errors import (
     DigestError,
@@ -305,7 +308,7 @@ class Sink:
         view: PublishedView | None = None,
     ) -> None:
         self.home, self.limits = home, limits or Limits()
-        self.view = view or PublishedView(home)
+        self.view, self.prices = view or PublishedView(home), Prices()
         self._open: dict[str, Upload] = {}
         self._lock = Lock()
 
@@ -343,11 +346,13 @@ class Sink:
         signed_digests(statement, trust.plan, what)
         require_progress(submission, digest, log)
         require_our_reference(self.home, trust, submission, what)
+        require_own_files(self.home, log, statement, what)
+        self.prices.require(submission, digest, trust, what=what)
         with self._lock:
             known = self._open.get(digest)
             if known is not None:
                 return known
-            self._require_room(carrier, digest, Body(submission.files).size_bytes)
+            self._require_room(published, submission, carrier, digest)
             folder = self.home.partial / digest
             (folder / BUNDLE_FOLDER).mkdir(parents=True, exist_ok=True)
             write_atomically(folder / BUNDLE_FOLDER / ENVELOPE_FILE, envelope)
@@ -396,7 +401,10 @@ class Sink:
                     gone.append(folder.name)
         return gone
 
-    def _require_room(self, carrier: str, digest: str, size_bytes: int) -> None:
+    def _require_room(
+        self, published: Published, submission: Submission, carrier: str, digest: str
+    ) -> None:
+        size_bytes, chain = Body(submission.files).size_bytes, published.trust.chain
         folders = [path for path in self.home.partial.iterdir() if path.name != digest]
         unfinished = [known for path in folders if (known := read_progress(path)) is not None]
         mine = [known for known in unfinished if known.carrier == carrier]
@@ -410,7 +418,9 @@ class Sink:
         # once on its way in, and once more in the store
         present = 0 if not (self.home.partial / digest / PROGRESS_FILE).exists() else size_bytes
         needed = 2 * size_bytes - present + self.limits.reserve_bytes
-        free = shutil.disk_usage(self.home.path).free
+        reserve = self.limits.reserve_bytes
+        require_share(self.home, chain, published.log, submission.site, size_bytes, reserve)
+        free = make_room(self.home, chain, submission.site, needed)
         if free < needed:
             raise QuotaError(
                 f"the coordinator has {free} bytes free, {needed} are needed to take this in and "

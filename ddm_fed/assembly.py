@@ -41,6 +41,7 @@ from ddm_fed.files import (
     sha256_of,
     write_atomically,
 )
+from ddm_fed.limits import MAX_ENSEMBLE_FILES
 from ddm_fed.log import Log, LogEntry, read_log
 from ddm_fed.oms import SIGNATURE_FILE
 from ddm_fed.published import published_files, read_published
@@ -213,7 +214,7 @@ def verify_ensemble(
         RefusedError: the first rule that fails; the message names the item.
     """
     what = "the ensemble"
-    files = list_regular_files(folder, what=what) - {SIGNATURE_FILE}
+    files = list_regular_files(folder, what=what, most=MAX_ENSEMBLE_FILES) - {SIGNATURE_FILE}
     trust = read_published(folder, root)
     envelope = read_bounded(folder / STATEMENT_FILE, MAX_DOCUMENT_BYTES)
     signed = open_envelope(envelope, IN_TOTO_PAYLOAD, trust.chain.coordinator_keys(None), what=what)
@@ -232,9 +233,9 @@ def verify_ensemble(
     )
     digests = {subject.name: subject.digest.sha256 for subject in statement.subject}
     expected = {*digests, STATEMENT_FILE} | (
-        list_regular_files(folder, what=what) & {SIGNATURE_FILE}
+        list_regular_files(folder, what=what, most=MAX_ENSEMBLE_FILES) & {SIGNATURE_FILE}
     )
-    require_file_set(folder, expected, what=what)
+    require_file_set(folder, expected, what=what, most=MAX_ENSEMBLE_FILES)
     names = (*TENSOR_FILES, HEAD_FILE)  # their turn comes with their bundle
     tensors = {f"sites/{member.site}/{name}" for member in record.members for name in names}
     for name in sorted(files - tensors - {STATEMENT_FILE}):

@@ -300,18 +300,25 @@ def read_weights(bundle: VerifiedBundle, name: str) -> dict[str, torch.Tensor]:
         DigestError: the bytes are not the ones that were verified.
     """
     return read_verified(
-        bundle.files[name], bundle.sha256[name], what=f"`{name}` of `{bundle.site}`"
+        bundle.files[name],
+        bundle.sha256[name],
+        most_bytes=bundle.submission.size_of(name) or 0,
+        what=f"`{name}` of `{bundle.site}`",
     )
 
 
-def read_verified(path: Path, sha256: str, *, what: str) -> dict[str, torch.Tensor]:
+def read_verified(
+    path: Path, sha256: str, *, most_bytes: int, what: str
+) -> dict[str, torch.Tensor]:
     """Returns the tensors of a file whose header was checked and whose digest is `sha256`.
+
+    No more than `most_bytes` are read, however long the file has become since.
 
     Raises:
         DigestError: the bytes are not the ones that were verified.
     """
     with open_regular(path) as file:
-        data = bytearray(os.fstat(file.fileno()).st_size)
+        data = bytearray(min(most_bytes + 1, os.fstat(file.fileno()).st_size))
         file.readinto(data)
     digest = hashlib.sha256(data).hexdigest()
     if digest != sha256:

@@ -13,9 +13,10 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from ddm_fed.errors import StateError
-from ddm_fed.files import exclusive, is_locked
+from ddm_fed.files import exclusive, is_locked, sweep_parts
 from ddm_fed.records import Record, canonical_json, explain
 
+DEEPER = ("inbox/receipts", "store/blobs", "store/manifests")  # where documents are written, too
 SettingsT = TypeVar("SettingsT", bound=Record)
 
 
@@ -36,6 +37,9 @@ class Home:
             BusyError: another process holds it.
         """
         with exclusive(self.path / ".lock"):
+            inner = [path for path in self.path.iterdir() if path.is_dir()]
+            for folder in (self.path, *inner, *(self.path / name for name in DEEPER)):
+                sweep_parts(folder)
             yield
 
     def is_busy(self) -> bool:

@@ -24,6 +24,7 @@ from ddm_fed.errors import StateError
 from ddm_fed.experts import ExpertPool, Precision
 from ddm_fed.files import open_regular
 from ddm_fed.flows import Expert
+from ddm_fed.limits import MAX_ROUTER_BYTES
 from ddm_fed.models import build_network
 from ddm_fed.records import BuiltRouter, DataSpec, ExpertDesign, RouterName, StatisticsSpec
 from ddm_fed.router import (
@@ -118,7 +119,7 @@ def read_router(verified: VerifiedEnsemble, built: BuiltRouter, file: Path, sha2
     plan = verified.trust.plan
     with open_regular(file) as opened:
         check_tensor_file(opened, built_tensors(plan.data, built), what="the router")
-    tensors = read_verified(file, sha256, what="the router")
+    tensors = read_verified(file, sha256, most_bytes=MAX_ROUTER_BYTES, what="the router")
     heads = load_heads(verified) if needs_heads(built) else []
     return restore_router(plan, built, tensors, load_releases(verified), heads)
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 from ddm_fed.errors import LogError, RollbackError
 from ddm_fed.files import open_regular, read_bounded
+from ddm_fed.limits import MAX_LEAF_BYTES, MAX_LEAVES, MAX_LOG_BYTES
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
@@ -49,7 +50,6 @@ from ddm_fed.signing import (
 LEAVES_FILE = "leaves.jsonl"
 CHECKPOINT_FILE = "checkpoint"
 LOG_FILES = (LEAVES_FILE, CHECKPOINT_FILE)
-MAX_LEAVES = 100_000
 SUBMISSION_FILE = "submission.dsse.json"
 
 
@@ -243,9 +243,17 @@ def _lines(file: Path, expected: int) -> Iterator[bytes]:
             f"the log claims {expected} leaves, at most {MAX_LEAVES} are read",
             hint="no federation admits so many; ask the coordinator",
         )
+    taken = 0
     with open_regular(file) as source:
         for index in range(expected):
-            line = source.readline(2 * MAX_DOCUMENT_BYTES)
+            line = source.readline(MAX_LEAF_BYTES + 1)
+            taken += len(line)
+            if len(line) > MAX_LEAF_BYTES or taken > MAX_LOG_BYTES:
+                raise LogError(
+                    f"entry {index} of the log goes beyond {MAX_LEAF_BYTES} bytes, or the log "
+                    f"beyond {MAX_LOG_BYTES}",
+                    hint="no receipt and no removal is as long; ask the coordinator",
+                )
             if not line.endswith(b"\n"):
                 raise LogError(
                     f"the log has {index} whole leaves, its checkpoint was signed over {expected}",

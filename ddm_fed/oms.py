@@ -25,12 +25,12 @@ from typing import Any, Literal
 from ddm_fed.errors import DigestError, FileSetError, MalformedError
 from ddm_fed.files import (
     BLOCK_BYTES,
-    PART_PREFIX,
     Advance,
     list_regular_files,
     open_regular,
     read_bounded,
     require_file_set,
+    sweep_parts,
     write_atomically,
 )
 from ddm_fed.records import (
@@ -144,9 +144,8 @@ def sign_folder(
         FileSetError: the folder is empty or holds what the format cannot cover: a link, a name
             that is not UTF-8, git's own files at its top, or thousands of files.
     """
-    names = list_regular_files(folder, what=f"the folder {folder}")
-    # what a killed attempt left behind is written over
-    names -= {SIGNATURE_FILE, f"{PART_PREFIX}{SIGNATURE_FILE}"}
+    sweep_parts(folder, older_than_s=0)  # what a killed attempt left behind
+    names = list_regular_files(folder, what=f"the folder {folder}") - {SIGNATURE_FILE}
     title = name or folder.resolve().name
     _refuse_what_cannot_be_signed(names, title, folder)
     # the format's order: by the code points of the whole name, as Python sorts

@@ -10,8 +10,9 @@ Sites train under it, keep a copy of what they saw, and every ensemble carries o
 from pathlib import Path
 
 from ddm_fed.errors import RollbackError, RosterError, StateError
-from ddm_fed.files import read_bounded
-from ddm_fed.log import LOG_FILES, Log, read_log, require_continues
+from ddm_fed.files import copy_bounded, read_bounded
+from ddm_fed.limits import MAX_LOG_BYTES, MAX_ROSTERS_BYTES
+from ddm_fed.log import LEAVES_FILE, LOG_FILES, Log, read_log, require_continues
 from ddm_fed.records import MAX_DOCUMENT_BYTES
 from ddm_fed.signing import RosterChain, Trust, establish_chain, establish_trust
 
@@ -60,7 +61,29 @@ def read_published(folder: Path, root: str) -> Trust:
 
 
 def _rosters(folder: Path) -> list[bytes]:
-    return [read_bounded(folder / name, MAX_DOCUMENT_BYTES) for name in roster_files(folder)]
+    found, taken = [], 0
+    for name in roster_files(folder):
+        data = read_bounded(folder / name, MAX_DOCUMENT_BYTES)
+        taken += len(data)
+        if taken > MAX_ROSTERS_BYTES:
+            raise RosterError(
+                f"the rosters in {folder} have more than {MAX_ROSTERS_BYTES} bytes together",
+                hint="no federation changes so often; ask the coordinator",
+            )
+        found.append(data)
+    return found
+
+
+def copy_published(source: Path, target: Path) -> None:
+    """Copies the published documents of `source` into the folder `target`; nothing is believed.
+
+    Raises:
+        FileSetError: one is missing, or not a plain file.
+        SizeError: one is larger than any may be.
+    """
+    for name in published_files(source):
+        most = MAX_LOG_BYTES if name == LEAVES_FILE else MAX_DOCUMENT_BYTES
+        copy_bounded(source / name, target / name, most)
 
 
 def read_seen(folder: Path, root: str) -> tuple[RosterChain, Log]:

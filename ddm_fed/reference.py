@@ -16,6 +16,7 @@ from torch import Tensor
 from ddm_fed.bundle import read_verified
 from ddm_fed.errors import PlanMismatchError, StateError
 from ddm_fed.files import open_regular, read_bounded, sha256_of, write_atomically
+from ddm_fed.limits import MAX_REFERENCE_BYTES
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
@@ -113,7 +114,7 @@ def read_reference(folder: Path, trust: Trust) -> VerifiedReference:
     file, digest = folder / VECTORS_FILE, statement.digest_of(VECTORS_FILE) or ""
     with open_regular(file) as opened:
         check_tensor_file(opened, table, what=what)
-    tensors = read_verified(file, digest, what=what)
+    tensors = read_verified(file, digest, most_bytes=MAX_REFERENCE_BYTES, what=what)
     releases = []
     for member in record.members:
         if member.noise_multipliers.keys() != messages.keys():

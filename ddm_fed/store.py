@@ -8,11 +8,11 @@ rewrites, renames or truncates the source meanwhile changes the copy's digest, a
 refused; afterwards nobody reads the source again.
 """
 
-from contextlib import suppress
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddm_fed.errors import DigestError, StateError
+from ddm_fed.errors import StateError
 from ddm_fed.files import PART_PREFIX, Advance, check_file, sync_folder
 
 
@@ -37,20 +37,15 @@ class BlobStore:
     ) -> Path:
         """Returns the store's own copy of `source`, which has the signed size and digest.
 
-        A copy that is there already is hashed again in place of the source; a damaged one is
-        replaced.
+        What arrived is hashed, also where the store has a file of that digest already: who knows a
+        digest need not have the file. The new copy takes the place of the old one, which may be
+        damaged.
 
         Raises:
             DigestError: size or digest are not what was signed; nothing is kept.
         """
         kept = self.path(sha256)
-        if kept.exists():
-            with suppress(DigestError):
-                check_file(kept, sha256=sha256, size_bytes=size_bytes, what=what, advance=advance)
-                return kept
-            # The disk damaged it, or the signed size is a lie: only a good source replaces it.
-        part = self.folder / f"{PART_PREFIX}{sha256}"
-        part.unlink(missing_ok=True)  # what a killed attempt left
+        part = self.folder / f"{PART_PREFIX}{sha256}.{secrets.token_hex(8)}"
         try:
             check_file(
                 source,

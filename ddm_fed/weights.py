@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddm_fed.errors import ValuesError, WeightsError
+from ddm_fed.limits import MAX_HEADER_BYTES
 from ddm_fed.records import parse_json
 
 TensorTable = dict[str, tuple[str, tuple[int, ...]]]
 """`{name: (safetensors dtype, shape)}`."""
 
 ITEM_BYTES = {"F32": 4, "I64": 8}
-MAX_HEADER_BYTES = 1 << 20
 MAX_SHOWN = 200
 BLOCK_BYTES = 1 << 18  # stays in a core's cache between being read and being squared
 # How much a float32 sum of a block's squares may lack: 2^16 roundings of 2^-24 each are 0.4 %, and

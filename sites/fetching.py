@@ -1,15 +1,26 @@
 """What a site fetches from its coordinator: published documents, ensembles. All are verified."""
 
+import re
 import shutil
 from pathlib import Path
 
 from ddm_fed.assembly import VerifiedEnsemble, verify_ensemble
-from ddm_fed.errors import ExchangeError, StateError
+from ddm_fed.errors import ExchangeError, QuotaError, StateError, printable
 from ddm_fed.exchange import messages, services
-from ddm_fed.files import Advance, new_folder, sync_folder, write_atomically
+from ddm_fed.files import Advance, new_folder, open_to_append, sync_folder, write_atomically
+from ddm_fed.limits import (
+    MAX_DOCUMENT_BYTES,
+    MAX_ENSEMBLE_FILES,
+    MAX_LEAF_BYTES,
+    MAX_LEAVES,
+    MAX_LOG_BYTES,
+    MAX_REFERENCE_BYTES,
+    MAX_ROSTERS,
+    MAX_ROSTERS_BYTES,
+    MAX_ROUTER_BYTES,
+)
 from ddm_fed.log import CHECKPOINT_FILE, LEAVES_FILE
 from ddm_fed.published import PLAN_FILE, roster_file
-from ddm_fed.records import MAX_DOCUMENT_BYTES
 from ddm_fed.reference import REFERENCE_FILE, VECTORS_FILE
 from ddm_fed.signing import Trust
 from sites.address import Address
@@ -18,7 +29,6 @@ from sites.network import CALL_S, STREAM_S, channel_to, server_pem, with_patienc
 from sites.outbox import member_of
 from sites.seen import Published, look
 
-MAX_ROSTERS, MAX_REFERENCE_BYTES = 10_000, 1 << 30
 PUBLISHED = "published"
 
 
@@ -74,25 +84,35 @@ def _identity(site: SiteFolder, trust: Trust | None) -> tuple[bytes, bytes]:
 
 
 def _fetch_all(service: services.ExchangeServiceStub, folder: Path) -> None:
-    version, more = 0, True
+    version, taken, more = 0, 0, True
     while more:
         asked = messages.GetRosterRequest(known_version=version)
         answer = service.GetRoster(asked, timeout=CALL_S)
         for data in answer.roster_envelopes:
-            version += 1
+            version, taken = version + 1, taken + len(data)
+            if version > MAX_ROSTERS or taken > MAX_ROSTERS_BYTES or len(data) > MAX_DOCUMENT_BYTES:
+                raise _strange("rosters without end")
             write_atomically(folder / roster_file(version), data)
         more = answer.has_more
-        if more and (not answer.roster_envelopes or version > MAX_ROSTERS):
+        if more and not answer.roster_envelopes:
             raise _strange("rosters without end")
     plan = service.GetPlan(messages.GetPlanRequest(), timeout=CALL_S).plan_envelope
     write_atomically(folder / PLAN_FILE, plan)
-    with (folder / LEAVES_FILE).open("wb") as leaves:
-        checkpoint = b""
+    _fetch_log(service, folder)
+    _fetch_reference(service, folder)
+
+
+def _fetch_log(service: services.ExchangeServiceStub, folder: Path) -> None:
+    checkpoint, count, taken = b"", 0, 0
+    with (folder / LEAVES_FILE).open("xb") as leaves:
         for part in service.GetLog(messages.GetLogRequest(), timeout=STREAM_S):
-            leaves.writelines(leaf + b"\n" for leaf in part.leaf_envelopes)
+            for leaf in part.leaf_envelopes:
+                count, taken = count + 1, taken + len(leaf) + 1
+                if count > MAX_LEAVES or taken > MAX_LOG_BYTES or len(leaf) > MAX_LEAF_BYTES:
+                    raise _strange("a log without end")
+                leaves.write(leaf + b"\n")
             checkpoint = part.checkpoint or checkpoint
     write_atomically(folder / CHECKPOINT_FILE, checkpoint)
-    _fetch_reference(service, folder)
 
 
 def _fetch_reference(service: services.ExchangeServiceStub, folder: Path) -> None:
@@ -100,7 +120,7 @@ def _fetch_reference(service: services.ExchangeServiceStub, folder: Path) -> Non
     if not status.has_reference:
         return
     envelope, taken = b"", 0
-    with (folder / VECTORS_FILE).open("wb") as vectors:
+    with (folder / VECTORS_FILE).open("xb") as vectors:
         for part in service.GetReference(messages.GetReferenceRequest(), timeout=STREAM_S):
             envelope = part.reference_envelope or envelope
             taken += len(part.data)
@@ -140,6 +160,7 @@ def fetch_ensemble(
             address,
             patience_s=patience_s,
         )
+        _require_believable(listed, trust, target.parent)
         part = target.with_name(f".{target.name}-{listed.ensemble_sha256[:16]}")
         part.mkdir(parents=True, exist_ok=True)
         for file in listed.files:
@@ -162,6 +183,34 @@ def fetch_ensemble(
     return verify_ensemble(target, site.settings.root)
 
 
+def _require_believable(listed: messages.GetEnsembleResponse, trust: Trust, folder: Path) -> None:
+    """Refuses a list of files that no ensemble of these members can have, before a byte is taken.
+
+    Raises:
+        ExchangeError: too many, too large, or one named twice.
+        QuotaError: the disk here has no room for them.
+    """
+    if re.fullmatch(r"[0-9a-f]{64}", listed.ensemble_sha256) is None:
+        raise _strange(f"an ensemble called `{printable(listed.ensemble_sha256[:64])}`")
+    names = [file.name for file in listed.files]
+    if len(set(names)) != len(names):
+        raise _strange("one file of an ensemble twice")
+    members = len(trust.roster.sites) + 1  # it may know of one that joined since
+    most = MAX_ROSTERS_BYTES + MAX_LOG_BYTES + MAX_ROUTER_BYTES
+    most += members * (trust.plan.submission.max_bytes + 4 * MAX_DOCUMENT_BYTES)
+    total = sum(file.size_bytes for file in listed.files)
+    if len(names) > MAX_ENSEMBLE_FILES or total > most:
+        raise _strange(
+            f"an ensemble of {len(names)} files and {total} bytes, where {most} are possible"
+        )
+    free = shutil.disk_usage(folder).free
+    if total > free:
+        raise QuotaError(
+            f"the ensemble has {total} bytes, {free} are free in {folder}",
+            hint="make room, or choose a folder on another disk",
+        )
+
+
 def _fetch_file(
     service: services.ExchangeServiceStub,
     wanted: messages.ReadEnsembleRequest,
@@ -169,7 +218,7 @@ def _fetch_file(
     size_bytes: int,
     advance: Advance,
 ) -> None:
-    with path.open("ab") as file:
+    with open_to_append(path) as file:
         wanted.offset = file.tell()
         for part in service.ReadEnsemble(wanted, timeout=STREAM_S):
             if file.tell() + len(part.data) > size_bytes:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddm_fed.errors import StateError
-from ddm_fed.files import PART_PREFIX, new_folder, open_regular, write_atomically
+from ddm_fed.files import PART_PREFIX, new_folder
 from ddm_fed.log import CHECKPOINT_FILE, Log, read_log
-from ddm_fed.published import PLAN_FILE, published_files, read_published, read_seen, require_newer
+from ddm_fed.published import PLAN_FILE, copy_published, read_published, read_seen, require_newer
 from ddm_fed.signing import Trust
 from sites.folder import SiteFolder
 
@@ -46,9 +46,7 @@ def look(site: SiteFolder, folder: Path) -> Published:
             old.rename(site.seen)  # a kill came between the two renames below
         shutil.rmtree(leftover, ignore_errors=True)
     with new_folder(offered) as copy:
-        for name in published_files(folder):
-            with open_regular(folder / name) as file:
-                write_atomically(copy / name, file.read())
+        copy_published(folder, copy)
     trust = read_published(offered, site.settings.root)
     log = read_log(offered, trust.chain)
     if (site.seen / CHECKPOINT_FILE).exists():

@@ -32,6 +32,7 @@ helpers = _load("federation")
 _load("proxy")
 _load("planting")
 _load("hostile")
+_load("member")
 if importlib.util.find_spec("flwr") is not None:
     _load("flower_deployment")
 

@@ -1,6 +1,7 @@
 """Files: whole or absent after a failure, and nothing but plain files is ever opened."""
 
 import os
+import resource
 import shutil
 import socket
 import stat
@@ -19,13 +20,16 @@ from ddm_fed.files import (
     PART_PREFIX,
     append_durably,
     check_file,
+    drop_torn_line,
     exclusive,
+    is_locked,
     list_regular_files,
     new_folder,
     open_regular,
     read_bounded,
     require_file_set,
     size_below,
+    sweep_parts,
     write_atomically,
 )
 from ddm_fed.records import sha256_hex
@@ -62,10 +66,63 @@ def test_write_atomically_gives_readers_of_the_old_file_the_old_content(tmp_path
 
 def test_write_atomically_that_fails_keeps_the_old_content(tmp_path: Path):
     (tmp_path / "f").write_bytes(b"old")
-    (tmp_path / f"{PART_PREFIX}f").mkdir()
-    with pytest.raises(IsADirectoryError):
-        write_atomically(tmp_path / "f", b"new")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # as a full disk would
+    try:
+        with pytest.raises(OSError, match="too large"):
+            write_atomically(tmp_path / "f", b"new" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert (tmp_path / "f").read_bytes() == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.parametrize("part", ["f", "f.new"])
+def test_write_atomically_with_a_planted_link_leaves_what_it_leads_to(tmp_path: Path, part: str):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / f"{PART_PREFIX}{part}").symlink_to(victim)
+    write_atomically(tmp_path / "f", b"new")
+    assert (tmp_path / "f").read_bytes() == b"new"
+    assert victim.read_bytes() == b"mine"
+
+
+def test_write_atomically_over_a_link_replaces_the_link(tmp_path: Path):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "f").symlink_to(victim)
+    write_atomically(tmp_path / "f", b"new")
+    assert not (tmp_path / "f").is_symlink()
+    assert victim.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("write", [append_durably, lambda path, _: drop_torn_line(path)])
+def test_appending_through_a_link_is_refused(tmp_path: Path, write):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "f").symlink_to(victim)
+    with pytest.raises(FileSetError, match="symbolic link"):
+        write(tmp_path / "f", b"line")
+    assert victim.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("take", [is_locked, lambda path: exclusive(path).__enter__()])
+def test_lock_file_that_is_a_link_is_refused_and_nothing_is_emptied(tmp_path: Path, take):
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "lock").symlink_to(victim)
+    with pytest.raises(FileSetError, match="symbolic link"):
+        take(tmp_path / "lock")
+    assert victim.read_bytes() == b"mine"
+
+
+def test_sweep_deletes_what_a_killed_process_left_and_nothing_else(tmp_path: Path):
+    for name in (f"{PART_PREFIX}a.0123456789abcdef", "a", ".a"):
+        (tmp_path / name).write_bytes(b"1")
+    sweep_parts(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3  # another process may be at it just now
+    sweep_parts(tmp_path, older_than_s=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"a", ".a"}
 
 
 def test_append_durably_adds_one_line(tmp_path: Path):

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 from ddm_fed.errors import BudgetError, PolicyError
@@ -24,7 +25,11 @@ from ddm_fed.records import (
 # A ledger may only be priced by code its reader chose: nothing is built from a name it contains.
 ACCOUNTANT = "dp-accounting, privacy loss distributions, add_or_remove_one"
 HOPELESS_EPSILON = 100.0  # above it nobody needs the exact figure, which would take long
-MOST_KINDS = 50  # of sampled events in one ledger; each is a distribution of its own
+MOST_KINDS = 50  # of sampled events in one ledger
+# What one price may cost, whatever a peer wrote: so many distributions are composed, on a grid of
+# so many points together. That is about a second; see `_grouped` and `_interval`.
+MOST_DISTRIBUTIONS, MOST_POINTS, MOST_STEPS = 12, 100_000, 10**7
+AT_ONCE = 10_000  # steps; for more, the library reckons with integers of millions of digits
 PLACES = Decimal("0.0001")
 RENYI_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512]
 # Steps of a discretised privacy loss. Both bound from above; where epsilon is large, fine ones
@@ -33,8 +38,11 @@ FINE, COARSE = 1e-4, 1e-3
 SMALL_EPSILON = 4.0
 TYPICAL_DELTA = 1e-5
 MIN_MULTIPLIER, MAX_MULTIPLIER = 0.3, 1e5
-Kinds = tuple[tuple[tuple[float, float], int], ...]
-"""Steps of each (sampling rate, noise multiplier)."""
+CUT_OFF = 1e-15  # of the mass of a distribution; it counts as infinitely bad
+TAIL = 10.0  # standard deviations of a Gaussian, beyond which the distributions are cut off
+Kind = tuple[tuple[float, float], int]
+"""A (sampling rate, noise multiplier), and for how many steps."""
+Kinds = tuple[Kind, ...]
 
 
 def accountant_name() -> str:
@@ -50,8 +58,10 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     Roth and Su 2019, arXiv:1905.02383, corollary 2), whose epsilon is the analytic one. With
     Poisson-sampled events the privacy loss distributions are composed, which bounds from above
     (Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380). A ledger
-    beyond `HOPELESS_EPSILON` is priced by the looser Renyi bound. So the time this takes does
-    not depend on what a peer wrote into its ledger.
+    beyond `HOPELESS_EPSILON` or `MOST_STEPS` is priced by the looser Renyi bound, one of more
+    than `MOST_DISTRIBUTIONS` kinds after like ones were put together, and where losses are wide
+    the grid is as coarse as `MOST_POINTS` asks. All of these bound from above, and so the time
+    this takes does not depend on what a peer wrote into its ledger.
 
     Raises:
         PolicyError: more than `MOST_KINDS` different sampled events.
@@ -60,7 +70,7 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     return _priced(squares, tuple(sorted(sampled.items())), delta)
 
 
-@lru_cache(maxsize=256)  # one ledger is priced for a limit, a statement, a table
+@lru_cache(maxsize=1024)  # one ledger is priced for a limit, a statement, a table
 def _priced(squares: float, sampled: Kinds, delta: float) -> float:
     from dp_accounting import get_epsilon_gaussian
 
@@ -68,10 +78,12 @@ def _priced(squares: float, sampled: Kinds, delta: float) -> float:
         return math.inf
     if not sampled:
         return float(get_epsilon_gaussian(squares**-0.5, delta)) if squares else 0.0
-    renyi = float(_composed(_renyi_accountant(), squares, sampled).get_epsilon(delta))
-    if renyi > HOPELESS_EPSILON:
+    renyi = float(_renyi(squares, sampled).get_epsilon(delta))
+    if renyi > HOPELESS_EPSILON or sum(steps for _, steps in sampled) > MOST_STEPS:
         return renyi
-    return float(_composed(_pld_accountant(renyi), squares, sampled).get_epsilon(delta))
+    kinds = _grouped(sampled)
+    found = float(_losses(renyi, squares, kinds).get_epsilon_for_delta(delta))
+    return found if kinds == sampled else min(found, renyi)
 
 
 def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
@@ -85,9 +97,9 @@ def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
     if math.isinf(squares):
         raise ValueError("an event without noise has no privacy profile")
     kinds = tuple(sorted(sampled.items()))
-    about = float(_composed(_renyi_accountant(), squares, kinds).get_epsilon(TYPICAL_DELTA))
-    accountant = _composed(_pld_accountant(about), squares, kinds)
-    return [float(accountant.get_delta(value)) for value in epsilons]
+    about = float(_renyi(squares, kinds).get_epsilon(TYPICAL_DELTA))
+    losses = _losses(about, squares, _grouped(kinds))
+    return [float(losses.get_delta_for_epsilon(value)) for value in epsilons]
 
 
 def _sorted(events: Iterable[Event]) -> tuple[float, Counter[tuple[float, float]]]:
@@ -99,6 +111,8 @@ def _sorted(events: Iterable[Event]) -> tuple[float, Counter[tuple[float, float]
                 return math.inf, sampled
             case GaussianEvent():
                 squares += float(event.noise_multiplier) ** -2
+            case SampledGaussianEvent() if event.sampling_rate == 1:  # as many Gaussians, exactly
+                squares += event.steps * float(event.noise_multiplier) ** -2
             case SampledGaussianEvent():
                 kind = (float(event.sampling_rate), float(event.noise_multiplier))
                 sampled[kind] += event.steps
@@ -111,28 +125,79 @@ def _sorted(events: Iterable[Event]) -> tuple[float, Counter[tuple[float, float]
     return squares, sampled
 
 
-def _pld_accountant(about: float) -> Any:
-    """Returns an accountant whose steps are fine where epsilon, `about` this large, is small."""
-    from dp_accounting import NeighboringRelation
-    from dp_accounting.pld import PLDAccountant
+def _grouped(kinds: Kinds) -> Kinds:
+    """Returns at most `MOST_DISTRIBUTIONS` kinds that together cost no less than `kinds`.
 
-    interval = FINE if about < SMALL_EPSILON else COARSE
-    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
-    return PLDAccountant(relation, value_discretization_interval=interval)
+    Two kinds become one of the larger sampling rate, the smaller noise and the steps of both: less
+    noise is post-processed into more, and a mixture with a smaller rate is a mixture of that of
+    the larger one and of no difference at all, which is dominated (Zhu, Dong and Wang 2022,
+    arXiv:2106.08567). Those go together that lose least by it.
+    """
+    found = sorted(kinds, key=lambda kind: (kind[0][1], kind[0][0]))
+    while len(found) > MOST_DISTRIBUTIONS:
+        pairs = [_together(*pair) for pair in pairwise(found)]
+        losses = [
+            _weight(pair) - _weight(one) - _weight(other)
+            for pair, (one, other) in zip(pairs, pairwise(found), strict=True)
+        ]
+        at = losses.index(min(losses))
+        found[at : at + 2] = [pairs[at]]
+    return tuple(sorted(found))
 
 
-def _renyi_accountant() -> Any:
-    from dp_accounting import NeighboringRelation
+def _together(one: Kind, other: Kind) -> Kind:
+    (rate, noise), (other_rate, other_noise) = one[0], other[0]
+    return (max(rate, other_rate), min(noise, other_noise)), one[1] + other[1]
+
+
+def _weight(kind: Kind) -> float:
+    """Returns about how much a kind costs: the Renyi divergence of order 2 of all its steps."""
+    (rate, noise), steps = kind
+    return steps * math.log1p(rate**2 * math.expm1(noise**-2))
+
+
+def _interval(about: float, squares: float, kinds: Kinds) -> float:
+    """Returns the step of the grid of losses, where epsilon is `about` this large.
+
+    It is fine where epsilon is small, and never finer than the losses of all kinds can be held in
+    `MOST_POINTS`. Losses are wide where noise is small, and then a coarse grid changes little.
+    """
+    wide = 2 * TAIL * math.sqrt(squares)
+    wide += sum(math.log1p(rate * math.expm1(TAIL / z + 0.5 / z**2)) for (rate, z), _ in kinds)
+    return max(FINE if about < SMALL_EPSILON else COARSE, wide / MOST_POINTS)
+
+
+def _losses(about: float, squares: float, kinds: Kinds) -> Any:
+    """Returns the composed distribution of privacy losses, of an epsilon `about` this large."""
+    from dp_accounting.pld import privacy_loss_distribution as plds
+
+    interval = _interval(about, squares, kinds)
+    composed = plds.identity(value_discretization_interval=interval)
+    for (rate, multiplier), steps in kinds:
+        step = plds.from_gaussian_mechanism(
+            multiplier, sampling_prob=rate, value_discretization_interval=interval
+        )
+        whole, rest = divmod(steps, AT_ONCE)
+        if whole:
+            some = step.self_compose(AT_ONCE, CUT_OFF / whole)
+            composed = composed.compose(some.self_compose(whole) if whole > 1 else some)
+        if rest:
+            composed = composed.compose(step.self_compose(rest))
+    if squares:
+        gaussians = plds.from_gaussian_mechanism(
+            squares**-0.5, value_discretization_interval=interval
+        )
+        composed = composed.compose(gaussians)
+    return composed
+
+
+def _renyi(squares: float, kinds: Kinds) -> Any:
+    """Returns an accountant that has composed Renyi divergences."""
+    from dp_accounting import NeighboringRelation, dp_event
     from dp_accounting.rdp import RdpAccountant
 
-    relation = NeighboringRelation.ADD_OR_REMOVE_ONE
-    return RdpAccountant(RENYI_ORDERS, relation)
-
-
-def _composed(accountant: Any, squares: float, sampled: Kinds) -> Any:
-    from dp_accounting import dp_event
-
-    for (rate, multiplier), steps in sampled:
+    accountant = RdpAccountant(RENYI_ORDERS, NeighboringRelation.ADD_OR_REMOVE_ONE)
+    for (rate, multiplier), steps in kinds:
         step = dp_event.PoissonSampledDpEvent(rate, dp_event.GaussianDpEvent(multiplier))
         accountant.compose(step, steps)
     if squares:

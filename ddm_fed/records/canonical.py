@@ -9,8 +9,7 @@ import json
 from typing import Any, NoReturn
 
 from ddm_fed.errors import MalformedError
-
-MAX_DOCUMENT_BYTES = 1 << 20  # 1 MiB: every signed document is far smaller
+from ddm_fed.limits import MAX_DOCUMENT_BYTES as MAX_DOCUMENT_BYTES
 
 
 def canonical_json(value: Any) -> bytes:

@@ -5,6 +5,9 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol
 
+from ddm_fed.errors import SizeError
+from ddm_fed.limits import MAX_ENTRIES
+
 Kind = Literal["file", "folder", "link", "other"]
 
 
@@ -20,6 +23,20 @@ class Entry(NamedTuple):
     name: str
     kind: Kind
     size_bytes: int
+
+
+def within_entries(found: list[Entry], where: str) -> list[Entry]:
+    """Returns `found`, by name, unless it is more than anybody would put into one folder.
+
+    Raises:
+        SizeError: it is.
+    """
+    if len(found) > MAX_ENTRIES:
+        raise SizeError(
+            f"{where} holds more than {MAX_ENTRIES} files and folders",
+            hint="it was filled with something else: move what belongs here to another folder",
+        )
+    return sorted(found)
 
 
 class Source(Protocol):

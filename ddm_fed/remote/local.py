@@ -1,13 +1,16 @@
 """A folder that this machine's own file system leads to: a stick, a disk, a mounted share."""
 
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 from ddm_fed.errors import FileSetError, MachineError, StateError
-from ddm_fed.files import open_regular, read_bounded, sync_folder, write_atomically
-from ddm_fed.remote.base import Entry, Kind, RemoteFolder, Source, Target
+from ddm_fed.files import open_folder_at, open_regular, write_at
+from ddm_fed.limits import MAX_ENTRIES
+from ddm_fed.remote.base import Entry, Kind, RemoteFolder, Source, Target, within_entries
 
 
 class LocalFolder(RemoteFolder):
@@ -37,30 +40,50 @@ class LocalFolder(RemoteFolder):
             )
 
     def entries(self, folder: str) -> list[Entry]:
-        """Returns what is in `folder`, by name; nothing if it is not there."""
+        """Returns what is in `folder`, by name; nothing if it is not there.
+
+        Raises:
+            SizeError: there is more than anybody would put there.
+        """
         with _system_errors(self.name):
             try:
-                with os.scandir(self._inside(folder)) as found:
-                    return sorted(_entry_of(item) for item in found)
+                with self._opened(folder) as descriptor, os.scandir(descriptor) as found:
+                    listed = [_entry_of(item) for item in islice(found, MAX_ENTRIES + 1)]
             except (FileNotFoundError, NotADirectoryError):
                 return []
+        return within_entries(listed, f"{self.name}/{folder}")
 
     def read(self, path: str, limit: int) -> bytes | None:
         """Returns the bytes of a plain file, at most `limit + 1`; None if it is not there."""
-        file = self._plain(path)
+        folder, name = _split(path)
         with _system_errors(self.name):
-            return read_bounded(file, limit) if os.path.lexists(file) else None
+            try:
+                with self._opened(folder) as descriptor:
+                    os.stat(name, dir_fd=descriptor, follow_symlinks=False)
+                    with open_regular(Path(name), folder=descriptor) as file:
+                        return file.read(limit + 1)
+            except (FileNotFoundError, NotADirectoryError):
+                return None
 
     def write(self, path: str, data: bytes) -> None:
         """Writes a short file, so that a reader finds the old content or the new."""
-        with _system_errors(self.name):
-            write_atomically(self._made(path), data)
+        folder, name = _split(path)
+        with _system_errors(self.name), self._opened(folder, make=True) as descriptor:
+            write_at(descriptor, name, data)
 
     @contextmanager
     def reading(self, path: str, start: int = 0) -> Iterator[Source]:
         """Yields a plain file, open for reading from byte `start` on."""
-        file = self._plain(path)
-        with _system_errors(self.name), open_regular(file) as opened:
+        folder, name = _split(path)
+        with _system_errors(self.name), ExitStack() as held:
+            try:
+                descriptor = held.enter_context(self._opened(folder))
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise FileSetError(
+                    f"`{path}` in {self.name} cannot be opened: {error.strerror}",
+                    hint="copy the original folder again",
+                ) from None
+            opened = held.enter_context(open_regular(Path(name), folder=descriptor))
             opened.seek(start)
             yield opened
 
@@ -69,47 +92,69 @@ class LocalFolder(RemoteFolder):
         """Yields a file, open for writing; at the end of the block it is on the medium."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         flags |= os.O_APPEND if append else os.O_TRUNC
-        with _system_errors(self.name):
-            file = self._made(path)
-            with os.fdopen(os.open(file, flags, 0o644), "wb") as opened:
+        folder, name = _split(path)
+        with _system_errors(self.name), self._opened(folder, make=True) as descriptor:
+            opened = os.open(name, flags, 0o644, dir_fd=descriptor)
+            with os.fdopen(opened, "wb") as file:
                 try:
-                    yield opened
+                    yield file
                 finally:
-                    opened.flush()
-                    os.fsync(opened.fileno())
-            sync_folder(file.parent)
+                    file.flush()
+                    os.fsync(file.fileno())
+            os.fsync(descriptor)
 
     def rename(self, old: str, new: str) -> None:
         """Gives a folder another name."""
-        with _system_errors(self.name):
-            source, target = self._plain(old), self._plain(new)
-            source.rename(target)
-            sync_folder(target.parent)
+        (from_folder, from_name), (to_folder, to_name) = _split(old), _split(new)
+        with (
+            _system_errors(self.name),
+            self._opened(from_folder) as source,
+            self._opened(to_folder) as target,
+        ):
+            os.rename(from_name, to_name, src_dir_fd=source, dst_dir_fd=target)
+            os.fsync(target)
 
     def remove(self, path: str) -> None:
         """Removes a file, if it is there."""
-        with _system_errors(self.name):
-            self._plain(path).unlink(missing_ok=True)
+        folder, name = _split(path)
+        with (
+            _system_errors(self.name),
+            suppress(FileNotFoundError),
+            self._opened(folder) as descriptor,
+        ):
+            os.unlink(name, dir_fd=descriptor)
 
-    def _plain(self, inner: str) -> Path:
-        """Returns where `inner` lies; its folders are folders, and not links to elsewhere."""
-        found = self.path
-        for part in filter(None, inner.split("/")):
-            if found != self.path and found.is_symlink():
-                raise FileSetError(
-                    f"`{found.relative_to(self.path)}` in {self.name} is a symbolic link",
-                    hint="a link could lead anywhere: put a folder in its place",
-                )
-            found /= part
-        return found
+    @contextmanager
+    def _opened(self, inner: str, *, make: bool = False) -> Iterator[int]:
+        """Yields a descriptor of the folder `inner`: each folder on the way is opened in the last.
 
-    def _inside(self, inner: str) -> Path:
-        return self._plain(f"{inner}/-").parent  # the folder itself is no link either
+        So nobody can put a link to elsewhere in the place of one while we are at work.
+        """
+        with ExitStack() as held:
+            at = held.enter_context(open_folder_at(self.path))
+            for part in filter(None, inner.split("/")):
+                if make:
+                    with suppress(FileExistsError):
+                        os.mkdir(part, dir_fd=at)
+                at = self._step(at, part, inner)
+                held.callback(os.close, at)
+            yield at
 
-    def _made(self, inner: str) -> Path:
-        file = self._plain(inner)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        return file
+    def _step(self, at: int, part: str, inner: str) -> int:
+        try:
+            return os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=at)
+        except NotADirectoryError:
+            if not stat.S_ISLNK(os.stat(part, dir_fd=at, follow_symlinks=False).st_mode):
+                raise
+            raise FileSetError(
+                f"`{part}` of `{inner}` in {self.name} is a symbolic link",
+                hint="a link could lead anywhere: put a folder in its place",
+            ) from None
+
+
+def _split(path: str) -> tuple[str, str]:
+    folder, _, name = path.rpartition("/")
+    return folder, name
 
 
 @contextmanager

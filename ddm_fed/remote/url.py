@@ -9,7 +9,7 @@ from fsspec.utils import infer_storage_options
 
 from ddm_fed.errors import StateError
 from ddm_fed.files import PART_PREFIX
-from ddm_fed.remote.base import Entry, Kind, RemoteFolder, Source, Target
+from ddm_fed.remote.base import Entry, Kind, RemoteFolder, Source, Target, within_entries
 from ddm_fed.remote.failures import Calling, without_secrets
 
 SSH = ("sftp", "ssh")
@@ -103,7 +103,7 @@ class UrlFolder(RemoteFolder):
             except (FileNotFoundError, NotADirectoryError):
                 return []
         listed = [_entry_of(item) for item in found if item["name"].strip("/") != place.strip("/")]
-        return sorted(listed)
+        return within_entries(listed, f"{self.name}/{folder}")
 
     def read(self, path: str, limit: int) -> bytes | None:
         """Returns the bytes of a file, at most `limit + 1`; None if it is not there."""
