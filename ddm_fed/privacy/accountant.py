@@ -23,14 +23,19 @@ from ddm_fed.records import (
 
 # A ledger may only be priced by code its reader chose: nothing is built from a name it contains.
 ACCOUNTANT = "dp-accounting, privacy loss distributions, add_or_remove_one"
-HOPELESS_EPSILON = 100.0  # above it nobody needs the exact figure, which would take long
+HOPELESS_EPSILON = 2000.0  # by the Renyi bound; no plan may allow so much, and it would take long
 MOST_KINDS = 50  # of sampled events in one ledger; each is a distribution of its own
 PLACES = Decimal("0.0001")
 RENYI_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512]
-# Steps of a discretised privacy loss. Both bound from above; where epsilon is large, fine ones
-# change the fourth digit and take seconds.
+# Largest steps of a discretised privacy loss. All bound from above; where epsilon is large, fine
+# ones change the fourth digit and take seconds.
 FINE, COARSE = 1e-4, 1e-3
 SMALL_EPSILON = 4.0
+# Rounding to the ends of a step of length h adds at most h^2 / 4 to the variance of each event's
+# loss, h^2 / 6 on average: many events need finer steps. Of the whole variance no more than this
+# may be added; but a distribution is never cut into more pieces, which bounds time and memory.
+ADDED_VARIANCE = 5e-4
+MOST_PIECES = 1e6
 TYPICAL_DELTA = 1e-5
 MIN_MULTIPLIER, MAX_MULTIPLIER = 0.3, 1e5
 Kinds = tuple[tuple[tuple[float, float], int], ...]
@@ -49,9 +54,9 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     (sum 1 / z_i^2)^(-1/2), also when a later one depends on the outcome of an earlier one (Dong,
     Roth and Su 2019, arXiv:1905.02383, corollary 2), whose epsilon is the analytic one. With
     Poisson-sampled events the privacy loss distributions are composed, which bounds from above
-    (Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380). A ledger
-    beyond `HOPELESS_EPSILON` is priced by the looser Renyi bound. So the time this takes does
-    not depend on what a peer wrote into its ledger.
+    (Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380). The Renyi
+    bound holds as well, so the smaller of both is returned; beyond `HOPELESS_EPSILON` it is the
+    only one. So the time this takes is bounded, whatever a peer wrote into its ledger.
 
     Raises:
         PolicyError: more than `MOST_KINDS` different sampled events.
@@ -71,7 +76,8 @@ def _priced(squares: float, sampled: Kinds, delta: float) -> float:
     renyi = float(_composed(_renyi_accountant(), squares, sampled).get_epsilon(delta))
     if renyi > HOPELESS_EPSILON:
         return renyi
-    return float(_composed(_pld_accountant(renyi), squares, sampled).get_epsilon(delta))
+    composed = _composed(_pld_accountant(_interval(renyi, delta, sampled)), squares, sampled)
+    return min(renyi, float(composed.get_epsilon(delta)))
 
 
 def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
@@ -86,7 +92,8 @@ def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
         raise ValueError("an event without noise has no privacy profile")
     kinds = tuple(sorted(sampled.items()))
     about = float(_composed(_renyi_accountant(), squares, kinds).get_epsilon(TYPICAL_DELTA))
-    accountant = _composed(_pld_accountant(about), squares, kinds)
+    interval = _interval(about, TYPICAL_DELTA, kinds)
+    accountant = _composed(_pld_accountant(interval), squares, kinds)
     return [float(accountant.get_delta(value)) for value in epsilons]
 
 
@@ -111,12 +118,30 @@ def _sorted(events: Iterable[Event]) -> tuple[float, Counter[tuple[float, float]
     return squares, sampled
 
 
-def _pld_accountant(about: float) -> Any:
-    """Returns an accountant whose steps are fine where epsilon, `about` this large, is small."""
+def _interval(about: float, delta: float, sampled: Kinds) -> float:
+    """Returns the length of steps for a ledger whose epsilon at `delta` is `about` this large.
+
+    Its loss is nearly normal with variance mu^2 and mean mu^2 / 2, mu being that of the Gaussian
+    mechanism of the same epsilon (Dong, Roth and Su 2019, arXiv:1905.02383, theorem 3.4).
+    """
+    from dp_accounting import get_sigma_gaussian
+
+    coarsest = FINE if about < SMALL_EPSILON else COARSE
+    if not sampled or about <= 0:
+        return coarsest
+    mu = 1 / get_sigma_gaussian(about, delta)
+    wanted = math.sqrt(6 * ADDED_VARIANCE / sum(steps for _, steps in sampled)) * mu
+    # one event's loss reaches this far at most, as dp-accounting cuts it; all together, this far
+    one = max(20 / multiplier + multiplier**-2 for (_, multiplier), _ in sampled)
+    finest = max(one, mu**2 / 2 + 20 * mu) / MOST_PIECES
+    return max(min(coarsest, wanted), finest)
+
+
+def _pld_accountant(interval: float) -> Any:
+    """Returns an accountant of losses that are cut into steps of length `interval`."""
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld import PLDAccountant
 
-    interval = FINE if about < SMALL_EPSILON else COARSE
     relation = NeighboringRelation.ADD_OR_REMOVE_ONE
     return PLDAccountant(relation, value_discretization_interval=interval)
 
