@@ -129,7 +129,7 @@ def _interval(about: float, delta: float, sampled: Kinds) -> float:
     coarsest = FINE if about < SMALL_EPSILON else COARSE
     if not sampled or about <= 0:
         return coarsest
-    mu = 1 / get_sigma_gaussian(about, delta)
+    mu = 1 / float(get_sigma_gaussian(about, delta))
     wanted = math.sqrt(6 * ADDED_VARIANCE / sum(steps for _, steps in sampled)) * mu
     # one event's loss reaches this far at most, as dp-accounting cuts it; all together, this far
     one = max(20 / multiplier + multiplier**-2 for (_, multiplier), _ in sampled)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ddm_fed.errors import FileSetError
 from ddm_fed.files import open_regular
@@ -126,6 +126,8 @@ def _decoded(path: Path) -> tuple[Image.Image, list[str]]:
             return image.transpose(turn), [*changes, "turned upright, as EXIF says"]
     except FileSetError as error:
         raise PictureError(error.message) from None
+    except UnidentifiedImageError:
+        raise PictureError(f"it is none of {', '.join(FORMATS)}, whatever its name") from None
     except UNREADABLE_PICTURE as error:
         raise PictureError(str(error) or type(error).__name__) from None
 
