@@ -1,8 +1,6 @@
 """Reads samples and real images, which must be of one shape: resizing would change figures."""
 
 import json
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from ddm_fed.errors import DataError, StateError
+from ddm_fed.files import UNREADABLE_ARCHIVE
 
-UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 Part = Literal["test", "train"]
 
 
@@ -126,7 +124,7 @@ def _read(path: Path, names: tuple[tuple[str, str], ...]) -> Pictures:
                 if images in archive:
                     return _checked(path, archive[images], archive.get(labels))
             found = ", ".join(sorted(archive.files)) or "nothing"
-    except UNREADABLE as error:
+    except UNREADABLE_ARCHIVE as error:
         raise DataError(
             f"{path} cannot be read: {error}", hint="write it again with numpy.savez_compressed"
         ) from None

@@ -89,7 +89,7 @@ def show_data(name: str, report: "DataReport") -> None:
     for line in report.left_out_lines():
         console.say(f"    {line}")
     if report.skipped:
-        console.say(f"    {len(report.skipped)} cannot be read:")
+        console.say(f"    {len(report.skipped)} files could not be read:")
         for line in report.skipped:
             console.say(f"      {line}")
     for line in report.doubts:

@@ -146,6 +146,8 @@ def _rows(path: Path, reader: Any, files: Mapping[str, bool]) -> dict[str, str]:
             f"{path} does not begin with the line {','.join(CSV_HEADER)}",
             hint="separate the columns with a comma and name them in the first line",
         )
+    # a table of one system and the files of another may compose accents differently
+    composed = {unicodedata.normalize("NFC", file): file for file in files}
     unit_of: dict[str, str] = {}
     for row in reader:
         if not row:
@@ -156,6 +158,8 @@ def _rows(path: Path, reader: Any, files: Mapping[str, bool]) -> dict[str, str]:
                 hint="two are needed: the file and its unit",
             )
         file, unit = row
+        if file not in files:
+            file = composed.get(unicodedata.normalize("NFC", file), file)
         if file not in files:
             raise DataError(
                 f"{path} names {file}, which is no image file of the folder",

@@ -6,6 +6,7 @@ import select
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,3 +142,13 @@ def test_data_without_doubts_are_trained_without_a_question(fed, pets):
     done = run(fed, pets)
     assert done.returncode == 0, done.stderr
     assert "LOOK" not in done.stderr
+
+
+def test_every_command_that_spends_privacy_on_images_settles_their_doubts():
+    # `audit` opens images as well, and spends nothing
+    found = {}
+    for path in (Path(__file__).parents[1] / "sites").glob("cli*.py"):
+        text = path.read_text(encoding="utf-8")
+        if "load_images(" in text:
+            found[path.name] = "settle_doubts(" in text
+    assert found == {"cli_train.py": True, "cli_head.py": True, "cli_privacy.py": False}

@@ -209,6 +209,21 @@ def test_table_of_units_is_read_in_every_dialect_of_csv(folder, table):
     assert units_of(folder(TWO, table)) == [0, 0]
 
 
+@pytest.mark.parametrize("names", [("\u00fc.png", "u\u0308.png"), ("u\u0308.png", "\u00fc.png")])
+def test_table_names_a_file_however_its_accents_are_composed(folder, names):
+    stored, written = names
+    path = folder({"a.png": 1, stored: 2}, [("a.png", 1), (written, 1)])
+    assert units_of(path) == [0, 0]
+
+
+def test_unit_ids_that_claim_more_than_there_is_memory_are_refused(tmp_path):
+    np.save(tmp_path / "scans.npy", PIXELS)
+    head = b"{'descr': '<i8', 'fortran_order': False, 'shape': (25000000000000,), }"
+    claim = b"\x93NUMPY\x01\0\x76\0" + head.ljust(0x75) + b"\n"
+    (tmp_path / "scans.units.npy").write_bytes(claim + b"\0" * 64)
+    assert "cannot be read" in refusal_of(tmp_path / "scans.npy").message
+
+
 def test_unreadable_files_do_not_shift_the_units(folder):
     files = {"a.png": None, "b.png": 2, "c.png": None, "d.png": 4, "e.png": 5}
     rows = [("a.png", "p"), ("b.png", "q"), ("c.png", "r"), ("d.png", "s"), ("e.png", "q")]
