@@ -545,7 +545,8 @@ def test_photo_is_upright_in_every_orientation(folder, kind, orientation):
 
 
 def test_any_exception_of_a_decoder_is_the_error_of_its_file(folder):
-    # every byte of the heads of these files, in turn, set to something else
+    # bytes of the heads of these files, in turn, set to something else: Pillow raises OSError,
+    # ValueError, SyntaxError, TypeError and DecompressionBombError
     good = {f"good-{i:03}.png": picture(i) for i in range(3)}
     bad = {}
     sources = {
@@ -558,10 +559,15 @@ def test_any_exception_of_a_decoder_is_the_error_of_its_file(folder):
         "pgm": encoded(picture(1), "PPM"),
     }
     for suffix, content in sources.items():
-        for at in range(0, min(len(content), 200), 2):
+        for at, value in itertools.product(range(min(len(content), 120)), (2, 0xFF)):
             changed = bytearray(content)
-            changed[at] ^= 0xFF
-            bad[f"{suffix}-{at:03}.{suffix}"] = bytes(changed)
+            changed[at] = value
+            bad[f"{suffix}-{at:03}-{value}.{suffix}"] = bytes(changed)
+    # the orientation itself, of every type and number
+    for kind, number, value in itertools.product(range(14), (0, 1, 5, 2**31), VALUES):
+        block = exif(3, (0x0112, kind, number, value), odd_first=True)
+        name = f"turn-{kind}-{number}-{VALUES.index(value)}.png"
+        bad[name] = encoded(picture(1), "PNG", exif=block)
     report = report_of(folder(good | bad), max_bad_fraction=1)
     assert report.count + len(report.skipped) == len(good) + len(bad)
     assert len(report.skipped) > 50
