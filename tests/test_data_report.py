@@ -200,6 +200,7 @@ def test_folder_that_cannot_be_opened_is_a_doubt(folder, monkeypatch):
     report = report_of(path, PETS)
     assert report.left_out == {"folders cannot be opened (Permission denied)": ["owl/"]}
     assert len(report.doubts) == 2  # and its class has none
+    assert report.seen == report.count + 1
 
 
 def test_name_that_steers_a_terminal_is_escaped(folder):

@@ -68,6 +68,7 @@ def _everything(folder: Path, report: DataReport, lost: set[str]) -> Iterator[tu
         except OSError as error:
             lost.add(reason := f"folders cannot be opened ({error.strerror})")
             report.leave_out(reason, f"{_name(here, folder)}/")
+            report.seen += 1
             continue
         for entry in entries:
             path = Path(entry.path)
