@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from ddm_fed.errors import DataError, StateError
 from ddm_fed.files import UNREADABLE_ARCHIVE
 
+UNREADABLE = UNREADABLE_ARCHIVE
 Part = Literal["test", "train"]
 
 
@@ -124,7 +125,7 @@ def _read(path: Path, names: tuple[tuple[str, str], ...]) -> Pictures:
                 if images in archive:
                     return _checked(path, archive[images], archive.get(labels))
             found = ", ".join(sorted(archive.files)) or "nothing"
-    except UNREADABLE_ARCHIVE as error:
+    except UNREADABLE as error:
         raise DataError(
             f"{path} cannot be read: {error}", hint="write it again with numpy.savez_compressed"
         ) from None
