@@ -1,8 +1,6 @@
 """Reads samples and real images, which must be of one shape: resizing would change figures."""
 
 import json
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,8 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from ddm_fed.errors import DataError, StateError
+from ddm_fed.files import UNREADABLE_ARCHIVE
 
-UNREADABLE = (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+UNREADABLE = UNREADABLE_ARCHIVE
 Part = Literal["test", "train"]
 
 
@@ -137,6 +136,12 @@ def _read(path: Path, names: tuple[tuple[str, str], ...]) -> Pictures:
 
 
 def _checked(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> Pictures:
+    if images.ndim == 3 and images.shape[2] in (1, 3):
+        raise DataError(
+            f"{path} holds images of shape {images.shape}, which may be one with its channels",
+            hint="give the array a fourth axis: images[None] for one image, images[..., None] for "
+            "grey ones",
+        )
     if images.ndim == 3:
         images = images[:, None]
     elif images.ndim == 4 and images.shape[3] in (1, 3) and images.shape[1] not in (1, 3):
@@ -153,6 +158,7 @@ def _checked(path: Path, images: NDArray[Any], labels: NDArray[Any] | None) -> P
         raise DataError(
             f"{path} holds {len(images)} images and labels of {labels.dtype} and shape "
             f"{labels.shape}",
-            hint="every image needs one whole number, in the order of `data.classes` in the plan",
+            hint="every image needs one whole number, in the order of `data.classes` in the plan; "
+            "of one-hot labels store labels.argmax(axis=1)",
         )
     return Pictures(np.ascontiguousarray(images), flat.astype(np.int64))

@@ -16,11 +16,7 @@ from coordinator.guard import Caller
 from coordinator.sink import SYNC_BYTES, Sink, Upload
 from coordinator.status import site_states
 from coordinator.view import PublishedView
-<<<<<<< HEAD
-from ddm_fed.errors import OffsetError, PlanMismatchError, SizeError, StateError
-=======
-from ddm_fed.errors import BusyError, OffsetError, PlanMismatchError, StateError
->>>>>>> h-store
+from ddm_fed.errors import BusyError, OffsetError, PlanMismatchError, SizeError, StateError
 from ddm_fed.exchange import CHUNK_BYTES, messages, services
 from ddm_fed.files import open_regular, read_bounded
 from ddm_fed.published import PLAN_FILE, roster_files

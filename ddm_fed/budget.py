@@ -23,6 +23,7 @@ from ddm_fed.training import trained_weights
 # Noise on a weight of the mean gradient, in clip norms, with which DPDM trained its MNIST models,
 # and the epsilon it had there (docs/privacy.md says where from).
 KNOWN_NOISE = ((0.0006, "10"), (0.004, "1"), (0.02, "0.2"))
+FAILURES = 0.1  # of delta times units; the bound should not be expected to fail for anybody
 FEW_DRAWS, MANY_STEPS, FULL_RATE = 8, 2000, 0.25
 
 
@@ -127,6 +128,23 @@ def outlook(plan: Plan, design: ExpertDesign, units: int) -> Outlook | None:
         of_a_class = units * float(means.sampling_rate) / max(1, len(plan.data.classes))
         per_pixel = float(means.noise_multiplier) * float(sgd.central.radius) / of_a_class
     return Outlook(units, weights, per_weight, per_weight * math.sqrt(weights), per_pixel)
+
+
+def delta_warning(plan: Plan, units: int) -> str | None:
+    """Returns what is wrong with the plan's delta at a site of `units` units; None if nothing.
+
+    What publishes every unit with probability delta, and nothing else, keeps the promise of any
+    epsilon: delta has to be far below 1 / units (Dwork and Roth 2014, section 2.3).
+    """
+    expected = float(plan.privacy.delta) * units
+    if expected <= FAILURES:
+        return None
+    unit = plan.privacy.unit
+    return (
+        f"WARNING: delta {plan.privacy.delta:f} times {units} {unit}s is {expected:.3g}: "
+        f"publishing every {unit} with that probability would keep the plan's promise. Agree on a "
+        f"`privacy.delta` far below 1 / {units}, at most {FAILURES / units:.1g}."
+    )
 
 
 def advice(plan: Plan, seen: Outlook) -> list[str]:

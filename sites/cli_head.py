@@ -12,7 +12,9 @@ from sites.options import (
     PlanOption,
     SiteOption,
     ValueRangeOption,
+    YesOption,
     open_published,
+    settle_doubts,
     show_data,
 )
 
@@ -29,6 +31,7 @@ def head(
             help="For reproducible experiments without noise; random and secret otherwise."
         ),
     ] = None,
+    yes: YesOption = False,
 ) -> None:
     """Train the site's head of the router against the published reference, and sign it.
 
@@ -54,6 +57,7 @@ def head(
             max_bad_fraction=max_bad_fraction,
         )
         show_data(name, report)
+        settle_doubts(report, yes=yes)
         steps = trust.plan.router.head.steps if trust.plan.router.kind == "heads" else 0
         with console.counting(f"training the head of {name}", steps, "steps") as update:
             bundle = run_head(

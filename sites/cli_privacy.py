@@ -57,7 +57,7 @@ def budget(
 
     Example: ddm-site budget --plan plan.toml --units 2000
     """
-    from ddm_fed.budget import advice, outlook, planned_events
+    from ddm_fed.budget import advice, delta_warning, outlook, planned_events
     from ddm_fed.privacy import private_events
     from sites.folder import SiteFolder
     from sites.ledger import open_ledger
@@ -73,6 +73,8 @@ def budget(
     if sgd is not None:
         seen = outlook(agreed, agreed.expert.default, units or sgd.units)
     lines = [] if seen is None else advice(agreed, seen)
+    count = units or (None if sgd is None else sgd.units)
+    warning = None if count is None else delta_warning(agreed, count)
     rows: list[tuple[str, Event]] = [
         (f"router message {index}", event) for index, event in enumerate(planned.router, start=1)
     ]
@@ -83,9 +85,12 @@ def budget(
     if planned.expert is not None:
         rows.append(("expert", planned.expert))
     if as_json:
-        console.show_json(_budget_facts(rows, agreed, spent, seen, lines))
+        facts = _budget_facts(rows, agreed, spent, seen, lines)
+        console.show_json(facts | {"warning": warning})
         return
     _show_budget(rows, agreed, spent, home)
+    if warning is not None:
+        console.say(warning)
     if seen is None:
         console.say("The expert is trained without noise: no epsilon bounds what its weights tell.")
         return

@@ -15,7 +15,9 @@ from sites.options import (
     PlanOption,
     SiteOption,
     ValueRangeOption,
+    YesOption,
     open_published,
+    settle_doubts,
     show_data,
 )
 
@@ -98,6 +100,7 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="Forget the checkpoint and train from the start.")
     ] = False,
+    yes: YesOption = False,
 ) -> None:
     """Do the whole job under a plan: train, compute the private release, write and sign the bundle.
 
@@ -138,7 +141,7 @@ def train(
     if process_rank() != 0:
         _help(site, plan, choose, load)
         return
-    _lead(site, plan, choose, load)
+    _lead(site, plan, choose, load, yes=yes)
 
 
 def _design(
@@ -157,7 +160,7 @@ def _design(
         raise typer.BadParameter(explain(error, ExpertDesign)) from None
 
 
-def _lead(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
+def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) -> None:
     from sites.jobs import run_plan
     from sites.outbox import find_bundles
 
@@ -167,6 +170,7 @@ def _lead(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
     with home.changing():
         images, report = load(trust.plan)
         show_data(home.settings.name, report)
+        settle_doubts(report, yes=yes)
         with _screen(home, trust.plan_sha256, trust.plan.training.steps) as screen:
             bundle = run_plan(home, trust, published.log, images, options, screen)
         drafts = find_bundles(home.drafts)

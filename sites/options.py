@@ -1,5 +1,6 @@
 """Options that several commands of `ddm-site` share, and the way they open a site."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,6 +42,12 @@ MaxBadOption = Annotated[
         max=1,
     ),
 ]
+YesOption = Annotated[
+    bool,
+    typer.Option(
+        "--yes", help="Go on although something about the data looks like a mistake; asks nothing."
+    ),
+]
 PatienceOption = Annotated[
     float,
     typer.Option(
@@ -67,11 +74,42 @@ def open_published(site: Path, plan: Path) -> "tuple[SiteFolder, Published]":
 
 
 def show_data(name: str, report: "DataReport") -> None:
-    """Says what was found in the site's data, and what could not be read."""
+    """Says what was found in the site's data, what was changed, and what was left out and why."""
     console.say(f"{name}: {report.count} images from {report.source}")
-    for note in report.notes:
-        console.say(f"  {note}")
+    if report.classes:
+        shares = ", ".join(f"{of} {count}" for of, count in report.classes.items())
+        console.say(f"  of the classes: {shares}")
+    for line in (*report.values, *report.notes):
+        console.say(f"  {line}")
+    if report.seen:
+        console.say(
+            f"  of {report.seen} files seen {report.count} were taken, "
+            f"{report.seen - report.count} left out"
+        )
+    for line in report.left_out_lines():
+        console.say(f"    {line}")
     if report.skipped:
-        console.say(f"  {len(report.skipped)} files could not be read and were left out:")
+        console.say(f"    {len(report.skipped)} files could not be read:")
         for line in report.skipped:
-            console.say(f"    {line}")
+            console.say(f"      {line}")
+    for line in report.doubts:
+        console.say(f"  LOOK: {line}.")
+
+
+def settle_doubts(report: "DataReport", *, yes: bool) -> None:
+    """Asks a person whether to go on, if the data look like a mistake; call it before spending.
+
+    Raises:
+        DataError: nobody can be asked, and nobody said yes beforehand.
+        typer.Abort: the answer is no.
+    """
+    from ddm_fed.errors import DataError
+
+    if not report.doubts or yes:
+        return
+    if not sys.stdin.isatty():
+        raise DataError(
+            f"the data look like a mistake, and nobody can be asked: {'; '.join(report.doubts)}",
+            hint="correct the data, or say --yes if they are meant so; nothing was spent",
+        )
+    typer.confirm("Is that meant so? Go on, and spend privacy on it?", abort=True, err=True)

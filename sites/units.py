@@ -5,6 +5,8 @@ nothing of them is kept and renaming everybody changes nothing; no message shows
 """
 
 import csv
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,9 +24,21 @@ Ids = NDArray[Any]
 NPZ_KEYS = ("units", "patient_ids")
 CSV_NAME = "units.csv"
 CSV_HEADER = ["file", "unit"]
-# What an export writes where an id is missing. As one id it would join strangers to one patient,
-# who is then not the unit that epsilon speaks of.
-MISSING = ("", "nan", "nat", "none", "null", "n/a", "<na>")
+# What exports, tables and people write where an id is missing, in lower case; docs/plan.md states
+# the list, and `_is_missing` what else is. As one id it would join strangers to one patient, who is
+# then not the unit that epsilon speaks of.
+MISSING = {
+    *("na", "n/a", "n.a.", "n.a", "n/k", "nd", "n.d.", "nan", "-nan", "nat", "none", "null", "nil"),
+    *("<na>", "#na", "#n/a", "#n/a n/a", "#null!", "#value!", "#ref!", "#name?", "#div/0!"),
+    *("#num!", "1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "undefined", "missing", "unknown"),
+    *("unk", "not known", "not available", "not applicable", "no id", "anonymous", "anon"),
+    *("anonymized", "anonymised", "deidentified", "de-identified", "removed", "redacted", "tbd"),
+    *("xxx", "unbekannt"),
+}
+INVISIBLE = {"Cf", "Cc"}  # zero-width blanks and joiners, marks of direction and of byte order
+INVISIBLE_TOO = {"\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}  # and selectors:
+SELECTORS = range(0xFE00, 0xFE10)
+WHOLE = re.compile(r"([+-]?\d+)\.0+")  # how a table writes whole numbers where others are missing
 HOW_TO_GIVE = (
     "add `units` to the .npz, NAME.units.npy beside NAME.npy, or to a folder units.csv with the "
     "columns file,unit"
@@ -63,7 +77,7 @@ def load_units(
         )
     if len(found) > 1:
         raise DataError(f"{place} holds {' and '.join(found)}", hint="keep one of them")
-    units = _indices(_read(place, found[0], files), count, f"the unit ids of {place}")
+    units = _indices(_read(place, found[0], files), count, f"the unit ids of {place}", notes)
     notes.append(f"they are of {int(units.max()) + 1} patients; the plan protects patients")
     return units
 
@@ -132,6 +146,8 @@ def _rows(path: Path, reader: Any, files: Mapping[str, bool]) -> dict[str, str]:
             f"{path} does not begin with the line {','.join(CSV_HEADER)}",
             hint="separate the columns with a comma and name them in the first line",
         )
+    # a table of one system and the files of another may compose accents differently
+    composed = {unicodedata.normalize("NFC", file): file for file in files}
     unit_of: dict[str, str] = {}
     for row in reader:
         if not row:
@@ -142,6 +158,8 @@ def _rows(path: Path, reader: Any, files: Mapping[str, bool]) -> dict[str, str]:
                 hint="two are needed: the file and its unit",
             )
         file, unit = row
+        if file not in files:
+            file = composed.get(unicodedata.normalize("NFC", file), file)
         if file not in files:
             raise DataError(
                 f"{path} names {file}, which is no image file of the folder",
@@ -155,7 +173,7 @@ def _rows(path: Path, reader: Any, files: Mapping[str, bool]) -> dict[str, str]:
     return unit_of
 
 
-def _indices(ids: Ids, count: int, what: str) -> torch.Tensor:
+def _indices(ids: Ids, count: int, what: str, notes: list[str]) -> torch.Tensor:
     """Returns indices from 0 without a gap, in the order in which `ids` first appear."""
     if ids.ndim == 0 or ids.size != len(ids):
         raise DataError(f"{what} have shape {ids.shape}", hint="store them as (N,)")
@@ -166,15 +184,24 @@ def _indices(ids: Ids, count: int, what: str) -> torch.Tensor:
         )
     flat = ids.reshape(-1)
     if flat.dtype.kind == "U":
-        # the same patient with a blank more would be two, each with an epsilon of its own
-        flat = np.char.strip(flat)
-        missing = int(np.isin(np.char.lower(flat), MISSING).sum())
+        written = np.unique(flat)
+        # the same patient written otherwise would be two, each with an epsilon of its own
+        flat = np.array([_normal(str(each)) for each in flat], dtype=np.str_)
+        missing = sum(_is_missing(str(each)) for each in flat)
+        joined = len(written) - len(np.unique(flat))
+        if joined and not missing:
+            notes.append(
+                f"{joined} ids differ from another only in blanks, invisible characters, the way "
+                "an accent is written, or a decimal .0: they are taken as the same patient"
+            )
     else:
         missing = int(np.isnan(flat).sum()) if flat.dtype.kind == "f" else 0
     if missing:
         raise DataError(
-            f"{missing} of {what} are missing (empty, or NaN)",
-            hint="give every image an id; an image of an unknown patient gets one of its own",
+            f"{missing} of {what} are missing (empty, NaN, or what stands for unknown)",
+            hint="give every image an id; an image of an unknown patient gets one of its own. "
+            "docs/plan.md lists what counts as missing: an id that happens to be on it needs "
+            "another name",
         )
     if flat.dtype.kind not in "iuU":
         raise DataError(
@@ -184,3 +211,23 @@ def _indices(ids: Ids, count: int, what: str) -> torch.Tensor:
     _, first, unit = np.unique(flat, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))
     return torch.from_numpy(rank[unit].astype(np.int64))
+
+
+def _normal(text: str) -> str:
+    """Returns an id in the one way it is compared: composed, without what nobody sees."""
+    seen = "".join(c for c in text if c.isspace() or not _is_invisible(c))
+    normal = unicodedata.normalize("NFC", " ".join(seen.split()))
+    whole = WHOLE.fullmatch(normal)
+    return whole[1] if whole else normal
+
+
+def _is_invisible(letter: str) -> bool:
+    return (
+        unicodedata.category(letter) in INVISIBLE
+        or letter in INVISIBLE_TOO
+        or ord(letter) in SELECTORS
+    )
+
+
+def _is_missing(normal: str) -> bool:
+    return normal.lower() in MISSING or not any(map(str.isalnum, normal))

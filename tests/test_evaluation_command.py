@@ -196,6 +196,7 @@ def test_evaluation_of_other_inputs_is_never_overwritten(inputs):
             {"images": np.zeros((30, 8, 8), np.uint8), "labels": np.full(30, -1)},
             "30 images and labels",
         ),
+        ({"images": np.zeros((28, 28, 3), np.uint8)}, "one with its channels"),
         ({"images": np.zeros((9, 8, 8), np.uint8)}, "9 real images"),
         ({"images": np.array([None])}, "cannot be read"),
     ],

@@ -1,6 +1,7 @@
 """A federation whose experts and heads carry noise, from the plan to the ensemble; and forgers."""
 
 import json
+import re
 from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
@@ -415,6 +416,48 @@ def test_budget_command_shows_a_table(plan_file):
     shown = run("budget", "--plan", plan_file)
     assert shown.exit_code == 0
     assert "All together: epsilon" in shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("delta", "units", "warned"),
+    [
+        ("0.1", 1000, "is 100:"),
+        ("0.00001", 20_000, "is 0.2:"),
+        ("0.00001", 10_000, None),
+        ("0.00001", None, None),
+    ],
+)
+def test_budget_command_warns_of_a_delta_that_is_not_far_below_one_over_the_units(
+    tmp_path, delta, units, warned
+):
+    from federation import PLAN_TOML
+
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        re.sub("(?m)^delta = .*$", "", PLAN_TOML).replace(
+            "[privacy]", f"[privacy]\ndelta = {delta}"
+        )
+    )
+    asked = ("--units", units) if units else ()
+    shown = run("budget", "--plan", plan, *asked)
+    assert shown.exit_code == 0, shown.output
+    fact = json.loads(run("budget", "--plan", plan, *asked, "--json").stdout)["warning"]
+    if warned is None:
+        assert "WARNING" not in shown.output
+        assert fact is None
+    else:
+        assert f"delta {delta} times {units} images {warned}" in shown.output
+        assert f"below 1 / {units}" in fact
+
+
+def test_budget_command_warns_by_the_plan_s_own_guess_of_units(plan_file, tmp_path):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(
+        re.sub("(?m)^delta = .*$", "", plan_file.read_text()).replace(
+            "[privacy]", "[privacy]\ndelta = 0.01"
+        )
+    )
+    assert "delta 0.01 times 32 images is 0.32:" in run("budget", "--plan", plan).output
 
 
 def test_budget_command_counts_what_other_plans_cost(drafted, plan_file):

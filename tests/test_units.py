@@ -1,6 +1,8 @@
 """Which images belong to one patient: every way to say it, and everything that is refused."""
 
 import hashlib
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from ddm_fed.errors import DataError
 from ddm_fed.privacy import ImageSet
 from ddm_fed.records import DataSpec
 from sites.data import load_images
+from sites.units import MISSING
 
 GREY = DataSpec(channels=1, height=8, width=8)
 PETS = DataSpec(channels=1, height=8, width=8, conditioning="class", classes=("cat", "dog"))
@@ -140,9 +143,36 @@ def test_npz_says_which_images_belong_together(npz, key, ids):
     assert units_of(npz(**{key: np.array(ids)})) == [0, 1, 0, 2]
 
 
-@pytest.mark.parametrize("ids", [["1", "01", "1", "1.0"], ["a", "A", "a", "ä"]])
+@pytest.mark.parametrize(
+    "ids", [["1", "01", "1", "1.5"], ["a", "A", "a", "ä"], ["1.0", "10", "1", "1.0.0"]]
+)
 def test_ids_that_differ_are_different_patients(npz, ids):
     assert units_of(npz(units=np.array(ids))) == [0, 1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pytest.param(["M\u00fcller", "x", "Mu\u0308ller", "y"], id="composed and decomposed"),
+        pytest.param(["1", "2", "1.0", "3"], id="whole numbers as fractions"),
+        pytest.param(["-1.00", "2", "-1", "3"], id="negative"),
+        pytest.param(["p1", "p2", "p\u200b1", "p3"], id="zero-width blank"),
+        pytest.param(["p1", "p2", "\ufeffp1", "p3"], id="byte order mark"),
+        pytest.param(["p1", "p2", "p1\u200d\u2060", "p3"], id="joiners"),
+        pytest.param(["p1", "p2", "p\u00ad1", "p3"], id="soft hyphen"),
+        pytest.param(["p1", "p2", "p\ufe0f1", "p3"], id="selector"),
+        pytest.param(["\u202ap1\u202c", "p2", "p1", "p3"], id="marks of direction"),
+        pytest.param(["p 1", "p2", "p\u00a01", "p3"], id="blank that does not break"),
+        pytest.param(["p 1", "p2", "\tp  1\r", "p3"], id="tabs and double blanks"),
+    ],
+)
+def test_one_patient_written_in_two_ways_is_one_unit_and_that_is_noted(npz, folder, ids):
+    loaded, report = load(npz(units=np.array(ids)))
+    assert loaded.reveal().units.tolist() == [0, 1, 0, 2]
+    assert "1 ids differ from another only in" in report.notes[0]
+    files = {f"{i}.png": i for i in range(4)}
+    table = "file,unit\n" + "".join(f'{i}.png,"{unit}"\n' for i, unit in enumerate(ids))
+    assert units_of(folder(files, table)) == [0, 1, 0, 2]
 
 
 def test_npz_with_medmnist_keys_has_unit_ids(tmp_path):
@@ -177,6 +207,21 @@ def test_folder_has_its_unit_ids_in_a_table_in_any_order(folder):
 )
 def test_table_of_units_is_read_in_every_dialect_of_csv(folder, table):
     assert units_of(folder(TWO, table)) == [0, 0]
+
+
+@pytest.mark.parametrize("names", [("\u00fc.png", "u\u0308.png"), ("u\u0308.png", "\u00fc.png")])
+def test_table_names_a_file_however_its_accents_are_composed(folder, names):
+    stored, written = names
+    path = folder({"a.png": 1, stored: 2}, [("a.png", 1), (written, 1)])
+    assert units_of(path) == [0, 0]
+
+
+def test_unit_ids_that_claim_more_than_there_is_memory_are_refused(tmp_path):
+    np.save(tmp_path / "scans.npy", PIXELS)
+    head = b"{'descr': '<i8', 'fortran_order': False, 'shape': (25000000000000,), }"
+    claim = b"\x93NUMPY\x01\0\x76\0" + head.ljust(0x75) + b"\n"
+    (tmp_path / "scans.units.npy").write_bytes(claim + b"\0" * 64)
+    assert "cannot be read" in refusal_of(tmp_path / "scans.npy").message
 
 
 def test_unreadable_files_do_not_shift_the_units(folder):
@@ -244,10 +289,34 @@ def test_unit_ids_of_another_shape_are_refused(npz, ids):
     assert "shape" in refusal_of(npz(units=ids)).message
 
 
-@pytest.mark.parametrize("gap", ["", "  ", "nan", "NaN", "None", "null", "NaT", "<NA>", "N/A"])
+GAPS = ["", "  ", "nan", "NaN", "None", "null", "NaT", "<NA>", "N/A", "NA", "#N/A", "#NA", "n.a."]
+GAPS += [
+    "-",
+    "--",
+    "?",
+    "???",
+    ".",
+    "unknown",
+    "Unknown ",
+    "UNK",
+    "-nan",
+    "1.#QNAN",
+    "#REF!",
+    "nil",
+]
+GAPS += ["\u200b", "\u00a0", "\u2013", "n/a\u200b", "not  available", "anonymized", "***", "_"]
+
+
+@pytest.mark.parametrize("gap", GAPS)
 def test_unit_ids_that_are_missing_are_refused_as_text(npz, gap):
     # taken for an id, it would join strangers to one patient
     assert "1 of the unit ids" in refusal_of(npz(units=np.array([SECRET, gap, "c", "d"]))).message
+
+
+def test_list_of_ids_that_count_as_missing_is_the_one_in_the_documentation():
+    text = (Path(__file__).parents[1] / "docs" / "plan.md").read_text()
+    stated = re.search(r"These count as missing.*?:(.*?)\n\n", text, re.DOTALL)[1]
+    assert set(re.findall("`([^`]+)`", stated)) == MISSING
 
 
 def test_unit_ids_that_are_missing_are_refused_as_numbers(npz):

@@ -24,18 +24,22 @@ from ddm_fed.records import (
 
 # A ledger may only be priced by code its reader chose: nothing is built from a name it contains.
 ACCOUNTANT = "dp-accounting, privacy loss distributions, add_or_remove_one"
-HOPELESS_EPSILON = 100.0  # above it nobody needs the exact figure, which would take long
+HOPELESS_EPSILON = 2000.0  # by the Renyi bound; no plan may allow so much
 MOST_KINDS = 50  # of sampled events in one ledger
-# What one price may cost, whatever a peer wrote: so many distributions are composed, on a grid of
-# so many points together. That is about a second; see `_grouped` and `_interval`.
-MOST_DISTRIBUTIONS, MOST_POINTS, MOST_STEPS = 12, 100_000, 10**7
+# What one price may cost, whatever a peer wrote: so many distributions are composed, on grids of so
+# many points together. That is a few seconds; see `_grouped` and `_interval`.
+MOST_DISTRIBUTIONS, MOST_POINTS, MOST_STEPS = 12, 1_000_000, 10**7
 AT_ONCE = 10_000  # steps; for more, the library reckons with integers of millions of digits
 PLACES = Decimal("0.0001")
 RENYI_ORDERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 256, 512]
-# Steps of a discretised privacy loss. Both bound from above; where epsilon is large, fine ones
-# change the fourth digit and take seconds.
+# Largest steps of a discretised privacy loss. All bound from above; where epsilon is large, fine
+# ones change the fourth digit and take seconds.
 FINE, COARSE = 1e-4, 1e-3
 SMALL_EPSILON = 4.0
+# Rounding to the ends of a step of length h adds at most h^2 / 4 to the variance of each event's
+# loss, h^2 / 6 on average: many events need finer steps. Of the whole variance no more than this
+# may be added, as far as `MOST_POINTS` allows, which bounds time and memory.
+ADDED_VARIANCE = 5e-4
 TYPICAL_DELTA = 1e-5
 MIN_MULTIPLIER, MAX_MULTIPLIER = 0.3, 1e5
 CUT_OFF = 1e-15  # of the mass of a distribution; it counts as infinitely bad
@@ -57,11 +61,11 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
     (sum 1 / z_i^2)^(-1/2), also when a later one depends on the outcome of an earlier one (Dong,
     Roth and Su 2019, arXiv:1905.02383, corollary 2), whose epsilon is the analytic one. With
     Poisson-sampled events the privacy loss distributions are composed, which bounds from above
-    (Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380). A ledger
-    beyond `HOPELESS_EPSILON` or `MOST_STEPS` is priced by the looser Renyi bound, one of more
-    than `MOST_DISTRIBUTIONS` kinds after like ones were put together, and where losses are wide
-    the grid is as coarse as `MOST_POINTS` asks. All of these bound from above, and so the time
-    this takes does not depend on what a peer wrote into its ledger.
+    (Koskela et al. 2020, arXiv:1906.03049; Doroshenko et al. 2022, arXiv:2207.04380). The Renyi
+    bound holds as well, so the smaller of both is returned; beyond `HOPELESS_EPSILON` or
+    `MOST_STEPS` it is the only one. Of more than `MOST_DISTRIBUTIONS` kinds, like ones are put
+    together, and where losses are wide the grid is as coarse as `MOST_POINTS` asks. All of these
+    bound from above, and so the time this takes does not depend on what a peer wrote.
 
     Raises:
         PolicyError: more than `MOST_KINDS` different sampled events.
@@ -81,9 +85,8 @@ def _priced(squares: float, sampled: Kinds, delta: float) -> float:
     renyi = float(_renyi(squares, sampled).get_epsilon(delta))
     if renyi > HOPELESS_EPSILON or sum(steps for _, steps in sampled) > MOST_STEPS:
         return renyi
-    kinds = _grouped(sampled)
-    found = float(_losses(renyi, squares, kinds).get_epsilon_for_delta(delta))
-    return found if kinds == sampled else min(found, renyi)
+    losses = _losses(renyi, delta, squares, _grouped(sampled))
+    return min(renyi, float(losses.get_epsilon_for_delta(delta)))
 
 
 def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
@@ -98,7 +101,7 @@ def deltas(events: Iterable[Event], epsilons: Sequence[float]) -> list[float]:
         raise ValueError("an event without noise has no privacy profile")
     kinds = tuple(sorted(sampled.items()))
     about = float(_renyi(squares, kinds).get_epsilon(TYPICAL_DELTA))
-    losses = _losses(about, squares, _grouped(kinds))
+    losses = _losses(about, TYPICAL_DELTA, squares, _grouped(kinds))
     return [float(losses.get_delta_for_epsilon(value)) for value in epsilons]
 
 
@@ -156,22 +159,33 @@ def _weight(kind: Kind) -> float:
     return steps * math.log1p(rate**2 * math.expm1(noise**-2))
 
 
-def _interval(about: float, squares: float, kinds: Kinds) -> float:
-    """Returns the step of the grid of losses, where epsilon is `about` this large.
+def _interval(about: float, delta: float, squares: float, kinds: Kinds) -> float:
+    """Returns the step of the grid of losses for a ledger whose epsilon at `delta` is `about`.
 
-    It is fine where epsilon is small, and never finer than the losses of all kinds can be held in
-    `MOST_POINTS`. Losses are wide where noise is small, and then a coarse grid changes little.
+    Its loss is nearly normal with variance mu^2 and mean mu^2 / 2, mu being that of the Gaussian
+    mechanism of the same epsilon (Dong, Roth and Su 2019, arXiv:1905.02383, theorem 3.4): the more
+    events, the finer the grid, and never finer than the losses of all kinds can be held in
+    `MOST_POINTS`.
     """
-    wide = 2 * TAIL * math.sqrt(squares)
-    wide += sum(math.log1p(rate * math.expm1(TAIL / z + 0.5 / z**2)) for (rate, z), _ in kinds)
-    return max(FINE if about < SMALL_EPSILON else COARSE, wide / MOST_POINTS)
+    from dp_accounting import get_sigma_gaussian
+
+    coarsest = FINE if about < SMALL_EPSILON else COARSE
+    if not kinds or about <= 0:
+        return coarsest
+    mu = 1 / float(get_sigma_gaussian(about, delta))
+    wanted = math.sqrt(6 * ADDED_VARIANCE / sum(steps for _, steps in kinds)) * mu
+    # one event's loss reaches this far at most; all together, this far
+    one = max(math.log1p(rate * math.expm1(2 * TAIL / z + 0.5 / z**2)) for (rate, z), _ in kinds)
+    wide = max(one, 2 * TAIL * math.sqrt(squares), mu**2 / 2 + 2 * TAIL * mu)
+    finest = wide * len(kinds) / MOST_POINTS
+    return max(min(coarsest, wanted), finest)
 
 
-def _losses(about: float, squares: float, kinds: Kinds) -> Any:
-    """Returns the composed distribution of privacy losses, of an epsilon `about` this large."""
+def _losses(about: float, delta: float, squares: float, kinds: Kinds) -> Any:
+    """Returns the composed distribution of losses, whose epsilon at `delta` is `about` so large."""
     from dp_accounting.pld import privacy_loss_distribution as plds
 
-    interval = _interval(about, squares, kinds)
+    interval = _interval(about, delta, squares, kinds)
     composed = plds.identity(value_discretization_interval=interval)
     for (rate, multiplier), steps in kinds:
         step = plds.from_gaussian_mechanism(
