@@ -8,7 +8,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy.special import erfcx
 from torch import Tensor
 
 LEAST_NOISE = 1e-12  # variance; keeps releases without noise, which tests make, finite
@@ -29,7 +28,8 @@ def positive_mean(value: float, deviation: float) -> float:
     z = value / deviation
     if z < -100:  # where the next line would cancel; the tail of a normal is exponential there
         return deviation / -z
-    return value + deviation * math.sqrt(2 / math.pi) / float(erfcx(-z / math.sqrt(2)))
+    below = torch.special.erfcx(torch.tensor(-z / math.sqrt(2), dtype=torch.float64))
+    return value + deviation * math.sqrt(2 / math.pi) / float(below)
 
 
 def shrunk_error(
