@@ -10,7 +10,7 @@ of the two monoliths, which is as much as one can ask for. McAllister et al. 202
 figure 5, shows the same as pictures. Last answer: see results/agreement_cpu_20261123.md.
 """
 
-import sys
+import argparse
 import tempfile
 from pathlib import Path
 
@@ -57,7 +57,13 @@ def correlation(first: Tensor, second: Tensor) -> float:
 
 def main() -> None:
     """Prints the table."""
-    verified = verify_ensemble(Path(sys.argv[1]), sys.argv[2].strip())
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("ensemble", type=Path, help="folder of the ensemble")
+    parser.add_argument("fingerprint", help="of the federation's root")
+    arguments = parser.parse_args()
+    verified = verify_ensemble(arguments.ensemble, arguments.fingerprint.strip())
     plan = verified.trust.plan
     ensemble = load_ensemble(verified)
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ towards its public anchor. Each cell: accuracy of the site of new images, and th
 -log p(true site), which is 1.79 by chance. Last answer: see docs/routers.md.
 """
 
+import argparse
 import math
 import statistics
 
@@ -100,7 +101,12 @@ def measure(seed, count, epsilon):
     return found
 
 
-def main():
+def main() -> None:
+    """Prints the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     for count in COUNTS:
         print(f"\n{count} images per site, {SEEDS} seeds\n")
         for index, epsilon in enumerate(EPSILONS):

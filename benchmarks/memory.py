@@ -7,6 +7,7 @@ the real commands as separate processes, and prints each one's peak resident mem
 no, see results/memory_cpu_20261123.md.
 """
 
+import argparse
 import shutil
 import subprocess
 import sys
@@ -132,6 +133,10 @@ def measure(folder: Path, architecture: str) -> dict[str, float]:
 
 def main() -> None:
     """Prints one row per size."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     for number, architecture in enumerate(("DiT-Micro/8", "DiT-Ti/8", "DiT-B/8", "DiT-L/8")):
         with tempfile.TemporaryDirectory() as scratch:
             row = measure(Path(scratch) / architecture.replace("/", "-"), architecture)

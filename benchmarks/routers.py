@@ -26,6 +26,7 @@ from ddm_fed.evaluation import frechet_distance, train_classifier_on
 from ddm_fed.flows import ClassCondition
 from ddm_fed.router import (
     CalibratedRouter,
+    Calibration,
     ClassifierRouter,
     CoefficientNetwork,
     HeadsRouter,
@@ -34,8 +35,10 @@ from ddm_fed.router import (
     PriorRouter,
     Router,
     build_router,
+    calibrated_hybrid,
     fit_calibration,
     fit_mixtures,
+    knots_about,
     posterior_quality,
     release_tensors,
     released_weights,
@@ -44,7 +47,7 @@ from ddm_fed.router import (
 )
 from ddm_fed.sampling import Samples, SamplingOptions, sample
 
-TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+TIMES = (0.1, 0.3, 0.5, 0.69, 0.7, 0.9)
 SWITCH = 0.7
 TRAINING = """
 steps = {steps}
@@ -176,7 +179,16 @@ class Ladder:
         )
 
     def calibrated(self, router: Router) -> Router:
-        """Calibrated on the second half of the replayed images, in proportion to the shares."""
+        """The router, calibrated."""
+        return CalibratedRouter(router, self._calibration(router, None))
+
+    def hybrid(self, high: Router, low: Router) -> Router:
+        """Both as one, each calibrated by itself."""
+        plain = HybridRouter(high, low, SWITCH)
+        return calibrated_hybrid(high, low, SWITCH, self._calibration(plain, SWITCH))
+
+    def _calibration(self, router: Router, switch: float | None) -> Calibration:
+        """Fitted on the second half of the replayed images, in proportion to the shares."""
         self.tell("calibrating")
         images, sites, labels = [], [], []
         shares = self.federation.shares / self.federation.shares.max()
@@ -187,8 +199,14 @@ class Ladder:
             labels.append(None if y is None else y[kept])
             sites.append(torch.full((len(x[kept]),), site))
         known = torch.cat(labels) if self.arguments.classes else None
-        fitted = fit_calibration(router, torch.cat(images), torch.cat(sites), known, generator(5))
-        return CalibratedRouter(router, fitted)
+        return fit_calibration(
+            router,
+            torch.cat(images),
+            torch.cat(sites),
+            known,
+            generator(5),
+            times=knots_about(switch),
+        )
 
     def routers(self) -> dict[str, tuple[Router, str, str, int]]:
         """Router, epsilon, messages per site, floats per site; by name."""
@@ -216,7 +234,7 @@ class Ladder:
                 "2",
                 floats + weights,
             )
-            hybrid = self.calibrated(HybridRouter(mixture, replay, SWITCH))
+            hybrid = self.hybrid(mixture, replay)
             found[f"hybrid, eps {text}"] = (hybrid, text, "1", floats)
         found["replay"] = (replay, "as experts", "1", counts)
         found["replay calibrated"] = (self.calibrated(replay), "as experts", "1", counts)
@@ -292,6 +310,9 @@ def main() -> None:
         nargs="*",
         default=["sticky", "sticky-then-routed", "per-step", "full", "top-2", "top-1"],
     )
+    parser.add_argument(
+        "--seeds", type=int, nargs="*", default=[7, 8, 9], help="of sampling; all ranks are means"
+    )
     parser.add_argument("--ladder", default="", help="regular expression: routers of the ladder")
     arguments = parser.parse_args()
     federation = load_federation(arguments.data, arguments.split)
@@ -307,7 +328,6 @@ def main() -> None:
     fidelities(ladder, judge, routers)
     if arguments.classes:
         paris(ladder, judge, routers)
-    spread(ladder, judge, routers)
     costs(ladder, routers)
 
 
@@ -330,22 +350,40 @@ def fidelities(ladder: Ladder, judge: Judge, routers: dict) -> None:
         "| router | strategy | FID | of pooled, full | TSTR | share error | calls a step | floats "
         "| messages | epsilon |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |"
     )
-    pooled = Ensemble(ladder.experts, routers[POOLED][0])
-    reference = judge.fid(ladder.draw(pooled, "full", judge.labels, seed=7).images)
+    # the same noise under every router: parts of pooled are taken seed by seed
+    reference = measured(ladder, judge, routers[POOLED][0], "full")[0]
     chosen = {name: it for name, it in routers.items() if re.search(ladder.arguments.ladder, name)}
     for name, (router, epsilon, messages, floats) in chosen.items():
         for strategy in ladder.arguments.strategies if router.reads_state else ["sticky"]:
-            ensemble = Ensemble(ladder.experts, router)
-            drawn = ladder.draw(ensemble, strategy, judge.labels, seed=7)
-            fid = judge.fid(drawn.images)
+            fid, shares, tstr, calls = measured(ladder, judge, router, strategy)
             per_call = {"heun": 2, "midpoint": 2}.get(ladder.arguments.solver, 1)
-            calls = sum(ensemble.experts.calls) / len(judge.labels) / ladder.arguments.steps
             print(
-                f"| {name} | {strategy} | {fid:.2f} | {fid / reference:.2f} "
-                f"| {judge.tstr(drawn.images)} | {judge.share_error(drawn.images):.3f} "
+                f"| {name} | {strategy} | {spread(fid)} | {spread(fid / reference)} "
+                f"| {tstr} | {spread(shares, 3)} "
                 f"| {calls / per_call:.2f} | {floats} | {messages} | {epsilon} |",
                 flush=True,
             )
+
+
+def measured(
+    ladder: Ladder, judge: Judge, router: Router, strategy: str
+) -> tuple[np.ndarray, np.ndarray, str, float]:
+    """FID and share error by seed, TSTR of the first seed, expert calls per image and step."""
+    fids, shares, tstr, calls = [], [], "", 0.0
+    for seed in ladder.arguments.seeds:
+        ensemble = Ensemble(ladder.experts, router)
+        drawn = ladder.draw(ensemble, strategy, judge.labels, seed=seed)
+        fids.append(judge.fid(drawn.images))
+        shares.append(judge.share_error(drawn.images))
+        tstr = tstr or judge.tstr(drawn.images)
+        calls = sum(ensemble.experts.calls) / len(judge.labels) / ladder.arguments.steps
+    return np.array(fids), np.array(shares), tstr, calls
+
+
+def spread(values: np.ndarray, digits: int = 2) -> str:
+    """Mean and range over seeds."""
+    low, high = values.min(), values.max()
+    return f"{values.mean():.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
 def paris(ladder: Ladder, judge: Judge, routers: dict) -> None:
@@ -358,25 +396,11 @@ def paris(ladder: Ladder, judge: Judge, routers: dict) -> None:
         aware = routers[name][0]
         for told, router in (("told the class", aware), ("not told", Unaware(aware))):
             for strategy in ("full", "top-1", "top-2", "sticky-then-routed"):
-                ensemble = Ensemble(ladder.experts, router)
-                drawn = ladder.draw(ensemble, strategy, judge.labels, seed=7)
+                fid, shares, _, _ = measured(ladder, judge, router, strategy)
                 print(
-                    f"| {name} | {told} | {strategy} | {judge.fid(drawn.images):.2f} "
-                    f"| {judge.share_error(drawn.images):.3f} |",
+                    f"| {name} | {told} | {strategy} | {spread(fid)} | {spread(shares, 3)} |",
                     flush=True,
                 )
-
-
-def spread(ladder: Ladder, judge: Judge, routers: dict) -> None:
-    """How much FID varies with the seed alone."""
-    for strategy in ("sticky", "full"):
-        ensemble = Ensemble(ladder.experts, routers[POOLED][0])
-        fids = [
-            judge.fid(ladder.draw(ensemble, strategy, judge.labels, seed=seed).images)
-            for seed in (7, 8, 9)
-        ]
-        shown = ", ".join(f"{fid:.2f}" for fid in fids)
-        print(f"\nFID of pooled, {strategy}, over three seeds: {shown}")
 
 
 def costs(ladder: Ladder, routers: dict) -> None:

@@ -12,6 +12,7 @@ peak of a process of its own that may hold one expert at a time. Weights are ran
 change the cost. Last answer: see results/sampling_cpu_20261123.md.
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -37,7 +38,6 @@ DESIGN = ExpertDesign(architecture="DiT-Ti/4")
 LARGE = ExpertDesign(architecture="DiT-S/4")
 COEFFICIENTS = 48
 SITES, SAMPLES, STEPS = 8, 64, 8
-QUICK = "--quick" in sys.argv
 
 
 def network(design: ExpertDesign, seed: int) -> Expert:
@@ -114,9 +114,9 @@ def ratio(first: list[float], second: list[float]) -> str:
     return f"{statistics.median(found):.2f} ({found[0]:.2f} to {found[-1]:.2f})"
 
 
-def speed() -> None:
+def speed(*, quick: bool) -> None:
     experts = [network(DESIGN, seed) for seed in range(SITES)]
-    rounds = 1 if QUICK else 3
+    rounds = 1 if quick else 3
     few = SAMPLES // SITES
     jobs = [
         dense(experts[0], SAMPLES),
@@ -134,15 +134,15 @@ def speed() -> None:
     print(f"| {medians} | {ratios} |\n", flush=True)
 
 
-def cost_by_sites() -> None:
+def cost_by_sites(*, quick: bool) -> None:
     print("Default strategy by number of sites, 4 Euler steps, each beside the dense expert\n")
     print("| K | samples | images per expert | dense s | default s | ratio |")
     print("| --- | --- | --- | --- | --- | --- |")
-    experts = [network(DESIGN, seed) for seed in range(8 if QUICK else 64)]
-    for sites in (2, 8) if QUICK else (2, 8, 32, 64):
-        for count in (64,) if QUICK else (64, 256):
+    experts = [network(DESIGN, seed) for seed in range(8 if quick else 64)]
+    for sites in (2, 8) if quick else (2, 8, 32, 64):
+        for count in (64,) if quick else (64, 256):
             jobs = [dense(experts[0], count, 4), routed(experts[:sites], count, 4)]
-            one, ours = in_turn(jobs, 1 if QUICK else 2)
+            one, ours = in_turn(jobs, 1 if quick else 2)
             cells = [sites, count, f"{count / sites:.0f}"]
             cells += [f"{statistics.median(times):.2f}" for times in (one, ours)]
             print("| " + " | ".join(map(str, [*cells, ratio(ours, one)])) + " |", flush=True)
@@ -192,7 +192,7 @@ def sample_lazily(file: Path, sites: int) -> int:
     return sum(pool.loads)
 
 
-def memory() -> None:
+def memory(*, quick: bool) -> None:
     print(f"One expert in memory at a time, {SAMPLES} samples, 2 Euler steps, {LARGE}\n")
     print("| K | weights of all MB | loads | peak above imports MiB | beside K = 1 |")
     print("| --- | --- | --- | --- | --- |")
@@ -201,7 +201,7 @@ def memory() -> None:
         save_file(network(LARGE, 0).network.state_dict(), file)
         size_mb = file.stat().st_size / 1e6
         alone = 0.0
-        for sites in (1, 2, 8) if QUICK else (1, 2, 8, 32):
+        for sites in (1, 2, 8) if quick else (1, 2, 8, 32):
             here = str(Path(__file__).parent)
             command = [sys.executable, "-S", "-c", LAUNCHER, SAMPLER, str(file), str(sites), here]
             done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -213,9 +213,14 @@ def memory() -> None:
 
 def main() -> None:
     """Prints the three tables."""
-    speed()
-    cost_by_sites()
-    memory()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and sites")
+    quick = parser.parse_args().quick
+    speed(quick=quick)
+    cost_by_sites(quick=quick)
+    memory(quick=quick)
 
 
 if __name__ == "__main__":

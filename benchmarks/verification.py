@@ -8,6 +8,7 @@ page cache. Memory is measured in processes of their own. Also times the refusal
 Last answer: at 0.89 of its speed, in flat memory; see results/verification_cpu_20261123.md.
 """
 
+import argparse
 import hashlib
 import json
 import statistics
@@ -141,6 +142,10 @@ def refuse(path: Path) -> None:
 
 def main() -> None:
     """Prints the table, then the time of the bomb."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     for number, architecture in enumerate(ARCHITECTURES):
         with tempfile.TemporaryDirectory() as scratch:
             row = measure(Path(scratch) / architecture.replace("/", "-"), architecture)

@@ -8,8 +8,8 @@ from ddm_fed.assembly import VerifiedEnsemble
 from ddm_fed.errors import StateError
 from ddm_fed.files import sha256_of
 from ddm_fed.loading import load_releases, load_router, read_router, routers_without_samples
-from ddm_fed.replay import BuildOptions, draw_from_experts, judge_router
-from ddm_fed.router import Router, TimeQuality, released_weights
+from ddm_fed.replay import JUDGED_AT, BuildOptions, draw_from_experts, judge_router
+from ddm_fed.router import Router, TimeQuality, knots_about, released_weights
 
 
 def compare_routers(
@@ -25,6 +25,8 @@ def compare_routers(
     Raises:
         StateError: a router was made from other experts, or from these very samples.
     """
+    times = set(JUDGED_AT)
+    hybrids = [verified.record.built]
     routers: dict[str, Router] = {"prior": load_router(verified, "prior")}
     for name in (verified.record.router, *routers_without_samples(verified)):
         label = f"{name} of the ensemble" if name == verified.record.router else name
@@ -43,10 +45,15 @@ def compare_routers(
                 "would judge it",
                 hint="give another --seed",
             )
+        hybrids.append(record)
         routers[str(folder)] = read_router(verified, record, file, sha256_of(file))
+    for made in hybrids:
+        if made is not None and made.switch is not None:  # all are judged where its parts meet
+            times.update(knots_about(float(made.switch), ()))
     weights = released_weights(verified.trust.plan, load_releases(verified))
     shares = weights.sum(1) / weights.sum()
     drawn = draw_from_experts(verified, weights, options)
     return {
-        name: judge_router(router, drawn, shares, options.seed) for name, router in routers.items()
+        name: judge_router(router, drawn, shares, options.seed, sorted(times))
+        for name, router in routers.items()
     }

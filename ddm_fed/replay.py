@@ -8,7 +8,7 @@ A quarter of the images calibrates, another judges, the rest trains.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
@@ -31,13 +31,13 @@ from ddm_fed.records import (
     RouterNetworkSpec,
 )
 from ddm_fed.router import (
-    CALIBRATION_TIMES,
     CoefficientNetwork,
     PriorRouter,
     Router,
     TimeQuality,
     calibration_tensors,
     fit_calibration,
+    knots_about,
     needs_heads,
     network_tensors,
     posterior_quality,
@@ -127,6 +127,8 @@ def build_from_samples(
             hint=f"leave --no-calibrate out, or assemble with --router {options.kind}",
         )
     releases = load_releases(verified)
+    switch = options.switch if options.kind == "hybrid" else None
+    knots, judged_at = knots_about(switch), knots_about(switch, JUDGED_AT)
     generator = torch.Generator().manual_seed(options.seed)
     record = BuiltRouter(
         kind=options.kind,
@@ -135,8 +137,8 @@ def build_from_samples(
         solver_steps=options.solver_steps,
         seed=options.seed,
         network=network,
-        switch=_decimal(options.switch) if options.kind == "hybrid" else None,
-        knots=tuple(_decimal(time) for time in CALIBRATION_TIMES) if options.calibrate else (),
+        switch=None if switch is None else _decimal(switch),
+        knots=tuple(_decimal(time) for time in knots) if options.calibrate else (),
     )
     heads = load_heads(verified) if needs_heads(record) else []
     weights = released_weights(plan, releases)
@@ -149,15 +151,13 @@ def build_from_samples(
     plain = restore_router(plan, record.model_copy(update={"knots": ()}), tensors, releases, heads)
     shares = weights.sum(1) / weights.sum()
     fit, judge = _by_share(fit, shares), _by_share(judge, shares)
-    before = _quality(plain, judge, options.seed)
+    before = _quality(plain, judge, options.seed, judged_at)
     if not options.calibrate:
         return RouterBuilt(record, tensors, before, before)
-    calibration = fit_calibration(
-        plain, fit.images, fit.sites, fit.labels, generator, times=CALIBRATION_TIMES
-    )
+    calibration = fit_calibration(plain, fit.images, fit.sites, fit.labels, generator, times=knots)
     tensors |= calibration_tensors(calibration)
     calibrated = restore_router(plan, record, tensors, releases, heads)
-    after = _quality(calibrated, judge, options.seed)
+    after = _quality(calibrated, judge, options.seed, judged_at)
     return RouterBuilt(record, tensors, before, after)
 
 
@@ -213,7 +213,13 @@ def draw_from_experts(
     return ReplaySet(torch.cat(images), sites, torch.cat(labels) if labels else None)
 
 
-def judge_router(router: Router, drawn: ReplaySet, shares: Tensor, seed: int) -> list[TimeQuality]:
+def judge_router(
+    router: Router,
+    drawn: ReplaySet,
+    shares: Tensor,
+    seed: int,
+    times: Sequence[float] = JUDGED_AT,
+) -> list[TimeQuality]:
     """Returns how well `router` knows the sites of images it was not made from, by time.
 
     Args:
@@ -221,8 +227,9 @@ def judge_router(router: Router, drawn: ReplaySet, shares: Tensor, seed: int) ->
         drawn: As many images of every site.
         shares: Share of every site, `(K,)`: images count by it.
         seed: Decides the noise.
+        times: At which it is judged.
     """
-    return _quality(router, _by_share(drawn, shares), seed)
+    return _quality(router, _by_share(drawn, shares), seed, times)
 
 
 def _of_site(pool: ExpertPool, site: int) -> VelocityModel:
@@ -294,9 +301,11 @@ def _train(
     return network
 
 
-def _quality(router: Router, judge: ReplaySet, seed: int) -> list[TimeQuality]:
+def _quality(
+    router: Router, judge: ReplaySet, seed: int, times: Sequence[float]
+) -> list[TimeQuality]:
     generator = torch.Generator().manual_seed(seed)
-    return posterior_quality(router, judge.images, judge.sites, judge.labels, JUDGED_AT, generator)
+    return posterior_quality(router, judge.images, judge.sites, judge.labels, times, generator)
 
 
 def _decimal(value: float) -> Decimal:

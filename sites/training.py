@@ -149,7 +149,9 @@ def _train_privately(
     if event is None:
         raise TypeError("the plan trains without noise")
     location = released_location(work, plan)
-    counts = location.weights.tolist() if plan.data.classes else [location.count]
+    counts = [location.count]
+    if plan.data.classes:  # a class that drowned has no central image: 0 stands for that
+        counts = location.weights.where(location.known, 0.0).tolist()
     central = CentralImages.planned(plan, means, counts)
     noise = PrivateTraining.planned(plan, event, location.count, central)
 

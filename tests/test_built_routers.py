@@ -101,6 +101,32 @@ def test_hybrid_is_the_mixture_above_its_switch_and_the_network_below(verified):
     torch.testing.assert_close(found[low], replay[low], rtol=0, atol=1e-6)
 
 
+def test_parts_of_a_calibrated_hybrid_are_calibrated_each_by_itself(verified):
+    from ddm_fed.loading import load_releases
+    from ddm_fed.router import restore_router
+
+    made = build_from_samples(verified, options("hybrid"))
+    assert made.record.knots == tuple(sorted(made.record.knots))
+    assert Decimal("0.693") in made.record.knots
+    assert made.record.switch in made.record.knots
+    plan, releases = verified.trust.plan, load_releases(verified)
+    knots = torch.tensor([float(knot) for knot in made.record.knots])
+    x_t = states()[0]
+    for changed, same in ((knots >= 0.7, 0.695), (knots < 0.7, 0.7)):
+        moved = dict(made.tensors)
+        for name in ("calibration.log_temperature", "calibration.bias"):
+            value = moved[name].clone()
+            value[changed] += torch.randn(value[changed].shape, generator=torch.Generator())
+            moved[name] = value
+        found = [
+            restore_router(plan, made.record, tensors, releases).log_posterior(
+                x_t, torch.full((len(x_t),), same), None
+            )
+            for tensors in (made.tensors, moved)
+        ]
+        assert torch.equal(*found)
+
+
 def test_router_of_other_experts_is_stale_and_refused(copy_of, built, scratch):
     fed = copy_of("admitted")
     before = snapshot(fed.path)
@@ -268,7 +294,7 @@ def test_commands_build_assemble_and_compare(copy_of, stages, built, scratch):
     )
     assert done.exit_code == 0, done.output
     quality = json.loads(done.stdout)
-    assert [row["t"] for row in quality["after"]] == [0.1, 0.3, 0.5, 0.7, 0.9]
+    assert [row["t"] for row in quality["after"]] == [0.1, 0.3, 0.5, 0.693, 0.7, 0.9]
     assert json.loads((out / "quality.json").read_text()) == quality
     done = run("assemble", scratch / "second", "--router", out, *where)
     assert done.exit_code == 0, done.output

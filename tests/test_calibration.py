@@ -8,8 +8,11 @@ import torch
 from ddm_fed.router import (
     CalibratedRouter,
     Calibration,
+    HybridRouter,
     PriorRouter,
+    calibrated_hybrid,
     fit_calibration,
+    knots_about,
     posterior_quality,
 )
 from ddm_fed.router.calibration import calibration_error
@@ -138,3 +141,26 @@ def test_too_little_to_calibrate_with_is_refused(times, count):
     images, sites = draws(count)
     with pytest.raises(ValueError, match="at least two knots and two images"):
         fit_calibration(Exact(), images, sites, None, generator(0), times=times)
+
+
+@pytest.mark.parametrize("switch", [0.03, 0.35, 0.7, 0.98])
+def test_hybrid_is_calibrated_on_both_sides_of_its_switch(switch):
+    images, sites = draws(6000)
+    high, low = Exact(temperature=0.25), Exact(temperature=6.0, bias=(0.4, -0.4, 0.0))
+    knots = knots_about(switch)
+    fitted = fit_calibration(
+        HybridRouter(high, low, switch), images, sites, None, generator(1), times=knots
+    )
+    router = calibrated_hybrid(high, low, switch, fitted)
+    judged, truth = draws(4000, seed=2)
+    # beside the switch, where one calibration of the whole would mix both temperatures
+    times = (0.95 * switch, 0.985 * switch, 0.999 * switch, switch, 1.01 * switch)
+    found = posterior_quality(router, judged, truth, None, times, generator(3))
+    exact = posterior_quality(Exact(), judged, truth, None, times, generator(3))
+    for ours, oracle in zip(found, exact, strict=True):
+        assert ours.nll == pytest.approx(oracle.nll, abs=0.015), ours.t
+
+
+def test_knots_of_a_hybrid_lie_on_both_sides_of_its_switch():
+    assert knots_about(None, (0.1, 0.9)) == (0.1, 0.9)
+    assert knots_about(0.7, (0.1, 0.7, 0.9)) == (0.1, 0.693, 0.7, 0.9)

@@ -8,8 +8,8 @@ import torch
 from scipy import fft, integrate, stats
 
 from ddm_fed.embedding import dct_basis
-from ddm_fed.flows import ClassCondition
-from ddm_fed.router import GaussianMixtures, MixtureRouter, PriorRouter
+from ddm_fed.flows import NO_CLASS, ClassCondition
+from ddm_fed.router import GaussianMixtures, HeadsRouter, MixtureRouter, PriorRouter
 
 CENTRE = -0.4
 TIMES = [0.01, 0.3, 0.7, 0.95, 1.0]
@@ -273,6 +273,25 @@ def test_prior_router_looks_at_neither_state_nor_time():
 def test_prior_router_without_classes_has_one_share_per_site():
     router = PriorRouter(torch.tensor([[1.0], [3.0]]))
     assert torch.allclose(router.log_prior(None).exp(), torch.tensor([0.25, 0.75]).double())
+
+
+def test_rows_of_no_class_are_answered_as_if_nothing_was_asked_of_them():
+    world = World(26, (1, 4, 4), 7, per_class=True)
+    x_t, t = world.states(27, 4), times(0.4, 4)
+    heads = [lambda y, t, c, k=k: y[:, :1] * k for k in range(SITES)]
+    prior = PriorRouter(torch.from_numpy(world.masses))
+    mixed = ClassCondition(torch.tensor([NO_CLASS, 0, NO_CLASS, 1]))
+    asked = ClassCondition(torch.tensor([0, 0, 0, 1]))
+    for router in (world.router, prior, HeadsRouter(heads, torch.from_numpy(world.basis), prior)):
+        found = router.log_posterior(x_t, t, mixed)
+        for row in (0, 2):
+            assert torch.equal(found[row], router.log_posterior(x_t, t, None)[row])
+            assert not torch.equal(found[row], router.log_posterior(x_t, t, asked)[row])
+        for row in (1, 3):
+            assert torch.equal(found[row], router.log_posterior(x_t, t, asked)[row])
+    shares = prior.log_prior(mixed)
+    assert torch.equal(shares[0], prior.log_prior(None))
+    assert torch.equal(shares[3], prior.log_prior(asked)[3])
 
 
 # --- basis ---

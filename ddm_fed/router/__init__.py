@@ -10,6 +10,7 @@ from ddm_fed.router.base import log_posterior_of as log_posterior_of
 from ddm_fed.router.base import reads_estimate as reads_estimate
 from ddm_fed.router.base import sees_until as sees_until
 from ddm_fed.router.built import built_tensors as built_tensors
+from ddm_fed.router.built import calibrated_hybrid as calibrated_hybrid
 from ddm_fed.router.built import calibration_tensors as calibration_tensors
 from ddm_fed.router.built import needs_heads as needs_heads
 from ddm_fed.router.built import network_tensors as network_tensors
@@ -20,6 +21,7 @@ from ddm_fed.router.calibration import CalibratedRouter as CalibratedRouter
 from ddm_fed.router.calibration import Calibration as Calibration
 from ddm_fed.router.calibration import TimeQuality as TimeQuality
 from ddm_fed.router.calibration import fit_calibration as fit_calibration
+from ddm_fed.router.calibration import knots_about as knots_about
 from ddm_fed.router.calibration import posterior_quality as posterior_quality
 from ddm_fed.router.centroid import CentroidRouter as CentroidRouter
 from ddm_fed.router.centroid import centroid_router as centroid_router
@@ -34,6 +36,7 @@ from ddm_fed.router.fit import ClosedForm as ClosedForm
 from ddm_fed.router.fit import SiteRelease as SiteRelease
 from ddm_fed.router.fit import build_router as build_router
 from ddm_fed.router.fit import fit_mixtures as fit_mixtures
+from ddm_fed.router.fit import known_classes as known_classes
 from ddm_fed.router.fit import released_weights as released_weights
 from ddm_fed.router.fitting import train_classifier as train_classifier
 from ddm_fed.router.fitting import train_head as train_head

@@ -85,36 +85,51 @@ def restore_router(
         releases: One per site, in the order of `built.submissions`.
         heads: The weights of each site's head, where `needs_heads(built)`.
     """
-    router = _uncalibrated(plan, built, tensors, releases, heads)
-    if not built.knots:
-        return router
-    times = torch.tensor([float(knot) for knot in built.knots], dtype=torch.float64)
-    logs, biases = tensors[TEMPERATURE].double(), tensors[BIAS].double()
-    return CalibratedRouter(router, Calibration(times, logs, biases))
-
-
-def needs_heads(built: BuiltRouter) -> bool:
-    """Returns whether the router asks the sites' heads, which are in their bundles."""
-    return built.kind == "heads" or (built.kind == "hybrid" and built.network is None)
-
-
-def _uncalibrated(
-    plan: Plan,
-    built: BuiltRouter,
-    tensors: Mapping[str, Tensor],
-    releases: Sequence[SiteRelease],
-    heads: Sequence[Mapping[str, Tensor]],
-) -> Router:
-    match built.kind:
-        case "prior" | "mixture":
-            return build_router(plan, built.kind, releases)
+    calibration = None
+    if built.knots:
+        times = torch.tensor([float(knot) for knot in built.knots], dtype=torch.float64)
+        logs, biases = tensors[TEMPERATURE].double(), tensors[BIAS].double()
+        calibration = Calibration(times, logs, biases)
+    if built.kind in ("prior", "mixture"):
+        return _calibrated(build_router(plan, built.kind, releases), calibration)
     if built.network is None:
         low: Router = heads_router(plan, heads, releases)
     else:
         low = _learned(plan, built.network, tensors, releases)
     if built.switch is None:
-        return low
-    return HybridRouter(build_router(plan, "mixture", releases), low, float(built.switch))
+        return _calibrated(low, calibration)
+    return calibrated_hybrid(
+        build_router(plan, "mixture", releases), low, float(built.switch), calibration
+    )
+
+
+def calibrated_hybrid(
+    high: Router, low: Router, switch: float, calibration: Calibration | None
+) -> HybridRouter:
+    """Returns the hybrid whose parts are calibrated each by itself.
+
+    Args:
+        high: From the time `switch` up.
+        low: Below it.
+        switch: Where the parts meet.
+        calibration: Knots from `switch` up are those of `high`, the others those of `low`.
+    """
+    if calibration is not None:
+        above = calibration.times >= switch
+        high = _calibrated(high, calibration.rows(above))
+        low = _calibrated(low, calibration.rows(~above))
+    return HybridRouter(high, low, switch)
+
+
+def _calibrated(router: Router, calibration: Calibration | None) -> Router:
+    if calibration is None or not len(calibration.times):
+        return router
+    return CalibratedRouter(router, calibration)
+
+
+def needs_heads(built: BuiltRouter) -> bool:
+    """Returns whether the router asks the sites' heads, which are in their bundles."""
+    return built.kind == "heads" or (built.kind == "hybrid" and built.network is None)
 
 
 def _learned(

@@ -21,7 +21,16 @@ from ddm_fed.router.base import Router
 CALIBRATION_TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 BINS = 15
 DECAY = 1e-3  # holds parameters that the images say nothing about at the identity
+BESIDE = 0.99  # of the switch: close enough that the router below it is not asked any later
 ROWS_AT_ONCE = 1024
+
+
+def knots_about(
+    switch: float | None, times: Sequence[float] = CALIBRATION_TIMES
+) -> tuple[float, ...]:
+    """Returns `times`, and one just below and one at the `switch` of a hybrid, increasing."""
+    beside = () if switch is None else (round(BESIDE * switch, 6), switch)
+    return tuple(sorted({*times, *beside}))
 
 
 class Calibration(NamedTuple):
@@ -30,6 +39,10 @@ class Calibration(NamedTuple):
     times: Tensor
     log_temperature: Tensor
     bias: Tensor
+
+    def rows(self, rows: Tensor) -> "Calibration":
+        """Returns the calibration of some of the knots."""
+        return Calibration(self.times[rows], self.log_temperature[rows], self.bias[rows])
 
 
 class TimeQuality(NamedTuple):
@@ -67,10 +80,12 @@ class CalibratedRouter:
         """Returns log p(k | x_t, t, c), `(B, K)`; see `Router`."""
         times, log_temperature, bias = self._calibration
         at = t.double().clamp(times[0], times[-1])
-        right = torch.searchsorted(times, at).clamp(1, len(times) - 1)  # (B,)
-        share = ((at - times[right - 1]) / (times[right] - times[right - 1]))[:, None]  # (B, 1)
-        logs = torch.lerp(log_temperature[right - 1, None], log_temperature[right, None], share)
-        shifts = torch.lerp(bias[right - 1], bias[right], share)  # (B, K)
+        left = torch.searchsorted(times, at, right=True) - 1  # (B,)
+        right = (left + 1).clamp(max=len(times) - 1)
+        gap = times[right] - times[left]
+        share = torch.where(gap > 0, (at - times[left]) / gap, 0.0)[:, None]  # (B, 1)
+        logs = torch.lerp(log_temperature[left, None], log_temperature[right, None], share)
+        shifts = torch.lerp(bias[left], bias[right], share)  # (B, K)
         scores = self._router.log_posterior(x_t, t, condition)
         return (scores * (-logs).exp() + shifts).log_softmax(1)
 

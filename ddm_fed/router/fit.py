@@ -13,9 +13,11 @@ from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import StateError
 from ddm_fed.records import Plan, StatisticsSpec
 from ddm_fed.router.base import Router
+from ddm_fed.router.message import Ints
 from ddm_fed.router.mixture import GaussianMixtures, MixtureRouter
 from ddm_fed.router.prior import PriorRouter
-from ddm_fed.router.statistics import LOCATION, SHAPE, Ints, Location, decode_location, messages
+from ddm_fed.router.shrinkage import Estimates, draw_together, positive_mean, weighted_means
+from ddm_fed.router.statistics import LOCATION, SHAPE, Location, decode_location, messages
 
 FLOOR_FACTOR = 0.5  # of the noise's spectral edge; measured in docs/adr/0006
 LEAST_VARIANCE = 0.1  # coefficients are not Gaussian: keeps low t from over-confidence
@@ -59,78 +61,191 @@ def build_router(plan: Plan, kind: ClosedForm, releases: Sequence[SiteRelease]) 
 
 
 def released_weights(plan: Plan, releases: Sequence[SiteRelease]) -> Tensor:
-    """Returns the mass of every class at every site as released, `(K, G)`, or `(K, 1)` without."""
-    weights = _cover(plan, torch.stack([_location(plan, site).weights for site in releases]))
+    """Returns the mass of every class at every site as released, `(K, G)`, or `(K, 1)` without.
+
+    All are positive: a class that drowned in a site's noise has part of what the known ones leave.
+    """
+    weights = torch.stack([_location(plan, site).weights for site in releases])
     return weights if plan.data.classes else weights.sum(1, keepdim=True)
+
+
+def known_classes(plan: Plan, releases: Sequence[SiteRelease]) -> Tensor:
+    """Returns which classes stand out of the noise at which sites, `(K, G)`, or `(K, 1)` without.
+
+    Of the others nobody can tell whether a site has any image of them.
+    """
+    known = torch.stack([_location(plan, site).known for site in releases])
+    return known if plan.data.classes else known.any(1, keepdim=True)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What releases say of their sites' images, the noise undone as far as it is known.
+
+    Attributes:
+        weights: Mass of every cell, `(K, J)`.
+        means: `(K, J, D)`.
+        mean_variances: Of the error left in each coordinate of a mean, `(K, J)`.
+        traces: Of the covariance within cells, `(K,)`.
+        directions: Sign covariances of trace 1, `(K, D, D)`.
+        edges: The largest eigenvalue that the noise left in `directions` shows alone, `(K,)`.
+    """
+
+    weights: Tensor
+    means: Tensor
+    mean_variances: Tensor
+    traces: Tensor
+    directions: Tensor
+    edges: Tensor
 
 
 def fit_mixtures(plan: Plan, releases: Sequence[SiteRelease]) -> GaussianMixtures:
     """Returns the Gaussian mixtures that the releases describe.
 
-    The cells of a site share one covariance, its trace times its sign covariance. Eigenvalues are
-    raised to a floor that follows from the known noise and is THE SAME FOR ALL SITES: a floor of
-    its own would let a noisier site win by its determinant alone.
+    Component j of site k is N(m_kj, W_k + V_kj I): an image differs from the estimated mean m by
+    the spread within its cell, and by the error of m, whose variance is V. W is trace times
+    directions (`fit_moments`), its eigenvalues raised to a floor: half the edge of the spectrum
+    that noise alone shows, THE SAME FOR ALL SITES. A floor of its own would let a noisier site win
+    by its determinant alone. The floor is a choice, not an estimate: images are no Gaussians, and a
+    fit that is broader than its trace keeps low t from over-confidence. See docs/adr/0026.
     """
-    fits = [_fit_site(plan, site) for site in releases]
-    floor = max(LEAST_VARIANCE, *(FLOOR_FACTOR * fit.noise_edge for fit in fits))
+    moments = fit_moments(plan, releases)
+    floor = max(LEAST_VARIANCE, float((FLOOR_FACTOR * moments.traces * moments.edges).max()))
     rank = plan.router.rank if isinstance(plan.router, StatisticsSpec) else None
     variances, axes = [], []
-    for fit in fits:
-        values, vectors = torch.linalg.eigh(fit.covariance)
+    for trace, directions, edge in zip(
+        moments.traces, moments.directions, moments.edges, strict=True
+    ):
+        values, vectors = torch.linalg.eigh(trace * directions)
         if rank is not None:
-            values = _low_rank(values, rank, fit.trace, fit.noise_edge)
-        variances.append(values.clamp(min=floor)[None] + fit.mean_variance[:, None])
+            values = _low_rank(values, rank, float(trace), float(trace * edge))
+        variances.append(values.clamp(min=floor))
         axes.append(vectors[None])
     return GaussianMixtures(
-        weights=_cover(plan, torch.stack([fit.weights for fit in fits])),
-        means=torch.stack([fit.means for fit in fits]),
-        variances=torch.stack(variances),
+        weights=moments.weights,
+        means=moments.means,
+        variances=torch.stack(variances)[:, None] + moments.mean_variances[:, :, None],
         axes=torch.stack(axes),
     )
 
 
+def fit_moments(plan: Plan, releases: Sequence[SiteRelease]) -> Moments:
+    """Returns the moments behind the releases. Images of site k and cell j are taken as (mu, W_k).
+
+    * Means. A plain cell mean is mu_kj plus noise of known variance. Sites resemble one another,
+      so the means are drawn together, which leaves an estimate m_kj and the variance V_kj in each
+      of its D coordinates. A cell that drowned takes the mean that other sites know.
+    * Trace. The `shape` message is not about mu but about l_kj, the means as `decode_location`
+      shrinks them. Its mean square is tr W + |mu - l|^2, and what is expected of the second term is
+      subtracted, cell by cell in proportion to their masses. That is Stein's estimate for means
+      that were shrunk (`shrunk_error`), not the noise they had before; for a cell that drowned,
+      whose l is the site's mean, it is |m - l|^2 + D V. One |mu - l|^2 strays from what is expected
+      by a part sqrt(2 / D) of it, which joins the noise of the trace. Traces are drawn together,
+      and a trace is positive (`positive_mean`): that is all that stands for a floor.
+    * Directions. A sign covariance has trace 1, and its noise is white in the coordinates it is
+      sent in; those of all sites are drawn together there.
+    """
+    locations = [_location(plan, site) for site in releases]
+    weights = torch.stack([location.weights for location in locations])  # (K, J)
+    means = _means(locations)
+    about = torch.stack([location.means for location in locations])  # (K, J, D)
+    d = about.shape[2]
+    error = torch.where(
+        torch.stack([location.known for location in locations]),
+        torch.stack([location.mean_errors for location in locations]),
+        (about - means.values).square().sum(2) + d * means.variances,
+    )  # (K, J)
+    error = ((weights * error).sum(1) / weights.sum(1)).clamp(min=0)  # (K,)
+    shapes = [
+        _read_shape(plan, site, location)
+        for site, location in zip(releases, locations, strict=True)
+    ]
+    traces = _traces(plan, shapes, error, d)
+    return Moments(weights, means.values, means.variances, traces, *_directions(plan, shapes, d))
+
+
+def _means(locations: Sequence[Location]) -> Estimates:
+    """Returns the means of all cells, and the variance of their errors; see `fit_moments`.
+
+    A mean is taken as that of its cell, plus what its site differs in from the others in all cells
+    alike (its scanner, say), plus something of its own; all three are drawn together. If no cell of
+    any site is known, all have the mean of all images.
+    """
+    plain = torch.stack([location.plain_means for location in locations])  # (K, J, D)
+    variance = torch.stack([location.plain_variance for location in locations])  # (K, J)
+    known = variance.isfinite()
+    if not bool(known.any()):
+        mass = torch.tensor([location.mass for location in locations], dtype=torch.float64)
+        middle = mass @ torch.stack([location.site_mean for location in locations]) / mass.sum()
+        return Estimates(middle.expand_as(plain), torch.zeros_like(variance))
+    if plain.shape[1] == 1:
+        return draw_together(plain, variance)
+    common, _ = weighted_means(plain, variance)  # (J, D)
+    residual = (plain - common).transpose(0, 1)  # (J, K, D)
+    apart, precision = weighted_means(residual, variance.T)  # (K, D), (K,)
+    of_site = draw_together(apart[:, None], 1 / precision[:, None])
+    cells = draw_together(plain - of_site.values, variance)
+    return Estimates(
+        cells.values + of_site.values,
+        # where a mean is known, so is what its site adds to it
+        torch.where(known, cells.variances, cells.variances + of_site.variances),
+    )
+
+
 @dataclass(frozen=True)
-class _SiteFit:
-    weights: Tensor  # (J,)
-    means: Tensor  # (J, D)
-    mean_variance: Tensor  # (J,)
-    trace: float
-    covariance: Tensor  # (D, D)
-    noise_edge: float  # largest eigenvalue that noise alone is expected to show
+class _Shape:
+    trace: float  # mean square about the released means
+    trace_deviation: float
+    directions: Tensor  # sign covariance in the coordinates it is sent in
+    variance: float  # of the noise in each of these
 
 
-def _fit_site(plan: Plan, site: SiteRelease) -> _SiteFit:
-    location = _location(plan, site)
-    message = messages(plan)[1]
-    multiplier = site.noise_multipliers[SHAPE]
-    parts = {
-        name: torch.from_numpy(part) for name, part in message.decode(site.vectors[SHAPE]).items()
-    }
-    d = location.means.shape[1]
-    radius_squared = message.parts[0].sensitivity
-    mean_noise = (location.weights * location.mean_variance).sum() / location.weights.sum().clamp(1)
-    trace = float(parts["trace"]) / location.count - d * float(mean_noise)
-    trace = min(max(trace, 0.1 * radius_squared), radius_squared)
-    scale = trace / location.count
-    if "square" in parts:
-        sign = torch.diag(parts["square"])
-        edge = largest_normal(d) * message.noise_std("square", multiplier)
+def _read_shape(plan: Plan, site: SiteRelease, location: Location) -> _Shape:
+    message, multiplier = messages(plan)[1], site.noise_multipliers[SHAPE]
+    trace, directions = message.parts
+    parts = message.decode(site.vectors[SHAPE])
+    return _Shape(
+        float(parts[trace.name][0]) / location.mass,
+        message.noise_std(trace.name, multiplier) / location.mass,
+        torch.from_numpy(parts[directions.name]) / location.mass,
+        (message.noise_std(directions.name, multiplier) / location.mass) ** 2,
+    )
+
+
+def _traces(plan: Plan, shapes: Sequence[_Shape], error: Tensor, d: int) -> Tensor:
+    """Returns the trace of every W, `(K,)`, given the expected |mu - l|^2 of every site."""
+    largest = messages(plan)[1].parts[0].sensitivity
+    seen = torch.tensor([shape.trace for shape in shapes], dtype=torch.float64) - error
+    noise = torch.tensor([shape.trace_deviation for shape in shapes], dtype=torch.float64)
+    variance = noise**2 + 2 / d * error**2
+    found = draw_together(seen[:, None, None], variance[:, None])
+    values, deviations = found.values[:, 0, 0], found.variances[:, 0].sqrt()
+    traces = [
+        positive_mean(value, deviation)
+        for value, deviation in zip(values.tolist(), deviations.tolist(), strict=True)
+    ]
+    return torch.tensor(traces, dtype=torch.float64).clamp(max=largest)
+
+
+def _directions(plan: Plan, shapes: Sequence[_Shape], d: int) -> tuple[Tensor, Tensor]:
+    """Returns sign covariances of trace 1, `(K, D, D)`, and their noise's spectral edge, `(K,)`."""
+    found = draw_together(
+        torch.stack([shape.directions for shape in shapes])[:, None],
+        torch.tensor([[shape.variance] for shape in shapes], dtype=torch.float64),
+    )
+    values, deviations = found.values[:, 0], found.variances[:, 0].sqrt()
+    if messages(plan)[1].parts[1].name == "square":
+        signs, edges = torch.diag_embed(values), largest_normal(d) * deviations
     else:
         row, column = torch.triu_indices(d, d)
-        upper = parts["sign"] / torch.where(row == column, 1.0, math.sqrt(2.0)).double()
-        sign = torch.zeros((d, d), dtype=torch.float64)
-        sign[row, column] = upper
-        sign[column, row] = upper
+        upper = values / torch.where(row == column, 1.0, math.sqrt(2.0)).double()
+        signs = torch.zeros((len(values), d, d), dtype=torch.float64)
+        signs[:, row, column] = upper
+        signs[:, column, row] = upper
         # symmetric Gaussian noise of deviation s, and s / sqrt(2) off the diagonal
-        edge = math.sqrt(2 * d) * message.noise_std("sign", multiplier)
-    return _SiteFit(
-        location.weights,
-        location.means,
-        location.mean_variance,
-        trace,
-        scale * sign,
-        scale * edge,
-    )
+        edges = math.sqrt(2 * d) * deviations
+    lacking = (1 - signs.diagonal(dim1=1, dim2=2).sum(1)) / d
+    return signs + lacking[:, None, None] * torch.eye(d, dtype=torch.float64), edges
 
 
 def largest_normal(count: int) -> float:
@@ -158,13 +273,6 @@ def _low_rank(values: Tensor, rank: int, trace: float, edge: float) -> Tensor:
     rest = len(values) - next(stand_out, 0)
     flat = torch.full((rest,), level(len(values) - rest), dtype=values.dtype)
     return torch.cat([flat, values[rest:]])
-
-
-def _cover(plan: Plan, weights: Tensor) -> Tensor:
-    """Returns `weights (K, J)`, where a class that drowned in every site's noise is anyone's."""
-    if not plan.data.classes:  # nobody asks for one cell alone
-        return weights
-    return torch.where(weights.sum(0, keepdim=True) > 0, weights, 1.0)
 
 
 def _location(plan: Plan, site: SiteRelease) -> Location:

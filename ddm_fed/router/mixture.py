@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddm_fed.flows import Condition
+from ddm_fed.flows import NO_CLASS, Condition
 from ddm_fed.router.prior import PriorRouter
 
 
@@ -79,7 +79,9 @@ class MixtureRouter:
             site_scores = scores.logsumexp(2)  # (B, K)
         else:
             rows = torch.arange(len(scores), device=scores.device)
-            site_scores = scores[rows, :, condition.labels]  # (B, K)
+            any_class = condition.labels == NO_CLASS  # (B,); as an index it would be the last class
+            asked = scores[rows, :, condition.labels.masked_fill(any_class, 0)]  # (B, K)
+            site_scores = torch.where(any_class[:, None], scores.logsumexp(2), asked)
         return site_scores.log_softmax(1)
 
     def _log_joint(self, x_t: Tensor, t: Tensor) -> Tensor:

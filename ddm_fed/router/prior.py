@@ -26,9 +26,9 @@ class PriorRouter:
         """Returns log pi_k(c), `(K,)` or `(B, K)`; see `Router`."""
         if condition is None:
             return self._log_prior
-        if bool((condition.labels == NO_CLASS).any()):
-            raise ValueError("a batch has a class in every row, or no condition at all")
-        return self._log_class_prior[condition.labels]
+        any_class = condition.labels == NO_CLASS  # (B,); as an index it would be the last class
+        asked = self._log_class_prior[condition.labels.masked_fill(any_class, 0)]
+        return torch.where(any_class[:, None], self._log_prior, asked)
 
     def log_posterior(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:  # noqa: ARG002
         """Returns the prior for every row, `(B, K)`; see `Router`."""

@@ -46,10 +46,11 @@ from ddm_fed.privacy import (
     release,
 )
 from ddm_fed.records import Plan, StatisticsSpec
+from ddm_fed.router.message import GRID, Ints, Message, Part
+from ddm_fed.router.shrinkage import positive_mean, shrunk_error
 from ddm_fed.weights import TensorTable
 
 Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 LOCATION, SHAPE = "location", "shape"
 ROUTER_PURPOSES = {LOCATION: "router-location", SHAPE: "router-shape"}
@@ -61,55 +62,8 @@ SHARES = {
     "sign": 0.70,
     "square": 0.70,
 }
-GRID = 1 << 20  # integer steps per unit of joint sensitivity
+LEAST_COUNT = 2.0  # deviations of the noise; below, a cell is not told from an empty one
 ROWS_AT_ONCE = 1024  # bounds memory: a row of `sign` has D (D + 1) / 2 values
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of a message: `size` values, jointly of L2 sensitivity `sensitivity`."""
-
-    name: str
-    size: int
-    sensitivity: float
-    weight: float
-
-
-@dataclass(frozen=True)
-class Message:
-    """One noisy vector: its parts in order, and the privacy it takes of the whole release."""
-
-    name: str
-    parts: tuple[Part, ...]
-    share: float
-
-    @property
-    def size(self) -> int:
-        """Number of integers."""
-        return sum(part.size for part in self.parts)
-
-    @property
-    def l2_sensitivity(self) -> int:
-        """Most that one unit (an image, or a patient) moves the integer vector, in L2 norm.
-
-        Weights are chosen so that the parts' sensitivities have norm GRID. Rounding an image's
-        contribution goes towards zero and cannot lengthen it; one step covers float error. Why a
-        patient moves it no further than an image does is said in `_integer_sum`.
-        """
-        return GRID + 1
-
-    def noise_std(self, part_name: str, noise_multiplier: float) -> float:
-        """Returns the standard deviation of the noise on the values of a part, in its own units."""
-        part = next(part for part in self.parts if part.name == part_name)
-        return noise_multiplier * self.l2_sensitivity / part.weight
-
-    def decode(self, vector: Ints) -> dict[str, Floats]:
-        """Returns the parts of `vector`, each `(size,)`, in their own units."""
-        decoded, start = {}, 0
-        for part in self.parts:
-            decoded[part.name] = vector[start : start + part.size] / part.weight
-            start += part.size
-        return decoded
 
 
 def cell_count(plan: Plan) -> int:
@@ -232,17 +186,34 @@ class Location:
     """What a `location` message says of its site, after the noise.
 
     Attributes:
-        count: Number of units (images, or patients), at least 1.
-        weights: Mass of every cell, `(J,)`; zero where it drowns in the noise. Cells of anchors sum
-            to `count`, since a site's mass must not depend on how many of them drown.
-        means: Mean of every cell, `(J, D)`, shrunk towards the site's mean by the known noise.
-        mean_variance: Variance of the noise in each coordinate of a mean, `(J,)`.
+        count: Number of units (images, or patients) as released, at least 1.
+        mass: The number of units to be expected behind it; positive.
+        weights: Mass of every cell, `(J,)`, positive. Cells that drown in the noise share what the
+            others leave of the site's number: which of them it is in cannot be known, that it is
+            somewhere can. Cells of anchors sum to `mass`, since a site's mass must not depend on
+            how many of them drown.
+        known: Whether a cell stands out of the noise, `(J,)`.
+        means: Mean of every cell, `(J, D)`, shrunk towards the site's mean by the known noise: what
+            the `shape` message is about.
+        mean_errors: Squared distance to be expected between these and the true means, `(J,)`;
+            anything where a cell is not known.
+        plain_means: Those of the message, not shrunk, `(J, D)`; anything where a cell is not known.
+        plain_variance: Variance of the noise in each coordinate of a plain mean, `(J,)`; infinite
+            where a cell is not known.
+        site_mean: Mean of all images, `(D,)`.
+        site_variance: Variance of the noise in each coordinate of it.
     """
 
     count: float
+    mass: float
     weights: Tensor
+    known: Tensor
     means: Tensor
-    mean_variance: Tensor
+    mean_errors: Tensor
+    plain_means: Tensor
+    plain_variance: Tensor
+    site_mean: Tensor
+    site_variance: float
 
 
 def decode_location(plan: Plan, vector: Ints, noise_multiplier: float) -> Location:
@@ -250,31 +221,59 @@ def decode_location(plan: Plan, vector: Ints, noise_multiplier: float) -> Locati
     message = messages(plan)[0]
     parts = {name: torch.from_numpy(part) for name, part in message.decode(vector).items()}
     count = max(1.0, float(parts["count"]))
-    if "cell_count" in parts:
-        noise = message.noise_std("cell_count", noise_multiplier)
-        weights = torch.where(parts["cell_count"] > 2 * noise, parts["cell_count"], 0.0)
-    else:
-        weights = torch.tensor([count], dtype=torch.float64)
-    if "cell_sum" not in parts:
-        none = torch.zeros((len(weights), 0), dtype=torch.float64)
-        return Location(count, weights, none, torch.zeros(len(weights), dtype=torch.float64))
-    sums = parts["cell_sum"].reshape(len(weights), -1)  # (J, D)
+    mass = positive_mean(float(parts["count"]), message.noise_std("count", noise_multiplier))
+    weights, known = _masses(plan, message, parts, mass, noise_multiplier)
+    sums, deviation = torch.zeros((len(weights), 0), dtype=torch.float64), 0.0
+    if "cell_sum" in parts:
+        sums = parts["cell_sum"].reshape(len(weights), -1)  # (J, D)
+        deviation = message.noise_std("cell_sum", noise_multiplier)
     site_mean = sums.sum(0) / count
-    sizes = weights.clamp(min=1.0)[:, None]
-    spread = message.noise_std("cell_sum", noise_multiplier) / sizes  # (J, 1)
-    offset = sums / sizes - site_mean
-    # James-Stein: keep of a cell's own offset what its noise cannot explain
-    noise_power = sums.shape[1] * spread**2
+    counts = parts["cell_count"] if "cell_count" in parts else torch.tensor([count]).double()
+    sizes = torch.where(known, counts, 0.0).clamp(min=1.0)[:, None]
+    plain = sums / sizes
+    offset = plain - site_mean
+    # James-Stein: keep of a cell's own offset what its noise cannot explain. The site and whoever
+    # reads its release must agree on these means to the bit, for the shape is about them.
+    noise_power = sums.shape[1] * (deviation / sizes) ** 2  # (J, 1)
     power = offset.square().sum(1, keepdim=True).clamp(min=1e-12)
-    kept = torch.where(weights[:, None] > 0, (1 - noise_power / power).clamp(min=0.0), 0.0)
-    means = site_mean + kept * offset
-    mean_variance = spread[:, 0] ** 2
+    kept = torch.where(known[:, None], (1 - noise_power / power).clamp(min=0.0), 0.0)
+    own = (deviation / sizes[:, 0]) ** 2
+    common = torch.tensor(len(weights) * (deviation / count) ** 2, dtype=torch.float64)
+    crossed = deviation**2 / (sizes[:, 0] * count)
+    return Location(
+        count=count,
+        mass=mass,
+        weights=weights,
+        known=known,
+        means=site_mean + kept * offset,
+        mean_errors=shrunk_error(offset, kept[:, 0], own, common, crossed),
+        plain_means=plain,
+        plain_variance=torch.where(known, own, math.inf),
+        site_mean=site_mean,
+        site_variance=float(common),
+    )
+
+
+def _masses(
+    plan: Plan, message: Message, parts: dict[str, Tensor], mass: float, noise_multiplier: float
+) -> tuple[Tensor, Tensor]:
+    """Returns the mass of every cell `(J,)`, and whether it stands out of the noise `(J,)`."""
+    if "cell_count" not in parts:
+        return torch.tensor([mass], dtype=torch.float64), torch.ones(1, dtype=torch.bool)
+    counts, noise = parts["cell_count"], message.noise_std("cell_count", noise_multiplier)
+    known = counts > LEAST_COUNT * noise
+    weights, drowned = torch.where(known, counts, 0.0), int((~known).sum())
+    if drowned:
+        # never zero: a cell whose count was lost may still have images, and a mass of zero would
+        # make them impossible, at every noise level
+        deviation = math.hypot(
+            message.noise_std("count", noise_multiplier), noise * math.sqrt(len(known) - drowned)
+        )
+        left = positive_mean(float(parts["count"]) - float(weights.sum()), deviation)
+        weights = torch.where(known, counts, left / drowned)
     if isinstance(plan.router, StatisticsSpec) and plan.router.anchors:
-        if not weights.any():  # all cells drown: one component, which is the site as a whole
-            weights[0] = count
-            mean_variance[0] *= len(weights) / count**2
-        weights = weights * (count / weights.sum())
-    return Location(count, weights, means, mean_variance)
+        weights = weights * (mass / weights.sum())
+    return weights, known
 
 
 def _coefficients(images: ImageSet, plan: Plan) -> tuple[Floats, Ints]:
