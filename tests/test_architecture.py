@@ -23,7 +23,7 @@ LAYERS = {
     "flows": {"records"},
     "embedding": {"errors", "files"},
     "weights": {"errors", "records"},
-    "signing": {"errors", "records"},
+    "signing": {"errors", "files", "records"},  # files: a key is written whole or not at all
     "privacy": {"errors", "records"},
     "models": {"records", "weights", "flows"},
     "router": {"errors", "records", "embedding", "weights", "privacy", "flows"},

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ddm_fed.errors import KeyFileError
+from ddm_fed.files import write_atomically
 from ddm_fed.signing.keys import SigningKey, VerifyKey
 
 _PUBLIC = re.compile(rb"ed25519 ([0-9a-f]{64})\n?")
@@ -34,9 +35,8 @@ def write_key(file: Path) -> SigningKey:
     """
     key = SigningKey.generate()
     key.write(file)
-    part = file.with_suffix(".pub-part")
-    part.write_text(f"ed25519 {key.public.hex}\n")
-    part.replace(file.with_suffix(".pub"))  # without it the key itself is asked
+    # without it the key itself is asked
+    write_atomically(file.with_suffix(".pub"), f"ed25519 {key.public.hex}\n".encode())
     return key
 
 

@@ -38,6 +38,7 @@ from ddm_fed.errors import (
     PlanMismatchError,
     WeakKeyError,
 )
+from ddm_fed.files import write_atomically
 from ddm_fed.records import MAX_CERTIFICATE_CHARACTERS, Roster, now
 from ddm_fed.signing.keyfiles import key_files, next_file
 from ddm_fed.signing.keys import read_private_pem, write_private_pem
@@ -152,9 +153,8 @@ class TlsKey:
         Later ones are `tls-2.pem` and so on. Returns the private file.
         """
         file = next_file(folder, _KEY_NAME)
-        part = file.with_suffix(".crt-part")
-        part.write_bytes(self.certificate_pem)
-        part.replace(file.with_suffix(".crt"))  # first: where there is a key, it has a certificate
+        # first: where there is a key, it has a certificate
+        write_atomically(file.with_suffix(".crt"), self.certificate_pem)
         write_private_pem(file, self._private)
         return file
 
