@@ -31,6 +31,7 @@ from ddm_fed.errors import (
     printable,
 )
 from ddm_fed.files import BLOCK_BYTES, PART_PREFIX, Advance
+from ddm_fed.litter import is_litter
 from ddm_fed.published import published_files
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
@@ -124,7 +125,7 @@ def candidates(medium: RemoteFolder) -> tuple[list[Entry], int]:
 
     Somebody may have filled the medium with junk; it must not keep bundles from being found.
     """
-    found = medium.entries("incoming")
+    found = [entry for entry in medium.entries("incoming") if not is_litter(entry.name)]
     found.sort(key=lambda entry: (_DIGEST.fullmatch(entry.name) is None, entry.name))
     return found[:MOST_FOLDERS], len(found[MOST_FOLDERS:])
 
@@ -222,7 +223,12 @@ class Importer:
         if entry.kind != "folder" or _SAFE.fullmatch(entry.name) is None:
             shown = f"is {_article(entry.kind)}" if entry.kind != "folder" else "is no name we use"
             raise FileSetError(f"`{name}` {shown}, not the folder of a bundle", hint=_COPY_AGAIN)
-        inside = self._medium.entries(f"incoming/{entry.name}")
+        inside = [
+            item
+            for item in self._medium.entries(f"incoming/{entry.name}")
+            # nothing of it is read or taken in
+            if not (is_litter(item.name) and item.kind in ("file", "folder"))
+        ]
         odd = [item for item in inside if item.kind != "file"]
         if odd:
             told = ", ".join(

@@ -12,6 +12,7 @@ from coordinator.journey import Journey, journeys
 from coordinator.requests import waiting_requests
 from coordinator.rosters import pending_roster
 from ddm_fed.errors import RefusedError, StateError, printable
+from ddm_fed.litter import is_litter
 from ddm_fed.log import Log, read_log
 from ddm_fed.published import PLAN_FILE, roster_files
 from ddm_fed.records import Roster, RosterSite
@@ -150,7 +151,9 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
         "sites": rows,
         "requests": _requests(home, pending) if chain is not None else [],
         "arrivals": sorted(
-            printable(path.name) for path in home.incoming.iterdir() if path.name[0] != "."
+            printable(path.name)
+            for path in home.incoming.iterdir()
+            if path.name[0] != "." and not is_litter(path.name)
         ),
         "refused": [event for event in happened if event["event"] == "refused"],
     }

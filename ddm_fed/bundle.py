@@ -48,6 +48,7 @@ from ddm_fed.files import (
     require_file_set,
     write_atomically,
 )
+from ddm_fed.litter import is_litter
 from ddm_fed.log import SUBMISSION_FILE
 from ddm_fed.models import expert_tensors
 from ddm_fed.policy import check_privacy, release_events, require_ours, require_valid_at
@@ -102,15 +103,22 @@ def tensor_files(submission: Submission) -> tuple[str, ...]:
     return TENSOR_FILES if submission.head is None else (*TENSOR_FILES, HEAD_FILE)
 
 
-def arrived_files(folder: Path, *, what: str) -> tuple[str, ...]:
+def arrived_files(folder: Path, *, what: str, travelled: bool = False) -> tuple[str, ...]:
     """Returns the names of the tensor files in a bundle's folder. Nothing is read.
+
+    Args:
+        folder: The bundle.
+        what: Its name, for messages.
+        travelled: Whether it has just arrived: then what a file manager left in it on the way
+            (`ddm_fed.litter`) is passed over. Only the named files are ever taken out of it.
 
     Raises:
         FileSetError: it does not hold exactly the files of a bundle.
     """
     found = list_regular_files(folder, what=what)
     names = (*TENSOR_FILES, HEAD_FILE) if HEAD_FILE in found else TENSOR_FILES
-    require_file_set(folder, {*names, ENVELOPE_FILE}, what=what)
+    litter = {name for name in found if travelled and is_litter(name)}
+    require_file_set(folder, {*names, ENVELOPE_FILE, *litter}, what=what)
     return names
 
 

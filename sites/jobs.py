@@ -21,7 +21,7 @@ from ddm_fed.bundle import (
     sign_bundle,
     verify_bundle,
 )
-from ddm_fed.errors import CheckpointError, RevokedKeyError, StateError, UnknownSignerError
+from ddm_fed.errors import CheckpointError, RefusedError, StateError
 from ddm_fed.files import new_folder, read_bounded, write_atomically
 from ddm_fed.log import Log
 from ddm_fed.privacy import (
@@ -283,13 +283,13 @@ def _same(
     head: HeadFacts | None,
     audit: AuditFacts | None,
 ) -> bool:
-    """Returns whether `bundle` says the same of the same files and plan, and is still valid."""
-    envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+    """Returns whether `bundle` says the same of the same files and plan, and holds just now."""
     try:
+        envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
         statement, _ = read_submission(
             envelope, trust.chain, what=f"the bundle {bundle.name[:16]}", require=("site",)
         )
-    except (UnknownSignerError, RevokedKeyError):  # signed with a key this site had before
+    except RefusedError:  # damaged, or signed with a key this site had before
         return False
     submission = statement.predicate
     return (
@@ -298,5 +298,14 @@ def _same(
         and submission.training == facts
         and submission.head == head
         and submission.privacy.audit == audit
-        and now() < submission.expires_at
+        and _holds(bundle, trust)
     )
+
+
+def _holds(bundle: Path, trust: Trust) -> bool:
+    """Returns whether `bundle` could leave: whole, not expired, and not from a clock's future."""
+    try:
+        verify_bundle(bundle, trust, now(), require=("site",))
+    except RefusedError:
+        return False
+    return True

@@ -6,10 +6,12 @@ from pathlib import Path
 from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, verify_bundle
 from ddm_fed.errors import (
     CountersignatureError,
+    RefusedError,
     StateError,
     UnknownSignerError,
 )
 from ddm_fed.files import new_folder, read_bounded, write_atomically
+from ddm_fed.litter import is_litter
 from ddm_fed.log import Log
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
@@ -18,9 +20,11 @@ from ddm_fed.records import (
     Require,
     Role,
     RosterSite,
+    Statement,
+    Submission,
     now,
 )
-from ddm_fed.signing import Trust, VerifyKey, merge_signatures, open_envelope
+from ddm_fed.signing import Trust, VerifyKey, merge_signatures, open_envelope, peek_payload
 from ddm_fed.submission import read_submission
 from sites.folder import SiteFolder
 from sites.review import ReviewFolder, describe, open_review, read_review, write_review
@@ -36,14 +40,31 @@ class Reviewed:
 
 
 def find_bundles(folder: Path) -> list[Path]:
-    """Returns the bundle folders in `folder`, oldest first; unfinished ones are not bundles."""
-    found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted(found, key=_signed_at)
+    """Returns the bundle folders in `folder`, oldest first; unfinished ones are not bundles.
+
+    Their sequence numbers say which is older: clocks may have been wrong.
+    """
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and not is_litter(path.name)
+    ]
+    return sorted(found, key=_age)
 
 
-def _signed_at(bundle: Path) -> int:
+def _age(bundle: Path) -> tuple[int, int]:
     envelope = bundle / ENVELOPE_FILE
-    return (envelope if envelope.exists() else bundle).stat().st_mtime_ns
+    return _sequence(bundle), (envelope if envelope.exists() else bundle).stat().st_mtime_ns
+
+
+def _sequence(bundle: Path) -> int:
+    """Returns the number a bundle says it has, for its place among others; -1 if it cannot."""
+    try:
+        envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+        payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=bundle.name)
+        return Statement[Submission].from_json(payload, what=bundle.name).predicate.sequence
+    except RefusedError:
+        return -1
 
 
 def newest_draft(site: SiteFolder) -> Path:
@@ -52,9 +73,11 @@ def newest_draft(site: SiteFolder) -> Path:
     Raises:
         StateError: there is none.
     """
-    drafts = find_bundles(site.drafts)
+    released = find_bundles(site.released)
+    newest = max(map(_sequence, released), default=-1)
+    # an older one, which was never reviewed, could not be admitted any more
+    drafts = [draft for draft in find_bundles(site.drafts) if _sequence(draft) >= newest]
     if not drafts:
-        released = find_bundles(site.released)
         raise StateError(
             "there is no draft to review",
             hint="it is released already; send it with `ddm-site submit`"

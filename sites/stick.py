@@ -8,10 +8,11 @@
 Bundles of several sites may travel on one stick.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ddm_fed.errors import FileSetError, RollbackError, StateError
+from ddm_fed.errors import FileSetError, RefusedError, RollbackError, StateError
 from ddm_fed.files import Advance, write_atomically
 from ddm_fed.published import PLAN_FILE, published_files, read_published
 from ddm_fed.records import MAX_DOCUMENT_BYTES
@@ -51,12 +52,14 @@ class Returned:
         waiting: Digests of released bundles that have none yet.
         published: Where the newest published folder lies now, if it brought one.
         older: Whether what it brought is older than what the site saw before, and was left alone.
+        wrong: Receipts that do not hold, by the digest they were brought for; none of them is kept.
     """
 
     admitted: tuple[str, ...]
     waiting: tuple[str, ...]
     published: Path | None
     older: bool
+    wrong: Mapping[str, RefusedError] = field(default_factory=dict)
 
 
 def export(
@@ -92,11 +95,11 @@ def _sums(site: SiteFolder, trust: Trust, digest: str) -> bytes:
 def bring_back(site: SiteFolder, folder: Path) -> Returned:
     """Takes receipts and a newer published folder from a stick. Needs the site's lock.
 
-    Nothing is kept that does not hold.
+    Nothing is kept that does not hold; one receipt that does not holds up no other.
 
     Raises:
         StateError: there is no such folder, or this site has not seen a plan yet.
-        RefusedError: a receipt or a published document does not hold.
+        RefusedError: a published document does not hold.
     """
     medium = open_folder(str(folder))
     published, older = None, False
@@ -108,14 +111,19 @@ def bring_back(site: SiteFolder, folder: Path) -> Returned:
     trust = read_published(site.seen, site.settings.root)
     admitted: list[str] = []
     waiting: list[str] = []
+    wrong: dict[str, RefusedError] = {}
     for bundle in find_bundles(site.released):
         digest = bundle.name
         kept = site.receipts / f"{digest}.dsse.json"
-        receipt = medium.read(f"receipts/{digest}.dsse.json", MAX_DOCUMENT_BYTES)
-        if receipt is not None:
-            keep_receipt(site, trust, digest, receipt)
+        try:
+            receipt = medium.read(f"receipts/{digest}.dsse.json", MAX_DOCUMENT_BYTES)
+            if receipt is not None:
+                keep_receipt(site, trust, digest, receipt)
+        except RefusedError as error:
+            wrong[digest] = error
+            continue
         (admitted if receipt is not None or kept.exists() else waiting).append(digest)
-    return Returned(tuple(admitted), tuple(waiting), published, older)
+    return Returned(tuple(admitted), tuple(waiting), published, older, wrong)
 
 
 def _take_published(site: SiteFolder, medium: RemoteFolder, folder: Path) -> Path:

@@ -16,7 +16,8 @@ LAYERS = {
     "_version": set(),
     "errors": set(),
     "console": {"errors"},
-    "files": {"errors"},
+    "litter": set(),
+    "files": {"errors", "litter"},
     "records": {"errors"},
     "evaluation": {"errors"},
     "pictures": set(),
@@ -48,6 +49,7 @@ LAYERS = {
     "policy": {"errors", "records", "privacy", "router", "signing"},
     "bundle": {
         "errors",
+        "litter",
         "files",
         "records",
         "weights",
