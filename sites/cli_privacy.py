@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ddm_fed.budget import Outlook
     from ddm_fed.privacy import ImageSet, Private
     from ddm_fed.records import Event, LedgerEntry, Plan
-    from ddm_fed.signing import Trust
     from sites.audit import AuditResult
     from sites.folder import SiteFolder
 
@@ -200,15 +199,6 @@ def ledger(
         )
         return
     _ledger_table(home.settings.name, entries, total, delta)
-
-
-def show_ledger(home: "SiteFolder", trust: "Trust") -> None:
-    """Prints the ledger of a site, priced at the plan's delta."""
-    from ddm_fed.privacy import epsilon_text, private_events
-    from sites.ledger import open_ledger
-
-    entries, delta = open_ledger(home).entries(), float(trust.plan.privacy.delta)
-    _ledger_table(home.settings.name, entries, epsilon_text(private_events(entries), delta), delta)
 
 
 def _ledger_table(name: str, entries: "tuple[LedgerEntry, ...]", total: str, delta: float) -> None:

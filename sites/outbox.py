@@ -121,7 +121,7 @@ def review(site: SiteFolder, trust: Trust) -> Reviewed:
         RefusedError: the draft was altered since it was signed.
     """
     bundle = verify_bundle(newest_draft(site), trust, now(), require=("site",))
-    egress = describe(bundle, required(site, trust))
+    egress = describe(bundle, required(site, trust), _officers(site, trust))
     folder = site.reviews / bundle.payload_sha256
     if not folder.exists():
         with new_folder(folder) as part:
@@ -151,7 +151,7 @@ def release(site: SiteFolder, trust: Trust) -> Path:
             hint="run `ddm-site review` and read what would leave",
         )
     require = required(site, trust)
-    signed = read_review(folder, describe(bundle, require))
+    signed = read_review(folder, describe(bundle, require, _officers(site, trust)))
     _require_seen_by(site, trust, signed, require)
     approved = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
     what = f"the draft {digest[:16]}"
@@ -185,6 +185,13 @@ def _keys_of(site: SiteFolder, trust: Trust, role: Role) -> list[VerifyKey]:
     own = [site.settings.dpo_key] if role == "dpo" and site.settings.dpo_key else []
     active = {key.public_key for key in listed if key.is_active}
     return [VerifyKey.from_hex(public) for public in sorted(active.union(own))]
+
+
+def _officers(site: SiteFolder, trust: Trust) -> tuple[str, ...]:
+    """Returns the keys that may approve: the roster's, and the one that site.toml names."""
+    if "dpo" not in required(site, trust):
+        return ()
+    return tuple(key.hex for key in _keys_of(site, trust, "dpo"))
 
 
 def _require_officer(site: SiteFolder, trust: Trust, envelope: bytes, what: str) -> None:

@@ -10,6 +10,7 @@ from ddm_fed.records.base import (
     Moment,
     Name,
     Positive,
+    PublicKeyHex,
     Record,
     RootPin,
     Sha256,
@@ -111,7 +112,10 @@ class EgressFile(Record):
 
 
 class EgressRecord(Record):
-    """All that would leave a site with one submission, and what it costs: what a person reviews."""
+    """All that would leave a site with one submission, and what it costs: what a person reviews.
+
+    `officers` are the keys that may agree to it beside the site's own: no other may approve it.
+    """
 
     federation: Name
     plan_sha256: Sha256
@@ -126,6 +130,7 @@ class EgressRecord(Record):
     delta: Text
     ledger_entries: Count
     require: Require
+    officers: Annotated[tuple[PublicKeyHex, ...], Field(max_length=64)] = ()
 
 
 class Review(Record):
