@@ -119,7 +119,9 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
         item, journey = members.get(site.name), travelling[site.name]
         if item is not None:
             state, waiting = "admitted", _after_admission(home, trust, item)
-            if journey.arrived_at is not None:
+            if not site.is_active:  # it signs nothing more, and what it did sign is still used
+                state, waiting = "revoked", "`ddm-coord remove`, to end the use of its expert"
+            elif journey.arrived_at is not None:
                 waiting = "`ddm-coord verify`, for its newer bundle"
         else:
             state, waiting = _before_admission(trust, site, journey, removed=site.name in removed)

@@ -47,6 +47,7 @@ def run(command: Callable[[], object]) -> None:
     Wrong usage, which the command line itself finds, ends with 2.
     """
     try:
+        _refuse_empty(sys.argv[1:])
         command()
     except DdmFedError as error:
         show_error(error)
@@ -60,6 +61,23 @@ def run(command: Callable[[], object]) -> None:
             )
         )
         sys.exit(1)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Ends with 2 if an argument is empty: an unset variable in a script would mean this folder."""
+    option = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not argument.strip() or (name.startswith("--") and equals and not value.strip()):
+            where = f"the value of {name if equals else option}" if equals or option else "it"
+            err.print(
+                "[bold red]error[/bold red]: an argument is empty; "
+                f"{escape(where)} may come from a variable that is not set. Give a value, or leave "
+                "the option out",
+                soft_wrap=True,
+            )
+            sys.exit(2)
+        option = argument if argument.startswith("-") else ""
 
 
 def say(message: str) -> None:

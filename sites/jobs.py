@@ -55,6 +55,7 @@ from sites.floors import require_floors
 from sites.folder import SiteFolder
 from sites.ledger import SiteLedger, open_ledger
 from sites.outbox import find_bundles, member_of, sequence_for_next
+from sites.spending import before_spending
 from sites.training import (
     CHECKPOINT_FILE,
     RELEASE_FILE,
@@ -121,6 +122,8 @@ def run_plan(
     if planned.expert is not None and (options.restart or not begun):
         due += planned.training
     ledger.require_budget(due, plan)
+    for line in before_spending(site, plan, trust.plan_sha256, ledger.entries(), due):
+        screen.say(line)
     if options.restart:  # only now: a refusal above must not cost an expert
         for name in (CHECKPOINT_FILE, EXPERT_FILE, TRAINED_FILE):
             (work / name).unlink(missing_ok=True)

@@ -18,7 +18,9 @@ from ddm_fed.published import PLAN_FILE, published_files, read_published
 from ddm_fed.records import MAX_DOCUMENT_BYTES
 from ddm_fed.remote import RemoteFolder, open_folder
 from ddm_fed.signing import Trust
+from ddm_fed.targets import require_ours
 from sites.folder import SiteFolder
+from sites.movers import INBOX_MARKS
 from sites.outbox import find_bundles
 from sites.remote import RemoteMover
 from sites.seen import look
@@ -70,12 +72,17 @@ def export(
     It goes on from where an earlier attempt came to. Needs the site's lock.
 
     Raises:
-        StateError: nothing is released.
+        StateError: nothing is released, or `folder` holds other things.
         MachineError: the medium is full, or may not be written.
         DigestError: a released file was damaged.
     """
     if not find_bundles(site.released):
         raise StateError("nothing is released", hint="run `ddm-site release` first")
+    require_ours(
+        folder,
+        INBOX_MARKS,
+        hint="name a folder of its own on the stick, which is made if it is not there",
+    )
     (folder / "incoming").mkdir(parents=True, exist_ok=True)
     medium = open_folder(str(folder))
     medium.write(README_FILE, README.encode())

@@ -18,6 +18,7 @@ LAYERS = {
     "console": {"errors"},
     "litter": set(),
     "files": {"errors", "litter"},
+    "targets": {"errors", "litter"},
     "records": {"errors"},
     "evaluation": {"errors"},
     "pictures": set(),
