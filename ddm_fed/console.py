@@ -93,9 +93,11 @@ def next_step(*commands: str) -> None:
 
 def show_error(error: DdmFedError) -> None:
     """Writes an error as `error[CODE]: what and why`, a blank line, and the hint."""
-    err.print(
-        f"[bold red]error\\[{error.code}][/bold red]: {escape(error.message)}", soft_wrap=True
-    )
+    count = f": {len(error.details)} problems" if len(error.details) > 1 else ""
+    text = f"{error.title}{count}" if count else error.message
+    err.print(f"[bold red]error\\[{error.code}][/bold red]: {escape(text)}", soft_wrap=True)
+    for line in error.details if count else ():
+        err.print(f"  - {escape(line)}", soft_wrap=True)
     err.print(f"\n[bold]hint:[/bold] {escape(error.hint)}", soft_wrap=True)
 
 

@@ -71,6 +71,20 @@ def test_plan_that_has_expired_is_not_published_and_the_live_one_stays(fed: Fede
     assert snapshot(fed.published) == before
 
 
+def test_problems_of_a_plan_are_shown_one_a_line(fed: Federation):
+    plan = fed.path / "bad.toml"
+    bad = PLAN_TOML.replace("steps = 3", "steps = 0").replace("epsilon = 2", "epsilon = 9")
+    plan.write_text(bad.replace("channels = 1", "channels = 2"))
+    ended = run("ddm-coord", "publish", plan, "--coordinator", fed.home.path)
+    assert ended.code == 1
+    assert "error[DDM101]: bad.toml is not a valid plan: 3 problems" in ended.said
+    assert [line[:9] for line in ended.said.splitlines() if line.startswith("  - ")] == [
+        "  - `data",
+        "  - `trai",
+        "  - `docu",
+    ]
+
+
 def test_plan_in_place_of_another_says_what_becomes_of_that(fed: Federation):
     before = fed.trust.plan_sha256
     plan = fed.path / "new.toml"
