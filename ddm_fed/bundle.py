@@ -8,7 +8,8 @@
 Verification, in this order, failing closed. Nothing of a file is parsed before its turn, but for
 the manifest's claim of a site: it is looked at to pick the key of step 4, and believed after it.
 
- 1. exactly these regular files, no links; the head only where the manifest has one
+ 1. exactly these regular files, no links; the head only where the manifest has one; in an arrival
+    listed litter of file managers is passed over (`ddm_fed.litter`)
  2. the envelope is at most 1 MiB of unambiguous JSON
  3. of the in-toto payload type
  4. every signature that names a key of the claimed site holds, and at least one is there
