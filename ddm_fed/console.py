@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -69,12 +70,17 @@ def _refuse_empty(arguments: Sequence[str]) -> None:
     for argument in arguments:
         name, equals, value = argument.partition("=")
         if not argument.strip() or (name.startswith("--") and equals and not value.strip()):
-            where = f"the value of {name if equals else option}" if equals or option else "it"
+            where = (
+                f"the value of {name if equals else option} is" if equals or option else "one is"
+            )
             err.print(
-                "[bold red]error[/bold red]: an argument is empty; "
-                f"{escape(where)} may come from a variable that is not set. Give a value, or leave "
-                "the option out",
-                soft_wrap=True,
+                Panel(
+                    f"An argument is empty: {escape(where)} perhaps a variable that is not set. "
+                    "Give a value, or leave the option out.",
+                    title="Error",
+                    title_align="left",
+                    border_style="red",
+                )
             )
             sys.exit(2)
         option = argument if argument.startswith("-") else ""

@@ -16,7 +16,7 @@ MEANINGS = {
     "sent": "sent; run this again later to collect the receipt",
     "waiting": "waits for the coordinator",
     "admitted": "admitted; the signed receipt is in receipts/",
-    "refused": "was refused by the coordinator",
+    "refused": "was refused, by the coordinator or on its way; see the error below",
     "earlier plan": "is of an earlier plan and was never admitted; it is not sent",
     "earlier reference": "has a head for a reference that was replaced; it is not sent",
     "earlier key": "is signed with a key that was replaced; run `ddm-site train` again",

@@ -200,7 +200,7 @@ def test_import_writes_nothing_into_a_folder_that_no_site_wrote(fed: Federation,
 def test_empty_argument_is_refused_and_nothing_is_written_here(scratch: Path, arguments):
     ended = run(*arguments, cwd=scratch)
     assert ended.code == 2
-    assert "an argument is empty" in ended.said
+    assert "An argument is empty" in ended.said
     assert list(scratch.iterdir()) == []
 
 
