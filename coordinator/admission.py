@@ -42,6 +42,7 @@ from ddm_fed.errors import (
     printable,
 )
 from ddm_fed.files import PART_PREFIX, Advance, read_bounded, sweep_parts, write_atomically
+from ddm_fed.litter import is_litter
 from ddm_fed.log import Log, LogEntry
 from ddm_fed.published import PLAN_FILE
 from ddm_fed.receipts import sign_receipt
@@ -103,7 +104,7 @@ def quarantine(arrival: Path) -> Quarantined:
         FileSetError: it is not a folder with exactly the files of a bundle.
     """
     what = f"the bundle {arrival.name[:16]}"
-    names = arrived_files(arrival, what=what)
+    names = arrived_files(arrival, what=what, travelled=True)
     return Quarantined(arrival, read_bounded(arrival / ENVELOPE_FILE, MAX_DOCUMENT_BYTES), names)
 
 
@@ -251,7 +252,7 @@ def drop_unreferenced(home: CoordinatorFolder, log: Log) -> None:
     manifests = {home.manifest(item.payload_sha256).name for item in admitted}
     for folder, referenced in ((home.blobs.folder, blobs), (home.manifests, manifests)):
         for file in folder.iterdir():
-            if file.name not in referenced:
+            if file.name not in referenced and not file.is_dir():  # folders are a NAS's own
                 file.unlink()
 
 
@@ -291,7 +292,8 @@ def admit_arrivals(
     log = recover(home, trust)
     verdicts = []
     for arrival in sorted(home.incoming.iterdir()):
-        if arrival.name.startswith("."):  # a mover is still writing it
+        # a mover is still writing it, or a file manager looked in
+        if arrival.name.startswith(".") or is_litter(arrival.name):
             continue
         if arrival.name in later or only not in (None, arrival.name):
             continue

@@ -155,6 +155,7 @@ def publish(
     from coordinator import rosters
     from coordinator.admission import current_members, recover
     from coordinator.folder import CoordinatorFolder
+    from ddm_fed.published import PLAN_FILE
     from ddm_fed.records import read_plan_toml
 
     home = CoordinatorFolder.open(coordinator)
@@ -163,6 +164,7 @@ def publish(
     except (OSError, UnicodeDecodeError) as error:
         raise typer.BadParameter(f"{plan} cannot be read: {error}") from None
     with home.changing():
+        before = home.trust().plan_sha256 if (home.published / PLAN_FILE).exists() else None
         plan_sha256 = rosters.publish_plan(home, read_plan_toml(text, name=plan.name))
         trust = home.trust()
         log = recover(home, trust)
@@ -171,6 +173,11 @@ def publish(
         f"published plan {plan_sha256[:16]}… under roster {trust.roster.version}: "
         f"{', '.join(site.name for site in trust.roster.sites if site.is_active)}"
     )
+    if before not in (None, plan_sha256):
+        console.say(
+            f"it takes the place of the plan {before[:16]}…: what sites made under that and have "
+            "not sent is not taken any more, and the epsilon they spent on it stays spent"
+        )
     if earlier:
         console.say(
             f"{earlier} admitted submissions are of an earlier plan, removed, or replaced by newer "

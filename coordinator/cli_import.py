@@ -98,6 +98,9 @@ def _show(found: "list[Found]", left: int, as_json: bool) -> None:
 
 
 def _say_what_goes_back(receipts: Path, medium: str, written: "Written") -> None:
+    if written.foreign:
+        console.say(f"nothing in {medium} came from a site, so nothing was written there")
+        return
     if written.error is None:
         console.say(f"{written.receipts} receipts and the published folder are in {medium}")
         return

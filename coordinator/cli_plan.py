@@ -125,10 +125,9 @@ def _read(plan: Path, coordinator: Path, root: str | None) -> "Plan":
         from ddm_fed.records import read_plan_toml
 
         return read_plan_toml(plan.read_text(encoding="utf-8"), name=str(plan))
-    from ddm_fed.published import read_published
+    from ddm_fed.published import published_folder, read_published
 
-    folder = plan if plan.is_dir() else plan.parent
-    return read_published(folder, pinned_root(root, coordinator)).plan
+    return read_published(published_folder(plan), pinned_root(root, coordinator)).plan
 
 
 def _cost(plan: "Plan", architecture: str) -> dict[str, Any]:

@@ -193,6 +193,8 @@ def revoke(
         else:
             proposal = members.revoke(home, site, keyid=key, compromised_since=compromised_since)
     _report(proposal, coordinator)
+    for line in members.meaning_of_revoking(home, site, proposal):
+        console.say(line)
     if compromised_since is not None:
         console.say(
             "ensembles with what was signed from there on are stale: assemble again, and tell "

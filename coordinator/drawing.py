@@ -28,6 +28,7 @@ from ddm_fed.loading import load_ensemble
 from ddm_fed.pictures import write_grid, write_picture
 from ddm_fed.records import DataSpec, RouterName, canonical_json, sha256_hex
 from ddm_fed.sampling import SamplingOptions, sample_chunk
+from ddm_fed.targets import require_ours
 
 GRID_SAMPLES = 100
 PARTS = f"{PART_PREFIX}samples"
@@ -70,6 +71,7 @@ def draw(
         RefusedError: the ensemble does not verify; nothing was loaded.
         StateError: options do not fit the plan or each other, or `out` holds other samples.
     """
+    _require_ours(out)
     verified = verify_ensemble(folder, root_keyid)
     ensemble = load_ensemble(
         verified,
@@ -115,6 +117,7 @@ def write_samples(
     Raises:
         StateError: as for `draw`.
     """
+    _require_ours(out)
     strategy = options.strategy or ensemble.default_strategy
     _require_fit(ensemble, data, options, strategy)
     described = source | _described(ensemble, options, strategy)
@@ -140,6 +143,12 @@ def write_samples(
         write_atomically(out / SUMMARY, json.dumps(summary, indent=2).encode())
     shutil.rmtree(parts)
     return summary
+
+
+def _require_ours(out: Path) -> None:
+    """Refuses to write samples among other things, which may be private images."""
+    hint = "give --out a new or an empty folder"
+    require_ours(out, (SUMMARY, PARTS), hint=hint)
 
 
 class _Job:

@@ -7,6 +7,7 @@ from coordinator import audit
 from coordinator.folder import CoordinatorFolder
 from ddm_fed.errors import StateError
 from ddm_fed.files import list_regular_files
+from ddm_fed.litter import is_litter
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ def newest_ensemble(home: CoordinatorFolder) -> Offered:
         folder = Path(str(event.get("folder", "")))
         if event["event"] == "assembled" and folder.is_dir():
             names = list_regular_files(folder, what="the ensemble")
-            sizes = {name: (folder / name).stat().st_size for name in sorted(names)}
+            offered = sorted(name for name in names if not is_litter(name))
+            sizes = {name: (folder / name).stat().st_size for name in offered}
             return Offered(str(event["ensemble_sha256"]), folder, sizes)
     raise StateError(
         "no ensemble is assembled yet", hint="wait until the coordinator ran `ddm-coord assemble`"

@@ -34,6 +34,7 @@ from ddm_fed.evaluation import (
 )
 from ddm_fed.files import sha256_of, write_atomically
 from ddm_fed.records import canonical_json, sha256_hex
+from ddm_fed.targets import require_ours
 
 REPORT = "evaluation.json"
 FORMAT = 1
@@ -84,6 +85,7 @@ def evaluate(
             "--weights FILE and --features inception go together",
             hint="give both, or neither for features of a classifier trained here",
         )
+    require_ours(out, (REPORT, "counts.png"), hint="give --out a new or an empty folder")
     drawn, summary = read_samples(samples)
     held = read_real(real, "test", drawn.shape)
     own = None if train is None else read_real(train, "train", drawn.shape)

@@ -31,6 +31,7 @@ from ddm_fed.errors import (
     printable,
 )
 from ddm_fed.files import BLOCK_BYTES, PART_PREFIX, Advance
+from ddm_fed.litter import is_litter
 from ddm_fed.published import published_files
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
@@ -48,6 +49,7 @@ from ddm_fed.submission import read_submission
 CARRIER = "import"
 MOST_FOLDERS = 1000  # of one medium in one run; the likely ones come first
 SHOWN = 5
+README_FILE, README_BEGINS = "README.txt", b"This folder carries bundles of DDM-Fed"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 # verdicts on the content itself: the same bytes would be refused again
@@ -88,10 +90,12 @@ class Written:
     Attributes:
         receipts: How many receipts are there now.
         error: Why nothing more could be written, if so.
+        foreign: Whether nothing there came from a site, so that nothing was written at all.
     """
 
     receipts: int
     error: DdmFedError | None = None
+    foreign: bool = False
 
 
 def require_medium(home: CoordinatorFolder, medium: RemoteFolder) -> None:
@@ -124,7 +128,7 @@ def candidates(medium: RemoteFolder) -> tuple[list[Entry], int]:
 
     Somebody may have filled the medium with junk; it must not keep bundles from being found.
     """
-    found = medium.entries("incoming")
+    found = [entry for entry in medium.entries("incoming") if not is_litter(entry.name)]
     found.sort(key=lambda entry: (_DIGEST.fullmatch(entry.name) is None, entry.name))
     return found[:MOST_FOLDERS], len(found[MOST_FOLDERS:])
 
@@ -222,7 +226,12 @@ class Importer:
         if entry.kind != "folder" or _SAFE.fullmatch(entry.name) is None:
             shown = f"is {_article(entry.kind)}" if entry.kind != "folder" else "is no name we use"
             raise FileSetError(f"`{name}` {shown}, not the folder of a bundle", hint=_COPY_AGAIN)
-        inside = self._medium.entries(f"incoming/{entry.name}")
+        inside = [
+            item
+            for item in self._medium.entries(f"incoming/{entry.name}")
+            # nothing of it is read or taken in
+            if not (is_litter(item.name) and item.kind in ("file", "folder"))
+        ]
         odd = [item for item in inside if item.kind != "file"]
         if odd:
             told = ", ".join(
@@ -258,9 +267,12 @@ class Importer:
 def write_back(home: CoordinatorFolder, medium: RemoteFolder, found: list[Found]) -> Written:
     """Writes receipts and the published documents to the medium, as far as it can be written.
 
-    What is there already is not written again.
+    What is there already is not written again. Where nothing came from a site, it is somebody's
+    own folder, and left as it is.
     """
     written = 0
+    if not any(item.site is not None for item in found) and not _is_exported(medium):
+        return Written(0, foreign=True)
     try:
         for item in found:
             if item.receipt is not None:
@@ -273,6 +285,12 @@ def write_back(home: CoordinatorFolder, medium: RemoteFolder, found: list[Found]
     except (MachineError, StateError, FileSetError) as error:
         return Written(written, error)
     return Written(written)
+
+
+def _is_exported(medium: RemoteFolder) -> bool:
+    """Returns whether `ddm-site export` made it."""
+    text = medium.read(README_FILE, MAX_DOCUMENT_BYTES) or b""
+    return text.startswith(README_BEGINS)
 
 
 def _write(medium: RemoteFolder, path: str, data: bytes) -> None:

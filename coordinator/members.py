@@ -29,6 +29,7 @@ from ddm_fed.records import (
 from ddm_fed.signing import RosterChain, TlsKey, VerifyKey, new_key, newest_tls_key
 
 KeyT = TypeVar("KeyT", bound=RangedKey)
+_ROLES = ("site", "dpo")
 
 
 def add(
@@ -219,6 +220,43 @@ def revoke_certificates(home: CoordinatorFolder, name: str) -> Proposal:
         )
     changed = site.model_copy(update={"certificates": ()})
     return propose(home, next_roster(home, chain, sites=_with(chain, changed)))
+
+
+def meaning_of_revoking(home: CoordinatorFolder, name: str, proposal: Proposal) -> list[str]:
+    """Returns what a revocation means for the site `name` from here on, and what it does not."""
+    site = proposal.roster.site(name)
+    if site is None:
+        return []
+    lines = [] if proposal.published else ["nothing has changed before it is published; then:"]
+    active = {role: [k for k in site.keys if k.role == role and k.is_active] for role in _ROLES}
+    if site.is_active:
+        lines.append(
+            f"`{name}` still signs, with {len(active['site'])} key(s), and "
+            f"{'connects' if site.certificates else 'cannot connect: it has no certificate'}"
+        )
+    else:
+        lines.append(
+            f"`{name}` signs nothing more"
+            + ("" if site.certificates else " and cannot connect")
+            + ": what arrives of it from now on is refused"
+        )
+    log = read_book(home, home.chain())
+    admitted = [entry.index for entry in log.receipts(site=name)]
+    stolen = {index for index in admitted if any(k.is_compromised_at(index) for k in site.keys)}
+    if stolen:
+        lines.append(f"{len(stolen)} of its {len(admitted)} admitted submissions no longer count")
+    if len(stolen) < len(admitted):
+        lines.append(
+            f"{len(admitted) - len(stolen)} of its admitted submissions stand, and its expert goes "
+            f"on to be used: `ddm-coord remove {name}` ends that; if a key may have been stolen, "
+            "revoke again with --compromised-since LOG_SIZE"
+        )
+    if not site.is_active:
+        lines.append(
+            f"to take `{name}` in again: `ddm-site rotate --lost` there, its people read the new "
+            "key to you in person, and `ddm-coord roster rotate REQUEST --lost`"
+        )
+    return lines
 
 
 def rotate_coordinator(

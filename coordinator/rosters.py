@@ -12,7 +12,7 @@ from typing import Any
 from coordinator import audit
 from coordinator.book import publish_log, read_book
 from coordinator.folder import ROSTER_DAYS, CoordinatorFolder
-from ddm_fed.errors import PlanMismatchError, StateError, UnknownSignerError
+from ddm_fed.errors import PlanError, PlanMismatchError, StateError, UnknownSignerError
 from ddm_fed.files import read_bounded, write_atomically
 from ddm_fed.published import PLAN_FILE, read_chain, roster_file, roster_files
 from ddm_fed.records import (
@@ -244,6 +244,7 @@ def publish_plan(home: CoordinatorFolder, plan: Plan) -> str:
     """Signs and publishes the plan; returns its digest.
 
     Raises:
+        PlanError: it has expired.
         StateError: nobody is enrolled, or the roster has expired.
         PlanMismatchError: the plan is of another federation.
     """
@@ -253,6 +254,11 @@ def publish_plan(home: CoordinatorFolder, plan: Plan) -> str:
             f"the plan is of federation `{plan.federation}`, this coordinator is of "
             f"`{home.settings.federation}`",
             hint="correct `federation` in the plan",
+        )
+    if now() >= plan.expires_at:
+        raise PlanError(
+            f"the plan expired on {plan.expires_at:%Y-%m-%d %H:%M} UTC: nobody could work under it",
+            hint="give `expires_at` a later date; what is published now stays as it is",
         )
     if not any(site.is_active for site in chain.current.sites):
         raise StateError("nobody is enrolled yet", hint="run `ddm-coord roster add REQUEST` first")

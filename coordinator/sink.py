@@ -42,6 +42,7 @@ from ddm_fed.errors import (
     SizeError,
 )
 from ddm_fed.files import BLOCK_BYTES, exclusive, is_locked, sync_folder, write_atomically
+from ddm_fed.litter import is_litter
 from ddm_fed.log import LogEntry
 from ddm_fed.policy import require_ours, require_valid_at
 from ddm_fed.records import Statement, Submission, now
@@ -393,6 +394,8 @@ class Sink:
         gone = []
         with self._lock:
             for folder in sorted(self.home.partial.iterdir()):
+                if not folder.is_dir() or is_litter(folder.name):
+                    continue
                 known = read_progress(folder)
                 moved_on = not (folder / BUNDLE_FOLDER).exists()  # a kill came right after that
                 ended = known is None or now() - known.updated_at > self.limits.keep

@@ -12,6 +12,7 @@ from coordinator.journey import Journey, journeys
 from coordinator.requests import waiting_requests
 from coordinator.rosters import pending_roster
 from ddm_fed.errors import RefusedError, StateError, printable
+from ddm_fed.litter import is_litter
 from ddm_fed.log import Log, read_log
 from ddm_fed.published import PLAN_FILE, roster_files
 from ddm_fed.records import Roster, RosterSite
@@ -118,7 +119,9 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
         item, journey = members.get(site.name), travelling[site.name]
         if item is not None:
             state, waiting = "admitted", _after_admission(home, trust, item)
-            if journey.arrived_at is not None:
+            if not site.is_active:  # it signs nothing more, and what it did sign is still used
+                state, waiting = "revoked", "`ddm-coord remove`, to end the use of its expert"
+            elif journey.arrived_at is not None:
                 waiting = "`ddm-coord verify`, for its newer bundle"
         else:
             state, waiting = _before_admission(trust, site, journey, removed=site.name in removed)
@@ -150,7 +153,9 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
         "sites": rows,
         "requests": _requests(home, pending) if chain is not None else [],
         "arrivals": sorted(
-            printable(path.name) for path in home.incoming.iterdir() if path.name[0] != "."
+            printable(path.name)
+            for path in home.incoming.iterdir()
+            if path.name[0] != "." and not is_litter(path.name)
         ),
         "refused": [event for event in happened if event["event"] == "refused"],
     }

@@ -8,7 +8,8 @@
 Verification, in this order, failing closed. Nothing of a file is parsed before its turn, but for
 the manifest's claim of a site: it is looked at to pick the key of step 4, and believed after it.
 
- 1. exactly these regular files, no links; the head only where the manifest has one
+ 1. exactly these regular files, no links; the head only where the manifest has one; in an arrival
+    listed litter of file managers is passed over (`ddm_fed.litter`)
  2. the envelope is at most 1 MiB of unambiguous JSON
  3. of the in-toto payload type
  4. every signature that names a key of the claimed site holds, and at least one is there
@@ -49,6 +50,7 @@ from ddm_fed.files import (
     require_file_set,
     write_atomically,
 )
+from ddm_fed.litter import is_litter
 from ddm_fed.log import SUBMISSION_FILE
 from ddm_fed.models import expert_tensors
 from ddm_fed.policy import (
@@ -110,15 +112,22 @@ def tensor_files(submission: Submission) -> tuple[str, ...]:
     return TENSOR_FILES if submission.head is None else (*TENSOR_FILES, HEAD_FILE)
 
 
-def arrived_files(folder: Path, *, what: str) -> tuple[str, ...]:
+def arrived_files(folder: Path, *, what: str, travelled: bool = False) -> tuple[str, ...]:
     """Returns the names of the tensor files in a bundle's folder. Nothing is read.
+
+    Args:
+        folder: The bundle.
+        what: Its name, for messages.
+        travelled: Whether it has just arrived: then what a file manager left in it on the way
+            (`ddm_fed.litter`) is passed over. Only the named files are ever taken out of it.
 
     Raises:
         FileSetError: it does not hold exactly the files of a bundle.
     """
     found = list_regular_files(folder, what=what)
     names = (*TENSOR_FILES, HEAD_FILE) if HEAD_FILE in found else TENSOR_FILES
-    require_file_set(folder, {*names, ENVELOPE_FILE}, what=what)
+    litter = {name for name in found if travelled and is_litter(name)}
+    require_file_set(folder, {*names, ENVELOPE_FILE, *litter}, what=what)
     return names
 
 

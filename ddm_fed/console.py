@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.panel import Panel
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -47,6 +48,7 @@ def run(command: Callable[[], object]) -> None:
     Wrong usage, which the command line itself finds, ends with 2.
     """
     try:
+        _refuse_empty(sys.argv[1:])
         command()
     except DdmFedError as error:
         show_error(error)
@@ -62,6 +64,28 @@ def run(command: Callable[[], object]) -> None:
         sys.exit(1)
 
 
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Ends with 2 if an argument is empty: an unset variable in a script would mean this folder."""
+    option = ""
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not argument.strip() or (name.startswith("--") and equals and not value.strip()):
+            where = (
+                f"the value of {name if equals else option} is" if equals or option else "one is"
+            )
+            err.print(
+                Panel(
+                    f"An argument is empty: {escape(where)} perhaps a variable that is not set. "
+                    "Give a value, or leave the option out.",
+                    title="Error",
+                    title_align="left",
+                    border_style="red",
+                )
+            )
+            sys.exit(2)
+        option = argument if argument.startswith("-") else ""
+
+
 def say(message: str) -> None:
     """Writes one line of progress to stderr."""
     err.print(escape(message), soft_wrap=True)
@@ -75,9 +99,11 @@ def next_step(*commands: str) -> None:
 
 def show_error(error: DdmFedError) -> None:
     """Writes an error as `error[CODE]: what and why`, a blank line, and the hint."""
-    err.print(
-        f"[bold red]error\\[{error.code}][/bold red]: {escape(error.message)}", soft_wrap=True
-    )
+    count = f": {len(error.details)} problems" if len(error.details) > 1 else ""
+    text = f"{error.title}{count}" if count else error.message
+    err.print(f"[bold red]error\\[{error.code}][/bold red]: {escape(text)}", soft_wrap=True)
+    for line in error.details if count else ():
+        err.print(f"  - {escape(line)}", soft_wrap=True)
     err.print(f"\n[bold]hint:[/bold] {escape(error.hint)}", soft_wrap=True)
 
 

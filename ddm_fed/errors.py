@@ -39,9 +39,11 @@
 `docs/errors.md` explains each code; a test holds the two lists together.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 MAX_MESSAGE = 4000
+MAX_DETAILS = 100
 
 
 def printable(text: str) -> str:
@@ -54,21 +56,30 @@ def printable(text: str) -> str:
 
 
 class DdmFedError(Exception):
-    """An error with a stable `code` and a `hint`; never carries a private value or a key."""
+    """An error with a stable `code` and a `hint`; never carries a private value or a key.
+
+    `details` are several things that are wrong at once; people are shown each on a line.
+    """
 
     code: ClassVar[str] = "DDM000"
 
-    def __init__(self, message: str, *, hint: str) -> None:
+    def __init__(self, message: str, *, hint: str, details: Sequence[str] = ()) -> None:
         shown = printable(message[:MAX_MESSAGE])
         super().__init__(shown + " …" if len(message) > MAX_MESSAGE else shown)
         self.hint = hint
+        self.details = tuple(printable(text[:MAX_MESSAGE]) for text in details[:MAX_DETAILS])
 
     def __str__(self) -> str:
-        return f"error[{self.code}]: {self.args[0]}\n\nhint: {self.hint}"
+        return f"error[{self.code}]: {self.message}\n\nhint: {self.hint}"
 
     @property
     def message(self) -> str:
-        """The sentence without code and hint."""
+        """The sentence without code and hint, with all details."""
+        return ": ".join(filter(None, (self.title, "; ".join(self.details))))
+
+    @property
+    def title(self) -> str:
+        """The sentence without code, hint and details."""
         return str(self.args[0])
 
 

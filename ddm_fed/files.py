@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from ddm_fed.errors import BusyError, DigestError, FileSetError, SizeError
 from ddm_fed.limits import MAX_FILES
+from ddm_fed.litter import hint_about
 
 BLOCK_BYTES = 1 << 20
 MAX_DEPTH = 8  # folders in folders; our formats need two
@@ -332,11 +333,16 @@ def require_file_set(folder: Path, expected: set[str], *, what: str, most: int =
         missing, extra = sorted(expected - found), sorted(found - expected)
         parts = [f"`{name}` is missing" for name in missing[:3]]
         parts += [f"`{name}` does not belong there" for name in extra[:3]]
-        raise FileSetError(
-            f"{what} is refused: {', '.join(parts)}",
-            hint="a file was added, removed or renamed after signing, or a copy is incomplete; "
-            "copy the original folder again",
+        hint = (
+            "a file was removed or renamed after signing, or a copy is incomplete; copy the "
+            "original folder again"
         )
+        if not missing:
+            hint = hint_about(extra) or (
+                f"delete `{extra[0]}`, or copy the original folder again: a signed folder holds "
+                "exactly its signed files"
+            )
+        raise FileSetError(f"{what} is refused: {', '.join(parts)}", hint=hint)
 
 
 @contextmanager

@@ -35,6 +35,46 @@ def published_files(folder: Path) -> list[str]:
     return [*roster_files(folder), PLAN_FILE, *LOG_FILES]
 
 
+def published_folder(path: Path) -> Path:
+    """Returns the published folder that a person means with `path`: it, or the signed plan in it.
+
+    Raises:
+        StateError: it is something else, or not there.
+    """
+    if path.is_dir():
+        require_plan(path)
+        return path
+    hint = f"give the coordinator's published folder, or the {PLAN_FILE} inside it"
+    if not path.exists():
+        raise StateError(f"there is no {path}", hint=hint)
+    if path.suffix == ".toml":
+        raise StateError(
+            f"{path} is the plan as people wrote it, which nobody has signed; work is done under "
+            "the signed one",
+            hint=hint,
+        )
+    if path.name != PLAN_FILE:
+        raise StateError(f"{path} is neither a published folder nor the plan in one", hint=hint)
+    return path.parent
+
+
+def require_plan(folder: Path) -> None:
+    """Refuses a folder without a signed plan.
+
+    Raises:
+        StateError: it has none.
+    """
+    if (folder / PLAN_FILE).exists():
+        return
+    inside = folder / "published"
+    raise StateError(
+        f"there is no {PLAN_FILE} in {folder}",
+        hint=f"point to {inside}"
+        if (inside / PLAN_FILE).exists()
+        else "point to the coordinator's published folder, or to the plan file inside it",
+    )
+
+
 def read_chain(folder: Path, root: str) -> RosterChain:
     """Returns the rosters in `folder`, verified down from the pinned digest `root`.
 
@@ -51,11 +91,7 @@ def read_published(folder: Path, root: str) -> Trust:
         StateError: there is no plan in `folder`.
         RefusedError: a document does not hold; see `establish_trust`.
     """
-    if not (folder / PLAN_FILE).exists():
-        raise StateError(
-            f"there is no {PLAN_FILE} in {folder}",
-            hint="point to the coordinator's published folder, or to the plan file inside it",
-        )
+    require_plan(folder)
     plan = read_bounded(folder / PLAN_FILE, MAX_DOCUMENT_BYTES)
     return establish_trust(root, _rosters(folder), plan)
 

@@ -68,6 +68,11 @@ def mover_to(text: str, site: SiteFolder, trust: Trust, *, patience_s: float) ->
     Raises:
         StateError: there is no such place.
     """
+    if not text.removeprefix(PULLED).strip():
+        raise StateError(
+            "it is not said where to",
+            hint="name a folder, a URL, or grpcs://HOST:PORT with --to",
+        )
     if text.startswith(SCHEME):
         from sites.network import NetworkMover
 

@@ -149,8 +149,9 @@ def review(plan: PlanOption, site: SiteOption = Path(), as_json: JsonOption = Fa
 
     Example: ddm-site review --site hospital-a --plan published
     """
-    from ddm_fed.privacy import describe_privacy
     from sites import outbox
+    from sites.ledger import open_ledger
+    from sites.review_page import PAGE_FILE
 
     home, published = open_published(site, plan)
     trust = published.trust
@@ -159,10 +160,11 @@ def review(plan: PlanOption, site: SiteOption = Path(), as_json: JsonOption = Fa
     if as_json:
         console.show_json(seen.egress.model_dump(mode="json"))
         return
-    cli_keys.show_egress(seen.egress)
-    for line in describe_privacy(seen.bundle.submission.privacy):
-        console.say(f"- {line}")
-    cli_privacy.show_ledger(home, trust)
+    cli_keys.show_review(seen.egress, seen.bundle.submission.privacy)
+    since = len(open_ledger(home).entries()) - seen.egress.ledger_entries
+    if since:
+        console.say(f"spent since it was signed, and not in it: {since} ledger entries more")
+    console.say(f"the same as a page for people: {seen.folder / PAGE_FILE}")
     release = f"ddm-site release --site {site} --plan {plan}"
     if "dpo" in seen.egress.require:
         approve = (

@@ -40,6 +40,7 @@ def head(
 
     Example: ddm-site head --plan published --data digits
     """
+    from ddm_fed.published import published_folder
     from ddm_fed.reference import read_reference
     from sites.data import load_images
     from sites.head import HeadScreen, run_head
@@ -47,7 +48,7 @@ def head(
 
     home, published = open_published(site, plan)
     trust, name = published.trust, home.settings.name
-    reference = read_reference(plan if plan.is_dir() else plan.parent, trust)
+    reference = read_reference(published_folder(plan), trust)
     with home.changing():
         images, report = load_images(
             data,

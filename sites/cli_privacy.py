@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ddm_fed.budget import Outlook
     from ddm_fed.privacy import ImageSet, Private
     from ddm_fed.records import Event, LedgerEntry, Plan
-    from ddm_fed.signing import Trust
     from sites.audit import AuditResult
     from sites.folder import SiteFolder
 
@@ -189,37 +188,37 @@ def ledger(
     from ddm_fed.privacy import epsilon_text, private_events
     from sites.folder import SiteFolder
     from sites.ledger import open_ledger
+    from sites.spending import abandoned, entries_that_left
 
     if not 0 < delta < 1:
         raise typer.BadParameter("--delta lies between 0 and 1")
     home = SiteFolder.open(site)
     entries = open_ledger(home).entries()
     total = epsilon_text(private_events(entries), delta)
+    left = entries_that_left(home)
     if as_json:
         console.show_json(
             {
                 "delta": delta,
                 "releases_epsilon": total,
+                "not_left": [entry.index for entry in entries if entry.index not in left],
                 "entries": [entry.model_dump(mode="json") for entry in entries],
             }
         )
         return
-    _ledger_table(home.settings.name, entries, total, delta)
+    _ledger_table(home.settings.name, entries, total, delta, left)
+    for line in abandoned(home, entries, None, delta):
+        console.say(line)
 
 
-def show_ledger(home: "SiteFolder", trust: "Trust") -> None:
-    """Prints the ledger of a site, priced at the plan's delta."""
-    from ddm_fed.privacy import epsilon_text, private_events
-    from sites.ledger import open_ledger
+def _ledger_table(
+    name: str, entries: "tuple[LedgerEntry, ...]", total: str, delta: float, left: set[int]
+) -> None:
+    from sites.review_page import rate_of
 
-    entries, delta = open_ledger(home).entries(), float(trust.plan.privacy.delta)
-    _ledger_table(home.settings.name, entries, epsilon_text(private_events(entries), delta), delta)
-
-
-def _ledger_table(name: str, entries: "tuple[LedgerEntry, ...]", total: str, delta: float) -> None:
     console.show_table(
         f"Ledger of {name}: what carries noise adds up to epsilon {total} at delta {delta:g}",
-        ["#", "when (UTC)", "plan", "purpose", "noise multiplier", "rate x steps"],
+        ["#", "when (UTC)", "plan", "purpose", "noise multiplier", "rate x steps", "left"],
         [
             [
                 str(entry.index),
@@ -227,17 +226,18 @@ def _ledger_table(name: str, entries: "tuple[LedgerEntry, ...]", total: str, del
                 entry.plan_sha256[:8],
                 entry.purpose,
                 str(getattr(entry.event, "noise_multiplier", "none: no guarantee")),
-                _rate(entry.event),
+                rate_of(entry.event),
+                _what_left(entry, left),
             ]
             for entry in entries
         ],
     )
 
 
-def _rate(event: "Event") -> str:
-    if event.kind != "poisson_gaussian":
-        return "1"
-    return f"{event.sampling_rate} x {event.steps}"
+def _what_left(entry: "LedgerEntry", left: set[int]) -> str:
+    if entry.index in left:
+        return "yes"
+    return "no" if entry.event.kind == "non_private" else "no, spent all the same"
 
 
 def audit(

@@ -64,6 +64,7 @@ def import_(
         found = stick.bring_back(home, folder)
     if as_json:
         states = dict.fromkeys(found.admitted, "admitted") | dict.fromkeys(found.waiting, "waiting")
+        states |= dict.fromkeys(found.wrong, "bad receipt")
         console.show_json(
             {
                 "submissions": [
@@ -88,3 +89,7 @@ def import_(
         console.say("there is no published/ on the stick: receipts were checked by the last one")
     else:
         console.say(f"{found.published} is the coordinator's newest: use it with --plan")
+    for error in found.wrong.values():
+        console.show_error(error)
+    if found.wrong:
+        raise typer.Exit(1)

@@ -16,11 +16,19 @@ MEANINGS = {
     "sent": "sent; run this again later to collect the receipt",
     "waiting": "waits for the coordinator",
     "admitted": "admitted; the signed receipt is in receipts/",
-    "refused": "was refused by the coordinator",
+    "refused": "was refused, by the coordinator or on its way; see the error below",
     "earlier plan": "is of an earlier plan and was never admitted; it is not sent",
     "earlier reference": "has a head for a reference that was replaced; it is not sent",
     "earlier key": "is signed with a key that was replaced; run `ddm-site train` again",
+    "revoked key": "is signed with a key that was revoked and is not sent",
+    "superseded": "was never admitted, and a newer one was; it is not sent",
     "expired": "has expired and is not sent; run `ddm-site train` again to sign it anew",
+    "from the future": "was signed while this machine's clock was ahead and is not sent; run "
+    "`ddm-site train` again to sign it anew",
+    "damaged": "is damaged here and is not sent; restore it from backup, or run `ddm-site train` "
+    "again to sign it anew",
+    "held back": "would be refused and is not sent; see the error below",
+    "bad receipt": "has a receipt that does not hold; see the error below",
 }
 
 
@@ -57,14 +65,24 @@ def submit(
 
 
 def show_submitted(found: "list[Submitted]", as_json: bool) -> None:
-    """Says where every released bundle stands; ends with exit status 1 if one was refused."""
+    """Says where every released bundle stands; ends with exit status 1 if one needs attention."""
     if as_json:
-        console.show_json([{"submission_sha256": i.digest, "state": i.state} for i in found])
+        console.show_json(
+            [
+                {
+                    "submission_sha256": item.digest,
+                    "state": item.state,
+                    "code": item.error.code if item.error else None,
+                    "reason": item.error.message if item.error else None,
+                }
+                for item in found
+            ]
+        )
     else:
         for item in found:
             console.say(f"{item.digest[:16]}… {MEANINGS[item.state]}")
-    refused = [item.error for item in found if item.error is not None]
-    for error in refused:
+    wrong = [item.error for item in found if item.error is not None]
+    for error in wrong:
         console.show_error(error)
-    if refused:
+    if wrong:
         raise typer.Exit(1)

@@ -181,12 +181,12 @@ def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) 
 
 def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
     """What every process but the first does: it holds no lock and writes nothing."""
-    from ddm_fed.published import read_published
+    from ddm_fed.published import published_folder, read_published
     from sites.folder import SiteFolder
     from sites.jobs import help_train
 
     home = SiteFolder.open(site)
-    trust = read_published(plan if plan.is_dir() else plan.parent, home.settings.root)
+    trust = read_published(published_folder(plan), home.settings.root)
     help_train(home, trust, load(trust.plan)[0], choose(trust.plan))
 
 

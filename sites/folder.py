@@ -18,7 +18,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Self
 
-from ddm_fed.errors import StateError
+from ddm_fed.errors import RevokedKeyError, StateError
 from ddm_fed.files import write_atomically
 from ddm_fed.home import Home, read_settings, require_new
 from ddm_fed.records import (
@@ -137,6 +137,7 @@ class SiteFolder(Home):
         """Returns the site's signing key that is active in the roster.
 
         Raises:
+            RevokedKeyError: every key of the site was revoked.
             StateError: this folder holds no such key.
         """
         active = {key.public_key for key in member.keys if key.role == "site" and key.is_active}
@@ -145,10 +146,25 @@ class SiteFolder(Home):
                 key = SigningKey.read(file)
                 if key.public.hex in active:  # the .pub beside it may be another's
                     return key
+        self._require_not_revoked(member)
         raise StateError(
             f"`{self.settings.name}` is enrolled with another key than those in {self.keys}",
             hint="ask the coordinator for a new published folder; if the key was replaced, send "
             "the request of `ddm-site rotate`",
+        )
+
+    def _require_not_revoked(self, member: RosterSite) -> None:
+        own = [key for key in member.keys if key.role == "site"]
+        if any(key.is_active for key in own):
+            return
+        ends = [key.revoked_at_log_size for key in own if key.revoked_at_log_size is not None]
+        stolen = any(key.compromised_since_log_size is not None for key in own)
+        raise RevokedKeyError(
+            f"every key of `{self.settings.name}` was revoked, the last at size {max(ends)} of the "
+            f"log{' because it may have been stolen' if stolen else ''}: nothing it signs counts",
+            hint="ask the coordinator's people why. To take part again: `ddm-site rotate --lost`, "
+            "read the new key to them in person, and they run `ddm-coord roster rotate REQUEST "
+            "--lost`",
         )
 
     def newest_key(self) -> SigningKey:
@@ -159,10 +175,12 @@ class SiteFolder(Home):
         """Returns the key with which to connect: the newest here that the roster lists.
 
         Raises:
+            RevokedKeyError: every key of the site was revoked.
             StateError: there is none.
         """
         key = find_tls_key(self.keys, member.certificates)
         if key is None:
+            self._require_not_revoked(member)
             raise StateError(
                 f"none of the {len(member.certificates)} certificates that the roster lists for "
                 f"`{self.settings.name}` has its key in {self.keys}",

@@ -21,7 +21,7 @@ from ddm_fed.bundle import (
     sign_bundle,
     verify_bundle,
 )
-from ddm_fed.errors import CheckpointError, RevokedKeyError, StateError, UnknownSignerError
+from ddm_fed.errors import CheckpointError, RefusedError, StateError
 from ddm_fed.files import new_folder, read_bounded, write_atomically
 from ddm_fed.log import Log
 from ddm_fed.privacy import (
@@ -57,6 +57,7 @@ from sites.floors import require_floors
 from sites.folder import SiteFolder
 from sites.ledger import SiteLedger, open_ledger
 from sites.outbox import find_bundles, member_of, sequence_for_next
+from sites.spending import before_spending
 from sites.training import (
     CHECKPOINT_FILE,
     RELEASE_FILE,
@@ -123,6 +124,8 @@ def run_plan(
     if planned.expert is not None and (options.restart or not begun):
         due += planned.training
     ledger.require_budget(due, plan)
+    for line in before_spending(site, plan, trust.plan_sha256, ledger.entries(), due):
+        screen.say(line)
     if options.restart:  # only now: a refusal above must not cost an expert
         for name in (CHECKPOINT_FILE, EXPERT_FILE, TRAINED_FILE):
             (work / name).unlink(missing_ok=True)
@@ -285,13 +288,13 @@ def _same(
     head: HeadFacts | None,
     audit: AuditFacts | None,
 ) -> bool:
-    """Returns whether `bundle` says the same of the same files and plan, and is still valid."""
-    envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+    """Returns whether `bundle` says the same of the same files and plan, and holds just now."""
     try:
+        envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
         statement, _ = read_submission(
             envelope, trust.chain, what=f"the bundle {bundle.name[:16]}", require=("site",)
         )
-    except (UnknownSignerError, RevokedKeyError):  # signed with a key this site had before
+    except RefusedError:  # damaged, or signed with a key this site had before
         return False
     submission = statement.predicate
     return (
@@ -300,5 +303,14 @@ def _same(
         and submission.training == facts
         and submission.head == head
         and submission.privacy.audit == audit
-        and now() < submission.expires_at
+        and _holds(bundle, trust)
     )
+
+
+def _holds(bundle: Path, trust: Trust) -> bool:
+    """Returns whether `bundle` could leave: whole, not expired, and not from a clock's future."""
+    try:
+        verify_bundle(bundle, trust, now(), require=("site",))
+    except RefusedError:
+        return False
+    return True

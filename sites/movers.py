@@ -13,6 +13,9 @@ from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, tensor_files
 from ddm_fed.errors import StateError
 from ddm_fed.files import Advance, check_file, new_folder, read_bounded
 from ddm_fed.records import MAX_DOCUMENT_BYTES
+from ddm_fed.targets import require_ours
+
+INBOX_MARKS = ("incoming", "receipts")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class FolderMover:
         inbox: The coordinator's, or one like it; `incoming` and `receipts` are inside it.
 
     Raises:
-        StateError: `inbox` does not exist.
+        StateError: `inbox` does not exist, or holds other things than bundles and receipts.
     """
 
     def __init__(self, inbox: Path) -> None:
@@ -63,6 +66,11 @@ class FolderMover:
                 f"the inbox {inbox} does not exist",
                 hint="mount the share or the stick; a coordinator's inbox has a folder `incoming`",
             )
+        require_ours(
+            inbox,
+            INBOX_MARKS,
+            hint="an inbox has a folder `incoming`: name the folder it is in, or make it there",
+        )
         (inbox / "incoming").mkdir(exist_ok=True)
         self._inbox = inbox
 

@@ -59,12 +59,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout."
 
 def open_published(site: Path, plan: Path) -> "tuple[SiteFolder, Published]":
     """Returns the site and what the published folder establishes, which it remembers."""
+    from ddm_fed.published import published_folder
     from sites import seen
     from sites.folder import SiteFolder
 
     home = SiteFolder.open(site)
     with home.changing():
-        published = seen.look(home, plan if plan.is_dir() else plan.parent)
+        published = seen.look(home, published_folder(plan))
     for digest in seen.entries_not_ours(home, published.log):
         console.say(
             f"WARNING: the log has the submission {digest[:16]}… in this site's name, which is not "

@@ -6,10 +6,12 @@ from pathlib import Path
 from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, verify_bundle
 from ddm_fed.errors import (
     CountersignatureError,
+    RefusedError,
     StateError,
     UnknownSignerError,
 )
 from ddm_fed.files import new_folder, read_bounded, write_atomically
+from ddm_fed.litter import is_litter
 from ddm_fed.log import Log
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
@@ -18,9 +20,11 @@ from ddm_fed.records import (
     Require,
     Role,
     RosterSite,
+    Statement,
+    Submission,
     now,
 )
-from ddm_fed.signing import Trust, VerifyKey, merge_signatures, open_envelope
+from ddm_fed.signing import Trust, VerifyKey, merge_signatures, open_envelope, peek_payload
 from ddm_fed.submission import read_submission
 from sites.folder import SiteFolder
 from sites.review import ReviewFolder, describe, open_review, read_review, write_review
@@ -36,14 +40,31 @@ class Reviewed:
 
 
 def find_bundles(folder: Path) -> list[Path]:
-    """Returns the bundle folders in `folder`, oldest first; unfinished ones are not bundles."""
-    found = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    return sorted(found, key=_signed_at)
+    """Returns the bundle folders in `folder`, oldest first; unfinished ones are not bundles.
+
+    Their sequence numbers say which is older: clocks may have been wrong.
+    """
+    found = [
+        path
+        for path in folder.iterdir()
+        if path.is_dir() and not path.name.startswith(".") and not is_litter(path.name)
+    ]
+    return sorted(found, key=_age)
 
 
-def _signed_at(bundle: Path) -> int:
+def _age(bundle: Path) -> tuple[int, int]:
     envelope = bundle / ENVELOPE_FILE
-    return (envelope if envelope.exists() else bundle).stat().st_mtime_ns
+    return _sequence(bundle), (envelope if envelope.exists() else bundle).stat().st_mtime_ns
+
+
+def _sequence(bundle: Path) -> int:
+    """Returns the number a bundle says it has, for its place among others; -1 if it cannot."""
+    try:
+        envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+        payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=bundle.name)
+        return Statement[Submission].from_json(payload, what=bundle.name).predicate.sequence
+    except RefusedError:
+        return -1
 
 
 def newest_draft(site: SiteFolder) -> Path:
@@ -52,9 +73,11 @@ def newest_draft(site: SiteFolder) -> Path:
     Raises:
         StateError: there is none.
     """
-    drafts = find_bundles(site.drafts)
+    released = find_bundles(site.released)
+    newest = max(map(_sequence, released), default=-1)
+    # an older one, which was never reviewed, could not be admitted any more
+    drafts = [draft for draft in find_bundles(site.drafts) if _sequence(draft) >= newest]
     if not drafts:
-        released = find_bundles(site.released)
         raise StateError(
             "there is no draft to review",
             hint="it is released already; send it with `ddm-site submit`"
@@ -98,7 +121,7 @@ def review(site: SiteFolder, trust: Trust) -> Reviewed:
         RefusedError: the draft was altered since it was signed.
     """
     bundle = verify_bundle(newest_draft(site), trust, now(), require=("site",))
-    egress = describe(bundle, required(site, trust))
+    egress = describe(bundle, required(site, trust), _officers(site, trust))
     folder = site.reviews / bundle.payload_sha256
     if not folder.exists():
         with new_folder(folder) as part:
@@ -128,7 +151,7 @@ def release(site: SiteFolder, trust: Trust) -> Path:
             hint="run `ddm-site review` and read what would leave",
         )
     require = required(site, trust)
-    signed = read_review(folder, describe(bundle, require))
+    signed = read_review(folder, describe(bundle, require, _officers(site, trust)))
     _require_seen_by(site, trust, signed, require)
     approved = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
     what = f"the draft {digest[:16]}"
@@ -162,6 +185,13 @@ def _keys_of(site: SiteFolder, trust: Trust, role: Role) -> list[VerifyKey]:
     own = [site.settings.dpo_key] if role == "dpo" and site.settings.dpo_key else []
     active = {key.public_key for key in listed if key.is_active}
     return [VerifyKey.from_hex(public) for public in sorted(active.union(own))]
+
+
+def _officers(site: SiteFolder, trust: Trust) -> tuple[str, ...]:
+    """Returns the keys that may approve: the roster's, and the one that site.toml names."""
+    if "dpo" not in required(site, trust):
+        return ()
+    return tuple(key.hex for key in _keys_of(site, trust, "dpo"))
 
 
 def _require_officer(site: SiteFolder, trust: Trust, envelope: bytes, what: str) -> None:

@@ -19,13 +19,15 @@ from ddm_fed.errors import DigestError, ExchangeError
 from ddm_fed.files import BLOCK_BYTES, PART_PREFIX, Advance, open_regular
 from ddm_fed.records import MAX_DOCUMENT_BYTES, FileSize
 from ddm_fed.remote import open_folder
-from sites.movers import Sent
+from ddm_fed.targets import require_ours
+from sites.movers import INBOX_MARKS, Sent
 
 if TYPE_CHECKING:
     from ddm_fed.remote import RemoteFolder, Source
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 Result = TypeVar("Result")
+_INBOX = "an inbox has a folder `incoming`: name the folder it is in, or make it there"
 
 
 class RemoteMover:
@@ -76,6 +78,8 @@ class RemoteMover:
             try:
                 if self._remote is None:
                     self._remote = open_folder(self._text, patience_s=self._patience_s)
+                    if self._remote.path is not None:
+                        require_ours(self._remote.path, INBOX_MARKS, hint=_INBOX)
                 return action(self._remote)
             except ExchangeError:
                 self._remote = None  # the next attempt connects anew

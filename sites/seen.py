@@ -9,10 +9,16 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from ddm_fed.errors import StateError
 from ddm_fed.files import PART_PREFIX, new_folder
 from ddm_fed.log import CHECKPOINT_FILE, Log, read_log
-from ddm_fed.published import PLAN_FILE, copy_published, read_published, read_seen, require_newer
+from ddm_fed.published import (
+    PLAN_FILE,
+    copy_published,
+    read_published,
+    read_seen,
+    require_newer,
+    require_plan,
+)
 from ddm_fed.signing import Trust
 from sites.folder import SiteFolder
 
@@ -35,11 +41,7 @@ def look(site: SiteFolder, folder: Path) -> Published:
         RollbackError: it is older than what this site saw before.
         RefusedError: a document does not hold, or it is another history.
     """
-    if not (folder / PLAN_FILE).exists():
-        raise StateError(
-            f"there is no {PLAN_FILE} in {folder}",
-            hint="point to the coordinator's published folder, or to the plan file inside it",
-        )
+    require_plan(folder)
     offered, old = site.path / ".offered", site.path / f"{PART_PREFIX}seen"
     for leftover in (offered, old):
         if leftover is old and not site.seen.exists() and old.exists():

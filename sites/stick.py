@@ -8,16 +8,19 @@
 Bundles of several sites may travel on one stick.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ddm_fed.errors import FileSetError, RollbackError, StateError
+from ddm_fed.errors import FileSetError, RefusedError, RollbackError, StateError
 from ddm_fed.files import Advance, write_atomically
 from ddm_fed.published import PLAN_FILE, published_files, read_published
 from ddm_fed.records import MAX_DOCUMENT_BYTES
 from ddm_fed.remote import RemoteFolder, open_folder
 from ddm_fed.signing import Trust
+from ddm_fed.targets import require_ours
 from sites.folder import SiteFolder
+from sites.movers import INBOX_MARKS
 from sites.outbox import find_bundles
 from sites.remote import RemoteMover
 from sites.seen import look
@@ -51,12 +54,14 @@ class Returned:
         waiting: Digests of released bundles that have none yet.
         published: Where the newest published folder lies now, if it brought one.
         older: Whether what it brought is older than what the site saw before, and was left alone.
+        wrong: Receipts that do not hold, by the digest they were brought for; none of them is kept.
     """
 
     admitted: tuple[str, ...]
     waiting: tuple[str, ...]
     published: Path | None
     older: bool
+    wrong: Mapping[str, RefusedError] = field(default_factory=dict)
 
 
 def export(
@@ -67,12 +72,17 @@ def export(
     It goes on from where an earlier attempt came to. Needs the site's lock.
 
     Raises:
-        StateError: nothing is released.
+        StateError: nothing is released, or `folder` holds other things.
         MachineError: the medium is full, or may not be written.
         DigestError: a released file was damaged.
     """
     if not find_bundles(site.released):
         raise StateError("nothing is released", hint="run `ddm-site release` first")
+    require_ours(
+        folder,
+        INBOX_MARKS,
+        hint="name a folder of its own on the stick, which is made if it is not there",
+    )
     (folder / "incoming").mkdir(parents=True, exist_ok=True)
     medium = open_folder(str(folder))
     medium.write(README_FILE, README.encode())
@@ -92,11 +102,11 @@ def _sums(site: SiteFolder, trust: Trust, digest: str) -> bytes:
 def bring_back(site: SiteFolder, folder: Path) -> Returned:
     """Takes receipts and a newer published folder from a stick. Needs the site's lock.
 
-    Nothing is kept that does not hold.
+    Nothing is kept that does not hold; one receipt that does not holds up no other.
 
     Raises:
         StateError: there is no such folder, or this site has not seen a plan yet.
-        RefusedError: a receipt or a published document does not hold.
+        RefusedError: a published document does not hold.
     """
     medium = open_folder(str(folder))
     published, older = None, False
@@ -108,14 +118,19 @@ def bring_back(site: SiteFolder, folder: Path) -> Returned:
     trust = read_published(site.seen, site.settings.root)
     admitted: list[str] = []
     waiting: list[str] = []
+    wrong: dict[str, RefusedError] = {}
     for bundle in find_bundles(site.released):
         digest = bundle.name
         kept = site.receipts / f"{digest}.dsse.json"
-        receipt = medium.read(f"receipts/{digest}.dsse.json", MAX_DOCUMENT_BYTES)
-        if receipt is not None:
-            keep_receipt(site, trust, digest, receipt)
+        try:
+            receipt = medium.read(f"receipts/{digest}.dsse.json", MAX_DOCUMENT_BYTES)
+            if receipt is not None:
+                keep_receipt(site, trust, digest, receipt)
+        except RefusedError as error:
+            wrong[digest] = error
+            continue
         (admitted if receipt is not None or kept.exists() else waiting).append(digest)
-    return Returned(tuple(admitted), tuple(waiting), published, older)
+    return Returned(tuple(admitted), tuple(waiting), published, older, wrong)
 
 
 def _take_published(site: SiteFolder, medium: RemoteFolder, folder: Path) -> Path:

@@ -1,21 +1,54 @@
 """Released bundles, one after the other, to the coordinator; their receipts back.
 
 A site keeps its own copy of a bundle, whatever a mover says. Done is what has a signed receipt.
+Each bundle has a state of its own: one that cannot go holds up no other.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from ddm_fed.bundle import ENVELOPE_FILE, verify_bundle
-from ddm_fed.errors import RefusedError, RevokedKeyError, StateError
+from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, verify_bundle
+from ddm_fed.errors import (
+    DigestError,
+    ExpiredError,
+    FileSetError,
+    MalformedError,
+    RefusedError,
+    RevokedKeyError,
+    SignatureError,
+    StateError,
+    ValuesError,
+    WeightsError,
+)
 from ddm_fed.files import Advance, read_bounded, write_atomically
+from ddm_fed.policy import CLOCK_SKEW
 from ddm_fed.receipts import read_receipt
 from ddm_fed.records import MAX_DOCUMENT_BYTES, Statement, Submission, now
 from ddm_fed.signing import Trust
 from ddm_fed.submission import open_as_site
 from sites.folder import SiteFolder
 from sites.movers import Mover
-from sites.outbox import find_bundles
+from sites.outbox import find_bundles, member_of
+
+State = Literal[
+    "admitted",
+    "waiting",
+    "sent",
+    "refused",
+    "superseded",
+    "earlier plan",
+    "earlier reference",
+    "earlier key",
+    "revoked key",
+    "expired",
+    "from the future",
+    "damaged",
+    "held back",
+    "bad receipt",
+]
+# errors that say that the site's own copy is no longer what it signed
+DAMAGE = (DigestError, FileSetError, MalformedError, SignatureError, ValuesError, WeightsError)
 
 
 @dataclass(frozen=True)
@@ -24,20 +57,31 @@ class Submitted:
 
     Attributes:
         digest: Of its manifest.
-        state: `admitted`, `waiting`, `sent` or `refused`; or why it is not sent, because it would
-            be refused: `earlier plan`, `earlier reference`, `earlier key` or `expired`.
-        error: Why the coordinator refused it.
+        state: `admitted`, `waiting`, `sent` or `refused`; `superseded` if a newer one was admitted;
+            or why it is not sent, because it would be refused: `earlier plan`, `earlier
+            reference`, `earlier key`, `revoked key`, `expired`, `from the future`, `damaged`, or
+            `held back` for anything else. `bad receipt` is one that does not hold.
+        error: What is wrong, where somebody has to do something about it.
     """
 
     digest: str
-    state: str
+    state: State
+    error: RefusedError | None = None
+
+
+@dataclass(frozen=True)
+class _Outgoing:
+    """A released bundle; `submission` is what it says of itself, `error` why that is unknown."""
+
+    folder: Path
+    submission: Submission | None
     error: RefusedError | None = None
 
 
 def submit(
     site: SiteFolder, trust: Trust, mover: Mover, *, advance: Advance = lambda _: None
 ) -> list[Submitted]:
-    """Sends released bundles and collects receipts.
+    """Sends released bundles and collects receipts, oldest first.
 
     Idempotent: what is there already is not sent again, what has a receipt is done.
 
@@ -49,47 +93,119 @@ def submit(
 
     Raises:
         StateError: nothing is released.
-        DdmFedError: the way is closed, just now or for good.
+        ExchangeError, InputError: the way is closed, just now or for good.
     """
-    released = find_bundles(site.released)
-    if not released:
+    outgoing = [_read(folder, trust) for folder in find_bundles(site.released)]
+    if not outgoing:
         raise StateError("nothing is released", hint="run `ddm-site release` first")
-    newest = signed_statement(released[-1], trust).predicate
-    return [_submit_one(site, trust, mover, bundle, newest, advance) for bundle in released]
+    settled = {item.folder.name: _collect(site, trust, mover, item) for item in outgoing}
+    last = max(
+        (
+            item.submission.sequence
+            for item in outgoing
+            if item.submission is not None and _is_admitted(settled[item.folder.name])
+        ),
+        default=0,
+    )
+    newest = next((i.submission for i in reversed(outgoing) if i.submission is not None), None)
+    return [
+        settled[item.folder.name] or _send(site, trust, mover, item, newest, last, advance)
+        for item in outgoing
+    ]
 
 
-def _submit_one(
+def _is_admitted(found: Submitted | None) -> bool:
+    return found is not None and found.state == "admitted"
+
+
+def _read(folder: Path, trust: Trust) -> _Outgoing:
+    try:
+        return _Outgoing(folder, signed_statement(folder, trust).predicate)
+    except RefusedError as error:
+        return _Outgoing(folder, None, error)
+
+
+def _collect(site: SiteFolder, trust: Trust, mover: Mover, item: _Outgoing) -> Submitted | None:
+    """Returns that a bundle is admitted, or has a receipt that does not hold; else None."""
+    digest = item.folder.name
+    kept = site.receipts / f"{digest}.dsse.json"
+    try:
+        if kept.exists():
+            keep_receipt(site, trust, digest, read_bounded(kept, MAX_DOCUMENT_BYTES))
+            return Submitted(digest, "admitted")
+        receipt = mover.collect(digest)
+        if receipt is None:
+            return None
+        keep_receipt(site, trust, digest, receipt)
+    except RefusedError as error:
+        return Submitted(digest, "bad receipt", error)
+    return Submitted(digest, "admitted")
+
+
+def _send(
     site: SiteFolder,
     trust: Trust,
     mover: Mover,
-    folder: Path,
-    newest: Submission,
+    item: _Outgoing,
+    newest: Submission | None,
+    last: int,
     advance: Advance,
 ) -> Submitted:
-    digest = folder.name
-    kept = site.receipts / f"{digest}.dsse.json"
-    if kept.exists():
-        keep_receipt(site, trust, digest, read_bounded(kept, MAX_DOCUMENT_BYTES))
-        return Submitted(digest, "admitted")
-    submission = signed_statement(folder, trust).predicate
-    receipt = mover.collect(digest)
-    if receipt is not None:
-        keep_receipt(site, trust, digest, receipt)
-        return Submitted(digest, "admitted")
+    digest, submission = item.folder.name, item.submission
+    if submission is None:
+        return Submitted(digest, "damaged", item.error)
+    if submission.sequence < last:
+        return Submitted(digest, "superseded")
     if submission.plan_sha256 != trust.plan_sha256:
         return Submitted(digest, "earlier plan")
-    if submission.reference_sha256 not in (None, newest.reference_sha256):
+    reference = newest.reference_sha256 if newest is not None else None
+    if submission.reference_sha256 not in (None, reference):
         # the coordinator replaced it since, and this site followed
         return Submitted(digest, "earlier reference")
     if now() >= submission.expires_at:
         return Submitted(digest, "expired")
     try:
-        verified = verify_bundle(folder, trust, now())
-    except RevokedKeyError:
-        return Submitted(digest, "earlier key")
-    sent = mover.send(verified, folder, advance)
+        verified = verify_bundle(item.folder, trust, now())
+    except RefusedError as error:
+        return _not_sent(site, trust, digest, submission, error)
+    return _deliver(site, trust, mover, item.folder, verified, advance)
+
+
+def _not_sent(
+    site: SiteFolder, trust: Trust, digest: str, submission: Submission, error: RefusedError
+) -> Submitted:
+    """Returns the state of a bundle that its own site does not let go, for `error`."""
+    if isinstance(error, RevokedKeyError):
+        keys = member_of(site, trust).keys
+        replaced = any(key.is_active for key in keys if key.role == "site")
+        return (
+            Submitted(digest, "earlier key")
+            if replaced
+            else Submitted(digest, "revoked key", error)
+        )
+    if isinstance(error, ExpiredError) and submission.issued_at > now() + CLOCK_SKEW:
+        return Submitted(digest, "from the future", error)
+    return Submitted(digest, "damaged" if isinstance(error, DAMAGE) else "held back", error)
+
+
+def _deliver(
+    site: SiteFolder,
+    trust: Trust,
+    mover: Mover,
+    folder: Path,
+    verified: VerifiedBundle,
+    advance: Advance,
+) -> Submitted:
+    digest = folder.name
+    try:
+        sent = mover.send(verified, folder, advance)
+    except RefusedError as error:
+        return Submitted(digest, "refused", error)
     if sent.receipt is not None:
-        keep_receipt(site, trust, digest, sent.receipt)
+        try:
+            keep_receipt(site, trust, digest, sent.receipt)
+        except RefusedError as error:
+            return Submitted(digest, "bad receipt", error)
     return Submitted(digest, sent.state)
 
 

@@ -1,7 +1,11 @@
 """Two pairs of eyes: with a data-protection officer nothing leaves that only the site signed."""
 
 import json
+import os
+import pty
 import shutil
+import subprocess
+import sys
 from decimal import Decimal
 from pathlib import Path
 
@@ -31,11 +35,19 @@ from ddm_fed.errors import (
     UnknownSignerError,
 )
 from ddm_fed.log import SUBMISSION_FILE
-from ddm_fed.signing import ENROLMENT_PAYLOAD, SigningKey, new_key, write_key
+from ddm_fed.records import IN_TOTO_PAYLOAD, sha256_hex
+from ddm_fed.signing import ENROLMENT_PAYLOAD, SigningKey, add_signature, new_key, write_key
 from sites import outbox, submitting
 from sites.folder import ENROLMENT_FILE, SiteFolder, SiteSettings
 from sites.movers import FolderMover
-from sites.review import EGRESS_FILE, REVIEW_FILE, approve_request, approve_review
+from sites.review import (
+    EGRESS_FILE,
+    REVIEW_FILE,
+    approve_request,
+    approve_review,
+    open_for_approval,
+)
+from sites.review_page import PAGE_FILE
 
 A = "hospital-a"
 OFFICER = "officer.pem"
@@ -180,18 +192,48 @@ def test_half_an_approval_is_refused(
     assert_nothing_left(site)
 
 
-def test_approval_with_another_key_is_refused(fed: Federation, site: SiteFolder):
-    approve_review(outbox.review(site, fed.trust).folder, SigningKey.generate())
+def sign_anyhow(folder: Path, key: SigningKey) -> None:
+    """Adds a signature as somebody would who has another program."""
+    for name in (REVIEW_FILE, SUBMISSION_FILE):
+        data = (folder / name).read_bytes()
+        (folder / name).write_bytes(add_signature(data, IN_TOTO_PAYLOAD, key, what=name))
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_signature_of_a_key_that_is_not_the_officers_does_not_count(
+    fed: Federation, site: SiteFolder, own: bool
+):
+    folder = outbox.review(site, fed.trust).folder
+    sign_anyhow(folder, site.newest_key() if own else SigningKey.generate())
     with pytest.raises(CountersignatureError):
         outbox.release(site, fed.trust)
     assert_nothing_left(site)
 
 
-def test_approval_with_the_sites_own_key_is_refused(fed: Federation, site: SiteFolder):
-    approve_review(outbox.review(site, fed.trust).folder, site.newest_key())
-    with pytest.raises(CountersignatureError):
-        outbox.release(site, fed.trust)
-    assert_nothing_left(site)
+@pytest.mark.parametrize("own", [True, False])
+def test_approval_with_a_key_that_is_not_the_officers_is_refused(
+    fed: Federation, site: SiteFolder, officer: SigningKey, own: bool
+):
+    folder = outbox.review(site, fed.trust).folder
+    before = snapshot(folder)
+    key = site.newest_key() if own else SigningKey.generate()
+    with pytest.raises(UnknownSignerError, match="is not the one") as caught:
+        approve_review(folder, key)
+    assert officer.public.keyid in str(caught.value)
+    assert snapshot(folder) == before
+
+
+def test_review_that_was_changed_since_it_was_shown_is_not_approved(
+    fed: Federation, site: SiteFolder, officer: SigningKey
+):
+    folder = outbox.review(site, fed.trust).folder
+    shown = open_for_approval(folder, officer.public).egress
+    another_draft(site)
+    other = outbox.review(site, fed.trust).folder
+    shutil.copytree(other, folder, dirs_exist_ok=True)
+    with pytest.raises(StateError, match="was changed since it was shown"):
+        approve_review(folder, officer, shown)
+    assert snapshot(folder) == snapshot(other)
 
 
 def test_review_that_the_officer_alone_signed_is_refused(
@@ -386,3 +428,151 @@ def test_review_sealed_by_a_stranger_who_copied_its_payload_is_refused(
     with pytest.raises(UnknownSignerError):
         outbox.release(site, fed.trust)
     assert_nothing_left(site)
+
+
+# The officer at a desk: the real command
+
+
+PERSON = "desk/officer.pem"
+
+
+def at_desk(fed: Federation, *arguments: object, answer: str | None = None) -> tuple[int, str]:
+    """Runs `ddm-site approve` as a process; with `answer`, at a terminal where somebody types."""
+    command = [Path(sys.executable).parent / "ddm-site", "approve", *map(str, arguments)]
+    settings = os.environ | {"COLUMNS": "240", "NO_COLOR": "1"}
+    if answer is None:
+        run = subprocess.run(
+            command,
+            env=settings,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return run.returncode, run.stdout + run.stderr
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command, env=settings, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as started:
+        os.close(theirs)
+        os.write(ours, answer.encode() + b"\n")
+        out = started.communicate(timeout=120)[0].decode()
+    os.close(ours)
+    return started.returncode, out
+
+
+def test_approve_shows_what_no_epsilon_covers_and_asks(fed: Federation, site: SiteFolder):
+    folder = outbox.review(site, fed.trust).folder
+    before = snapshot(folder)
+    code, said = at_desk(fed, folder, "--key", fed.path / PERSON)
+    assert code == 1
+    assert "NOT bounded by it: expert, made without noise" in said
+    assert "nothing was signed: there is no terminal" in said
+    assert "--yes" in said
+    assert snapshot(folder) == before
+
+
+def test_approve_shows_what_review_shows(fed: Federation, site: SiteFolder):
+    command = [Path(sys.executable).parent / "ddm-site", "review", "--site", site.path]
+    run = subprocess.run(
+        [*command, "--plan", fed.published],
+        env=os.environ | {"COLUMNS": "240"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (folder,) = site.reviews.iterdir()
+    code, said = at_desk(fed, folder, "--key", fed.path / PERSON, "--yes")
+    assert code == 0
+    for line in (run.stdout + run.stderr).splitlines():
+        if not line.startswith(("next:", "the same as a page")):
+            assert line in said
+
+
+@pytest.mark.parametrize(("answer", "code"), [("y", 0), ("n", 1), ("", 1)])
+def test_approve_at_a_terminal_signs_only_after_a_yes(
+    fed: Federation, site: SiteFolder, officer: SigningKey, answer: str, code: int
+):
+    folder = outbox.review(site, fed.trust).folder
+    ended, said = at_desk(fed, folder, "--key", fed.path / PERSON, answer=answer)
+    assert ended == code, said
+    assert f"May this leave `{A}`?" in said
+    assert (officer.public.keyid in signers(folder / REVIEW_FILE)) == (code == 0)
+
+
+def test_approve_with_the_key_of_another_hospitals_officer_is_refused(
+    fed: Federation, site: SiteFolder
+):
+    folder = outbox.review(site, fed.trust).folder
+    before = snapshot(folder)
+    write_key(fed.path / "desk" / "other.pem")
+    code, said = at_desk(fed, folder, "--key", fed.path / "desk" / "other.pem", "--yes")
+    assert code == 1
+    assert "error[DDM203]" in said
+    assert snapshot(folder) == before
+
+
+def test_request_is_shown_before_it_is_signed(fed: Federation, scratch: Path):
+    officer = write_key(scratch / "b.pem")
+    request = create_site(scratch / "b", fed.root, officer, "hospital-b").path / ENROLMENT_FILE
+    before = request.read_bytes()
+    code, said = at_desk(fed, request, "--key", scratch / "b.pem")
+    assert (code, request.read_bytes()) == (1, before)
+    assert officer.public.keyid in said
+    assert "need the signatures of site and dpo" in said
+    assert at_desk(fed, request, "--key", scratch / "b.pem", "--yes")[0] == 0
+    assert officer.public.keyid in signers(request)
+
+
+def test_page_for_people_says_what_no_epsilon_covers_and_is_covered_by_the_signature(
+    fed: Federation, site: SiteFolder, officer: SigningKey
+):
+    folder = outbox.review(site, fed.trust).folder
+    page = (folder / PAGE_FILE).read_text()
+    for words in ("NOT bounded by it: expert", "epsilon 2.0000", folder.name, officer.public.keyid):
+        assert words in page
+    assert "<script" not in page
+    (folder / PAGE_FILE).write_text(page.replace("NOT bounded", "Bounded"))
+    with pytest.raises(DigestError):
+        approve_review(folder, officer)
+    with pytest.raises(DigestError):
+        outbox.release(site, fed.trust)
+
+
+def test_page_of_a_lying_site_is_named(fed: Federation, site: SiteFolder, officer: SigningKey):
+    folder = outbox.review(site, fed.trust).folder
+    page = (folder / PAGE_FILE).read_bytes().replace(b"NOT bounded", b"Bounded")
+    (folder / PAGE_FILE).write_bytes(page)
+
+    def cover(statement: Json) -> None:
+        for item in statement["subject"]:
+            if item["name"] == PAGE_FILE:
+                item["digest"]["sha256"] = sha256_hex(page)
+
+    forge(folder / REVIEW_FILE, cover, site.newest_key())
+    code, said = at_desk(fed, folder, "--key", fed.path / PERSON)
+    assert code == 1
+    assert f"WARNING: {PAGE_FILE}" in said
+    assert "NOT bounded by it: expert" in said
+
+
+def test_review_of_an_earlier_version_says_how_to_get_its_page(
+    fed: Federation, site: SiteFolder, officer: SigningKey
+):
+    folder = outbox.review(site, fed.trust).folder
+    (folder / PAGE_FILE).unlink()
+
+    def without(statement: Json) -> None:
+        statement["subject"] = [i for i in statement["subject"] if i["name"] != PAGE_FILE]
+
+    forge(folder / REVIEW_FILE, without, site.newest_key())
+    with pytest.raises(StateError, match="earlier version") as caught:
+        approve_review(folder, officer)
+    assert "ddm-site review" in caught.value.hint
+
+
+def test_site_without_an_officer_has_nothing_to_approve(copy_of):
+    alone = copy_of("drafted", A)
+    folder = outbox.review(alone.site(A), alone.trust).folder
+    with pytest.raises(StateError, match="names no data-protection officer"):
+        approve_review(folder, SigningKey.generate())

@@ -432,11 +432,10 @@ def test_receipt_that_somebody_changed_is_refused(fed, medium):
     receipt = medium / "receipts" / f"{digest}.dsse.json"
     other = bundle_of(fed, medium, B).name
     shutil.copyfile(medium / "receipts" / f"{other}.dsse.json", receipt)
-    with pytest.raises(Exception, match="is not a receipt for"):
-        stick.bring_back(fed.site(A), medium)
+    assert "is not a receipt for" in str(stick.bring_back(fed.site(A), medium).wrong[digest])
     flip(receipt, 60)
-    with pytest.raises(Exception, match="receipt"):
-        stick.bring_back(fed.site(A), medium)
+    found = stick.bring_back(fed.site(A), medium)
+    assert (found.admitted, [*found.wrong]) == ((), [digest])
     assert list(fed.site(A).receipts.iterdir()) == []
 
 

@@ -27,6 +27,7 @@ from ddm_fed.errors import (
     ExpiredError,
     OffsetError,
     QuotaError,
+    RevokedKeyError,
     StateError,
     ValuesError,
 )
@@ -522,7 +523,7 @@ def test_site_revoked_in_mid_stream_is_stopped(fed, server, monkeypatch):
             stub.WriteUpload(sending(), timeout=30)
     assert failure_of(caught.value).status in {*NOT_LET_IN, grpc.StatusCode.CANCELLED}
     assert list(fed.home.incoming.iterdir()) == []
-    with pytest.raises(StateError):
+    with pytest.raises(RevokedKeyError):
         send(fed, server.port, patience_s=1)
 
 

@@ -485,6 +485,35 @@ def test_plan_with_several_problems_names_them_all_at_once():
         assert name in message
 
 
+def test_plan_with_problems_behind_others_names_them_too_each_on_a_line():
+    text = PLAN_TOML
+    for old, new in (
+        ("channels = 1", "channels = 2"),  # three fields that do not hold
+        ("steps = 3", 'steps = 0\ntime_sampling = "uniform"\ntime_scale = 2'),  # and one behind it
+        ('federation = "test"', 'federation = "Test!"'),
+        ("epsilon = 2", "epsilon = 9"),  # above max_epsilon
+        ("frequencies = 4", "frequencies = 65"),  # needs `data.channels`: cannot be judged yet
+        ("height = 8", "height = 7"),  # does not tile
+        ("max_epsilon = 3", 'max_epsilon = 3\nmust_be_private = ["expert"]'),
+    ):
+        assert old in text
+        text = text.replace(old, new, 1)
+    with pytest.raises(PlanError) as caught:
+        read_plan_toml(text)
+    details = caught.value.details
+    for words in (
+        "`data.channels`: ",
+        "`training.steps`: ",
+        "`federation`: ",
+        "`training`: `time_location` and `time_scale`",
+        "`document`: `router.epsilon` 9 exceeds `privacy.max_epsilon` 3",
+        "which does not tile 7 x 8 images",
+        "`privacy`: `must_be_private` names the expert",
+    ):
+        assert sum(words in line for line in details) == 1, (words, details)
+    assert all("frequencies" not in line or "exceeds the 56" in line for line in details)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [

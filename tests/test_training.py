@@ -24,6 +24,7 @@ from ddm_fed.training import (
 from ddm_fed.training.batches import Batch, Batches, BatchOrder
 from ddm_fed.training.ema import ema_decay
 from ddm_fed.training.loop import learning_rate_factor
+from ddm_fed.training.state import read_identity
 
 PLAN_SHA256 = "0" * 64
 CPU = torch.device("cpu")
@@ -140,7 +141,6 @@ def test_resumed_run_keeps_the_seed_it_was_not_told(tmp_path):
     [
         ({"seed": 6}, "another seed"),
         ({"precision": "bfloat16"}, "another precision"),
-        ({"micro_batch": 4}, "another --micro-batch"),
         ({"compile": True}, "another --compile"),
         ({"data": images(seed=1)}, "other images"),
         ({"plan_sha256": "1" * 64}, "another plan"),
@@ -156,6 +156,17 @@ def test_unfinished_checkpoint_of_another_run_is_refused(tmp_path, change, named
     chosen = {name: run.pop(name) for name in [*run] if hasattr(BASE_OPTIONS, name)}
     with pytest.raises(CheckpointError, match=named):
         train_expert(**run, checkpoint=checkpoint, options=replace(BASE_OPTIONS, **chosen))
+
+
+def test_unfinished_checkpoint_continues_with_smaller_micro_batches(tmp_path):
+    """The way on after a lack of memory: nothing but rounding changes."""
+    whole = train(a_plan(), images(), tmp_path / "whole")
+    with pytest.raises(CheckpointError, match="interrupted"):
+        train(a_plan(), images(), tmp_path / "cut", callbacks=interrupt_after(3))
+    parts = train(a_plan(), images(), tmp_path / "cut", micro_batch=2)
+    assert read_identity(tmp_path / "cut").micro_batch == 2
+    for name, value in whole.state.items():
+        torch.testing.assert_close(parts.state[name], value, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a checkpoint", bytes(200)])

@@ -92,19 +92,24 @@ class Record(BaseModel):
 
 def explain(error: ValidationError, model: type[BaseModel]) -> str:
     """Returns every problem of `error` as `field: problem`, with a guess at misspelt fields."""
+    return "; ".join(problems_of(error, model))
+
+
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Returns every problem of `error` as `explain` words it, each by itself."""
     problems = []
     for item in error.errors(include_url=False):
-        path, siblings = _locate(item["loc"], model)
+        path, siblings = locate(item["loc"], model)
         problem = item["msg"].removeprefix("Value error, ")
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], siblings, n=1)
             known = f"known are {', '.join(siblings)}" if siblings else "none is known here"
             problem = "unknown key, " + (f"did you mean `{near[0]}`?" if near else known)
         problems.append(f"`{'.'.join(path) or 'document'}`: {problem[:1].lower() + problem[1:]}")
-    return "; ".join(problems)
+    return problems
 
 
-def _locate(location: tuple[Any, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:
+def locate(location: tuple[Any, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:
     """Returns the path of a field as its author wrote it, and the fields that may stand there.
 
     pydantic's own location also names the member of a union, which nobody wrote.
@@ -112,18 +117,18 @@ def _locate(location: tuple[Any, ...], model: type[BaseModel]) -> tuple[list[str
     path: list[str] = []
     records: list[Any] = [model]
     for part in location:
-        chosen = [record for record in records if part in _tags(record)]
+        chosen = [record for record in records if part in tags_of(record)]
         if chosen and not any(part in record.model_fields for record in records):
             records = chosen
             continue
         path.append(str(part))
         if part is not location[-1]:
-            records = [inner for record in records for inner in _records_in(record, part)]
+            records = [inner for record in records for inner in records_in(record, part)]
     siblings = sorted({name for record in records for name in record.model_fields})
     return path, siblings
 
 
-def _records_in(record: type[BaseModel], field: Any) -> list[type[BaseModel]]:
+def records_in(record: type[BaseModel], field: Any) -> list[type[BaseModel]]:
     """Returns the records a field can hold: none, one, or the members of a union."""
     if field not in record.model_fields:
         return []
@@ -131,7 +136,7 @@ def _records_in(record: type[BaseModel], field: Any) -> list[type[BaseModel]]:
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
-def _tags(record: type[BaseModel]) -> list[Any]:
+def tags_of(record: type[BaseModel]) -> list[Any]:
     """Returns the literal values in a record's fields, by which a union may choose it."""
     return [leaf for field in record.model_fields.values() for leaf in _leaves(field.annotation)]
 

@@ -11,6 +11,7 @@ from ddm_fed.records.base import (
     Moment,
     Name,
     Positive,
+    PublicKeyHex,
     Record,
     RootPin,
     Sha256,
@@ -116,7 +117,10 @@ class EgressFile(Record):
 
 
 class EgressRecord(Record):
-    """All that would leave a site with one submission, and what it costs: what a person reviews."""
+    """All that would leave a site with one submission, and what it costs: what a person reviews.
+
+    `officers` are the keys that may agree to it beside the site's own: no other may approve it.
+    """
 
     federation: Name
     plan_sha256: Sha256
@@ -131,6 +135,7 @@ class EgressRecord(Record):
     delta: Decimals
     ledger_entries: Count
     require: Require
+    officers: Annotated[tuple[PublicKeyHex, ...], Field(max_length=64)] = ()
 
 
 class Review(Record):

@@ -31,9 +31,9 @@ from ddm_fed.records.base import (
     Probability,
     Record,
     Sha256,
-    explain,
 )
 from ddm_fed.records.canonical import canonical_json
+from ddm_fed.records.problems import all_problems
 from ddm_fed.records.sgd import CentralSpec, SgdSpec
 
 ClassName = Annotated[str, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
@@ -331,17 +331,31 @@ class Plan(Record):
     privacy: PrivacySpec
     submission: SubmissionSpec = SubmissionSpec()
 
+    # each contradiction is a check of its own, so that all of them are found at once
+
     @model_validator(mode="after")
-    def _parts_fit(self) -> Self:
+    def _architectures_fit_the_images(self) -> Self:
         for name in self.expert.architecture:
             require_fit(name, self.data.height, self.data.width)
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_fit_the_images(self) -> Self:
         if isinstance(self.router, StatisticsSpec):
             self.router.require_fit(self.data)
+        return self
+
+    @model_validator(mode="after")
+    def _router_is_within_the_budget(self) -> Self:
         if self.router.epsilon > self.privacy.max_epsilon:
             raise ValueError(
                 f"`router.epsilon` {self.router.epsilon} exceeds `privacy.max_epsilon` "
                 f"{self.privacy.max_epsilon}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _private_training_fits(self) -> Self:
         if self.privacy.sgd is not None:
             self._require_private_training(self.privacy.sgd)
         return self
@@ -405,7 +419,8 @@ def read_plan_toml(text: str, *, name: str = "plan.toml") -> Plan:
         return Plan.model_validate_json(canonical_json(_jsonable(values)))
     except ValidationError as error:
         raise PlanError(
-            f"{name} is not a valid plan: {explain(error, Plan)}",
+            f"{name} is not a valid plan",
+            details=all_problems(_jsonable(values), Plan, error),
             hint="docs/plan.md explains every key; examples/digits/plan.toml is a complete plan",
         ) from None
 

@@ -5,9 +5,11 @@ messages. `VerifyKey` refuses them once, when the key is first read (Chalkias et
 arXiv:2012.10404; RFC 8032 section 5.1.3 for decoding).
 """
 
+import errno
 import hashlib
 import os
 import stat
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -22,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from ddm_fed.errors import KeyFileError, WeakKeyError
+from ddm_fed.files import PART_PREFIX, sync_folder
 from ddm_fed.signing.passphrase import (
     KEYRING_SERVICE,
     KEYRING_USER,
@@ -29,6 +32,8 @@ from ddm_fed.signing.passphrase import (
     find_passphrase,
 )
 
+# what file systems of sticks and some shares say where a file cannot have two names
+NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _P = 2**255 - 19
 _L = 2**252 + 27742317777372353535851937790883648493  # order of the base point
 _D = -121665 * pow(121666, -1, _P) % _P
@@ -132,17 +137,49 @@ def write_private_pem(path: Path, private: Ed25519PrivateKey | EllipticCurvePriv
     pem = private.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption
     )
+    if os.path.lexists(path):
+        raise _exists(path)
+    _write_once(path, pem)
+
+
+def _write_once(path: Path, data: bytes) -> None:
+    """Writes `data` to `path` whole or not at all, and never over something else.
+
+    A disk that is full, or a kill, leaves no file of that name: the next attempt starts afresh.
+    """
+    # the name is random, the mode 0600, and no link is followed
+    descriptor, name = tempfile.mkstemp(prefix=PART_PREFIX, dir=path.parent)
+    part = Path(name)
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        _name_once(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _name_once(part: Path, path: Path) -> None:
+    try:
+        try:
+            os.link(part, path)
+        except OSError as error:
+            if error.errno not in NO_HARD_LINKS:
+                raise
+            # the bytes are on disk already, so no room is missing between these two
+            os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+            part.replace(path)
     except FileExistsError:
-        raise KeyFileError(
-            f"the key file {path} exists already",
-            hint="a key is never overwritten; move it away first if you really want a new one",
-        ) from None
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(file.fileno())
+        raise _exists(path) from None
+
+
+def _exists(path: Path) -> KeyFileError:
+    return KeyFileError(
+        f"the key file {path} exists already",
+        hint="a key is never overwritten; move it away first if you really want a new one",
+    )
 
 
 def read_private_pem(path: Path) -> PrivateKeyTypes:
@@ -164,15 +201,23 @@ def read_private_pem(path: Path) -> PrivateKeyTypes:
             f"the key file {path} has mode {mode:04o}, so others on this machine can read it",
             hint=f"chmod 600 {path}",
         )
-    passphrase = find_passphrase() if b"ENCRYPTED" in pem else None
-    try:
-        return serialization.load_pem_private_key(pem, passphrase)
-    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+    if not pem:
         raise KeyFileError(
-            f"the key file {path} cannot be opened: {error}",
-            hint=f"set {PASSPHRASE_VARIABLE} to its passphrase, or store it with "
-            f"`keyring set {KEYRING_SERVICE} {KEYRING_USER}`",
-        ) from None
+            f"the key file {path} is empty: no key was ever in it, because the disk was full or "
+            "the machine stopped while it was made",
+            hint=f"make room, delete {path}, and run the same command again: it makes the key",
+        )
+    encrypted = b"ENCRYPTED" in pem
+    try:
+        return serialization.load_pem_private_key(pem, find_passphrase() if encrypted else None)
+    except (TypeError, ValueError, UnsupportedAlgorithm) as error:
+        hint = (
+            f"set {PASSPHRASE_VARIABLE} to its passphrase, or store it with "
+            f"`keyring set {KEYRING_SERVICE} {KEYRING_USER}`"
+            if encrypted
+            else "it is damaged, or no key file; no passphrase helps: restore it from backup"
+        )
+        raise KeyFileError(f"the key file {path} cannot be opened: {error}", hint=hint) from None
 
 
 def is_encrypted(path: Path) -> bool:

@@ -4,7 +4,7 @@ import json
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +142,8 @@ def require_same_run(
     """Returns the run of the checkpoint at `path`, which this call may continue.
 
     How it is computed must agree as well while there are steps to do, since rounding depends on
-    it; the number of threads is taken over instead.
+    it; the number of threads is taken over instead. The size of micro-batches may change: it moves
+    rounding alone, and after a lack of memory a smaller one is the way on.
 
     Raises:
         CheckpointError: it is damaged, or belongs to another run.
@@ -162,7 +163,6 @@ def require_same_run(
             ("another version of torch", run.torch, torch.__version__),
             ("another number of processes", run.processes, team.size),
             ("another --shard", run.shard, team.shard),
-            ("another --micro-batch", run.micro_batch, options.micro_batch or 0),
             ("another --compile", run.compile, options.compile),
         ]
     for phrase, found, wanted in pairs:
@@ -174,7 +174,7 @@ def require_same_run(
                 f"{path} was made with {phrase}{shown}",
                 hint="continue with what it was made with, or start again with --restart",
             )
-    return run
+    return replace(run, micro_batch=options.micro_batch or 0)
 
 
 def steps_done(path: Path) -> int:
