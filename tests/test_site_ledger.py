@@ -158,7 +158,12 @@ def test_removed_line_is_refused(ledger: SiteLedger, path: Path, removed: int):
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [(b'"index":1', b'"index":1.0'), (b"{", b""), (b'"x"', b'"x","y":1'), (b"gaussian", b"free")],
+    [
+        (b'"index":1', b'"index":1.0'),
+        (b"{", b""),
+        (b'"unit":"image"', b'"unit":"image","y":1'),
+        (b"gaussian", b"free"),
+    ],
 )
 def test_line_that_is_no_entry_is_refused_by_its_number(
     ledger: SiteLedger, path: Path, old: bytes, new: bytes
@@ -169,7 +174,7 @@ def test_line_that_is_no_entry_is_refused_by_its_number(
 
 
 def test_append_to_an_altered_ledger_is_refused(ledger: SiteLedger, path: Path):
-    edit_line(path, 1, b'"x"', b'"z"')
+    edit_line(path, 1, b'"recorded_at":"20', b'"recorded_at":"19')
     before = path.read_bytes()
     with pytest.raises(PolicyError, match="ledger entry 1 does not follow"):
         append(ledger)
