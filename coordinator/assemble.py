@@ -76,6 +76,8 @@ def removed_sites(log: Log) -> set[str]:
     """Returns the sites that were removed and have sent nothing since."""
     removed: set[str] = set()
     for entry in log.entries:
+        if entry.index in log.void:
+            continue
         if entry.removal is not None:
             removed.add(entry.removal.site)
         elif entry.receipt is not None:
@@ -180,7 +182,9 @@ def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: b
     """
     trust = home.trust()
     log = recover(home, trust)
-    entries = [entry for entry in log.receipts(site=site) if entry.receipt is not None]
+    void = [entry for entry in log.receipts(site=site) if entry.index in log.void]
+    counted = [entry for entry, _ in log.counted(site)]
+    entries = void + counted  # of two with one number the one that counts is named
     if not entries:
         raise StateError(
             f"nothing of `{site}` was ever admitted",
@@ -192,7 +196,9 @@ def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: b
         removal = Removal(
             federation=trust.plan.federation,
             site=site,
-            through_sequence=max(e.receipt.sequence for e in entries if e.receipt is not None),
+            through_sequence=max(
+                e.receipt.sequence for e in counted or entries if e.receipt is not None
+            ),
             log_index=log.size,
             reason=reason,
             stale_ensembles=tuple(stale),

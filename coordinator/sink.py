@@ -26,8 +26,9 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock, RLock
 
-from coordinator.admission import require_our_reference, require_progress
+from coordinator.admission import require_extended_ledger, require_our_reference
 from coordinator.folder import CoordinatorFolder
+from coordinator.history import require_progress
 from coordinator.view import PublishedView
 from ddm_fed.bundle import ENVELOPE_FILE, signed_digests
 from ddm_fed.errors import (
@@ -342,6 +343,7 @@ class Sink:
         require_valid_at(submission, trust, now(), what)
         signed_digests(statement, trust.plan, what)
         require_progress(submission, digest, log)
+        require_extended_ledger(self.home, trust, log, submission)
         require_our_reference(self.home, trust, submission, what)
         with self._lock:
             known = self._open.get(digest)

@@ -12,8 +12,8 @@
 
 Verification: rosters and plan lead from the pinned digest to the coordinator's key; the statement
 is signed by it; the folder holds exactly the files it names; the log holds; every bundle verifies
-on its own, at its place in the log; nothing that the log admitted under the plan is missing without
-being named; and all digests agree.
+on its own, at its place in the log, with a ledger that forgets nothing of earlier ones; nothing
+that the log admitted under the plan is missing without being named; and all digests agree.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from ddm_fed.bundle import (
     VerifiedBundle,
     verify_bundle,
 )
-from ddm_fed.errors import DigestError, LogError, PlanMismatchError
+from ddm_fed.errors import DigestError, LogError, PlanMismatchError, PolicyError
 from ddm_fed.files import (
     Advance,
     check_file,
@@ -54,6 +54,7 @@ from ddm_fed.records import (
     RouterName,
     Statement,
     Submission,
+    extends,
     sha256_hex,
     subjects,
 )
@@ -305,7 +306,9 @@ def _require_complete(record: EnsembleRecord, log: Log) -> None:
     """Refuses an ensemble that drops what the log admitted, or has what it did not."""
     current = log.current(record.plan_sha256)
     named = {member.site for member in record.members} | set(record.left_out)
-    for site in sorted(current.keys() ^ named):
+    # earlier versions named sites of which only a thief's submission was left
+    fine = set(record.left_out) & log.current(record.plan_sha256, with_void=True).keys()
+    for site in sorted(current.keys() ^ (named - (fine - current.keys()))):
         stated = "names it" if site in named else "neither has it nor says that it was left out"
         place = f"at entry {current[site].index}" if site in current else "nothing"
         raise LogError(
@@ -349,7 +352,22 @@ def _verify_member(
             "submission": (bundle.payload_sha256, member.submission_sha256),
         },
     )
+    _require_whole_ledger(bundle, member, log)
     return bundle
+
+
+def _require_whole_ledger(bundle: VerifiedBundle, member: EnsembleMember, log: Log) -> None:
+    """Refuses a ledger that does not extend those of the site's earlier receipts."""
+    for entry, receipt in log.counted(member.site):
+        known = receipt.ledger
+        if entry.index > member.log_index or known is None:
+            continue
+        if not extends(bundle.submission.privacy.ledger, known):
+            raise PolicyError(
+                f"the ledger of the member `{member.site}` forgets: at entry {entry.index} of the "
+                f"log it had {known.entries} entries, which are not those it begins with",
+                hint="what the site spent is more than it says; ask the coordinator and the site",
+            )
 
 
 def _verify_proof(

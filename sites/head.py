@@ -91,7 +91,7 @@ def run_head(
     if made is not None and made[0] == facts:
         screen.say("the head is trained already")
         return write_draft(site, trust, log)
-    pool, ledger = pooled_reference(plan, reference.releases), open_ledger(site)
+    pool, ledger = pooled_reference(plan, reference.releases), open_ledger(site, log)
     if plan.privacy.sgd is None:
         generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
         weights = fit_head(data, plan, pool, generator, screen.on_step)

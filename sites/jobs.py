@@ -102,7 +102,7 @@ def run_plan(
     plan = trust.plan
     require_floors(site.settings, plan)
     screen = screen or Screen()
-    work, ledger = site.work(trust.plan_sha256), open_ledger(site)
+    work, ledger = site.work(trust.plan_sha256), open_ledger(site, log)
     data_sha256 = data.reveal().digest()
     design = options.design or plan.expert.default
     if options.restart or not (work / TRAINED_FILE).exists():
@@ -234,7 +234,7 @@ def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
             return bundle
     plan, issued_at = trust.plan, now()
     superseded = log.newest(site.settings.name)
-    entries = open_ledger(site).entries()
+    entries = open_ledger(site, log).entries()  # it goes on from what was signed before
     submission = Submission(
         federation=plan.federation,
         plan_sha256=trust.plan_sha256,

@@ -72,6 +72,17 @@ def known_trust(site: SiteFolder) -> Trust | None:
     return read_published(site.seen, site.settings.root)
 
 
+def known_log(site: SiteFolder) -> Log | None:
+    """Returns the log as the site saw it last; None before the first time.
+
+    Raises:
+        RefusedError: what it remembers no longer holds.
+    """
+    if not (site.seen / CHECKPOINT_FILE).exists():
+        return None
+    return read_seen(site.seen, site.settings.root)[1]
+
+
 def entries_not_ours(site: SiteFolder, log: Log) -> list[str]:
     """Returns the submissions the log has in this site's name that it never released itself."""
     known = {path.name for path in site.released.iterdir()}

@@ -14,6 +14,7 @@ from ddm_fed.records.audit import AttackerAccess as AttackerAccess
 from ddm_fed.records.audit import AuditFacts as AuditFacts
 from ddm_fed.records.audit import Verdict as Verdict
 from ddm_fed.records.audit import verdict as verdict
+from ddm_fed.records.base import MAX_COUNT as MAX_COUNT
 from ddm_fed.records.base import KeyId as KeyId
 from ddm_fed.records.base import LogSize as LogSize
 from ddm_fed.records.base import Name as Name
@@ -37,10 +38,13 @@ from ddm_fed.records.ledger import CentralFacts as CentralFacts
 from ddm_fed.records.ledger import Event as Event
 from ddm_fed.records.ledger import GaussianEvent as GaussianEvent
 from ddm_fed.records.ledger import LedgerEntry as LedgerEntry
+from ddm_fed.records.ledger import LedgerHead as LedgerHead
 from ddm_fed.records.ledger import NonPrivateEvent as NonPrivateEvent
 from ddm_fed.records.ledger import PrivacyStatement as PrivacyStatement
 from ddm_fed.records.ledger import SampledGaussianEvent as SampledGaussianEvent
 from ddm_fed.records.ledger import SgdFacts as SgdFacts
+from ddm_fed.records.ledger import extends as extends
+from ddm_fed.records.ledger import ledger_head as ledger_head
 from ddm_fed.records.manifest import ENSEMBLE_PREDICATE as ENSEMBLE_PREDICATE
 from ddm_fed.records.manifest import RECEIPT_PREDICATE as RECEIPT_PREDICATE
 from ddm_fed.records.manifest import REFERENCE_PREDICATE as REFERENCE_PREDICATE

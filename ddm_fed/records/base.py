@@ -48,9 +48,10 @@ Number = Annotated[
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1, le=2**53 - 1)]
+MAX_COUNT = 2**53 - 1
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Epsilon = Annotated[Number, Field(ge=Decimal("0.001"), le=1000)]
-LogSize = Annotated[int, Field(ge=0, le=2**53 - 1)]
+LogSize = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 class Record(BaseModel):

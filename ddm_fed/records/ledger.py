@@ -4,15 +4,18 @@ An entry describes a mechanism; `privacy.accountant` prices it. The meaning of a
 changes. Entries are chained by digest, so that a site cannot forget one without it showing.
 """
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
 from ddm_fed.records.audit import AuditFacts
-from ddm_fed.records.base import Moment, Number, Positive, Record, Sha256
+from ddm_fed.records.base import Count, Moment, Number, Positive, Record, Sha256
+from ddm_fed.records.canonical import sha256_hex
 from ddm_fed.records.plan import PrivacyUnit
 
+Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 
 
@@ -49,7 +52,12 @@ Event = Annotated[
 
 
 class LedgerEntry(Record):
-    """One release, written down before its noise is drawn; `unit` is what its event speaks of."""
+    """One release, written down before its noise is drawn; `unit` is what its event speaks of.
+
+    `nonce` is drawn for every entry: without it, a second run of the same plan on the same day
+    could write the very bytes of the first, and a ledger that was cut in between would not show it.
+    Entries of earlier versions have none.
+    """
 
     index: Annotated[int, Field(ge=0)]
     previous_sha256: Sha256 | None
@@ -59,6 +67,32 @@ class LedgerEntry(Record):
     mechanism: Annotated[str, StringConstraints(max_length=400)]
     event: Event
     unit: PrivacyUnit = "image"
+    nonce: Annotated[
+        Nonce | None, Field(exclude_if=lambda nonce: nonce is None)  # keeps the digests of old ones
+    ] = None
+
+    @property
+    def identity(self) -> bytes:
+        """What stays the same when the entry is carried to another place of the chain."""
+        return self.model_copy(update={"index": 0, "previous_sha256": None}).to_json()
+
+
+class LedgerHead(Record):
+    """A ledger by its number of entries and the digest of the last, which covers all of them."""
+
+    entries: Count
+    sha256: Sha256
+
+
+def ledger_head(entries: Sequence[LedgerEntry]) -> LedgerHead:
+    """Returns the head of a chained ledger of at least one entry."""
+    return LedgerHead(entries=len(entries), sha256=sha256_hex(entries[-1].to_json()))
+
+
+def extends(entries: Sequence[LedgerEntry], head: LedgerHead) -> bool:
+    """Returns whether the chained ledger `entries` begins with the one that had `head`."""
+    known = entries[: head.entries]
+    return len(known) == head.entries and ledger_head(known) == head
 
 
 class CentralFacts(Record):

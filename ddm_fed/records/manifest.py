@@ -15,7 +15,7 @@ from ddm_fed.records.base import (
     Sha256,
 )
 from ddm_fed.records.built_router import LEARNED_ROUTERS, BuiltRouter, RouterName
-from ddm_fed.records.ledger import PrivacyStatement
+from ddm_fed.records.ledger import LedgerHead, PrivacyStatement
 from ddm_fed.records.plan import ExpertDesign
 from ddm_fed.records.roster import Require
 from ddm_fed.records.statement import FileName
@@ -170,7 +170,9 @@ class Reference(Record):
 class Receipt(Record):
     """The coordinator's answer to a submission, which the statement names by its payload digest.
 
-    Its payload is the leaf `log_index` of the transparency log.
+    Its payload is the leaf `log_index` of the transparency log. `ledger` is the head of the ledger
+    in the submission: what the site sends next must extend it. Receipts of earlier versions have
+    none.
     """
 
     federation: Name
@@ -180,6 +182,7 @@ class Receipt(Record):
     log_index: LogSize
     plan_sha256: Sha256
     roster: RosterReference
+    ledger: Annotated[LedgerHead | None, Field(exclude_if=lambda head: head is None)] = None
     admitted_at: Moment
 
 
