@@ -54,7 +54,7 @@ from sites.audit import shared_audit
 from sites.floors import require_floors
 from sites.folder import SiteFolder
 from sites.ledger import SiteLedger, open_ledger
-from sites.outbox import find_bundles, member_of, sequence_for_next
+from sites.outbox import find_bundles, member_of, require_number_left, sequence_for_next
 from sites.training import (
     CHECKPOINT_FILE,
     RELEASE_FILE,
@@ -99,6 +99,7 @@ def run_plan(
         CheckpointError: an earlier run does not fit this one.
     """
     require_member(site, trust)
+    require_number_left(site, log)
     plan = trust.plan
     require_floors(site.settings, plan)
     screen = screen or Screen()

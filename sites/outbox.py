@@ -191,6 +191,21 @@ def sequence_for_next(site: SiteFolder, log: Log) -> int:
         StateError: the log has the last number there is in this site's name.
     """
     counter = site.path / "private" / "sequence"
+    last = require_number_left(site, log)
+    signed = int(counter.read_text()) if counter.exists() else 0
+    number = max(last, signed) + 1
+    if number > min(last + MOST_UNSENT, MAX_COUNT):
+        number = last + 1
+    write_atomically(counter, str(number).encode())
+    return number
+
+
+def require_number_left(site: SiteFolder, log: Log) -> int:
+    """Returns the last number of this site that counts; before anything is spent in vain.
+
+    Raises:
+        StateError: it is the last number there is.
+    """
     last = log.last_sequence(site.settings.name)
     if last >= MAX_COUNT:
         raise StateError(
@@ -200,9 +215,4 @@ def sequence_for_next(site: SiteFolder, log: Log) -> int:
             "`ddm-site rotate`; the coordinator runs `ddm-coord roster rotate REQUEST "
             "--compromised-since LOG_SIZE`, and what the thief signed does not count any more",
         )
-    signed = int(counter.read_text()) if counter.exists() else 0
-    number = max(last, signed) + 1
-    if number > min(last + MOST_UNSENT, MAX_COUNT):
-        number = last + 1
-    write_atomically(counter, str(number).encode())
-    return number
+    return last
