@@ -1,5 +1,6 @@
 """`ddm-coord verify` and `audit`: the commands that outsiders run too."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -235,13 +236,21 @@ def audit(
 
     Example: ddm-coord audit hospital-a hospital-b published --root sha256:3b6a…
     """
-    from ddm_fed.published import read_seen, require_newer
+    from ddm_fed.published import (
+        PLAN_FILE,
+        read_published,
+        read_seen,
+        require_newer,
+        require_newer_plan,
+    )
 
     pin = pinned_root(root, coordinator)
-    seen = []
+    seen, plans = [], []
     for folder in folders:
         kept = folder / "seen" if (folder / "seen").is_dir() else folder
         seen.append((folder, read_seen(kept, pin)))
+        if (kept / PLAN_FILE).exists():
+            plans.append((folder, read_published(kept, pin)))
     # every pair is compared through the longest log: prefixes of one log agree with each other
     seen.sort(key=lambda item: (item[1][1].size, len(item[1][0].rosters)))
     newest_folder, newest = seen[-1]
@@ -249,6 +258,9 @@ def audit(
     for folder, (chain, log) in seen:
         what = f"{folder} and {newest_folder}"
         require_newer((longest, newest[1]), (chain, log), what=what)
+    plans.sort(key=lambda item: item[1].plan.version)
+    for (place, earlier), (other, later) in pairwise(plans):
+        require_newer_plan(later, earlier, what=f"{place} and {other}")
     rows = [
         {
             "folder": str(folder),

@@ -1,8 +1,8 @@
 """What the coordinator showed this site before, so that it cannot show another history later.
 
 The site keeps its own copy of the newest published folder. A newer one must continue it: an older
-roster or a shorter log is a rollback, another log is a fork, and the signed heads prove it. The
-head it saw goes into the site's next signed submission.
+roster or plan, or a shorter log, is a rollback, another log is a fork, and the signed heads prove
+it. The head it saw goes into the site's next signed submission.
 """
 
 import shutil
@@ -12,7 +12,14 @@ from pathlib import Path
 from ddm_fed.errors import StateError
 from ddm_fed.files import PART_PREFIX, new_folder, open_regular, write_atomically
 from ddm_fed.log import CHECKPOINT_FILE, Log, read_log
-from ddm_fed.published import PLAN_FILE, published_files, read_published, read_seen, require_newer
+from ddm_fed.published import (
+    PLAN_FILE,
+    published_files,
+    read_published,
+    read_seen,
+    require_newer,
+    require_newer_plan,
+)
 from ddm_fed.signing import Trust
 from sites.folder import SiteFolder
 
@@ -52,8 +59,9 @@ def look(site: SiteFolder, folder: Path) -> Published:
     trust = read_published(offered, site.settings.root)
     log = read_log(offered, trust.chain)
     if (site.seen / CHECKPOINT_FILE).exists():
-        seen = read_seen(site.seen, site.settings.root)
-        require_newer((trust.chain, log), seen, what=f"the published folder {folder}")
+        seen, what = read_seen(site.seen, site.settings.root), f"the published folder {folder}"
+        require_newer((trust.chain, log), seen, what=what)
+        require_newer_plan(trust, read_published(site.seen, site.settings.root), what=what)
     if site.seen.exists():
         site.seen.rename(old)
     offered.rename(site.seen)

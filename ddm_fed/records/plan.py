@@ -23,6 +23,7 @@ from ddm_fed.records.architecture import parse_architecture, require_fit
 from ddm_fed.records.base import (
     Count,
     Epsilon,
+    LogSize,
     Moment,
     Name,
     NonNegative,
@@ -318,10 +319,15 @@ class SubmissionSpec(Record):
 
 
 class Plan(Record):
-    """The signed agreement of a federation."""
+    """The signed agreement of a federation.
+
+    `version` is given by whoever publishes it, one higher for every change: who saw a plan takes no
+    earlier one. Plans of earlier versions of this program have none, and come before all others.
+    """
 
     format: Literal[1] = 1
     federation: Name
+    version: Annotated[LogSize, Field(exclude_if=lambda version: version == 0)] = 0
     description: Annotated[str, StringConstraints(max_length=2000)] = ""
     expires_at: Moment
     data: DataSpec
@@ -401,6 +407,11 @@ def read_plan_toml(text: str, *, name: str = "plan.toml") -> Plan:
         raise PlanError(
             f"{name} is not TOML: {error}", hint="see examples/digits/plan.toml"
         ) from None
+    if "version" in values:
+        raise PlanError(
+            f"{name} is not a valid plan: `version`: it is given by `ddm-coord publish`",
+            hint="leave it out: every change of a published plan counts one higher by itself",
+        )
     try:
         return Plan.model_validate_json(canonical_json(_jsonable(values)))
     except ValidationError as error:
