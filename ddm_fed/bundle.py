@@ -22,6 +22,7 @@ the manifest's claim of a site: it is looked at to pick the key of step 4, and b
 11. tensor headers against the plan
 12. finite, plausible values
 13. the privacy policy: the ledger's chain and arithmetic, then its epsilon against the plan's
+14. the router's integers are such as the plan's clipping and noise can have made
 """
 
 import hashlib
@@ -62,7 +63,7 @@ from ddm_fed.records import (
     Submission,
     subjects,
 )
-from ddm_fed.router import head_tensors, release_tensors
+from ddm_fed.router import head_tensors, release_tensors, require_plausible
 from ddm_fed.signing import SigningKey, Trust, seal
 from ddm_fed.store import BlobStore
 from ddm_fed.submission import read_submission
@@ -228,6 +229,10 @@ def verify_files(
         with open_regular(files[name]) as file:
             check_tensor_file(file, table, what=f"{what}: `{name}`", bounds=bounds)
     check_privacy(submission, trust, what=what)
+    called = f"{what}: `{ROUTER_FILE}`"
+    released = read_verified(files[ROUTER_FILE], digests[ROUTER_FILE], what=called)
+    vectors = {name: value.numpy() for name, value in released.items()}
+    require_plausible(trust.plan, vectors, what=called)
     return VerifiedBundle(submission, payload_sha256, envelope, files, digests)
 
 

@@ -173,7 +173,7 @@ class SiteLedger:
             mechanism=mechanism,
             event=event,
             unit=unit,
-            nonce=secrets.token_hex(16),
+            nonce=secrets.token_hex(8),
         )
         append_durably(self._path, entry.to_json())
         self._bring_copy_up_to_date()

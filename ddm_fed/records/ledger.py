@@ -15,7 +15,7 @@ from ddm_fed.records.base import Count, Moment, Number, Positive, Record, Sha256
 from ddm_fed.records.canonical import sha256_hex
 from ddm_fed.records.plan import PrivacyUnit
 
-Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 
 

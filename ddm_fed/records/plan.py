@@ -44,6 +44,8 @@ Prediction = Literal["velocity", "noise", "image"]
 LossWeighting = Literal["none", "min-snr"]
 Covariance = Literal["full", "diagonal", "low-rank"]
 AnchorRow = Annotated[tuple[Number, ...], Field(min_length=1, max_length=768)]
+# exclude_if: plans of earlier versions keep their digests
+MaxShare = Annotated[Number, Field(gt=0, le=1, exclude_if=lambda share: share == 1)]
 Augmentation = Literal["horizontal-flip", "translate"]
 PrivatePart = Literal["router", "expert", "head"]
 PrivacyUnit = Literal["image", "patient"]
@@ -189,6 +191,7 @@ class PriorRouterSpec(Record):
 
     kind: Literal["prior"]
     epsilon: Epsilon
+    max_share: MaxShare = Decimal(1)
 
 
 class StatisticsSpec(Record):
@@ -199,10 +202,11 @@ class StatisticsSpec(Record):
     `radius` (a norm of coefficients about it) bound what one image contributes. An image belongs to
     the row of `anchors` that is nearest to its coefficients: those about the centre, channel after
     channel, of each channel the lowest that a row has numbers for. All are public choices: none may
-    be fitted to private images.
+    be fitted to private images. `max_share` is the most one site may weigh, whatever it released.
     """
 
     epsilon: Epsilon
+    max_share: MaxShare = Decimal(1)
     frequencies: Annotated[int, Field(ge=1, le=256)]
     centre: Annotated[Number, Field(ge=-1, le=1)] = Decimal(0)
     radius: Positive

@@ -9,6 +9,7 @@ from ddm_fed.router.base import Router as Router
 from ddm_fed.router.base import log_posterior_of as log_posterior_of
 from ddm_fed.router.base import reads_estimate as reads_estimate
 from ddm_fed.router.base import sees_until as sees_until
+from ddm_fed.router.bounds import require_plausible as require_plausible
 from ddm_fed.router.built import built_tensors as built_tensors
 from ddm_fed.router.built import calibration_tensors as calibration_tensors
 from ddm_fed.router.built import needs_heads as needs_heads

@@ -13,6 +13,7 @@ from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import StateError
 from ddm_fed.records import Plan, StatisticsSpec
 from ddm_fed.router.base import Router
+from ddm_fed.router.caps import capped
 from ddm_fed.router.mixture import GaussianMixtures, MixtureRouter
 from ddm_fed.router.prior import PriorRouter
 from ddm_fed.router.statistics import LOCATION, SHAPE, Ints, Location, decode_location, messages
@@ -161,7 +162,8 @@ def _low_rank(values: Tensor, rank: int, trace: float, edge: float) -> Tensor:
 
 
 def _cover(plan: Plan, weights: Tensor) -> Tensor:
-    """Returns `weights (K, J)`, where a class that drowned in every site's noise is anyone's."""
+    """Returns `weights (K, J)` within the plan's cap; a class that drowned for all is anyone's."""
+    weights = capped(plan, weights)
     if not plan.data.classes:  # nobody asks for one cell alone
         return weights
     return torch.where(weights.sum(0, keepdim=True) > 0, weights, 1.0)

@@ -97,7 +97,7 @@ def forgetful_bundle(fed: Federation, folder: Path, entries=None, plan_sha256=No
         ledger = fields["privacy"]["ledger"]
         if entries is None:  # spent again, and told once
             for number, entry in enumerate(ledger):
-                entry["nonce"] = f"{number:032x}"
+                entry["nonce"] = f"{number:016x}"
         else:
             ledger = entries(ledger)
         fields["privacy"]["ledger"] = chain(ledger)
@@ -233,7 +233,7 @@ def test_coordinator_refuses_a_ledger_that_forgets_what_it_admitted(fed, scratch
 
 def test_coordinator_refuses_a_ledger_cut_and_spent_on_again(fed, scratch):
     def again(ledger):
-        return [*ledger[:2], ledger[2] | {"nonce": "f" * 32}]
+        return [*ledger[:2], ledger[2] | {"nonce": "f" * 16}]
 
     verdict = offer(fed, forgetful_bundle(fed, scratch / "forgets", again))
     assert verdict.error is not None

@@ -176,7 +176,7 @@ def test_thiefs_ledger_does_not_bind_the_site(run, fed, scratch):
     def longer(fields):
         ledger = fields["privacy"]["ledger"]
         last = sha256_hex(json.dumps(ledger[-1], sort_keys=True, separators=(",", ":")).encode())
-        ledger.append(ledger[0] | {"index": 3, "previous_sha256": last, "nonce": "0" * 32})
+        ledger.append(ledger[0] | {"index": 3, "previous_sha256": last, "nonce": "0" * 16})
 
     forge_manifest(bundle, longer, fed.key(A))
     assert offer(fed, bundle).error is None
