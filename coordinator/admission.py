@@ -23,9 +23,9 @@ from coordinator import audit
 from coordinator.book import append, publish_log, read_book
 from coordinator.claims import claim_of
 from coordinator.folder import CoordinatorFolder
-from coordinator.history import require_progress
+from coordinator.history import released_units, require_progress
 from coordinator.rosters import pending_roster
-from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, arrived_files, verify_files
+from ddm_fed.bundle import ENVELOPE_FILE, ROUTER_FILE, VerifiedBundle, arrived_files, verify_files
 from ddm_fed.errors import (
     EquivocationError,
     PlanMismatchError,
@@ -302,7 +302,7 @@ def recover(home: CoordinatorFolder, trust: Trust) -> Log:
         last_refusal = event if event["event"] == "refused" else None
     for entry in log.receipts():
         if entry.submission_sha256 not in noted:
-            _note_admission(home, entry)
+            _note_admission(home, trust, entry)
     if last_refusal is not None:  # written before the arrival was moved
         kept = home.refused / str(last_refusal["kept_as"])
         for arrival in list(home.incoming.iterdir()):
@@ -343,7 +343,7 @@ def _take(
             raise
         log = admit(home, trust, log, bundle)
         entry = log.entries[-1]
-        _note_admission(home, entry)
+        _note_admission(home, trust, entry)
     publish_log(home, log)  # delivered twice: the first receipt stands
     return log, _admitted(home, entry)
 
@@ -363,9 +363,14 @@ def _clear(home: CoordinatorFolder, arrival: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _note_admission(home: CoordinatorFolder, entry: LogEntry) -> None:
+def _note_admission(home: CoordinatorFolder, trust: Trust, entry: LogEntry) -> None:
     receipt = entry.receipt
     if receipt is not None:
+        item, units = _admitted(home, entry), None
+        digest = item.sha256[ROUTER_FILE]
+        # under another plan its integers mean something else; it may also be deleted by now
+        if receipt.plan_sha256 == trust.plan_sha256 and home.blobs.path(digest).exists():
+            units = released_units(home, trust, item.submission, digest)[0]
         audit.record(
             home,
             "admitted",
@@ -373,6 +378,8 @@ def _note_admission(home: CoordinatorFolder, entry: LogEntry) -> None:
             sequence=receipt.sequence,
             submission_sha256=entry.submission_sha256,
             log_index=entry.index,
+            units=None if units is None else str(round(units)),
+            unit=trust.plan.privacy.unit,
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from coordinator import audit
 from coordinator.admission import Admitted, admitted_bundles, current_members, recover
 from coordinator.book import append, publish_log
+from coordinator.counts import count_members, require_decided
 from coordinator.folder import CoordinatorFolder
 from ddm_fed.assembly import (
     BuiltRouterFile,
@@ -91,6 +92,7 @@ def assemble(
     *,
     router: RouterName | BuiltRouterFile | None,
     without: Collection[str],
+    accept: Collection[str] = (),
     advance: Advance = lambda _: None,
 ) -> WrittenEnsemble:
     """Writes and signs the ensemble folder `target`.
@@ -101,16 +103,19 @@ def assemble(
         router: Which router; None is the plan's. One that was made from samples is refused unless
             its samples are of exactly the members' experts.
         without: Sites to leave out.
+        accept: Sites whose count a person has looked at, though it jumped.
         advance: Told the bytes copied and verified.
 
     Raises:
-        StateError: `target` exists, a site is missing, or the router is of other experts.
+        StateError: `target` exists, a site is missing, the router is of other experts, or a count
+            jumped that nobody has decided about.
         PlanMismatchError: the router asks heads that do not compose.
     """
     _require_free(target)
     trust = home.trust()
     log = recover(home, trust)
     admitted = _choose(home, trust, log, without)
+    require_decided(home, count_members(home, trust, log, admitted), accept)
     members = {
         name: Member(
             item.envelope,

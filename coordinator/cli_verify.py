@@ -12,6 +12,8 @@ from ddm_fed.errors import StateError
 from ddm_fed.files import Advance, size_below
 
 if TYPE_CHECKING:
+    from coordinator.admission import Verdict
+    from coordinator.folder import CoordinatorFolder
     from ddm_fed.assembly import VerifiedEnsemble
     from ddm_fed.bundle import VerifiedBundle
     from ddm_fed.staleness import Staleness
@@ -176,6 +178,7 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
     bar = console.moving_bytes("verifying the inbox", size_below(home.incoming))
     with home.changing(), bar as advance:
         verdicts = admit_arrivals(home, home.trust(), advance=advance)
+        jumps = _jumps(home, verdicts)
     refused = [verdict for verdict in verdicts if verdict.error is not None]
     if as_json:
         console.show_json(
@@ -206,6 +209,8 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
         )
     else:
         console.say(f"nothing new in {home.incoming}")
+    for said in jumps:
+        console.say(f"WARNING: {said}: `ddm-coord assemble` will ask about it")
     for verdict in refused:
         if verdict.error is not None:
             console.show_error(verdict.error)
@@ -216,6 +221,21 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
         console.next_step(f"ddm-coord reference --coordinator {coordinator}")
         return
     console.next_step(f"ddm-coord assemble --coordinator {coordinator} ENSEMBLE_FOLDER")
+
+
+def _jumps(home: "CoordinatorFolder", verdicts: "list[Verdict]") -> list[str]:
+    """Returns what a person has to decide about the counts of what was just admitted."""
+    from coordinator.admission import current_members
+    from coordinator.book import read_book
+    from coordinator.counts import count_members, sentence
+
+    new = {item.admitted.payload_sha256 for item in verdicts if item.admitted is not None}
+    if not new:
+        return []
+    trust = home.trust()
+    log = read_book(home, trust.chain)
+    found = count_members(home, trust, log, current_members(home, trust, log))
+    return [sentence(item) for item in found if item.jumped and item.submission_sha256 in new]
 
 
 def audit(

@@ -1,9 +1,35 @@
-"""Whether a submission comes next in its site's history and in the log."""
+"""Whether a submission comes next in its site's history and in the log; what it says it has."""
 
+from coordinator.folder import CoordinatorFolder
+from ddm_fed.bundle import ROUTER_FILE, read_verified
 from ddm_fed.errors import EquivocationError, LogError, ReplayError
 from ddm_fed.log import Log
+from ddm_fed.policy import release_events
 from ddm_fed.records import Submission
+from ddm_fed.router import LOCATION, decode_location, messages
+from ddm_fed.signing import Trust
 from ddm_fed.submission import MOST_UNSENT
+
+
+def released_units(
+    home: CoordinatorFolder, trust: Trust, submission: Submission, sha256: str
+) -> tuple[float, float]:
+    """Returns the released number of images or patients, and the deviation of its noise.
+
+    Args:
+        home: The coordinator, whose store has what was released.
+        trust: The plan it was released for.
+        submission: Whose release.
+        sha256: Of its router file.
+
+    Raises:
+        StateError: the store has it no longer.
+    """
+    what = f"`{ROUTER_FILE}` of `{submission.site}`"
+    tensors = read_verified(home.blobs.open(sha256), sha256, what=what)
+    multiplier = float(release_events(submission)[LOCATION].noise_multiplier)
+    location = decode_location(trust.plan, tensors[LOCATION].numpy(), multiplier)
+    return location.count, messages(trust.plan)[0].noise_std("count", multiplier)
 
 
 def require_progress(submission: Submission, payload_sha256: str, log: Log) -> None:

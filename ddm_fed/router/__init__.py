@@ -22,6 +22,7 @@ from ddm_fed.router.calibration import Calibration as Calibration
 from ddm_fed.router.calibration import TimeQuality as TimeQuality
 from ddm_fed.router.calibration import fit_calibration as fit_calibration
 from ddm_fed.router.calibration import posterior_quality as posterior_quality
+from ddm_fed.router.caps import capped as capped
 from ddm_fed.router.centroid import CentroidRouter as CentroidRouter
 from ddm_fed.router.centroid import centroid_router as centroid_router
 from ddm_fed.router.centroid_release import CENTROID_PURPOSE as CENTROID_PURPOSE
