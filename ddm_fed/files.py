@@ -29,6 +29,7 @@ UNREADABLE_ARCHIVE = (
     OSError,
     ValueError,
     EOFError,
+    MemoryError,
     NotImplementedError,
     zipfile.BadZipFile,
     zlib.error,

@@ -17,6 +17,7 @@ LAYERS = {
     "errors": set(),
     "console": {"errors"},
     "files": {"errors"},
+    "arrays": set(),
     "records": {"errors"},
     "evaluation": {"errors"},
     "pictures": set(),

@@ -9,12 +9,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from ddm_fed.records.base import Count, NonNegative, Number, Record
+from ddm_fed.records.base import Count, NonNegative, Number, PlainText, Record
 
 Verdict = Literal["violates_claim", "consistent_with_claim", "inconclusive"]
 AttackerAccess = Literal["black-box samples", "white-box weights", "white-box gradients"]
 Share = Annotated[Number, Field(gt=0, lt=1)]
-Description = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Description = Annotated[PlainText, StringConstraints(min_length=1, max_length=200)]
 
 
 class AuditFacts(Record):

@@ -11,9 +11,19 @@ from typing import Annotated, Literal
 from pydantic import Field, StringConstraints
 
 from ddm_fed.records.audit import AuditFacts
-from ddm_fed.records.base import Count, Moment, Number, Positive, Record, Sha256
+from ddm_fed.records.base import (
+    Count,
+    Figure,
+    Moment,
+    Number,
+    PlainText,
+    Positive,
+    Record,
+    Sha256,
+)
 from ddm_fed.records.canonical import sha256_hex
 from ddm_fed.records.plan import PrivacyUnit
+from ddm_fed.records.sgd import Trainable
 
 Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
@@ -115,7 +125,7 @@ class SgdFacts(Record):
     clip_norm: Positive
     clip_norm_end: Positive
     draws: Annotated[int, Field(ge=1, le=256)]
-    trainable: Annotated[str, StringConstraints(max_length=20)]
+    trainable: Trainable
     expected_units: Positive
     central: CentralFacts | None = None
     gradients: Literal["functional", "opacus"]
@@ -137,11 +147,11 @@ class PrivacyStatement(Record):
     trust_model: Literal["central-at-site"] = "central-at-site"
     statistics: Literal["exact discrete Gaussian"] = "exact discrete Gaussian"
     delta: Positive
-    releases_epsilon: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?$")]
+    releases_epsilon: Figure
     expert_is_private: bool
     head_is_private: bool | None = None  # None: there is no head
     sgd: SgdFacts | None = None
     audit: AuditFacts | None = None  # of canaries alone, and only if the site shares it
-    accountant: Annotated[str, StringConstraints(max_length=120)]
+    accountant: Annotated[PlainText, StringConstraints(max_length=120)]
     randomness: Literal["csprng", "test"]
     ledger: Annotated[tuple[LedgerEntry, ...], Field(min_length=1, max_length=2000)]

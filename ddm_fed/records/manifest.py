@@ -6,9 +6,11 @@ from pydantic import Field, StringConstraints, model_validator
 
 from ddm_fed.records.base import (
     Count,
+    Figure,
     LogSize,
     Moment,
     Name,
+    PlainText,
     Positive,
     Record,
     RootPin,
@@ -27,7 +29,7 @@ REFERENCE_PREDICATE = "urn:ddm-fed:reference:v1"
 REMOVAL_PREDICATE = "urn:ddm-fed:removal:v1"
 ENSEMBLE_PREDICATE = "urn:ddm-fed:ensemble:v1"
 
-Text = Annotated[str, StringConstraints(max_length=200)]
+Text = Annotated[PlainText, StringConstraints(max_length=200)]
 
 
 class RosterReference(Record):
@@ -122,8 +124,8 @@ class EgressRecord(Record):
     expert: ExpertDesign
     expert_is_private: bool
     head_is_private: bool | None = None  # None: there is no head
-    releases_epsilon: Text
-    delta: Text
+    releases_epsilon: Figure
+    delta: Figure
     ledger_entries: Count
     require: Require
 
@@ -197,7 +199,7 @@ class Removal(Record):
     site: Name
     through_sequence: Count
     log_index: LogSize
-    reason: Annotated[str, StringConstraints(max_length=1000)]
+    reason: Annotated[PlainText, StringConstraints(max_length=1000)]
     stale_ensembles: Annotated[tuple[Sha256, ...], Field(max_length=1000)]
     removed_at: Moment
 

@@ -28,6 +28,8 @@ from ddm_fed.records.base import (
     Name,
     NonNegative,
     Number,
+    PlainLines,
+    PlainText,
     Positive,
     Probability,
     Record,
@@ -37,7 +39,7 @@ from ddm_fed.records.base import (
 from ddm_fed.records.canonical import canonical_json
 from ddm_fed.records.sgd import CentralSpec, SgdSpec
 
-ClassName = Annotated[str, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
+ClassName = Annotated[PlainText, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
 Dimension = Annotated[int, Field(ge=4, le=1024)]
 PathName = Literal["linear", "cosine", "vp"]
 Prediction = Literal["velocity", "noise", "image"]
@@ -332,7 +334,7 @@ class Plan(Record):
     format: Literal[1] = 1
     federation: Name
     version: Annotated[LogSize, Field(exclude_if=lambda version: version == 0)] = 0
-    description: Annotated[str, StringConstraints(max_length=2000)] = ""
+    description: Annotated[PlainLines, StringConstraints(max_length=2000)] = ""
     expires_at: Moment
     data: DataSpec
     expert: ExpertSpec

@@ -7,6 +7,8 @@ from pydantic import Field, StringConstraints
 
 from ddm_fed.records.base import Count, Epsilon, Number, Positive, Record
 
+Trainable = Annotated[str, StringConstraints(pattern=r"^(all|last-[1-9][0-9]?|lora-[1-9][0-9]?)$")]
+
 
 class HeadSgdSpec(Record):
     """How much of the total a head takes, as if alone, and how its gradients are clipped."""
@@ -46,9 +48,7 @@ class SgdSpec(Record):
     clip_norm: Positive
     clip_norm_end: Positive | None = None
     draws: Annotated[int, Field(ge=1, le=256)] = 8
-    trainable: Annotated[str, StringConstraints(pattern=r"^(all|last-[1-9]\d?|lora-[1-9]\d?)$")] = (
-        "all"
-    )
+    trainable: Trainable = "all"
     head: HeadSgdSpec | None = None
     central: CentralSpec | None = None
 

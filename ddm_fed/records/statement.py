@@ -6,7 +6,7 @@ our predicates are refused: a verifier must understand all of what it vouches fo
 
 from typing import Annotated, Generic, Literal, TypeVar
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, field_validator
 
 from ddm_fed.records.base import Record, Sha256
 
@@ -41,6 +41,15 @@ class Statement(Record, Generic[PredicateT]):
     subject: Annotated[tuple[Subject, ...], Field(min_length=1, max_length=4096)]
     predicate_type: str = Field(alias="predicateType")
     predicate: PredicateT
+
+    @field_validator("subject")
+    @classmethod
+    def _names_are_distinct(cls, subject: tuple[Subject, ...]) -> tuple[Subject, ...]:
+        names = [item.name for item in subject]
+        if len(set(names)) != len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"it names `{twice}` twice: readers could take either digest")
+        return subject
 
     def digest_of(self, name: str) -> str | None:
         """Returns the SHA-256 the statement gives for the file `name`, or None."""
