@@ -20,7 +20,7 @@ from ddm_fed.errors import StateError
 from ddm_fed.files import Advance
 from ddm_fed.log import Log
 from ddm_fed.receipts import sign_removal
-from ddm_fed.records import Removal, RouterName, now
+from ddm_fed.records import MAX_REASON, Removal, RouterName, is_plain, now
 from ddm_fed.router import needs_heads
 from ddm_fed.signing import Trust
 
@@ -183,8 +183,14 @@ def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: b
         delete_weights: Delete its files from the store too, unless another site sent the same.
 
     Raises:
-        StateError: nothing of it is admitted, or the roster does not list it.
+        StateError: nothing of it is admitted, the roster does not list it, or the reason cannot be
+            signed.
     """
+    if len(reason) > MAX_REASON or not is_plain(reason):
+        raise StateError(
+            f"the reason has {len(reason)} characters, or some that cannot be seen",
+            hint=f"it is signed and public: one line of at most {MAX_REASON} plain characters",
+        )
     trust = home.trust()
     log = recover(home, trust)
     void = [entry for entry in log.receipts(site=site) if entry.index in log.void]

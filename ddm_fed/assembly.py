@@ -29,7 +29,7 @@ from ddm_fed.bundle import (
     VerifiedBundle,
     verify_bundle,
 )
-from ddm_fed.errors import DigestError, LogError, PlanMismatchError, PolicyError
+from ddm_fed.errors import DigestError, FileSetError, LogError, PlanMismatchError, PolicyError
 from ddm_fed.files import (
     Advance,
     check_file,
@@ -214,7 +214,7 @@ def verify_ensemble(
         RefusedError: the first rule that fails; the message names the item.
     """
     what = "the ensemble"
-    files = list_regular_files(folder, what=what) - {SIGNATURE_FILE}
+    list_regular_files(folder, what=what)  # before anything in it is read
     trust = read_published(folder, root)
     envelope = read_bounded(folder / STATEMENT_FILE, MAX_DOCUMENT_BYTES)
     signed = open_envelope(envelope, IN_TOTO_PAYLOAD, trust.chain.coordinator_keys(None), what=what)
@@ -238,7 +238,7 @@ def verify_ensemble(
     require_file_set(folder, expected, what=what)
     names = (*TENSOR_FILES, HEAD_FILE)  # their turn comes with their bundle
     tensors = {f"sites/{member.site}/{name}" for member in record.members for name in names}
-    for name in sorted(files - tensors - {STATEMENT_FILE}):
+    for name in sorted(digests.keys() - tensors):  # what is signed, whatever comes and goes there
         _require_digest(name, sha256_of(folder / name), digests[name])
     log = read_log(folder, trust.chain)
     _require_same(
@@ -254,8 +254,13 @@ def verify_ensemble(
         bundles.append(_verify_member(folder, member, trust, log, advance))
         for name, digest in bundles[-1].sha256.items():
             path = f"sites/{member.site}/{name}"
-            _require_digest(path, digest, digests[path])
+            _require_digest(path, digest, digests.get(path, "nothing"))
     if record.built is not None:
+        if ROUTER_FILE not in digests:
+            raise FileSetError(
+                f"{what} has a {record.built.kind} router and was signed without `{ROUTER_FILE}`",
+                hint="it was not written by this program; ask the coordinator",
+            )
         _verify_router(folder, record.built, trust)
     if record.router == "heads" or (record.built is not None and needs_heads(record.built)):
         require_common_reference({bundle.site: bundle.submission for bundle in bundles})

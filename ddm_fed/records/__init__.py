@@ -25,6 +25,8 @@ from ddm_fed.records.base import Record as Record
 from ddm_fed.records.base import RootPin as RootPin
 from ddm_fed.records.base import Sha256 as Sha256
 from ddm_fed.records.base import explain as explain
+from ddm_fed.records.base import is_plain as is_plain
+from ddm_fed.records.base import is_sha256 as is_sha256
 from ddm_fed.records.base import now as now
 from ddm_fed.records.built_router import LEARNED_ROUTERS as LEARNED_ROUTERS
 from ddm_fed.records.built_router import BuiltRouter as BuiltRouter
@@ -46,6 +48,7 @@ from ddm_fed.records.ledger import SgdFacts as SgdFacts
 from ddm_fed.records.ledger import extends as extends
 from ddm_fed.records.ledger import ledger_head as ledger_head
 from ddm_fed.records.manifest import ENSEMBLE_PREDICATE as ENSEMBLE_PREDICATE
+from ddm_fed.records.manifest import MAX_REASON as MAX_REASON
 from ddm_fed.records.manifest import RECEIPT_PREDICATE as RECEIPT_PREDICATE
 from ddm_fed.records.manifest import REFERENCE_PREDICATE as REFERENCE_PREDICATE
 from ddm_fed.records.manifest import REMOVAL_PREDICATE as REMOVAL_PREDICATE
@@ -100,4 +103,5 @@ from ddm_fed.records.sgd import CentralSpec as CentralSpec
 from ddm_fed.records.sgd import SgdSpec as SgdSpec
 from ddm_fed.records.statement import IN_TOTO_PAYLOAD as IN_TOTO_PAYLOAD
 from ddm_fed.records.statement import Statement as Statement
+from ddm_fed.records.statement import is_file_name as is_file_name
 from ddm_fed.records.statement import subjects as subjects

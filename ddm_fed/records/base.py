@@ -51,9 +51,19 @@ def _plain_text(text: str) -> str:
     return text
 
 
+def is_plain(text: str) -> bool:
+    """Returns whether `text` holds no control, direction or other unseen character."""
+    return all(unicodedata.category(character) not in UNSEEN for character in text)
+
+
 def _plain_lines(text: str) -> str:
     _plain_text(text.replace("\n", " ").replace("\t", " "))
     return text
+
+
+def is_sha256(text: str) -> bool:
+    """Returns whether `text`, which a peer sent, is a digest: then it may be part of a path."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 def _utc_second(moment: datetime) -> datetime:

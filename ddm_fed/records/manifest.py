@@ -29,6 +29,7 @@ REFERENCE_PREDICATE = "urn:ddm-fed:reference:v1"
 REMOVAL_PREDICATE = "urn:ddm-fed:removal:v1"
 ENSEMBLE_PREDICATE = "urn:ddm-fed:ensemble:v1"
 
+MAX_REASON = 1000
 Text = Annotated[PlainText, StringConstraints(max_length=200)]
 
 
@@ -199,7 +200,7 @@ class Removal(Record):
     site: Name
     through_sequence: Count
     log_index: LogSize
-    reason: Annotated[PlainText, StringConstraints(max_length=1000)]
+    reason: Annotated[PlainText, StringConstraints(max_length=MAX_REASON)]
     stale_ensembles: Annotated[tuple[Sha256, ...], Field(max_length=1000)]
     removed_at: Moment
 

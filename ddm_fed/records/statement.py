@@ -4,6 +4,7 @@ Source: in-toto/attestation `spec/v1/statement.md`. Unlike in-toto's default, un
 our predicates are refused: a verifier must understand all of what it vouches for.
 """
 
+import re
 from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import Field, StringConstraints, field_validator
@@ -13,10 +14,14 @@ from ddm_fed.records.base import Record, Sha256
 IN_TOTO_PAYLOAD = "application/vnd.in-toto+json"
 
 # A relative path of plain names: lower case, no `..`, no empty part, no second spelling.
-FileName = Annotated[
-    str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9][a-z0-9._-]{0,63}){0,3}$")
-]
+_FILE_NAME = r"[a-z0-9][a-z0-9._-]{0,63}(/[a-z0-9][a-z0-9._-]{0,63}){0,3}"
+FileName = Annotated[str, StringConstraints(pattern=f"^{_FILE_NAME}$")]
 PredicateT = TypeVar("PredicateT", bound=Record)
+
+
+def is_file_name(text: str) -> bool:
+    """Returns whether `text`, which a peer sent, is a name that a signed file can have."""
+    return re.fullmatch(_FILE_NAME, text) is not None
 
 
 class Digest(Record):

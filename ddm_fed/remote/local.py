@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ddm_fed.errors import FileSetError, MachineError, StateError
@@ -41,7 +41,7 @@ class LocalFolder(RemoteFolder):
         with _system_errors(self.name):
             try:
                 with os.scandir(self._inside(folder)) as found:
-                    return sorted(_entry_of(item) for item in found)
+                    return sorted(filter(None, map(_entry_of, found)))
             except (FileNotFoundError, NotADirectoryError):
                 return []
 
@@ -124,7 +124,8 @@ def _system_errors(name: str) -> Iterator[None]:
         ) from None
 
 
-def _entry_of(item: "os.DirEntry[str]") -> Entry:
+def _entry_of(item: "os.DirEntry[str]") -> Entry | None:
+    """Returns what `item` is; None if it went while the folder was read."""
     kind: Kind = "other"
     if item.is_symlink():
         kind = "link"
@@ -132,4 +133,6 @@ def _entry_of(item: "os.DirEntry[str]") -> Entry:
         kind = "folder"
     elif item.is_file(follow_symlinks=False):
         kind = "file"
-    return Entry(item.name, kind, item.stat(follow_symlinks=False).st_size)
+    with suppress(FileNotFoundError):
+        return Entry(item.name, kind, item.stat(follow_symlinks=False).st_size)
+    return None
