@@ -7,7 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from federation import PLAN_TOML, Federation, chain, forge_manifest, manifest, move_to_plan
+from federation import (
+    PLAN_TOML,
+    PRIVATE,
+    Federation,
+    chain,
+    create_federation,
+    forge_manifest,
+    manifest,
+    move_to_plan,
+)
 
 import coordinator.cli
 import sites.cli
@@ -21,6 +30,7 @@ from ddm_fed.records import GaussianEvent, now, read_plan_toml
 from sites.ledger import open_ledger
 
 A = "hospital-a"
+PRIVATE_AT_8 = PRIVATE.replace("max_epsilon = 10", "max_epsilon = 8")
 
 
 @pytest.fixture
@@ -281,3 +291,38 @@ def test_ensemble_says_when_a_members_ledger_forgets(stages, scratch):
         assemble(fed.home, scratch / "ensemble", router=None, without=())
     assert not (scratch / "ensemble").exists()
     verify_ensemble(stages.ensemble, fed.root)
+
+
+@pytest.mark.processes  # the budget of private training takes its time
+def test_private_training_repeated_after_a_cut_is_refused_with_the_true_sum(run, scratch):
+    """As it was found: both bundles were admitted at epsilon 7.9995, the true sum was 10.60."""
+    fed = create_federation(scratch / "fed", sites=(A,))
+    site = ("--site", fed.path / A, "--plan", fed.published)
+    rosters.publish_plan(
+        fed.home, read_plan_toml(PLAN_TOML.replace("max_epsilon = 3", PRIVATE_AT_8))
+    )
+    data = scratch / "images.npz"
+    rng = np.random.default_rng(1)
+    np.savez(data, images=rng.integers(0, 255, (32, 8, 8), dtype=np.uint8))
+    train = ("train", *site, "--data", data, "--precision", "float32", "--gradients", "functional")
+    for words in (
+        train,
+        ("review", *site),
+        ("release", *site),
+        ("submit", *site, "--to", fed.inbox),
+    ):
+        code, _, err = run("ddm-site", *words)
+        assert code == 0, err
+    assert run("ddm-coord", "verify", "--coordinator", fed.home.path)[0] == 0
+    whole = cut(ledger_file(fed), 2)
+    code, _, err = run("ddm-site", *train, "--restart")
+    assert (code, "error[DDM210]" in err) == (1, True)
+    assert run("ddm-site", "ledger", "--site", fed.path / A, "--recover")[0] == 0
+    assert ledger_file(fed).read_bytes() == whole
+    code, _, err = run("ddm-site", *train, "--restart")
+    assert (code, "error[DDM301]" in err) == (1, True)
+    assert "this would bring the site to epsilon 1" in err  # 10 and more
+    # a site that tells it as if it had happened once is found out by the coordinator
+    verdict = offer(fed, forgetful_bundle(fed, scratch / "forgets"))
+    assert verdict.error is not None
+    assert verdict.error.code == "DDM210"
