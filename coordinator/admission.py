@@ -28,15 +28,15 @@ from coordinator.claims import (
     require_own_files,
 )
 from coordinator.folder import CoordinatorFolder
+from coordinator.history import released_units, require_progress
 from coordinator.keeping import forget_evidence, forget_refused
 from coordinator.rosters import pending_roster
-from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, arrived_files, verify_files
+from ddm_fed.bundle import ENVELOPE_FILE, ROUTER_FILE, VerifiedBundle, arrived_files, verify_files
 from ddm_fed.errors import (
     EquivocationError,
-    LogError,
     PlanMismatchError,
+    PolicyError,
     RefusedError,
-    ReplayError,
     RevokedKeyError,
     StateError,
     printable,
@@ -51,6 +51,8 @@ from ddm_fed.records import (
     MAX_DOCUMENT_BYTES,
     Receipt,
     Submission,
+    extends,
+    ledger_head,
     now,
     sha256_hex,
 )
@@ -127,6 +129,7 @@ def verify(
         held.envelope, trust.chain, log.size, what=held.what
     )
     require_progress(statement.predicate, payload_sha256, log)
+    require_extended_ledger(home, trust, log, statement.predicate)
     require_our_reference(home, trust, statement.predicate, held.what)
     require_own_files(home, log, statement, held.what)
     return verify_files(
@@ -161,50 +164,35 @@ def require_our_reference(
         )
 
 
-def require_progress(submission: Submission, payload_sha256: str, log: Log) -> None:
-    """Refuses a submission that does not come next in its site's history and ours.
+def require_extended_ledger(
+    home: CoordinatorFolder, trust: Trust, log: Log, submission: Submission
+) -> None:
+    """Refuses a ledger that forgets an entry of the one that was admitted last from its site.
+
+    It reaches over plans and keys: what was spent on images stays spent.
 
     Raises:
-        LogError: the site saw another log than this one.
-        EquivocationError: it signed something else with the same number.
-        ReplayError: it is older than what was admitted, or does not know of it.
+        PolicyError: the ledger was cut, or another one stands in its place.
     """
-    what, site = f"the submission of `{submission.site}`", submission.site
-    seen = submission.seen_checkpoint
-    if seen.size > log.size or log.head_at(seen.size) != seen:
-        raise LogError(
-            f"{what} says that the log had the root {seen.root} at {seen.size} leaves, which this "
-            f"log of {log.size} leaves never had",
-            hint="the site was shown another history, or does not tell the truth: compare its "
-            "`seen` folder with `ddm-coord audit`",
-        )
-    for entry in log.receipts(site=site):
-        if entry.receipt is None or entry.receipt.sequence != submission.sequence:
+    site, ledger = submission.site, submission.privacy.ledger
+    for entry, _ in reversed(list(log.counted(site))):
+        admitted = _admitted(home, entry)
+        try:
+            what = f"the manifest of entry {entry.index}"
+            read_submission(admitted.envelope, trust.chain, entry.index, what=what)
+        except RevokedKeyError:  # a thief's, among keys of which another may sign here
             continue
-        if entry.submission_sha256 != payload_sha256:
-            raise EquivocationError(
-                f"`{site}` signed two submissions with the number {submission.sequence}: "
-                f"{entry.submission_sha256} was admitted, {payload_sha256} is offered",
-                hint="both are kept in evidence/; ask its people whether it was restored from a "
-                "backup, or its key is used in two places",
+        known = admitted.submission.privacy.ledger
+        if not extends(ledger, ledger_head(known)):
+            kept = sum(1 for old, new in zip(known, ledger, strict=False) if old == new)
+            raise PolicyError(
+                f"the ledger of `{site}` forgets: that of its submission at entry {entry.index} of "
+                f"the log has {len(known)} entries, this one has {len(ledger)} and agrees with "
+                f"{kept} of them",
+                hint="it was cut, or the site was restored from a backup: what was spent stays "
+                "spent; the site runs `ddm-site ledger --recover` and signs anew",
             )
-    newest = log.newest(site)
-    if newest is not None and newest.receipt is not None:
-        last = newest.receipt.sequence
-        if submission.sequence <= last:
-            raise ReplayError(
-                f"{what} has the sequence number {submission.sequence}, {last} was admitted "
-                "already",
-                hint="an older bundle was sent again, or the site was restored from a backup; the "
-                "site has to sign a new one",
-            )
-    known = log.newest(site, size=seen.size)
-    if submission.supersedes != (known.submission_sha256 if known else None):
-        raise ReplayError(
-            f"{what} says it supersedes {(submission.supersedes or 'nothing')[:16]}, in the log it "
-            f"saw its newest was {(known.submission_sha256 if known else 'nothing')[:16]}",
-            hint="the site lost its history or its key is used elsewhere; ask its people",
-        )
+        return
 
 
 def admit(home: CoordinatorFolder, trust: Trust, log: Log, bundle: VerifiedBundle) -> Log:
@@ -219,6 +207,7 @@ def admit(home: CoordinatorFolder, trust: Trust, log: Log, bundle: VerifiedBundl
         log_index=log.size,
         plan_sha256=trust.plan_sha256,
         roster=trust.chain.reference,
+        ledger=ledger_head(bundle.submission.privacy.ledger),
         admitted_at=now(),
     )
     envelope = sign_receipt(receipt, bundle.payload_sha256, home.key(trust.chain))
@@ -325,7 +314,7 @@ def recover(home: CoordinatorFolder, trust: Trust) -> Log:
         last_refusal = event if event["event"] == "refused" else None
     for entry in log.receipts():
         if entry.submission_sha256 not in noted:
-            _note_admission(home, entry)
+            _note_admission(home, trust, entry)
     if last_refusal is not None:  # written before the arrival was moved
         kept = home.refused / str(last_refusal["kept_as"])
         for arrival in list(home.incoming.iterdir()):
@@ -366,7 +355,7 @@ def _take(
             raise
         log = admit(home, trust, log, bundle)
         entry = log.entries[-1]
-        _note_admission(home, entry)
+        _note_admission(home, trust, entry)
     publish_log(home, log)  # delivered twice: the first receipt stands
     return log, _admitted(home, entry)
 
@@ -386,9 +375,14 @@ def _clear(home: CoordinatorFolder, arrival: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _note_admission(home: CoordinatorFolder, entry: LogEntry) -> None:
+def _note_admission(home: CoordinatorFolder, trust: Trust, entry: LogEntry) -> None:
     receipt = entry.receipt
     if receipt is not None:
+        item, units = _admitted(home, entry), None
+        digest = item.sha256[ROUTER_FILE]
+        # under another plan its integers mean something else; it may also be deleted by now
+        if receipt.plan_sha256 == trust.plan_sha256 and home.blobs.path(digest).exists():
+            units = released_units(home, trust, item.submission, digest)[0]
         audit.record(
             home,
             "admitted",
@@ -396,6 +390,8 @@ def _note_admission(home: CoordinatorFolder, entry: LogEntry) -> None:
             sequence=receipt.sequence,
             submission_sha256=entry.submission_sha256,
             log_index=entry.index,
+            units=None if units is None else str(round(units)),
+            unit=trust.plan.privacy.unit,
         )
 
 
@@ -407,8 +403,8 @@ def _keep_evidence(
     folder = home.evidence / f"{site}-{sequence}"
     folder.mkdir(exist_ok=True)
     write_atomically(folder / f"{payload_sha256}.dsse.json", held.envelope)
-    for entry in log.receipts(site=site):
-        if entry.receipt is not None and entry.receipt.sequence == sequence:
+    for entry, receipt in log.counted(site):
+        if receipt.sequence == sequence:
             admitted = read_bounded(home.manifest(entry.submission_sha256), MAX_DOCUMENT_BYTES)
             write_atomically(folder / f"{entry.submission_sha256}.dsse.json", admitted)
     forget_evidence(home, site, folder)

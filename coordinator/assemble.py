@@ -7,6 +7,7 @@ from pathlib import Path
 from coordinator import audit
 from coordinator.admission import Admitted, admitted_bundles, current_members, recover
 from coordinator.book import append, publish_log
+from coordinator.counts import count_members, require_decided
 from coordinator.folder import CoordinatorFolder
 from ddm_fed.assembly import (
     BuiltRouterFile,
@@ -19,7 +20,7 @@ from ddm_fed.errors import StateError
 from ddm_fed.files import Advance
 from ddm_fed.log import Log
 from ddm_fed.receipts import sign_removal
-from ddm_fed.records import Removal, RouterName, now
+from ddm_fed.records import MAX_REASON, Removal, RouterName, is_plain, now
 from ddm_fed.router import needs_heads
 from ddm_fed.signing import Trust
 
@@ -76,6 +77,8 @@ def removed_sites(log: Log) -> set[str]:
     """Returns the sites that were removed and have sent nothing since."""
     removed: set[str] = set()
     for entry in log.entries:
+        if entry.index in log.void:
+            continue
         if entry.removal is not None:
             removed.add(entry.removal.site)
         elif entry.receipt is not None:
@@ -89,6 +92,7 @@ def assemble(
     *,
     router: RouterName | BuiltRouterFile | None,
     without: Collection[str],
+    accept: Collection[str] = (),
     advance: Advance = lambda _: None,
 ) -> WrittenEnsemble:
     """Writes and signs the ensemble folder `target`.
@@ -99,16 +103,19 @@ def assemble(
         router: Which router; None is the plan's. One that was made from samples is refused unless
             its samples are of exactly the members' experts.
         without: Sites to leave out.
+        accept: Sites whose count a person has looked at, though it jumped.
         advance: Told the bytes copied and verified.
 
     Raises:
-        StateError: `target` exists, a site is missing, or the router is of other experts.
+        StateError: `target` exists, a site is missing, the router is of other experts, or a count
+            jumped that nobody has decided about.
         PlanMismatchError: the router asks heads that do not compose.
     """
     _require_free(target)
     trust = home.trust()
     log = recover(home, trust)
     admitted = _choose(home, trust, log, without)
+    require_decided(home, count_members(home, trust, log, admitted), accept)
     members = {
         name: Member(
             item.envelope,
@@ -176,11 +183,19 @@ def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: b
         delete_weights: Delete its files from the store too, unless another site sent the same.
 
     Raises:
-        StateError: nothing of it is admitted, or the roster does not list it.
+        StateError: nothing of it is admitted, the roster does not list it, or the reason cannot be
+            signed.
     """
+    if len(reason) > MAX_REASON or not is_plain(reason):
+        raise StateError(
+            f"the reason has {len(reason)} characters, or some that cannot be seen",
+            hint=f"it is signed and public: one line of at most {MAX_REASON} plain characters",
+        )
     trust = home.trust()
     log = recover(home, trust)
-    entries = [entry for entry in log.receipts(site=site) if entry.receipt is not None]
+    void = [entry for entry in log.receipts(site=site) if entry.index in log.void]
+    counted = [entry for entry, _ in log.counted(site)]
+    entries = void + counted  # of two with one number the one that counts is named
     if not entries:
         raise StateError(
             f"nothing of `{site}` was ever admitted",
@@ -192,7 +207,9 @@ def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: b
         removal = Removal(
             federation=trust.plan.federation,
             site=site,
-            through_sequence=max(e.receipt.sequence for e in entries if e.receipt is not None),
+            through_sequence=max(
+                e.receipt.sequence for e in counted or entries if e.receipt is not None
+            ),
             log_index=log.size,
             reason=reason,
             stale_ensembles=tuple(stale),

@@ -4,10 +4,12 @@ Appending a whole line to `log/leaves.jsonl` is the moment of admission or remov
 the published copies and the receipts all follow from that file, and are made again after a kill.
 """
 
+from dataclasses import replace
+
 from coordinator.folder import CoordinatorFolder
 from ddm_fed.errors import StateError
 from ddm_fed.files import append_durably, drop_torn_line, read_bounded, write_atomically
-from ddm_fed.log import CHECKPOINT_FILE, LEAVES_FILE, LOG_FILES, Log, read_entries
+from ddm_fed.log import CHECKPOINT_FILE, LEAVES_FILE, LOG_FILES, Log, log_of
 from ddm_fed.records import MAX_DOCUMENT_BYTES, LogHead
 from ddm_fed.signing import Checkpoint, RosterChain, open_checkpoint, sign_checkpoint
 
@@ -22,7 +24,7 @@ def read_book(home: CoordinatorFolder, chain: RosterChain) -> Log:
     leaves = home.log / LEAVES_FILE
     drop_torn_line(leaves)
     lines = leaves.read_bytes().split(b"\n")[:-1] if leaves.exists() else []
-    log = Log(chain.log_origin, tuple(read_entries(lines, chain)), b"")
+    log = log_of(lines, chain, b"")
     file = home.log / CHECKPOINT_FILE
     signed = read_bounded(file, MAX_DOCUMENT_BYTES) if file.exists() else b""
     if signed:
@@ -31,7 +33,7 @@ def read_book(home: CoordinatorFolder, chain: RosterChain) -> Log:
     note = sign_checkpoint(Checkpoint(origin=log.origin, size=log.size, root=log.head.root), active)
     if note != signed:  # signatures are deterministic: equal heads have equal bytes
         write_atomically(file, note)
-    return Log(log.origin, log.entries, note)
+    return replace(log, checkpoint=note)
 
 
 def _require_head(home: CoordinatorFolder, log: Log, signed: bytes, chain: RosterChain) -> None:

@@ -200,6 +200,10 @@ def assemble(
     without: Annotated[
         list[str] | None, typer.Option(help="Leave this site out. May be given several times.")
     ] = None,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(help="Take this site's count, though it jumped against its earlier bundle."),
+    ] = None,
 ) -> None:
     """Put the admitted experts together as a signed folder anyone can verify and sample.
 
@@ -209,7 +213,7 @@ def assemble(
 
     home = CoordinatorFolder.open(coordinator)
     with home.changing():
-        _assemble(home, target, _chosen_router(router), without or [])
+        _assemble(home, target, _chosen_router(router), without or [], accept or [])
 
 
 def _chosen_router(router: str | None) -> "RouterName | BuiltRouterFile | None":
@@ -231,10 +235,17 @@ def _assemble(
     target: Path,
     router: "RouterName | BuiltRouterFile | None",
     without: list[str],
+    accept: list[str],
 ) -> None:
     from coordinator import assemble as assembling
+    from coordinator.book import read_book
+    from coordinator.counts import count_members, sentence
 
     members = assembling.choose_members(home, without)
+    trust = home.trust()
+    for item in count_members(home, trust, read_book(home, trust.chain), members):
+        if item.jumped or item.weighs < item.share - 1e-9:
+            console.say(f"WARNING: {sentence(item)}")
     total = 2 * sum(
         size_below(home.blobs.path(digest))
         for item in members.values()
@@ -242,7 +253,7 @@ def _assemble(
     )
     with console.moving_bytes("assembling", total) as advance:
         verified = assembling.assemble(
-            home, target, router=router, without=without, advance=advance
+            home, target, router=router, without=without, accept=accept, advance=advance
         )
     names = ", ".join(member.site for member in verified.record.members)
     console.say(f"{target} is a signed ensemble of {names}")
@@ -288,7 +299,7 @@ def remove(
                 "them, routers trained on their samples. Make it again from the new ensemble; "
                 "`ddm-coord verify ENSEMBLE --published PUBLISHED` finds copies elsewhere"
             )
-        _assemble(home, out, None, [])
+        _assemble(home, out, None, [], [])
 
 
 @app.command(rich_help_panel=USE)

@@ -1,5 +1,6 @@
 """`ddm-coord verify` and `audit`: the commands that outsiders run too."""
 
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ from ddm_fed.errors import StateError
 from ddm_fed.files import Advance, size_below
 
 if TYPE_CHECKING:
+    from coordinator.admission import Verdict
+    from coordinator.folder import CoordinatorFolder
     from ddm_fed.assembly import VerifiedEnsemble
     from ddm_fed.bundle import VerifiedBundle
     from ddm_fed.staleness import Staleness
@@ -177,6 +180,7 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
     waiting = price_arrivals(home, home.trust(), Prices())
     with home.changing(), bar as advance:
         verdicts = admit_arrivals(home, home.trust(), later=waiting, advance=advance)
+        jumps = _jumps(home, verdicts)
     refused = [verdict for verdict in verdicts if verdict.error is not None]
     if as_json:
         console.show_json(
@@ -207,6 +211,8 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
         )
     else:
         console.say(f"nothing new in {home.incoming}")
+    for said in jumps:
+        console.say(f"WARNING: {said}: `ddm-coord assemble` will ask about it")
     for error in [*waiting.values(), *(verdict.error for verdict in refused)]:
         if error is not None:
             console.show_error(error)
@@ -217,6 +223,21 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
         console.next_step(f"ddm-coord reference --coordinator {coordinator}")
         return
     console.next_step(f"ddm-coord assemble --coordinator {coordinator} ENSEMBLE_FOLDER")
+
+
+def _jumps(home: "CoordinatorFolder", verdicts: "list[Verdict]") -> list[str]:
+    """Returns what a person has to decide about the counts of what was just admitted."""
+    from coordinator.admission import current_members
+    from coordinator.book import read_book
+    from coordinator.counts import count_members, sentence
+
+    new = {item.admitted.payload_sha256 for item in verdicts if item.admitted is not None}
+    if not new:
+        return []
+    trust = home.trust()
+    log = read_book(home, trust.chain)
+    found = count_members(home, trust, log, current_members(home, trust, log))
+    return [sentence(item) for item in found if item.jumped and item.submission_sha256 in new]
 
 
 def audit(
@@ -237,13 +258,21 @@ def audit(
 
     Example: ddm-coord audit hospital-a hospital-b published --root sha256:3b6a…
     """
-    from ddm_fed.published import read_seen, require_newer
+    from ddm_fed.published import (
+        PLAN_FILE,
+        read_published,
+        read_seen,
+        require_newer,
+        require_newer_plan,
+    )
 
     pin = pinned_root(root, coordinator)
-    seen = []
+    seen, plans = [], []
     for folder in folders:
         kept = folder / "seen" if (folder / "seen").is_dir() else folder
         seen.append((folder, read_seen(kept, pin)))
+        if (kept / PLAN_FILE).exists():
+            plans.append((folder, read_published(kept, pin)))
     # every pair is compared through the longest log: prefixes of one log agree with each other
     seen.sort(key=lambda item: (item[1][1].size, len(item[1][0].rosters)))
     newest_folder, newest = seen[-1]
@@ -251,6 +280,9 @@ def audit(
     for folder, (chain, log) in seen:
         what = f"{folder} and {newest_folder}"
         require_newer((longest, newest[1]), (chain, log), what=what)
+    plans.sort(key=lambda item: item[1].plan.version)
+    for (place, earlier), (other, later) in pairwise(plans):
+        require_newer_plan(later, earlier, what=f"{place} and {other}")
     rows = [
         {
             "folder": str(folder),

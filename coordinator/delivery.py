@@ -10,7 +10,7 @@ from coordinator.folder import CoordinatorFolder
 from ddm_fed.errors import BusyError
 from ddm_fed.files import read_bounded
 from ddm_fed.log import Log
-from ddm_fed.records import MAX_DOCUMENT_BYTES
+from ddm_fed.records import MAX_DOCUMENT_BYTES, is_sha256
 
 RETRY_S = 0.2
 
@@ -63,7 +63,9 @@ def deliver(home: CoordinatorFolder, digest: str, *, patience_s: float = 60.0) -
 
 
 def outcome_of(home: CoordinatorFolder, digest: str) -> Outcome:
-    """Returns what became of the bundle `digest`, if anything did yet."""
+    """Returns what became of the bundle `digest`, if anything did yet; nothing if it is none."""
+    if not is_sha256(digest):  # it becomes a part of paths
+        return Outcome()
     receipt = home.receipts / f"{digest}.dsse.json"
     if receipt.exists():
         return Outcome(receipt=read_bounded(receipt, MAX_DOCUMENT_BYTES))
@@ -80,6 +82,8 @@ def claimed_site(home: CoordinatorFolder, log: Log, digest: str) -> str | None:
 
     None if nothing of that digest waits, was admitted or was refused here.
     """
+    if not is_sha256(digest):
+        return None
     entry = log.find(digest)
     if entry is not None and entry.receipt is not None:
         return entry.receipt.site

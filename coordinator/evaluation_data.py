@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddm_fed.arrays import require_honest_archive
 from ddm_fed.errors import DataError, StateError
 from ddm_fed.files import UNREADABLE_ARCHIVE
 
@@ -120,6 +121,7 @@ def _read(path: Path, names: tuple[tuple[str, str], ...]) -> Pictures:
     if not path.is_file():
         raise DataError(f"{path} is not there", hint="give an .npz file of images")
     try:
+        require_honest_archive(path)
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             for images, labels in names:
                 if images in archive:

@@ -267,9 +267,27 @@ def publish_plan(home: CoordinatorFolder, plan: Plan) -> str:
             f"roster {chain.current.version} expired on {chain.current.expires_at:%Y-%m-%d}",
             hint="run `ddm-coord roster renew` first",
         )
+    plan = _numbered(home, chain, plan)
     payload = plan.to_json()
     envelope = seal(payload, PLAN_PAYLOAD, [home.key(chain)])
+    # first the note: the number is never given twice, whatever becomes of the published folder
+    audit.record(home, "plan", sha256=sha256_hex(payload), version=plan.version)
     write_atomically(home.published / PLAN_FILE, envelope)
-    audit.record(home, "plan", sha256=sha256_hex(payload))
     refresh_published(home)
     return sha256_hex(payload)
+
+
+def _numbered(home: CoordinatorFolder, chain: RosterChain, plan: Plan) -> Plan:
+    """Returns `plan` with the next number, or with its own if it is what is published."""
+    given = [
+        int(event.get("version", 0)) for event in audit.events(home) if event["event"] == "plan"
+    ]
+    file = home.published / PLAN_FILE
+    if file.exists():
+        data, what = read_bounded(file, MAX_DOCUMENT_BYTES), "the plan"
+        signed = open_envelope(data, PLAN_PAYLOAD, chain.all_coordinator_keys(), what=what)
+        present = Plan.from_json(signed.payload, what=what)
+        if present == plan.model_copy(update={"version": present.version}):
+            return present
+        given.append(present.version)
+    return plan.model_copy(update={"version": max(given, default=0) + 1})

@@ -275,6 +275,12 @@ class ExchangeService(services.ExchangeServiceServicer):
                 f"{request.ensemble_sha256[:16]}…",
                 hint="another one was assembled meanwhile: fetch that",
             )
+        if request.offset > found.files[request.name]:
+            raise OffsetError(
+                f"`{request.name}` has {found.files[request.name]} bytes, asked for was byte "
+                f"{request.offset}",
+                hint="fetch it from its beginning",
+            )
         with open_regular(found.folder / request.name) as file:
             file.seek(request.offset)
             while data := file.read(CHUNK_BYTES):

@@ -26,9 +26,10 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from threading import Lock, RLock
 
-from coordinator.admission import require_our_reference, require_progress
+from coordinator.admission import require_extended_ledger, require_our_reference
 from coordinator.claims import require_own_files
 from coordinator.folder import CoordinatorFolder
+from coordinator.history import require_progress
 from coordinator.keeping import make_room, require_share
 from coordinator.pricing import Prices
 from coordinator.view import Published, PublishedView
@@ -346,6 +347,7 @@ class Sink:
         require_valid_at(submission, trust, now(), what)
         signed_digests(statement, trust.plan, what)
         require_progress(submission, digest, log)
+        require_extended_ledger(self.home, trust, log, submission)
         require_our_reference(self.home, trust, submission, what)
         require_own_files(self.home, log, statement, what)
         self.prices.require(submission, digest, trust, what=what)

@@ -12,8 +12,8 @@
 
 Verification: rosters and plan lead from the pinned digest to the coordinator's key; the statement
 is signed by it; the folder holds exactly the files it names; the log holds; every bundle verifies
-on its own, at its place in the log; nothing that the log admitted under the plan is missing without
-being named; and all digests agree.
+on its own, at its place in the log, with a ledger that forgets nothing of earlier ones; nothing
+that the log admitted under the plan is missing without being named; and all digests agree.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from ddm_fed.bundle import (
     VerifiedBundle,
     verify_bundle,
 )
-from ddm_fed.errors import DigestError, LogError, PlanMismatchError
+from ddm_fed.errors import DigestError, FileSetError, LogError, PlanMismatchError, PolicyError
 from ddm_fed.files import (
     Advance,
     check_file,
@@ -55,6 +55,7 @@ from ddm_fed.records import (
     RouterName,
     Statement,
     Submission,
+    extends,
     sha256_hex,
     subjects,
 )
@@ -214,7 +215,8 @@ def verify_ensemble(
         RefusedError: the first rule that fails; the message names the item.
     """
     what = "the ensemble"
-    files = list_regular_files(folder, what=what, most=MAX_ENSEMBLE_FILES) - {SIGNATURE_FILE}
+    # before anything in it is read
+    list_regular_files(folder, what=what, most=MAX_ENSEMBLE_FILES)
     trust = read_published(folder, root)
     envelope = read_bounded(folder / STATEMENT_FILE, MAX_DOCUMENT_BYTES)
     signed = open_envelope(envelope, IN_TOTO_PAYLOAD, trust.chain.coordinator_keys(None), what=what)
@@ -238,7 +240,7 @@ def verify_ensemble(
     require_file_set(folder, expected, what=what, most=MAX_ENSEMBLE_FILES)
     names = (*TENSOR_FILES, HEAD_FILE)  # their turn comes with their bundle
     tensors = {f"sites/{member.site}/{name}" for member in record.members for name in names}
-    for name in sorted(files - tensors - {STATEMENT_FILE}):
+    for name in sorted(digests.keys() - tensors):  # what is signed, whatever comes and goes there
         _require_digest(name, sha256_of(folder / name), digests[name])
     log = read_log(folder, trust.chain)
     _require_same(
@@ -254,8 +256,13 @@ def verify_ensemble(
         bundles.append(_verify_member(folder, member, trust, log, advance))
         for name, digest in bundles[-1].sha256.items():
             path = f"sites/{member.site}/{name}"
-            _require_digest(path, digest, digests[path])
+            _require_digest(path, digest, digests.get(path, "nothing"))
     if record.built is not None:
+        if ROUTER_FILE not in digests:
+            raise FileSetError(
+                f"{what} has a {record.built.kind} router and was signed without `{ROUTER_FILE}`",
+                hint="it was not written by this program; ask the coordinator",
+            )
         _verify_router(folder, record.built, trust)
     if record.router == "heads" or (record.built is not None and needs_heads(record.built)):
         require_common_reference({bundle.site: bundle.submission for bundle in bundles})
@@ -306,7 +313,9 @@ def _require_complete(record: EnsembleRecord, log: Log) -> None:
     """Refuses an ensemble that drops what the log admitted, or has what it did not."""
     current = log.current(record.plan_sha256)
     named = {member.site for member in record.members} | set(record.left_out)
-    for site in sorted(current.keys() ^ named):
+    # earlier versions named sites of which only a thief's submission was left
+    fine = set(record.left_out) & log.current(record.plan_sha256, with_void=True).keys()
+    for site in sorted(current.keys() ^ (named - (fine - current.keys()))):
         stated = "names it" if site in named else "neither has it nor says that it was left out"
         place = f"at entry {current[site].index}" if site in current else "nothing"
         raise LogError(
@@ -350,7 +359,22 @@ def _verify_member(
             "submission": (bundle.payload_sha256, member.submission_sha256),
         },
     )
+    _require_whole_ledger(bundle, member, log)
     return bundle
+
+
+def _require_whole_ledger(bundle: VerifiedBundle, member: EnsembleMember, log: Log) -> None:
+    """Refuses a ledger that does not extend those of the site's earlier receipts."""
+    for entry, receipt in log.counted(member.site):
+        known = receipt.ledger
+        if entry.index > member.log_index or known is None:
+            continue
+        if not extends(bundle.submission.privacy.ledger, known):
+            raise PolicyError(
+                f"the ledger of the member `{member.site}` forgets: at entry {entry.index} of the "
+                f"log it had {known.entries} entries, which are not those it begins with",
+                hint="what the site spent is more than it says; ask the coordinator and the site",
+            )
 
 
 def _verify_proof(

@@ -23,6 +23,7 @@ the manifest's claim of a site: it is looked at to pick the key of step 4, and b
 11. tensor headers against the plan
 12. finite, plausible values
 13. the privacy policy: the ledger's chain and arithmetic, then its epsilon against the plan's
+14. the router's integers are such as the plan's clipping and noise can have made
 """
 
 import hashlib
@@ -33,7 +34,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from ddm_fed.errors import (
     DigestError,
@@ -72,7 +75,13 @@ from ddm_fed.records import (
     Submission,
     subjects,
 )
-from ddm_fed.router import LOCATION, decode_location, head_tensors, release_tensors
+from ddm_fed.router import (
+    LOCATION,
+    decode_location,
+    head_tensors,
+    release_tensors,
+    require_plausible,
+)
 from ddm_fed.signing import SigningKey, Trust, seal
 from ddm_fed.store import BlobStore
 from ddm_fed.submission import read_submission
@@ -246,11 +255,15 @@ def verify_files(
             check_tensor_file(file, table, what=f"{what}: `{name}`", bounds=bounds)
     check_privacy(submission, trust, what=what)
     bundle = VerifiedBundle(submission, payload_sha256, envelope, files, digests)
-    _require_released_units(bundle, trust.plan, what)
+    released = {name: value.numpy() for name, value in read_weights(bundle, ROUTER_FILE).items()}
+    require_plausible(trust.plan, released, what=f"{what}: `{ROUTER_FILE}`")
+    _require_released_units(bundle, released[LOCATION], trust.plan, what)
     return bundle
 
 
-def _require_released_units(bundle: VerifiedBundle, plan: Plan, what: str) -> None:
+def _require_released_units(
+    bundle: VerifiedBundle, location: NDArray[np.int64], plan: Plan, what: str
+) -> None:
     """Refuses an expert whose sums were divided by another number than the release makes it.
 
     The true number of units is private, and a manifest that states it would give it away.
@@ -261,8 +274,7 @@ def _require_released_units(bundle: VerifiedBundle, plan: Plan, what: str) -> No
     sgd = bundle.submission.privacy.sgd
     if sgd is None:
         return
-    released = read_weights(bundle, ROUTER_FILE)[LOCATION].numpy()
-    count = decode_location(plan, released, bundle.noise_multipliers[LOCATION]).count
+    count = decode_location(plan, location, bundle.noise_multipliers[LOCATION]).count
     rate = trained_event(bundle.submission).sampling_rate
     expected = expected_units(count, float(rate))
     # two machines may round the last digit differently

@@ -9,7 +9,10 @@ The log is public. The leaf of a statement is the hash of its payload. Rules, in
 2. The file has that many leaves, and their Merkle root is the signed one.
 3. Every statement is signed by a coordinator key that could sign at its place, says its place
    itself, and is of this federation.
-4. The sequence numbers of a site rise.
+4. The sequence numbers of a site rise, among those of its receipts that count.
+
+A receipt counts unless the rosters say by now that nobody could sign for its site at its place: the
+key that could was a thief's. It stays in the log, which forgets nothing, but decides nothing.
 
 Whoever saw an earlier head checks that the log continues it: a log that does not is a fork, and the
 two signed heads prove it.
@@ -92,6 +95,8 @@ class Log:
     origin: str
     entries: tuple[LogEntry, ...]
     checkpoint: bytes
+    void: frozenset[int] = frozenset()
+    """Places of the receipts that do not count."""
 
     @cached_property
     def leaves(self) -> tuple[bytes, ...]:
@@ -122,6 +127,16 @@ class Log:
             if entry.receipt is not None and site in (None, entry.receipt.site):
                 yield entry
 
+    def counted(self, site: str) -> Iterator[tuple[LogEntry, Receipt]]:
+        """Yields the receipts of `site` that count, oldest first, each with its entry."""
+        for entry in self.receipts(site=site):
+            if entry.receipt is not None and entry.index not in self.void:
+                yield entry, entry.receipt
+
+    def last_sequence(self, site: str) -> int:
+        """Returns the highest number of `site` that counts, 0 if there is none."""
+        return max((receipt.sequence for _, receipt in self.counted(site)), default=0)
+
     def newest(self, site: str, *, size: int | None = None) -> LogEntry | None:
         """Returns the newest receipt of `site`, among the first `size` leaves if given."""
         return max(self.receipts(site=site, size=size), key=lambda e: e.index, default=None)
@@ -133,10 +148,17 @@ class Log:
             None,
         )
 
-    def current(self, plan_sha256: str) -> dict[str, LogEntry]:
-        """Returns the newest receipt under this plan of every site that was not removed since."""
+    def current(self, plan_sha256: str, *, with_void: bool = False) -> dict[str, LogEntry]:
+        """Returns the newest receipt under this plan of every site that was not removed since.
+
+        Args:
+            plan_sha256: The plan.
+            with_void: Also look at receipts that do not count.
+        """
         found: dict[str, LogEntry] = {}
         for entry in self.entries:
+            if entry.index in self.void and not with_void:
+                continue
             if entry.receipt is not None and entry.receipt.plan_sha256 == plan_sha256:
                 found[entry.receipt.site] = entry
             elif entry.removal is not None:
@@ -213,7 +235,27 @@ def read_log(folder: Path, chain: RosterChain) -> Log:
     )
     lines = list(_lines(folder / LEAVES_FILE, head.size))
     _require_head(lines, head)
-    return Log(chain.log_origin, tuple(read_entries(lines, chain)), note)
+    return log_of(lines, chain, note)
+
+
+def log_of(lines: Iterable[bytes], chain: RosterChain, checkpoint: bytes) -> Log:
+    """Returns the log of the leaves `lines`, verified by rules 3 and 4.
+
+    Raises:
+        RefusedError: an entry does not hold.
+    """
+    entries = tuple(read_entries(lines, chain))
+    void = frozenset(entry.index for entry in entries if is_void(entry, chain))
+    return Log(chain.log_origin, entries, checkpoint, void)
+
+
+def is_void(entry: LogEntry, chain: RosterChain) -> bool:
+    """Returns whether `entry` is a receipt for what nobody could sign at its place."""
+    site = chain.current.site(entry.receipt.site) if entry.receipt is not None else None
+    if site is None:
+        return False
+    able = {key.role for key in site.keys if key.may_sign_at(entry.index)}
+    return not able.issuperset(site.require_at(entry.index))
 
 
 def read_entries(lines: Iterable[bytes], chain: RosterChain) -> Iterator[LogEntry]:
@@ -225,7 +267,7 @@ def read_entries(lines: Iterable[bytes], chain: RosterChain) -> Iterator[LogEntr
     last: dict[str, int] = {}
     for index, line in enumerate(lines):
         entry = read_entry(line, index, chain, chain.log_keys(index))
-        if entry.receipt is not None:
+        if entry.receipt is not None and not is_void(entry, chain):
             site, sequence = entry.receipt.site, entry.receipt.sequence
             if sequence <= last.get(site, 0):
                 raise LogError(

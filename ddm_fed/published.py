@@ -9,7 +9,7 @@ Sites train under it, keep a copy of what they saw, and every ensemble carries o
 
 from pathlib import Path
 
-from ddm_fed.errors import RollbackError, RosterError, StateError
+from ddm_fed.errors import PlanMismatchError, RollbackError, RosterError, StateError
 from ddm_fed.files import copy_bounded, read_bounded
 from ddm_fed.limits import MAX_LOG_BYTES, MAX_ROSTERS_BYTES
 from ddm_fed.log import LEAVES_FILE, LOG_FILES, Log, read_log, require_continues
@@ -130,6 +130,28 @@ def read_seen(folder: Path, root: str) -> tuple[RosterChain, Log]:
     """
     chain = read_chain(folder, root)
     return chain, read_log(folder, chain)
+
+
+def require_newer_plan(new: Trust, seen: Trust, *, what: str) -> None:
+    """Refuses a plan that comes before the one seen, or stands in its place.
+
+    Raises:
+        RollbackError: it is older.
+        PlanMismatchError: the coordinator signed two plans with one number.
+    """
+    found, known = new.plan.version, seen.plan.version
+    if found < known:
+        raise RollbackError(
+            f"{what}: its plan has the number {found}, {known} was seen before",
+            hint="fetch the newest published folder; a plan that was replaced is no longer in "
+            "force, whoever signed it",
+        )
+    if found == known > 0 and new.plan_sha256 != seen.plan_sha256:
+        raise PlanMismatchError(
+            f"{what}: there are two plans {found}, {new.plan_sha256} and {seen.plan_sha256}, both "
+            "signed by the coordinator",
+            hint="keep both folders: together they prove it; ask the coordinator's people",
+        )
 
 
 def require_newer(

@@ -21,6 +21,10 @@ from ddm_fed.records import (
 )
 from ddm_fed.signing import RosterChain, SignedPayload, VerifyKey, open_envelope, peek_payload
 
+# A site's numbers follow the log, with room for bundles it signed and never sent. Without a bound,
+# one submission of a thief could use up all numbers there are, and end the name for ever.
+MOST_UNSENT = 1000
+
 
 def read_submission(
     envelope: bytes,

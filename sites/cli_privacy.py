@@ -179,21 +179,65 @@ def _show_budget(
 def ledger(
     site: SiteOption = Path(),
     delta: Annotated[float, typer.Option(help="Delta at which epsilon is stated.")] = 1e-5,
+    recover: Annotated[
+        bool,
+        typer.Option(
+            "--recover",
+            help="After a cut or a restored backup: bring back all that the copy in keys/, the "
+            "outbox and --from remember. Nothing spent is forgotten.",
+        ),
+    ] = False,
+    manifests: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--from",
+            help="A manifest or bundle that this site signed, from elsewhere; with --recover.",
+            exists=True,
+        ),
+    ] = None,
+    lost: Annotated[
+        bool,
+        typer.Option(
+            "--lost",
+            help="Count one whole run under --plan as spent, of which nothing is left.",
+        ),
+    ] = False,
+    plan: Annotated[
+        Path | None, typer.Option(help="The published folder; with --lost.", exists=True)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show everything this site ever released, and what it adds up to.
 
-    Example: ddm-site ledger --site hospital-a
+    It says if entries are missing that this site signed or the coordinator admitted, and ends
+    with 1 then.
+
+    Examples: ddm-site ledger --site hospital-a · ddm-site ledger --site hospital-a --recover
     """
+    from ddm_fed.errors import PolicyError
     from ddm_fed.privacy import epsilon_text, private_events
     from sites.folder import SiteFolder
     from sites.ledger import open_ledger
+    from sites.seen import known_log
     from sites.spending import abandoned, entries_that_left
 
     if not 0 < delta < 1:
         raise typer.BadParameter("--delta lies between 0 and 1")
+    if lost != (plan is not None):
+        raise typer.BadParameter("--lost counts a run under --plan: give both")
+    if manifests and not recover:
+        raise typer.BadParameter("--from belongs to --recover")
     home = SiteFolder.open(site)
-    entries = open_ledger(home).entries()
+    if recover:
+        _recover_ledger(home, manifests or [])
+    if plan is not None:
+        _record_lost_run(site, plan)
+    book = open_ledger(home, known_log(home))
+    entries, cut = book.present(), None
+    try:
+        book.entries()
+    except PolicyError as error:
+        cut = error
     total = epsilon_text(private_events(entries), delta)
     left = entries_that_left(home)
     if as_json:
@@ -201,14 +245,34 @@ def ledger(
             {
                 "delta": delta,
                 "releases_epsilon": total,
+                "cut": None if cut is None else cut.message,
                 "not_left": [entry.index for entry in entries if entry.index not in left],
                 "entries": [entry.model_dump(mode="json") for entry in entries],
             }
         )
-        return
-    _ledger_table(home.settings.name, entries, total, delta, left)
-    for line in abandoned(home, entries, None, delta):
-        console.say(line)
+    else:
+        _ledger_table(home.settings.name, entries, total, delta, left)
+        for line in abandoned(home, entries, None, delta):
+            console.say(line)
+    if cut is not None:
+        raise cut
+
+
+def _recover_ledger(home: "SiteFolder", manifests: list[Path]) -> None:
+    from sites.recovery import describe, recover
+    from sites.seen import known_log
+
+    with home.changing():
+        console.say(describe(recover(home, known_log(home), manifests)))
+
+
+def _record_lost_run(site: Path, plan: Path) -> None:
+    from sites.recovery import record_lost_run
+
+    home, published = open_published(site, plan)
+    with home.changing():
+        entries = record_lost_run(home, published.trust, published.log)
+    console.say(f"{len(entries)} entries say now that a run under this plan was spent and lost")
 
 
 def _ledger_table(

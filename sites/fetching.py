@@ -21,6 +21,7 @@ from ddm_fed.limits import (
 )
 from ddm_fed.log import CHECKPOINT_FILE, LEAVES_FILE
 from ddm_fed.published import PLAN_FILE, roster_file
+from ddm_fed.records import is_file_name, is_sha256
 from ddm_fed.reference import REFERENCE_FILE, VECTORS_FILE
 from ddm_fed.signing import Trust
 from sites.address import Address
@@ -160,6 +161,8 @@ def fetch_ensemble(
             address,
             patience_s=patience_s,
         )
+        if not is_sha256(listed.ensemble_sha256):
+            raise _strange("an ensemble whose digest is none")
         _require_believable(listed, trust, target.parent)
         part = target.with_name(f".{target.name}-{listed.ensemble_sha256[:16]}")
         part.mkdir(parents=True, exist_ok=True)
@@ -229,10 +232,9 @@ def _fetch_file(
 
 def _path_in(folder: Path, name: str) -> Path:
     """Returns where the file `name` goes, never outside `folder`."""
-    parts = name.split("/")
-    if any(part in ("", ".", "..") or part.startswith(".") or "\\" in part for part in parts):
-        raise _strange(f"a file called `{name}`")
-    path = folder.joinpath(*parts)
+    if not is_file_name(name):
+        raise _strange(f"a file called `{name[:100]}`")
+    path = folder.joinpath(*name.split("/"))
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 

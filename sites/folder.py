@@ -4,7 +4,7 @@ site.toml                 who we are, whom we trust, what we spend, who has to a
 keys/                     site.pem signs, tls.pem connects; site.pub, tls.crt and perhaps dpo.pub
                           are public
 enrolment.dsse.json       what the coordinator needs to enrol us
-ledger.jsonl              everything ever released, append-only
+ledger.jsonl              everything ever released, append-only; a copy of it lies in keys/
 private/PLAN/             checkpoint, expert, release in the making; never leaves
 seen/                     the newest rosters and log this site was shown, to notice a second history
 outbox/draft/DIGEST/      a signed bundle nobody has reviewed

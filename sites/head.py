@@ -37,6 +37,7 @@ from sites.floors import require_floors
 from sites.folder import SiteFolder
 from sites.jobs import record_head, recorded_head, require_member, require_trained_on, write_draft
 from sites.ledger import SiteLedger, open_ledger
+from sites.outbox import require_number_left
 from sites.training import paid_event, released_location
 
 RUN_FILE = "head-run.json"  # the secret of a head in the making
@@ -81,6 +82,7 @@ def run_head(
         CheckpointError: these are other images than the expert's.
     """
     require_member(site, trust)
+    require_number_left(site, log)
     require_floors(site.settings, trust.plan)
     screen = screen or HeadScreen()
     plan, work = trust.plan, site.work(trust.plan_sha256)
@@ -91,7 +93,7 @@ def run_head(
     if made is not None and made[0] == facts:
         screen.say("the head is trained already")
         return write_draft(site, trust, log)
-    pool, ledger = pooled_reference(plan, reference.releases), open_ledger(site)
+    pool, ledger = pooled_reference(plan, reference.releases), open_ledger(site, log)
     if plan.privacy.sgd is None:
         generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
         weights = fit_head(data, plan, pool, generator, screen.on_step)

@@ -56,7 +56,7 @@ from sites.audit import shared_audit
 from sites.floors import require_floors
 from sites.folder import SiteFolder
 from sites.ledger import SiteLedger, open_ledger
-from sites.outbox import find_bundles, member_of, sequence_for_next
+from sites.outbox import find_bundles, member_of, require_number_left, sequence_for_next
 from sites.spending import before_spending
 from sites.training import (
     CHECKPOINT_FILE,
@@ -102,10 +102,11 @@ def run_plan(
         CheckpointError: an earlier run does not fit this one.
     """
     require_member(site, trust)
+    require_number_left(site, log)
     plan = trust.plan
     require_floors(site.settings, plan)
     screen = screen or Screen()
-    work, ledger = site.work(trust.plan_sha256), open_ledger(site)
+    work, ledger = site.work(trust.plan_sha256), open_ledger(site, log)
     data_sha256 = data.reveal().digest()
     design = options.design or plan.expert.default
     if options.restart or not (work / TRAINED_FILE).exists():
@@ -239,7 +240,7 @@ def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
             return bundle
     plan, issued_at = trust.plan, today()
     superseded = log.newest(site.settings.name)
-    entries = open_ledger(site).entries()
+    entries = open_ledger(site, log).entries()  # it goes on from what was signed before
     submission = Submission(
         federation=plan.federation,
         plan_sha256=trust.plan_sha256,

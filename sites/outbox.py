@@ -15,6 +15,7 @@ from ddm_fed.litter import is_litter
 from ddm_fed.log import Log
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
+    MAX_COUNT,
     MAX_DOCUMENT_BYTES,
     EgressRecord,
     Require,
@@ -25,7 +26,7 @@ from ddm_fed.records import (
     now,
 )
 from ddm_fed.signing import Trust, VerifyKey, merge_signatures, open_envelope, peek_payload
-from ddm_fed.submission import read_submission
+from ddm_fed.submission import MOST_UNSENT, read_submission
 from sites.folder import SiteFolder
 from sites.review import ReviewFolder, describe, open_review, read_review, write_review
 
@@ -211,13 +212,37 @@ _APPROVE_HINT = "the officer runs `ddm-site approve {}/DIGEST --key KEY.pem`, he
 
 
 def sequence_for_next(site: SiteFolder, log: Log) -> int:
-    """Returns one more than the highest sequence number this site ever signed.
+    """Returns the number of the next submission: it follows the log, and what was signed since.
 
-    The log knows it too, should this folder have been restored from a backup.
+    The log decides: a counter that is behind it (a restored backup), or further ahead than a
+    coordinator would take, is not believed.
+
+    Raises:
+        StateError: the log has the last number there is in this site's name.
     """
     counter = site.path / "private" / "sequence"
-    newest = log.newest(site.settings.name)
-    admitted = newest.receipt.sequence if newest is not None and newest.receipt is not None else 0
-    last = max(admitted, int(counter.read_text()) if counter.exists() else 0)
-    write_atomically(counter, str(last + 1).encode())
-    return last + 1
+    last = require_number_left(site, log)
+    signed = int(counter.read_text()) if counter.exists() else 0
+    number = max(last, signed) + 1
+    if number > min(last + MOST_UNSENT, MAX_COUNT):
+        number = last + 1
+    write_atomically(counter, str(number).encode())
+    return number
+
+
+def require_number_left(site: SiteFolder, log: Log) -> int:
+    """Returns the last number of this site that counts; before anything is spent in vain.
+
+    Raises:
+        StateError: it is the last number there is.
+    """
+    last = log.last_sequence(site.settings.name)
+    if last >= MAX_COUNT:
+        raise StateError(
+            f"the log has the number {last} in the name of `{site.settings.name}`, after which "
+            "there is none",
+            hint="nobody here signed it: the site's key is used elsewhere. Make a new one with "
+            "`ddm-site rotate`; the coordinator runs `ddm-coord roster rotate REQUEST "
+            "--compromised-since LOG_SIZE`, and what the thief signed does not count any more",
+        )
+    return last

@@ -1,8 +1,8 @@
 """What the coordinator showed this site before, so that it cannot show another history later.
 
 The site keeps its own copy of the newest published folder. A newer one must continue it: an older
-roster or a shorter log is a rollback, another log is a fork, and the signed heads prove it. The
-head it saw goes into the site's next signed submission.
+roster or plan, or a shorter log, is a rollback, another log is a fork, and the signed heads prove
+it. The head it saw goes into the site's next signed submission.
 """
 
 import shutil
@@ -17,6 +17,7 @@ from ddm_fed.published import (
     read_published,
     read_seen,
     require_newer,
+    require_newer_plan,
     require_plan,
 )
 from ddm_fed.signing import Trust
@@ -52,8 +53,9 @@ def look(site: SiteFolder, folder: Path) -> Published:
     trust = read_published(offered, site.settings.root)
     log = read_log(offered, trust.chain)
     if (site.seen / CHECKPOINT_FILE).exists():
-        seen = read_seen(site.seen, site.settings.root)
-        require_newer((trust.chain, log), seen, what=f"the published folder {folder}")
+        seen, what = read_seen(site.seen, site.settings.root), f"the published folder {folder}"
+        require_newer((trust.chain, log), seen, what=what)
+        require_newer_plan(trust, read_published(site.seen, site.settings.root), what=what)
     if site.seen.exists():
         site.seen.rename(old)
     offered.rename(site.seen)
@@ -70,6 +72,17 @@ def known_trust(site: SiteFolder) -> Trust | None:
     if not (site.seen / PLAN_FILE).exists():
         return None
     return read_published(site.seen, site.settings.root)
+
+
+def known_log(site: SiteFolder) -> Log | None:
+    """Returns the log as the site saw it last; None before the first time.
+
+    Raises:
+        RefusedError: what it remembers no longer holds.
+    """
+    if not (site.seen / CHECKPOINT_FILE).exists():
+        return None
+    return read_seen(site.seen, site.settings.root)[1]
 
 
 def entries_not_ours(site: SiteFolder, log: Log) -> list[str]:

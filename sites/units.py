@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddm_fed.arrays import require_honest_archive, require_honest_array
 from ddm_fed.errors import DataError
 from ddm_fed.files import UNREADABLE_ARCHIVE
 from ddm_fed.records import PrivacyUnit
@@ -105,6 +106,7 @@ def _read(place: Path, name: str, files: Mapping[str, bool]) -> Ids:
             return ids
     beside = place.with_name(name)
     try:
+        require_honest_array(beside)
         return np.asarray(np.load(beside, allow_pickle=False))
     except UNREADABLE_ARCHIVE as error:
         raise DataError(
@@ -115,6 +117,7 @@ def _read(place: Path, name: str, files: Mapping[str, bool]) -> Ids:
 @contextmanager
 def _archive(path: Path) -> Iterator[Mapping[str, Ids]]:
     try:
+        require_honest_archive(path)
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             yield archive
     except UNREADABLE_ARCHIVE as error:

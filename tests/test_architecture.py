@@ -20,6 +20,7 @@ LAYERS = {
     "litter": set(),
     "files": {"errors", "limits", "litter"},
     "targets": {"errors", "litter"},
+    "arrays": set(),
     "records": {"errors", "limits"},
     "evaluation": {"errors"},
     "pictures": set(),

@@ -16,6 +16,7 @@ from ddm_fed.records.audit import CanaryType as CanaryType
 from ddm_fed.records.audit import Method as Method
 from ddm_fed.records.audit import Verdict as Verdict
 from ddm_fed.records.audit import verdict as verdict
+from ddm_fed.records.base import MAX_COUNT as MAX_COUNT
 from ddm_fed.records.base import KeyId as KeyId
 from ddm_fed.records.base import LogSize as LogSize
 from ddm_fed.records.base import Name as Name
@@ -26,6 +27,8 @@ from ddm_fed.records.base import Record as Record
 from ddm_fed.records.base import RootPin as RootPin
 from ddm_fed.records.base import Sha256 as Sha256
 from ddm_fed.records.base import explain as explain
+from ddm_fed.records.base import is_plain as is_plain
+from ddm_fed.records.base import is_sha256 as is_sha256
 from ddm_fed.records.base import now as now
 from ddm_fed.records.base import today as today
 from ddm_fed.records.built_router import LEARNED_ROUTERS as LEARNED_ROUTERS
@@ -40,12 +43,16 @@ from ddm_fed.records.ledger import CentralFacts as CentralFacts
 from ddm_fed.records.ledger import Event as Event
 from ddm_fed.records.ledger import GaussianEvent as GaussianEvent
 from ddm_fed.records.ledger import LedgerEntry as LedgerEntry
+from ddm_fed.records.ledger import LedgerHead as LedgerHead
 from ddm_fed.records.ledger import Mechanism as Mechanism
 from ddm_fed.records.ledger import NonPrivateEvent as NonPrivateEvent
 from ddm_fed.records.ledger import PrivacyStatement as PrivacyStatement
 from ddm_fed.records.ledger import SampledGaussianEvent as SampledGaussianEvent
 from ddm_fed.records.ledger import SgdFacts as SgdFacts
+from ddm_fed.records.ledger import extends as extends
+from ddm_fed.records.ledger import ledger_head as ledger_head
 from ddm_fed.records.manifest import ENSEMBLE_PREDICATE as ENSEMBLE_PREDICATE
+from ddm_fed.records.manifest import MAX_REASON as MAX_REASON
 from ddm_fed.records.manifest import RECEIPT_PREDICATE as RECEIPT_PREDICATE
 from ddm_fed.records.manifest import REFERENCE_PREDICATE as REFERENCE_PREDICATE
 from ddm_fed.records.manifest import REMOVAL_PREDICATE as REMOVAL_PREDICATE
@@ -100,4 +107,5 @@ from ddm_fed.records.sgd import CentralSpec as CentralSpec
 from ddm_fed.records.sgd import SgdSpec as SgdSpec
 from ddm_fed.records.statement import IN_TOTO_PAYLOAD as IN_TOTO_PAYLOAD
 from ddm_fed.records.statement import Statement as Statement
+from ddm_fed.records.statement import is_file_name as is_file_name
 from ddm_fed.records.statement import subjects as subjects

@@ -1,6 +1,8 @@
 """What every record is: frozen, strict about types, and closed to fields it does not know."""
 
 import difflib
+import re
+import unicodedata
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Self, get_args
@@ -8,15 +10,60 @@ from typing import Annotated, Any, Self, get_args
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PlainSerializer,
     StringConstraints,
     ValidationError,
+    ValidationInfo,
 )
 
 from ddm_fed.errors import MalformedError
 from ddm_fed.records.canonical import canonical_json, parse_json
+
+MAX_DECIMAL = 64  # characters
+UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # categories of Unicode
+
+
+_SHOWN_DECIMAL = re.compile(r"Decimal\('([^']*)'\)")  # a number, as people write it
+_DECIMAL = re.compile(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
+
+
+def _ascii_decimal(value: Any, info: ValidationInfo) -> Any:
+    """Returns the decimal in a string of JSON, which is written with the digits 0 to 9.
+
+    `Decimal` reads the digits of every script, and underscores: a person and a program could read
+    two numbers in one text.
+    """
+    if info.mode != "json" or not isinstance(value, str):
+        return Decimal(value) if info.mode == "json" and type(value) is int else value
+    if len(value) > MAX_DECIMAL or _DECIMAL.fullmatch(value) is None:
+        raise ValueError("a finite number is written with the digits 0 to 9, such as 0.25")
+    return Decimal(value)
+
+
+def _plain_text(text: str) -> str:
+    """Returns `text` if all of it can be seen: signed words must not steer a screen."""
+    for character in text:
+        if unicodedata.category(character) in UNSEEN:
+            raise ValueError(f"it holds the invisible character U+{ord(character):04X}")
+    return text
+
+
+def is_plain(text: str) -> bool:
+    """Returns whether `text` holds no control, direction or other unseen character."""
+    return all(unicodedata.category(character) not in UNSEEN for character in text)
+
+
+def _plain_lines(text: str) -> str:
+    _plain_text(text.replace("\n", " ").replace("\t", " "))
+    return text
+
+
+def is_sha256(text: str) -> bool:
+    """Returns whether `text`, which a peer sent, is a digest: then it may be part of a path."""
+    return re.fullmatch(r"[0-9a-f]{64}", text) is not None
 
 
 def _utc_second(moment: datetime) -> datetime:
@@ -39,6 +86,11 @@ PublicKeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 KeyId = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
 # The digest of the first roster: the one thing a verifier learns from a person.
 RootPin = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+# Text for people that is signed: without control, direction or other unseen characters.
+PlainText = Annotated[str, AfterValidator(_plain_text)]
+PlainLines = Annotated[str, AfterValidator(_plain_lines)]
+# A decimal that was rounded for people, as it stands in signed documents.
+Figure = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]*)(\.[0-9]+)?$", max_length=40)]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
 Moment = Annotated[
     datetime,
@@ -51,15 +103,17 @@ Day = Annotated[Moment, AfterValidator(_whole_day)]
 # A decimal is a string on the wire, so that no float round trip can change a signed number.
 Number = Annotated[
     Decimal,
+    BeforeValidator(_ascii_decimal),
     Field(allow_inf_nan=False, max_digits=20),
     PlainSerializer(lambda number: format(number.normalize(), "f"), return_type=str),
 ]
 NonNegative = Annotated[Number, Field(ge=0)]
 Positive = Annotated[Number, Field(gt=0)]
 Probability = Annotated[Number, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1, le=2**53 - 1)]
+MAX_COUNT = 2**53 - 1
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 Epsilon = Annotated[Number, Field(ge=Decimal("0.001"), le=1000)]
-LogSize = Annotated[int, Field(ge=0, le=2**53 - 1)]
+LogSize = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 class Record(BaseModel):
@@ -100,7 +154,7 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
     problems = []
     for item in error.errors(include_url=False):
         path, siblings = locate(item["loc"], model)
-        problem = item["msg"].removeprefix("Value error, ")
+        problem = _SHOWN_DECIMAL.sub(r"\1", item["msg"].removeprefix("Value error, "))
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], siblings, n=1)
             known = f"known are {', '.join(siblings)}" if siblings else "none is known here"

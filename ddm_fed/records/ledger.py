@@ -4,15 +4,25 @@ An entry describes a mechanism; `privacy.accountant` prices it. The meaning of a
 changes. Entries are chained by digest, so that a site cannot forget one without it showing.
 """
 
+from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
 from ddm_fed.records.audit import AuditFacts
-from ddm_fed.records.base import Day, Number, Positive, Record, Sha256
+from ddm_fed.records.base import (
+    Count,
+    Day,
+    Figure,
+    Number,
+    Positive,
+    Record,
+    Sha256,
+)
+from ddm_fed.records.canonical import sha256_hex
 from ddm_fed.records.plan import PrivacyUnit
-from ddm_fed.records.sgd import TRAINABLE
+from ddm_fed.records.sgd import Trainable
 
 # The only words of an entry, so that no number of the data can be among them.
 Mechanism = Literal["discrete-gaussian", "dp-sgd", "mean-images", "no-noise"]
@@ -22,6 +32,7 @@ EVENT_OF = {
     "mean-images": "poisson_gaussian",
     "no-noise": "non_private",
 }
+Nonce = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
 Purpose = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9-]{0,62}$")]
 
 
@@ -63,7 +74,12 @@ Event = Annotated[
 
 
 class LedgerEntry(Record):
-    """One release, written down before its noise is drawn; `unit` is what its event speaks of."""
+    """One release, written down before its noise is drawn; `unit` is what its event speaks of.
+
+    `nonce` is drawn for every entry: without it, a second run of the same plan on the same day
+    could write the very bytes of the first, and a ledger that was cut in between would not show it.
+    Entries of earlier versions have none.
+    """
 
     index: Annotated[int, Field(ge=0)]
     previous_sha256: Sha256 | None
@@ -73,12 +89,38 @@ class LedgerEntry(Record):
     mechanism: Mechanism
     event: Event
     unit: PrivacyUnit = "image"
+    nonce: Annotated[
+        Nonce | None, Field(exclude_if=lambda nonce: nonce is None)  # keeps the digests of old ones
+    ] = None
 
     @model_validator(mode="after")
     def _event_is_of_the_mechanism(self) -> Self:
         if self.event.kind != EVENT_OF[self.mechanism]:
             raise ValueError(f"`mechanism` {self.mechanism} has no `{self.event.kind}` event")
         return self
+
+    @property
+    def identity(self) -> bytes:
+        """What stays the same when the entry is carried to another place of the chain."""
+        return self.model_copy(update={"index": 0, "previous_sha256": None}).to_json()
+
+
+class LedgerHead(Record):
+    """A ledger by its number of entries and the digest of the last, which covers all of them."""
+
+    entries: Count
+    sha256: Sha256
+
+
+def ledger_head(entries: Sequence[LedgerEntry]) -> LedgerHead:
+    """Returns the head of a chained ledger of at least one entry."""
+    return LedgerHead(entries=len(entries), sha256=sha256_hex(entries[-1].to_json()))
+
+
+def extends(entries: Sequence[LedgerEntry], head: LedgerHead) -> bool:
+    """Returns whether the chained ledger `entries` begins with the one that had `head`."""
+    known = entries[: head.entries]
+    return len(known) == head.entries and ledger_head(known) == head
 
 
 class CentralFacts(Record):
@@ -101,7 +143,7 @@ class SgdFacts(Record):
     clip_norm: Positive
     clip_norm_end: Positive
     draws: Annotated[int, Field(ge=1, le=256)]
-    trainable: Annotated[str, StringConstraints(pattern=TRAINABLE)]
+    trainable: Trainable
     expected_units: Positive
     central: CentralFacts | None = None
     gradients: Literal["functional", "opacus"]
@@ -125,7 +167,7 @@ class PrivacyStatement(Record):
     trust_model: Literal["central-at-site"] = "central-at-site"
     statistics: Literal["exact discrete Gaussian"] = "exact discrete Gaussian"
     delta: Positive
-    releases_epsilon: Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?$")]
+    releases_epsilon: Figure
     expert_is_private: bool
     head_is_private: bool | None = None  # None: there is no head
     sgd: SgdFacts | None = None

@@ -7,9 +7,11 @@ from pydantic import Field, StringConstraints, model_validator
 from ddm_fed.records.base import (
     Count,
     Day,
+    Figure,
     LogSize,
     Moment,
     Name,
+    PlainText,
     Positive,
     PublicKeyHex,
     Record,
@@ -17,7 +19,7 @@ from ddm_fed.records.base import (
     Sha256,
 )
 from ddm_fed.records.built_router import LEARNED_ROUTERS, BuiltRouter, RouterName
-from ddm_fed.records.ledger import PrivacyStatement
+from ddm_fed.records.ledger import LedgerHead, PrivacyStatement
 from ddm_fed.records.plan import ExpertDesign
 from ddm_fed.records.roster import Require
 from ddm_fed.records.statement import FileName
@@ -33,7 +35,7 @@ ENSEMBLE_PREDICATE = "urn:ddm-fed:ensemble:v1"
 VERSION = r"[0-9]{1,4}(\.[0-9]{1,4}){1,2}[a-z0-9.+-]{0,30}$"
 Program = Annotated[str, StringConstraints(pattern="^ddm-fed " + VERSION)]
 TorchVersion = Annotated[str, StringConstraints(pattern="^" + VERSION)]
-Decimals = Annotated[str, StringConstraints(pattern=r"^[0-9]{1,20}(\.[0-9]{1,20})?$")]
+MAX_REASON = 1000
 
 
 class RosterReference(Record):
@@ -131,8 +133,8 @@ class EgressRecord(Record):
     expert: ExpertDesign
     expert_is_private: bool
     head_is_private: bool | None = None  # None: there is no head
-    releases_epsilon: Decimals
-    delta: Decimals
+    releases_epsilon: Figure
+    delta: Figure
     ledger_entries: Count
     require: Require
     officers: Annotated[tuple[PublicKeyHex, ...], Field(max_length=64)] = ()
@@ -180,7 +182,9 @@ class Reference(Record):
 class Receipt(Record):
     """The coordinator's answer to a submission, which the statement names by its payload digest.
 
-    Its payload is the leaf `log_index` of the transparency log.
+    Its payload is the leaf `log_index` of the transparency log. `ledger` is the head of the ledger
+    in the submission: what the site sends next must extend it. Receipts of earlier versions have
+    none.
     """
 
     federation: Name
@@ -190,6 +194,7 @@ class Receipt(Record):
     log_index: LogSize
     plan_sha256: Sha256
     roster: RosterReference
+    ledger: Annotated[LedgerHead | None, Field(exclude_if=lambda head: head is None)] = None
     admitted_at: Moment
 
 
@@ -204,7 +209,7 @@ class Removal(Record):
     site: Name
     through_sequence: Count
     log_index: LogSize
-    reason: Annotated[str, StringConstraints(max_length=1000)]
+    reason: Annotated[PlainText, StringConstraints(max_length=MAX_REASON)]
     stale_ensembles: Annotated[tuple[Sha256, ...], Field(max_length=1000)]
     removed_at: Moment
 

@@ -23,10 +23,13 @@ from ddm_fed.records.architecture import parse_architecture, require_fit
 from ddm_fed.records.base import (
     Count,
     Epsilon,
+    LogSize,
     Moment,
     Name,
     NonNegative,
     Number,
+    PlainLines,
+    PlainText,
     Positive,
     Probability,
     Record,
@@ -36,13 +39,15 @@ from ddm_fed.records.canonical import canonical_json
 from ddm_fed.records.problems import all_problems
 from ddm_fed.records.sgd import CentralSpec, SgdSpec
 
-ClassName = Annotated[str, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
+ClassName = Annotated[PlainText, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
 Dimension = Annotated[int, Field(ge=4, le=1024)]
 PathName = Literal["linear", "cosine", "vp"]
 Prediction = Literal["velocity", "noise", "image"]
 LossWeighting = Literal["none", "min-snr"]
 Covariance = Literal["full", "diagonal", "low-rank"]
 AnchorRow = Annotated[tuple[Number, ...], Field(min_length=1, max_length=768)]
+# exclude_if: plans of earlier versions keep their digests
+MaxShare = Annotated[Number, Field(gt=0, le=1, exclude_if=lambda share: share == 1)]
 Augmentation = Literal["horizontal-flip", "translate"]
 PrivatePart = Literal["router", "expert", "head"]
 PrivacyUnit = Literal["image", "patient"]
@@ -188,6 +193,7 @@ class PriorRouterSpec(Record):
 
     kind: Literal["prior"]
     epsilon: Epsilon
+    max_share: MaxShare = Decimal(1)
 
 
 class StatisticsSpec(Record):
@@ -198,10 +204,11 @@ class StatisticsSpec(Record):
     `radius` (a norm of coefficients about it) bound what one image contributes. An image belongs to
     the row of `anchors` that is nearest to its coefficients: those about the centre, channel after
     channel, of each channel the lowest that a row has numbers for. All are public choices: none may
-    be fitted to private images.
+    be fitted to private images. `max_share` is the most one site may weigh, whatever it released.
     """
 
     epsilon: Epsilon
+    max_share: MaxShare = Decimal(1)
     frequencies: Annotated[int, Field(ge=1, le=256)]
     centre: Annotated[Number, Field(ge=-1, le=1)] = Decimal(0)
     radius: Positive
@@ -318,11 +325,16 @@ class SubmissionSpec(Record):
 
 
 class Plan(Record):
-    """The signed agreement of a federation."""
+    """The signed agreement of a federation.
+
+    `version` is given by whoever publishes it, one higher for every change: who saw a plan takes no
+    earlier one. Plans of earlier versions of this program have none, and come before all others.
+    """
 
     format: Literal[1] = 1
     federation: Name
-    description: Annotated[str, StringConstraints(max_length=2000)] = ""
+    version: Annotated[LogSize, Field(exclude_if=lambda version: version == 0)] = 0
+    description: Annotated[PlainLines, StringConstraints(max_length=2000)] = ""
     expires_at: Moment
     data: DataSpec
     expert: ExpertSpec
@@ -415,6 +427,11 @@ def read_plan_toml(text: str, *, name: str = "plan.toml") -> Plan:
         raise PlanError(
             f"{name} is not TOML: {error}", hint="see examples/digits/plan.toml"
         ) from None
+    if "version" in values:
+        raise PlanError(
+            f"{name} is not a valid plan: `version`: it is given by `ddm-coord publish`",
+            hint="leave it out: every change of a published plan counts one higher by itself",
+        )
     try:
         return Plan.model_validate_json(canonical_json(_jsonable(values)))
     except ValidationError as error:

@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints
 
 from ddm_fed.records.base import Count, Epsilon, Number, Positive, Record
 
-TRAINABLE = r"^(all|last-[1-9][0-9]?|lora-[1-9][0-9]?)$"
+Trainable = Annotated[str, StringConstraints(pattern=r"^(all|last-[1-9][0-9]?|lora-[1-9][0-9]?)$")]
 
 
 class HeadSgdSpec(Record):
@@ -48,7 +48,7 @@ class SgdSpec(Record):
     clip_norm: Positive
     clip_norm_end: Positive | None = None
     draws: Annotated[int, Field(ge=1, le=256)] = 8
-    trainable: Annotated[str, StringConstraints(pattern=TRAINABLE)] = "all"
+    trainable: Trainable = "all"
     head: HeadSgdSpec | None = None
     central: CentralSpec | None = None
 

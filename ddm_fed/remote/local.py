@@ -48,9 +48,10 @@ class LocalFolder(RemoteFolder):
         with _system_errors(self.name):
             try:
                 with self._opened(folder) as descriptor, os.scandir(descriptor) as found:
-                    listed = [_entry_of(item) for item in islice(found, MAX_ENTRIES + 1)]
+                    seen = [_entry_of(item) for item in islice(found, MAX_ENTRIES + 1)]
             except (FileNotFoundError, NotADirectoryError):
                 return []
+        listed = [entry for entry in seen if entry is not None]  # some may have gone meanwhile
         return within_entries(listed, f"{self.name}/{folder}")
 
     def read(self, path: str, limit: int) -> bytes | None:
@@ -169,7 +170,8 @@ def _system_errors(name: str) -> Iterator[None]:
         ) from None
 
 
-def _entry_of(item: "os.DirEntry[str]") -> Entry:
+def _entry_of(item: "os.DirEntry[str]") -> Entry | None:
+    """Returns what `item` is; None if it went while the folder was read."""
     kind: Kind = "other"
     if item.is_symlink():
         kind = "link"
@@ -177,4 +179,6 @@ def _entry_of(item: "os.DirEntry[str]") -> Entry:
         kind = "folder"
     elif item.is_file(follow_symlinks=False):
         kind = "file"
-    return Entry(item.name, kind, item.stat(follow_symlinks=False).st_size)
+    with suppress(FileNotFoundError):
+        return Entry(item.name, kind, item.stat(follow_symlinks=False).st_size)
+    return None

@@ -9,6 +9,7 @@ from ddm_fed.router.base import Router as Router
 from ddm_fed.router.base import log_posterior_of as log_posterior_of
 from ddm_fed.router.base import reads_estimate as reads_estimate
 from ddm_fed.router.base import sees_until as sees_until
+from ddm_fed.router.bounds import require_plausible as require_plausible
 from ddm_fed.router.built import built_tensors as built_tensors
 from ddm_fed.router.built import calibrated_hybrid as calibrated_hybrid
 from ddm_fed.router.built import calibration_tensors as calibration_tensors
@@ -23,6 +24,7 @@ from ddm_fed.router.calibration import TimeQuality as TimeQuality
 from ddm_fed.router.calibration import fit_calibration as fit_calibration
 from ddm_fed.router.calibration import knots_about as knots_about
 from ddm_fed.router.calibration import posterior_quality as posterior_quality
+from ddm_fed.router.caps import capped as capped
 from ddm_fed.router.centroid import CentroidRouter as CentroidRouter
 from ddm_fed.router.centroid import centroid_router as centroid_router
 from ddm_fed.router.centroid_release import CENTROID_PURPOSE as CENTROID_PURPOSE

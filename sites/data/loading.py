@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ddm_fed.arrays import require_honest_archive, require_honest_array
 from ddm_fed.errors import DataError, printable
 from ddm_fed.files import UNREADABLE_ARCHIVE
 from ddm_fed.privacy import ImageSet, Private
@@ -124,6 +125,7 @@ def _digits(source: str) -> tuple[Pixels, Pixels]:
 
 def _npz(path: Path, report: DataReport) -> tuple[Pixels, Pixels | None]:
     try:
+        require_honest_archive(path)
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             for images, labels in NPZ_KEYS:
                 if images in archive:
@@ -145,6 +147,8 @@ def _npy(path: Path) -> tuple[Pixels, Pixels | None]:
     """Returns images, mapped from the file, and labels, read from the file beside it."""
     beside = path.with_suffix(".labels.npy")
     try:
+        for each in (path, *([beside] if beside.is_file() else [])):
+            require_honest_array(each)
         pixels = np.load(path, mmap_mode="r", allow_pickle=False)
         labels = np.load(beside, allow_pickle=False) if beside.is_file() else None
     except UNREADABLE_ARCHIVE as error:
