@@ -167,9 +167,9 @@ def _show_table(title: str, bundles: "list[VerifiedBundle] | tuple[VerifiedBundl
 
 
 def _verify_inbox(coordinator: Path, as_json: bool) -> None:
-    from coordinator.admission import admit_arrivals, price_arrivals
+    from coordinator.admission import admit_arrivals
     from coordinator.folder import CoordinatorFolder
-    from coordinator.pricing import Prices
+    from coordinator.pricing import Prices, price_arrivals
     from coordinator.reference import waits_for_reference
 
     home = CoordinatorFolder.open(coordinator)
