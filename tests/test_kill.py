@@ -170,7 +170,9 @@ def grows_in(part: Path, at_least: int, pattern: str = "*.safetensors") -> Calla
 
     def seen() -> bool:
         try:
-            return sum(path.stat().st_size for path in part.rglob(pattern)) >= at_least
+            found = [path for path in part.parent.glob(f"{part.name}*") if path.is_dir()]
+            files = [path for folder in found for path in folder.rglob(pattern)]
+            return sum(path.stat().st_size for path in files) >= at_least
         except FileNotFoundError:  # it was just renamed or removed
             return False
 

@@ -1,11 +1,14 @@
 """Ledgers that are as dear to price as the limits allow, from a member with a true key."""
 
+import json
+import shutil
+import subprocess
 import time
 from decimal import Decimal
 
 import pytest
 from federation import SITES, Federation
-from member import Member, at_work, bundles_of, honest_wait, hostile_ledger, served
+from member import BIN, Member, at_work, bundles_of, honest_wait, hostile_ledger, served
 
 from coordinator.pricing import Prices
 from ddm_fed.errors import PolicyError, QuotaError
@@ -106,3 +109,19 @@ def test_site_that_used_up_its_allowance_waits_and_others_do_not(fed):
     with pytest.raises(QuotaError, match=f"`{A}`"):
         prices.require(*offered(fed, 72), fed.trust, what="it")
     prices.require(*submission_in(fed, Member(fed, 0, B).original), fed.trust, what="it")
+
+
+def test_hostile_ledgers_in_a_folder_are_refused_by_the_command_and_honest_ones_admitted(
+    fed, scratch
+):
+    attacker = Member(fed, 0, A)
+    hostile = bundles_of(attacker, scratch / "hostile", 2, hostile_ledger)
+    for bundle in (*hostile, read_released(Member(fed, 0, B).original)):
+        shutil.copytree(bundle.folder, fed.home.incoming / bundle.digest)
+    command = [BIN / "ddm-coord", "verify", "--json", "--coordinator", fed.home.path]
+    done = subprocess.run(
+        list(map(str, command)), capture_output=True, text=True, timeout=100, check=False
+    )
+    found = [(item["admitted"], item["code"]) for item in json.loads(done.stdout)]
+    assert sorted(found, key=str) == [(False, "DDM210"), (False, "DDM210"), (True, None)]
+    assert [entry.receipt.site for entry in fed.log.receipts()] == [B]
