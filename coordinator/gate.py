@@ -10,9 +10,9 @@ behind a socket in a folder of our own user:
 
 Each has so many seats, and they are shared fairly: by address in the lobby and at the desk, by name
 among those who are known. In the lobby who says nothing goes first. The rest stand in line, and are
-called to the desk by turns of addresses. There everybody has a quarter of a second, then whoever
-holds most seats gives one up to who is in line, one that never answered the server first. So a
-flood ends its own connections, and who is about to say who it is has the time to do so.
+called to the desk by turns of addresses. There everybody has a moment for its handshake, then
+whoever holds most seats gives one up to who is in line, one that never answered the server first.
+So a flood ends its own connections, and who is about to say who it is has the time to do so.
 """
 
 import asyncio
@@ -36,7 +36,6 @@ from ddm_fed.errors import MachineError, QuotaError
 BACKLOG = 1024
 MOST_REFUSED = 200  # calls of one connection
 TELL_S = 1.0  # at most so often a line says what was ended
-GREETED_S = 0.25  # for a handshake that has begun, whatever else comes
 ACCEPT_AT_ONCE, ACCEPT_PAUSE_S = 8, 0.1  # what is here already is served between two such
 REACH_TRIES, REACH_PAUSE_S = 100, 0.01
 MAX_SOCKET_PATH = 100  # bytes; the system takes little more
@@ -54,7 +53,8 @@ class Gate:
     def __init__(
         self, address: str, room: Seats, ended: Callable[[str, int], None] | None = None
     ) -> None:
-        self._address, self.wait_s, self._count = address, room.wait_s, ended
+        self._address, self._count = address, ended
+        self.wait_s, self._desk_s = room.wait_s, room.desk_s
         self._lobby: Room[_Inbound] = Room(room.lobby)
         self._desk: Room[_Inbound] = Room(room.desk)
         self._known: Room[_Inbound] = Room(room.known)
@@ -203,7 +203,7 @@ class Gate:
             if self._desk.is_full():
                 most, seated = self._desk.most()
                 late = next((one for one in seated if not one.answered), next(iter(seated)))
-                left_s = GREETED_S - (monotonic() - seated[late])
+                left_s = self._desk_s - (monotonic() - seated[late])
                 if most == holder and left_s > 0:
                     self._call_in_after(left_s)
                     return

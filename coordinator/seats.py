@@ -23,12 +23,14 @@ class Seats:
         desk: Of those who say who they are.
         known: Of those who have.
         wait_s: How long anybody stays in lobby and desk together.
+        desk_s: How long nobody at the desk has to give way to another of its address.
     """
 
     lobby: int
     desk: int
     known: int
     wait_s: float = 15.0
+    desk_s: float = 0.25
 
 
 def descriptors() -> int:
@@ -42,7 +44,7 @@ def descriptors() -> int:
     return MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, MOST_DESCRIPTORS)
 
 
-def seats(share: float, desk: int, known: int, wait_s: float = 15.0) -> Seats:
+def seats(share: float, desk: int, known: int, wait_s: float = 15.0, desk_s: float = 0.25) -> Seats:
     """Returns what a part of our descriptors is enough for. A quarter of all stays for files.
 
     Args:
@@ -50,6 +52,7 @@ def seats(share: float, desk: int, known: int, wait_s: float = 15.0) -> Seats:
         desk: Most seats there, however many descriptors there are.
         known: Most seats of those who are known; 0 if nobody ever is.
         wait_s: How long anybody waits.
+        desk_s: For a handshake that has begun.
     """
     ours = share * 3 / 4 * descriptors()
     # the lobby is cheap, and whoever fits into it is not turned away
@@ -59,6 +62,7 @@ def seats(share: float, desk: int, known: int, wait_s: float = 15.0) -> Seats:
         desk=min(int(ours * at_desk / DESCRIPTORS_EACH), desk),
         known=min(int(ours * at_known / DESCRIPTORS_EACH), known),
         wait_s=wait_s,
+        desk_s=desk_s,
     )
 
 

@@ -30,6 +30,7 @@ from ddm_fed import console
 
 MAX_REQUEST_BYTES = 16 << 10
 REQUEST_S, ANSWER_S = 5.0, 30.0
+HEAD_S = 0.05  # it comes at once; there is no handshake
 MAX_CONNECTIONS = 64  # that are answered at a time
 LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 HOST = re.compile(r"(?P<name>\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(?::[0-9]{1,5})?")
@@ -101,7 +102,7 @@ def start_web(
     allowed = frozenset(name.lower() for name in (*LOCAL_NAMES, own, *names))
     gate = Gate(
         f"{own}:{port}",
-        seats(1 / 8, MAX_CONNECTIONS, 0, REQUEST_S + ANSWER_S),
+        seats(1 / 8, MAX_CONNECTIONS, 0, REQUEST_S + ANSWER_S, desk_s=HEAD_S),
         None if metrics is None else metrics.ended,
     )
     gate.open()

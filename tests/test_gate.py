@@ -143,9 +143,8 @@ def test_flood_that_speaks_ends_no_connection_of_another_address():
             item.close()
 
 
-def test_whoever_is_called_to_the_desk_has_its_time_there(monkeypatch):
-    monkeypatch.setattr(gates, "GREETED_S", 1.0)
-    with opened(Seats(8, 2, 4)) as (gate, behind, _):
+def test_whoever_is_called_to_the_desk_has_its_time_there():
+    with opened(Seats(8, 2, 4, desk_s=1.0)) as (gate, behind, _):
         held = [connect(gate, said=b"x") for _ in range(6)]
         for item in held[:2]:
             assert item.recv(1) == b"x"

@@ -185,8 +185,11 @@ def test_silent_connections_keep_no_newcomer_waiting(server, kind, count):
 
 @pytest.mark.parametrize(("kind", "count"), [("tcp", 1200), ("head", 200)])
 def test_silent_connections_keep_no_browser_waiting(server, kind, count):
+    began = time.monotonic()
     with attacking(kind, server.web_port, count):
-        browser_gets_through(server)
+        for _ in range(3):
+            browser_gets_through(server)
+        assert time.monotonic() - began < SOON_S
 
 
 def test_flood_at_one_port_keeps_nobody_waiting_at_the_others(server):
