@@ -16,6 +16,7 @@ from coordinator.assemble import assemble
 from coordinator.cli import app
 from coordinator.routers import read_built, write_built
 from ddm_fed.assembly import STATEMENT_FILE, verify_ensemble
+from ddm_fed.ensemble import Strategy
 from ddm_fed.errors import RefusedError, StateError
 from ddm_fed.loading import load_ensemble, load_router
 from ddm_fed.records import BuiltRouter, EnsembleRecord, RouterNetworkSpec
@@ -69,7 +70,7 @@ def test_built_router_is_signed_into_an_ensemble_that_verifies_and_samples(
     torch.testing.assert_close(found.exp().sum(1), torch.ones(6).double())
     plain = load_router(verified, "mixture" if kind != "mixture" else "prior")
     assert not torch.equal(found, plain.log_posterior(x_t, t, None))
-    assert load_ensemble(verified).default_strategy.kind == "sticky-then-routed"
+    load_ensemble(verified).require(Strategy.parse("sticky-then-routed"))
 
 
 def test_same_options_build_the_same_router(verified):

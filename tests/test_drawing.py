@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from coordinator import drawing
-from coordinator.drawing import PARTS, DrawOptions, write_samples
+from coordinator.drawing import PARTS, Content, DrawOptions, write_samples
 from ddm_fed.ensemble import Ensemble, Strategy
 from ddm_fed.errors import StateError
 from ddm_fed.records import DataSpec
@@ -57,8 +57,15 @@ def files_of(folder):
     }
 
 
-def write(out, options=OPTIONS, data=PLAIN, **more):
-    return write_samples(ensemble(len(data.classes) or 1), data, out, options, SOURCE, **more)
+def content(data=PLAIN, totals=None, **more):
+    if totals is None and data.classes:
+        totals = [1.0] * len(data.classes)
+    return Content(data, None if totals is None else torch.tensor(totals).double(), **more)
+
+
+def write(out, options=OPTIONS, data=PLAIN, totals=None, facts=None, **more):
+    what = content(data, totals, **(facts or {}))
+    return write_samples(ensemble(len(data.classes) or 1), what, out, options, SOURCE, **more)
 
 
 def test_folder_holds_archive_pictures_and_summary_and_no_parts(tmp_path):
@@ -236,7 +243,7 @@ def test_another_ensemble_in_the_same_folder_is_refused(tmp_path):
     write(tmp_path / "out")
     other = SOURCE | {"ensemble_sha256": "f" * 64}
     with pytest.raises(StateError, match="another ensemble"):
-        write_samples(ensemble(), PLAIN, tmp_path / "out", OPTIONS, other)
+        write_samples(ensemble(), content(), tmp_path / "out", OPTIONS, other)
 
 
 # --- refused ---
