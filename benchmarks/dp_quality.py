@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--public-steps", type=int, default=2000)
     parser.add_argument("--sites", type=int, nargs="+", default=[1, 5])
     parser.add_argument("--trained-sites", type=int, help="train and draw from the first few only")
-    parser.add_argument("--levers", nargs="+", choices=LEVERS, default=["all"])
+    parser.add_argument("--levers", nargs="*", choices=LEVERS, default=["all"], help="or none")
     parser.add_argument("--limit", type=int, help="training images in all; by default every one")
     parser.add_argument("--side", type=int, help="pixels that images are padded to with black")
     parser.add_argument("--architecture", default="DiT-Nano/4")
@@ -330,13 +330,19 @@ def main() -> None:
     judge, real = None, float("nan")
     if options.images:
         judge = the_judge(options, data)
-        data["features"], seen = (
-            judge.features(data[part][0][:10_000]).double().numpy() for part in ("test", "train")
-        )
+        data["features"] = judge.features(data["test"][0][:10_000]).double().numpy()
+        # FID falls with more images: as many real ones as there are samples, of the same classes
+        kinds, classes = data["train"][1], int(data["train"][1].max()) + 1
+        rows = [
+            (kinds == kind).nonzero()[: -(-(options.images - kind) // classes), 0]
+            for kind in range(classes)
+        ]
+        seen = judge.features(data["train"][0][torch.cat(rows)]).double().numpy()
         real = frechet_distance(data["features"], seen)
     settings = {k: str(v) for k, v in vars(options).items() if k not in ("work", "data", "public")}
     print(
-        f"torch {torch.__version__}, {settings}\n\nFID of real training images: {real:.2f}\n",
+        f"torch {torch.__version__}, {settings}\n\n"
+        f"FID of {options.images} real training images: {real:.2f}\n",
         flush=True,
     )
     print("| sites | lever | sigma | noise per weight | loss | FID | accuracy | minutes |")

@@ -3,11 +3,11 @@
     python benchmarks/sampling.py            (about five minutes on two cores)
     python benchmarks/sampling.py --quick    (fewer rounds and sites)
 
-Three tables. Speed: the default strategy against one expert of the same size on all samples, and
+Three tables. Speed: sticky-then-routed against one expert of the same size on all samples, and
 against the loop that asks all K experts about every sample in every step; in turn, in one process.
 The dense expert is also given as few images at a time as each of the K experts gets, since small
 batches may be the faster ones on a processor.
-Cost by K: the default strategy with more and more sites, each beside the dense expert. Memory: the
+Cost by K: the same with more and more sites, each beside the dense expert. Memory: the
 peak of a process of its own that may hold one expert at a time. Weights are random: they do not
 change the cost. Last answer: see results/sampling_cpu_20261123.md.
 """
@@ -38,6 +38,7 @@ DESIGN = ExpertDesign(architecture="DiT-Ti/4")
 LARGE = ExpertDesign(architecture="DiT-S/4")
 COEFFICIENTS = 48
 SITES, SAMPLES, STEPS = 8, 64, 8
+ROUTED = Strategy.parse("sticky-then-routed")
 
 
 def network(design: ExpertDesign, seed: int) -> Expert:
@@ -68,7 +69,7 @@ def options(strategy: Strategy, steps: int = STEPS, batch_size: int = SAMPLES) -
 
 def routed(experts: list[Expert], count: int, steps: int = STEPS) -> Callable[[], object]:
     ensemble = Ensemble(experts, router(len(experts)))
-    chosen = options(ensemble.default_strategy, steps)
+    chosen = options(ROUTED, steps)
     return lambda: sample(ensemble, DATA.shape, count, chosen)
 
 
@@ -126,8 +127,8 @@ def speed(*, quick: bool) -> None:
     ]
     one, ours, naive, small = in_turn(jobs, rounds)
     print(f"K = {SITES}, {SAMPLES} samples, {STEPS} Euler steps, {rounds} rounds, {DESIGN}\n")
-    print(f"| dense s | dense, {few} at a time s | default s | loop s ", end="")
-    print(f"| default / dense | default / dense, {few} at a time | loop / default |")
+    print(f"| dense s | dense, {few} at a time s | routed s | loop s ", end="")
+    print(f"| routed / dense | routed / dense, {few} at a time | loop / routed |")
     print("| --- " * 7 + "|")
     medians = " | ".join(f"{statistics.median(times):.2f}" for times in (one, small, ours, naive))
     ratios = " | ".join([ratio(ours, one), ratio(ours, small), ratio(naive, ours)])
@@ -135,8 +136,8 @@ def speed(*, quick: bool) -> None:
 
 
 def cost_by_sites(*, quick: bool) -> None:
-    print("Default strategy by number of sites, 4 Euler steps, each beside the dense expert\n")
-    print("| K | samples | images per expert | dense s | default s | ratio |")
+    print("sticky-then-routed by number of sites, 4 Euler steps, each beside the dense expert\n")
+    print("| K | samples | images per expert | dense s | routed s | ratio |")
     print("| --- | --- | --- | --- | --- | --- |")
     experts = [network(DESIGN, seed) for seed in range(8 if quick else 64)]
     for sites in (2, 8) if quick else (2, 8, 32, 64):
@@ -187,7 +188,7 @@ def sample_lazily(file: Path, sites: int) -> int:
     )
     pool = ExpertPool([lambda: load_expert(DATA, bundle)] * sites, resident=1)
     ensemble = Ensemble(pool, router(sites))
-    chosen = options(ensemble.default_strategy, 2)
+    chosen = options(ROUTED, 2)
     sample(ensemble, DATA.shape, SAMPLES, chosen)
     return sum(pool.loads)
 

@@ -309,18 +309,18 @@ def export(
 ) -> None:
     """Add model.sig, in OpenSSF Model Signing v1.0 format, so that other tools verify the folder.
 
-    The ensemble is verified first. The key is P-256 and named in the roster; its public half is
-    written beside the ensemble. Example: ddm-coord export ensemble
+    The ensemble is verified first; a stale one is refused. The key is P-256 and named in the
+    roster; its public half is written beside the ensemble. Example: ddm-coord export ensemble
     """
+    from coordinator.current import open_current
     from coordinator.folder import EXPORT_KEY, CoordinatorFolder
-    from ddm_fed.assembly import verify_ensemble
     from ddm_fed.files import write_atomically
     from ddm_fed.oms import SIGNATURE_FILE, sign_folder, verify_folder
     from ddm_fed.signing import ExportKey
 
     home = CoordinatorFolder.open(coordinator)
     with console.moving_bytes(f"signing {ensemble.name}", 3 * size_below(ensemble)) as advance:
-        verify_ensemble(ensemble, home.settings.root, advance=advance)
+        open_current(ensemble, home.settings.root, coordinator, advance=advance)
         key = ExportKey.read(home.keys / EXPORT_KEY)
         sign_folder(ensemble, key, advance=advance)
         verify_folder(ensemble, key.public_pem, advance=advance)

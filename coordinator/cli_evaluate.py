@@ -88,6 +88,9 @@ def rows_of(results: dict[str, Any]) -> list[list[str]]:
         of = f"{found['drawn']} by {found['real']}"
         for name, show in FIGURES.items():
             rows.append([name, show(found), show(base) if base else "", of])
+    if "class_mix" in results:
+        row = results["class_mix"]
+        rows.append(["class shares apart", f"{row['apart']:.3f}", "", "evened out above and below"])
     if "two_sample" in results:
         row = results["two_sample"]
         rows.append(
@@ -104,13 +107,15 @@ def rows_of(results: dict[str, Any]) -> list[list[str]]:
         ]
         rows.append(["accuracy of training (TSTR)", *shown, _count(row["samples"]["accuracy"])])
     for space, row in results.get("memorization", {}).items():
-        chance = {"closer": "0.500", "near_copies": _share(row["near_controls"])}
+        chance = {"closer": "0.500", "near_copies": f"at most {row['near_by_chance']:.3f}"}
         for name, title in (("closer", "nearer to training"), ("near_copies", "near copies")):
             share = row[name]
             rows.append([f"{title}, {space}", _share(share), chance[name], _count(share)])
     if "shares" in results:
         row = results["shares"]
         limit = f"by chance to {row['chance_high']:.3f}"
+        if row["guidance"] != 1.0:
+            limit = f"not exact: guidance {row['guidance']:g}"
         rows.append(["site-share error", _interval(row["error"], row), limit, str(row["samples"])])
     return rows
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from coordinator.options import CoordinatorOption, JsonOption, RootOption, pinned_root
+from coordinator.options import CoordinatorOption, JsonOption, RootOption
 from ddm_fed import console
 
 if TYPE_CHECKING:
@@ -85,16 +85,16 @@ def build(
         raise typer.BadParameter(f"--kind is one of {', '.join(BUILT)}")
     if low not in ("replay", "heads") or (low == "heads" and kind != "hybrid"):
         raise typer.BadParameter("--low is replay or heads, and belongs to --kind hybrid")
+    from coordinator.current import open_current
     from coordinator.devices import chosen_devices
     from coordinator.routers import described, write_built
-    from ddm_fed.assembly import verify_ensemble
     from ddm_fed.errors import StateError
     from ddm_fed.records import RouterNetworkSpec
     from ddm_fed.replay import BuildOptions, Watch, build_from_samples
 
     if out.exists():
         raise StateError(f"{out} exists already", hint="choose another --out")
-    verified = verify_ensemble(ensemble, pinned_root(root, coordinator))
+    verified = open_current(ensemble, root, coordinator)
     _, height, width_pixels = verified.trust.plan.data.shape
     network = None
     if kind == "replay" or (kind == "hybrid" and low == "replay"):
@@ -164,12 +164,12 @@ def compare(
     Example: ddm-coord router compare ensemble --router router-replay --router router-hybrid
     """
     from coordinator.comparing import compare_routers
+    from coordinator.current import open_current
     from coordinator.devices import chosen_devices
     from coordinator.routers import described
-    from ddm_fed.assembly import verify_ensemble
     from ddm_fed.replay import BuildOptions
 
-    verified = verify_ensemble(ensemble, pinned_root(root, coordinator))
+    verified = open_current(ensemble, root, coordinator)
     options = BuildOptions(
         kind="mixture",
         samples_per_site=samples_per_site,

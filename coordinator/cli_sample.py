@@ -7,7 +7,7 @@ from typing import Annotated, cast, get_args
 
 import typer
 
-from coordinator.options import CoordinatorOption, RootOption, pinned_root, router_name
+from coordinator.options import CoordinatorOption, RootOption, router_name
 from ddm_fed import console
 
 
@@ -22,9 +22,8 @@ def sample(
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="sticky, sticky-then-routed[-T], per-step, full, threshold-W or top-K. By default "
-            "the exact one of a single expert a call: sticky-then-routed, or sticky where the "
-            "router does not look at images."
+            help="sticky, by default: every image by one expert, each site by its share. Or "
+            "sticky-then-routed[-T], per-step, full, threshold-W, top-K: these ask the router."
         ),
     ] = None,
     router: Annotated[
@@ -37,7 +36,11 @@ def sample(
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0,
     label: Annotated[
-        str | None, typer.Option("--class", help="Class name, for a plan with classes.")
+        str | None,
+        typer.Option(
+            "--class",
+            help="Draw this class only. By default every class, as often as the sites have it.",
+        ),
     ] = None,
     batch_size: Annotated[
         int, typer.Option(help="Images an expert is given at once.", min=1)
@@ -72,8 +75,11 @@ def sample(
 ) -> None:
     """Verify an ensemble, then draw images from it. The same command continues a killed run.
 
+    Where the coordinator's folder is at hand, an ensemble that became stale is refused.
+
     Example: ddm-coord sample ensemble --root sha256:3b6a… --count 100 --out samples
     """
+    from coordinator.current import open_current
     from coordinator.devices import chosen_devices
     from coordinator.drawing import DrawOptions, draw
     from ddm_fed.ensemble import Strategy
@@ -107,6 +113,7 @@ def sample(
         offload=offload,
         attribution=attribution,
     )
+    verified = open_current(ensemble, root, coordinator)
     with console.counting("sampling", count, "samples") as show:
         started, before = monotonic(), -1
 
@@ -116,18 +123,22 @@ def sample(
                 started, before = monotonic(), done
             show(done, f"{(done - before) / max(monotonic() - started, 1e-9):.1f} images/s")
 
-        summary = draw(ensemble, pinned_root(root, coordinator), out, options, update=update)
+        summary = draw(verified, out, options, update=update)
     console.say(f"{count} samples in {out}, for example {out / 'grid.png'}")
     if summary["site_counts"] is not None:
         console.say(f"drawn from {summary['site_counts']}")
+    for note in summary["notes"]:
+        console.say(f"NOTE: {note}")
     if summary["attribution"] is not None:
+        # which site is due a sample depends on its class
+        intended = summary["intended_shares_of_labels"] or summary["intended_shares"]
         console.show_table(
             f"Which sites the {count} samples came from",
             ["site", "intended share", "mean part", "largest part in"],
             [
                 [
                     site,
-                    f"{summary['intended_shares'][site]:.3f}",
+                    f"{intended[site]:.3f}",
                     f"{part['mean_part']:.3f}",
                     f"{part['largest_in']} samples",
                 ]

@@ -137,6 +137,8 @@ def _show_ensemble(verified: "VerifiedEnsemble", newer: "Staleness | None", as_j
         console.say(f"STALE: {reason}")
     if newer.stale:
         console.say("do not use this ensemble any more, nor what was made from it")
+    elif newer.newer:
+        console.say("assemble anew to use what replaced them; nobody was removed")
     else:
         console.say("nothing in the newer rosters and log speaks against its use")
 

@@ -9,7 +9,6 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddm_fed.assembly import verify_ensemble
-from ddm_fed.ensemble import Ensemble, Strategy
+from coordinator.draw_options import Content as Content
+from coordinator.draw_options import DrawOptions as DrawOptions
+from coordinator.draw_options import notes_on, require_fit
+from ddm_fed.assembly import VerifiedEnsemble
+from ddm_fed.ensemble import DEFAULT_STRATEGY, Ensemble, Strategy
 from ddm_fed.errors import StateError
-from ddm_fed.experts import Precision
 from ddm_fed.files import PART_PREFIX, exclusive, new_file_at, open_folder_at, write_atomically
-from ddm_fed.flows import CALLS_PER_STEP, ClassCondition, Solver
+from ddm_fed.flows import CALLS_PER_STEP, ClassCondition
 from ddm_fed.loading import load_ensemble
 from ddm_fed.pictures import write_grid, write_picture
-from ddm_fed.records import DataSpec, RouterName, canonical_json, sha256_hex
-from ddm_fed.sampling import SamplingOptions, sample_chunk
+from ddm_fed.records import canonical_json, sha256_hex
+from ddm_fed.sampling import SamplingOptions, apportioned, sample_chunk
 from ddm_fed.targets import require_ours
 
 GRID_SAMPLES = 100
@@ -35,44 +36,20 @@ PARTS = f"{PART_PREFIX}samples"
 SUMMARY = "samples.json"
 
 
-@dataclass(frozen=True)
-class DrawOptions:
-    """How to sample; see `ddm-coord sample --help`."""
-
-    count: int
-    strategy: Strategy | None
-    router: RouterName | None
-    steps: int
-    solver: Solver
-    seed: int
-    label: str | None
-    batch_size: int
-    guidance: float = 1.0
-    in_flight: int = 1024
-    resident: int | None = None
-    precision: Precision = "float32"
-    png: bool = True
-    devices: tuple[str, ...] = ("cpu",)
-    offload: bool = False
-    attribution: bool = False
-
-
 def draw(
-    folder: Path,
-    root_keyid: str,
+    verified: VerifiedEnsemble,
     out: Path,
     options: DrawOptions,
     *,
     update: Callable[[int], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Verifies the ensemble, samples it, and writes what `write_samples` writes to `out`.
+    """Samples a verified ensemble, and writes what `write_samples` writes to `out`.
 
     Raises:
-        RefusedError: the ensemble does not verify; nothing was loaded.
+        RefusedError: a file of the ensemble is no longer what was verified.
         StateError: options do not fit the plan or each other, or `out` holds other samples.
     """
     _require_ours(out)
-    verified = verify_ensemble(folder, root_keyid)
     ensemble = load_ensemble(
         verified,
         router=options.router,
@@ -88,12 +65,13 @@ def draw(
         "members": {bundle.site: bundle.payload_sha256 for bundle in verified.bundles},
         "router": options.router or verified.record.router,
     }
-    return write_samples(ensemble, verified.trust.plan.data, out, options, source, update=update)
+    content = Content.of(verified, options.router, options.strategy or DEFAULT_STRATEGY)
+    return write_samples(ensemble, content, out, options, source, update=update)
 
 
 def write_samples(
     ensemble: Ensemble,
-    data: DataSpec,
+    content: Content,
     out: Path,
     options: DrawOptions,
     source: dict[str, Any],
@@ -104,23 +82,24 @@ def write_samples(
 
     Args:
         ensemble: What to sample.
-        data: What its images are.
+        content: What its images are.
         out: Folder; made where it is missing.
         options: How.
         source: Says which ensemble it is; `members` names its sites in their order.
         update: Told how many samples' worth of work is done.
 
     Returns:
-        What samples.json holds: source, options, intended shares, calls of every expert, and where
-        each sample has one site the number of samples of every site.
+        What samples.json holds: source, options, intended shares, what has to be known of them
+        (`notes`), calls of every expert, and where each sample has one site the number of samples
+        of every site.
 
     Raises:
         StateError: as for `draw`.
     """
     _require_ours(out)
-    strategy = options.strategy or ensemble.default_strategy
-    _require_fit(ensemble, data, options, strategy)
-    described = source | _described(ensemble, options, strategy)
+    strategy = options.strategy or DEFAULT_STRATEGY
+    require_fit(ensemble, content, options, strategy)
+    described = source | _described(ensemble, content, options, strategy)
     digest = sha256_hex(canonical_json(json.loads(json.dumps(described), parse_float=str)))
     out.mkdir(parents=True, exist_ok=True)
     if (out / SUMMARY).exists():
@@ -134,7 +113,7 @@ def write_samples(
         if (parts / "options").exists():
             _require_same_digest(out, (parts / "options").read_text(), digest)
         write_atomically(parts / "options", digest.encode())
-        job = _Job(ensemble, data, out, options, strategy, tuple(source["members"]))
+        job = _Job(ensemble, content, out, options, strategy, tuple(source["members"]))
         files = [job.part(indices, update) for indices in job.chunks]
         summary = described | _counted(ensemble, files, tuple(source["members"]))
         summary["options_sha256"] = digest
@@ -157,13 +136,15 @@ class _Job:
     def __init__(
         self,
         ensemble: Ensemble,
-        data: DataSpec,
+        content: Content,
         out: Path,
         options: DrawOptions,
         strategy: Strategy,
         sites: Sequence[str],
     ) -> None:
-        self._ensemble, self._data, self._out, self._sites = ensemble, data, out, sites
+        self._ensemble, self._data, self._out, self._sites = ensemble, content.data, out, sites
+        weights = content.weights(options.label)
+        self._labels = None if weights is None else apportioned(weights, options.count)
         self._options = options
         self._sampling = SamplingOptions(
             strategy=strategy,
@@ -183,7 +164,9 @@ class _Job:
         if file.exists():
             update(indices.stop)
             return file
-        labels = self._labels(indices)
+        labels = None
+        if self._labels is not None:
+            labels = self._labels[indices.start : indices.stop]
         done, calls = 0, list(self._ensemble.experts.calls)
 
         def advanced(count: int) -> None:
@@ -216,15 +199,6 @@ class _Job:
         write_atomically(file, content.getvalue())
         return file
 
-    def _labels(self, indices: range) -> torch.Tensor | None:
-        """Returns the wanted class of every sample: the one asked for, or all in turn."""
-        classes, label = self._data.classes, self._options.label
-        if not classes:
-            return None
-        if label is not None:
-            return torch.full((len(indices),), classes.index(label))
-        return torch.arange(indices.start, indices.stop) % len(classes)
-
     def _write_pictures(self, indices: range, arrays: dict[str, Any]) -> None:
         folder = self._out / "images"
         folder.mkdir(exist_ok=True)
@@ -237,35 +211,12 @@ class _Job:
             write_picture(folder / f"{index:06d}.png", arrays["images"][row], notes)
 
 
-def _require_fit(
-    ensemble: Ensemble, data: DataSpec, options: DrawOptions, strategy: Strategy
-) -> None:
-    if options.label is not None and options.label not in data.classes:
-        known = ", ".join(data.classes) or "none: the plan is unconditional"
-        raise StateError(
-            f"--class {options.label} is not in the plan", hint=f"its classes are {known}"
-        )
-    if options.guidance != 1.0 and not data.classes:
-        raise StateError(
-            f"--guidance {options.guidance:g} needs classes to guide to, and the plan has none",
-            hint="leave --guidance out",
-        )
-    if options.attribution and ensemble.sees_until <= 0:
-        raise StateError(
-            "--attribution asks the router whose an image is, and this router looks at no image",
-            hint="give --router mixture, or another that the ensemble has; the sites that were "
-            "drawn are in samples.npz anyway",
-        )
-    try:
-        ensemble.require(strategy)
-    except ValueError as error:
-        raise StateError(
-            str(error), hint="choose --strategy sticky, or --router mixture where the plan has it"
-        ) from None
-
-
-def _described(ensemble: Ensemble, options: DrawOptions, strategy: Strategy) -> dict[str, Any]:
-    """Returns all that decides about the images, to the last bit."""
+def _described(
+    ensemble: Ensemble, content: Content, options: DrawOptions, strategy: Strategy
+) -> dict[str, Any]:
+    """Returns all that decides about the images, to the last bit, and what to know of them."""
+    weights = content.weights(options.label)
+    shares = [] if weights is None else (weights / weights.sum()).tolist()
     return {
         "strategy": str(strategy),
         "solver": options.solver,
@@ -275,6 +226,8 @@ def _described(ensemble: Ensemble, options: DrawOptions, strategy: Strategy) -> 
         "seed": options.seed,
         "count": options.count,
         "class": options.label,
+        "class_shares": dict(zip(content.data.classes, shares, strict=True)) or None,
+        "notes": notes_on(content, options, strategy),
         "precision": options.precision,
         "devices": [str(device) for device in ensemble.experts.devices],
         "batch_size": options.batch_size,

@@ -12,18 +12,21 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from coordinator.evaluation_data import Pictures, read_real, read_samples
 from coordinator.evaluation_figures import write_counts, write_neighbours
 from ddm_fed.errors import DataError, StateError
 from ddm_fed.evaluation import (
     Extractor,
+    Matched,
     TrainedClassifier,
     Usefulness,
     accuracy_of,
     classifier_features,
     epochs_for,
     inception_features,
+    matched_by_class,
     measure_fidelity,
     measure_memorization,
     nearest,
@@ -37,7 +40,7 @@ from ddm_fed.records import canonical_json, sha256_hex
 from ddm_fed.targets import require_ours
 
 REPORT = "evaluation.json"
-FORMAT = 1
+FORMAT = 2  # 2: real images and samples are compared with classes in the same proportion
 LEAST = 20  # images of each kind
 SHOWN = 12  # samples in the picture of nearest neighbours
 Features = Literal["classifier", "inception"]
@@ -146,7 +149,8 @@ class _Work:
         self.protocol: dict[str, Any] = {}
         self.results: dict[str, Any] = {}
         self.left_out: dict[str, str] = {}
-        self.closest: np.ndarray[Any, np.dtype[np.int64]] | None = None
+        self._mix: Matched | None = None
+        self.closest: NDArray[np.int64] | None = None
         sets = [each.labels for each in (drawn, held, own) if each is not None]
         self._classes = max((int(each.max()) + 1 for each in sets if each is not None), default=0)
 
@@ -154,6 +158,7 @@ class _Work:
         """Measures all that the inputs allow."""
         self._shares()
         self._counts()
+        self._match()
         self._features()
         self._fidelity()
         self._useful()
@@ -194,6 +199,18 @@ class _Work:
                 for site, share in intended.items()
             }
             self.results["shares"] = found._asdict() | {"sites": rows}
+            self._guided()
+
+    def _guided(self) -> None:
+        """Takes back what is said of an exact sampler, where guidance leaves none exact."""
+        guidance = self._summary.get("guidance", 1.0)
+        self.results["shares"]["guidance"] = guidance
+        if guidance != 1.0:
+            self.results["shares"]["p_value"] = None
+            self.left_out["p_value of shares"] = (
+                f"under guidance {guidance:g} shares are not exact: no sampler is to be judged by "
+                "chance alone"
+            )
 
     def _counts(self) -> None:
         sets = {"samples": self._drawn, "real": self._held, "train": self._own}
@@ -206,6 +223,43 @@ class _Work:
             self.results["classes"] = found
         else:
             self.left_out["classes"] = "no set of images has labels"
+
+    def _match(self) -> None:
+        """Chooses images to compare that hold classes in the same proportion."""
+        if self._drawn.labels is None or self._held.labels is None:
+            self.left_out["class_mix"] = (
+                "without labels on both sides samples and real images are compared as they are: "
+                "another mix of classes counts as a difference"
+            )
+            return
+        self._mix = matched_by_class(
+            self._held.labels, self._drawn.labels, generator=self._numpy(8)
+        )
+        self.results["class_mix"] = {
+            "apart": self._mix.apart,
+            "real": len(self._mix.real),
+            "samples": len(self._mix.drawn),
+        }
+        if self._mix.unmatched:
+            classes = ", ".join(map(str, self._mix.unmatched))
+            self.left_out["classes without real images"] = (
+                f"there are samples and no real images of the classes {classes}: those samples are "
+                "compared with nothing"
+            )
+
+    def _own_rows(self, stream: int, drawn: NDArray[np.int64] | None) -> NDArray[np.int64]:
+        """Returns rows of training images in the place of samples: as many, of the same classes.
+
+        Args:
+            stream: Of the random numbers.
+            drawn: Classes of the samples, or None.
+        """
+        if self._own is None:
+            raise ValueError("there are no training images")
+        if self._own.labels is None or drawn is None:
+            count = len(self._drawn.images)
+            return np.sort(self._numpy(stream).permutation(len(self._own.images))[:count])
+        return matched_by_class(self._own.labels, drawn, generator=self._numpy(stream), most=1).real
 
     def _features(self) -> None:
         if self._options.weights is not None:
@@ -247,15 +301,30 @@ class _Work:
         self.results["agreement"] = {
             "samples": plain(accuracy_of(trained, *self._drawn.tensors())),
         }
-        if self._held.labels is not None:
-            self.results["agreement"]["real"] = plain(accuracy_of(trained, *self._held.tensors()))
+        rows = None if self._mix is None else self._mix.real
+        if self._held.labels is not None and (rows is None or len(rows)):
+            self.results["agreement"]["real"] = plain(
+                accuracy_of(trained, *self._held.tensors(rows))
+            )
 
     def _fidelity(self) -> None:
         if self._extractor is None:
             return
         self._say(f"comparing in features of {self._extractor.name}")
-        real = self._extractor(self._held.unit())
-        drawn = self._extractor(self._drawn.unit())
+        held, kept = (None, None) if self._mix is None else (self._mix.real, self._mix.drawn)
+        sizes = [len(self._held.images if held is None else held)]
+        sizes.append(len(self._drawn.images if kept is None else kept))
+        if min(sizes) < LEAST:
+            for name in ("fidelity", "two_sample"):
+                self.left_out[name] = (
+                    f"of classes that both have there are {sizes[0]} real images and {sizes[1]} "
+                    f"samples; at least {LEAST} of each are needed"
+                )
+            return
+        real, drawn = (
+            self._extractor(self._held.unit(held)),
+            self._extractor(self._drawn.unit(kept)),
+        )
         self.results["fidelity"] = plain(measure_fidelity(real, drawn, generator=self._numpy(2)))
         test = two_sample_test(real, drawn, generator=self._numpy(3))
         self.results["two_sample"] = plain(test)
@@ -267,9 +336,13 @@ class _Work:
         if self._own is None:
             self.left_out["baseline"] = "real training images in the place of samples take --train"
             return
-        rows = self._numpy(4).permutation(len(self._own.images))[: len(drawn)]
-        trained = self._extractor(self._own.unit(np.sort(rows)))
-        baseline = measure_fidelity(real, trained, generator=self._numpy(2))
+        rows = self._own_rows(4, None if kept is None else self._drawn.of(kept))
+        if len(rows) < LEAST:
+            self.left_out["baseline"] = "there are too few training images of the samples' classes"
+            return
+        baseline = measure_fidelity(
+            real, self._extractor(self._own.unit(rows)), generator=self._numpy(2)
+        )
         self.results["baseline"] = plain(baseline)
 
     def _useful(self) -> None:
@@ -286,7 +359,10 @@ class _Work:
                 "real images in the place of samples take labelled --train"
             )
             return
-        rows = np.sort(self._numpy(6).permutation(len(self._own.images))[: len(self._drawn.images)])
+        rows = self._own_rows(6, self._drawn.labels)
+        if len(rows) < LEAST:
+            self.left_out["tstr_of_real"] = "there are too few training images of their classes"
+            return
         self._say(f"training a classifier on {len(rows)} real training images")
         real = self._usefulness(self._own.tensors(rows), test)
         self.results["tstr"]["real"] = plain(real)

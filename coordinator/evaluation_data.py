@@ -33,6 +33,10 @@ class Pictures(NamedTuple):
         """How many classes there are images of."""
         return 0 if self.labels is None else len(np.unique(self.labels))
 
+    def of(self, rows: NDArray[np.integer]) -> NDArray[np.int64] | None:
+        """Returns the labels of `rows`, where there are any."""
+        return None if self.labels is None else self.labels[rows]
+
     def unit(self, rows: NDArray[np.integer] | None = None) -> torch.Tensor:
         """Returns images in [-1, 1], all or those of `rows`."""
         chosen = self.images if rows is None else self.images[rows]

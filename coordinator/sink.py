@@ -15,14 +15,13 @@ What is committed is judged once more, from its first rule, like everything that
 """
 
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from threading import Lock, RLock
 
@@ -32,6 +31,7 @@ from coordinator.folder import CoordinatorFolder
 from coordinator.history import require_progress
 from coordinator.keeping import make_room, require_share
 from coordinator.pricing import Prices
+from coordinator.progress import PROGRESS_FILE, Progress, read_progress
 from coordinator.view import Published, PublishedView
 from ddm_fed.bundle import ENVELOPE_FILE, signed_digests
 from ddm_fed.errors import (
@@ -51,7 +51,7 @@ from ddm_fed.signing import require_in_force
 from ddm_fed.submission import read_submission
 from ddm_fed.transfer import Body, Span
 
-PROGRESS_FILE, BUNDLE_FOLDER, LOCK_FILE = "progress.json", "bundle", "lock"
+BUNDLE_FOLDER, LOCK_FILE = "bundle", "lock"
 SYNC_BYTES = 64 << 20
 
 
@@ -261,37 +261,6 @@ class Upload:
         self._flush = None
         self._files.clear()
         self._held.close()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far an unfinished bundle came."""
-
-    site: str
-    carrier: str
-    size_bytes: int
-    committed_bytes: int
-    updated_at: datetime
-
-    def is_of(self, size_bytes: int) -> bool:
-        """Returns whether it can be the progress of a bundle of that size."""
-        whole = isinstance(self.committed_bytes, int)  # it was read from a file
-        return whole and self.size_bytes == size_bytes and 0 <= self.committed_bytes <= size_bytes
-
-    def to_json(self) -> bytes:
-        """Returns it as it lies on disk."""
-        facts = vars(self) | {"updated_at": f"{self.updated_at:%Y-%m-%dT%H:%M:%SZ}"}
-        return json.dumps(facts).encode()
-
-
-def read_progress(folder: Path) -> Progress | None:
-    """Returns how far the upload in `folder` came; None if it never began, or was damaged."""
-    try:
-        facts = json.loads((folder / PROGRESS_FILE).read_bytes())
-        moment = datetime.fromisoformat(facts.pop("updated_at"))
-        return Progress(**facts, updated_at=moment)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 class Sink:

@@ -124,6 +124,29 @@ def read_router(verified: VerifiedEnsemble, built: BuiltRouter, file: Path, sha2
     return restore_router(plan, built, tensors, load_releases(verified), heads)
 
 
+def frequencies_seen(verified: VerifiedEnsemble, kind: RouterName | None, until: float) -> int:
+    """Returns the least DCT coefficients per channel that a router looks at up to time `until`.
+
+    Fewer than a channel has pixels leave something of the image unseen; 0 is a router that looks
+    at none. A `hybrid` sees what its network does below the switch, and what both do from there on.
+
+    Args:
+        verified: The ensemble.
+        kind: As for `load_router`.
+        until: The largest time at which the router is asked.
+    """
+    kind, built = kind or verified.record.router, verified.record.built
+    spec = verified.trust.plan.router
+    released = spec.frequencies if isinstance(spec, StatisticsSpec) else 0
+    if kind == "prior":
+        return 0
+    if built is None or built.kind != kind or built.network is None:
+        return released
+    if built.switch is not None and until >= float(built.switch):
+        return min(released, built.network.frequencies)
+    return built.network.frequencies
+
+
 def load_releases(verified: VerifiedEnsemble) -> list[SiteRelease]:
     """Returns what every site released for the router, in the ensemble's order."""
     return [

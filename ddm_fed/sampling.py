@@ -13,6 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -128,6 +129,33 @@ def sample(
         torch.cat(sites) if sites else None,
         torch.cat(parts) if parts else None,
     )
+
+
+def apportioned(weights: Tensor, count: int) -> Tensor:
+    """Returns a class for each of `count` samples, `(count,)` int64, in proportion to `weights`.
+
+    Every sample gets the class that is furthest behind its share, the first of equals. So the
+    first n samples hold each class as often as its share of n says, within about one, whatever n
+    is; classes of equal weight come in turn; and a longer run begins with the shorter one's.
+
+    Args:
+        weights: `(G,)`, not negative; a class of weight 0 is never drawn.
+        count: Number of samples.
+
+    Raises:
+        ValueError: a weight is negative or not finite, or none is positive.
+    """
+    shares = weights.double().numpy()
+    if not np.isfinite(shares).all() or (shares < 0).any() or not shares.any():
+        raise ValueError("weights of classes are finite, not negative, and not all zero")
+    shares = shares / shares.sum()
+    # a share of 1 / 3 summed up is a little off: equals shall stay equals
+    behind, chosen = np.where(shares > 0, 0.0, -np.inf), np.empty(count, np.int64)
+    for index in range(count):
+        behind += shares
+        chosen[index] = np.round(behind, 9).argmax()
+        behind[chosen[index]] -= 1
+    return torch.from_numpy(chosen)
 
 
 @torch.inference_mode()

@@ -127,7 +127,8 @@ class AuditResult:
             found.append(
                 f"Of {SAMPLES} samples, {self.memorization.closer.value:.1%} are nearer to an image"
                 " that was trained on than to as many others (50 % is chance), and "
-                f"{near.value:.1%} [{near.low:.1%}, {near.high:.1%}] are near copies. "
+                f"{near.value:.1%} [{near.low:.1%}, {near.high:.1%}] are near copies (by chance at "
+                f"most {self.memorization.near_by_chance:.1%}). "
                 "These figures are local too."
             )
         return found

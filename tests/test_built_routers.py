@@ -16,8 +16,9 @@ from coordinator.assemble import assemble
 from coordinator.cli import app
 from coordinator.routers import read_built, write_built
 from ddm_fed.assembly import STATEMENT_FILE, verify_ensemble
+from ddm_fed.ensemble import Strategy
 from ddm_fed.errors import RefusedError, StateError
-from ddm_fed.loading import load_ensemble, load_router
+from ddm_fed.loading import frequencies_seen, load_ensemble, load_router
 from ddm_fed.records import BuiltRouter, EnsembleRecord, RouterNetworkSpec
 from ddm_fed.replay import BuildOptions, build_from_samples
 
@@ -69,7 +70,12 @@ def test_built_router_is_signed_into_an_ensemble_that_verifies_and_samples(
     torch.testing.assert_close(found.exp().sum(1), torch.ones(6).double())
     plain = load_router(verified, "mixture" if kind != "mixture" else "prior")
     assert not torch.equal(found, plain.log_posterior(x_t, t, None))
-    assert load_ensemble(verified).default_strategy.kind == "sticky-then-routed"
+    load_ensemble(verified).require(Strategy.parse("sticky-then-routed"))
+    # the plan's 4 frequencies, and the network's 16: of a hybrid below its switch, .7
+    seen = {"mixture": (4, 4), "replay": (16, 16), "hybrid": (16, 4)}[kind]
+    assert (frequencies_seen(verified, None, 0.5), frequencies_seen(verified, None, 1.0)) == seen
+    assert frequencies_seen(verified, "mixture", 1.0) == 4
+    assert frequencies_seen(verified, "prior", 1.0) == 0
 
 
 def test_same_options_build_the_same_router(verified):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import integrate, special
 
-from ddm_fed.ensemble import Ensemble, Strategy
+from ddm_fed.ensemble import DEFAULT_STRATEGY, Ensemble, Strategy
 from ddm_fed.flows import ClassCondition
 from ddm_fed.router import (
     Anchors,
@@ -432,16 +432,18 @@ def test_routers_say_how_far_up_they_see_the_image(name):
     assert reads_estimate(router) == looks
     assert sees_until(router) == pytest.approx(until, abs=0)
     ensemble = Ensemble([lambda x, t, c: x] * 3, router)
-    ensemble.require(ensemble.default_strategy)
-    assert ensemble.default_strategy.kind == ("sticky-then-routed" if until else "sticky")
-    assert ensemble.default_strategy.sticky_until <= until
+    ensemble.require(DEFAULT_STRATEGY)
+    if 0 < until < 1:
+        ensemble.require(Strategy("sticky-then-routed", level=until))
+        with pytest.raises(ValueError, match="another router"):
+            ensemble.require(Strategy("sticky-then-routed", level=(1 + until) / 2))
 
 
 @pytest.mark.parametrize("strategy", ["per-step", "sticky-then-routed-0.5"])
 def test_strategy_that_redraws_where_the_router_is_blind_is_refused(world, strategy):
     ensemble = Ensemble([lambda x, t, c: x] * 3, world.router)
     with pytest.raises(
-        ValueError, match=r"looks at it up to 0\.4 only; use sticky-then-routed-0\.4"
+        ValueError, match=r"looks at it up to 0\.4 only; use sticky, sticky-then-routed-0\.4"
     ):
         ensemble.require(Strategy.parse(strategy))
 

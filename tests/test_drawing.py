@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from coordinator import drawing
-from coordinator.drawing import PARTS, DrawOptions, write_samples
+from coordinator.drawing import PARTS, Content, DrawOptions, write_samples
 from ddm_fed.ensemble import Ensemble, Strategy
 from ddm_fed.errors import StateError
 from ddm_fed.records import DataSpec
@@ -34,6 +34,9 @@ OPTIONS = DrawOptions(
     batch_size=3,
     in_flight=4,
 )
+
+
+FULL = Strategy.parse("full")
 
 
 def tints():
@@ -57,8 +60,15 @@ def files_of(folder):
     }
 
 
-def write(out, options=OPTIONS, data=PLAIN, **more):
-    return write_samples(ensemble(len(data.classes) or 1), data, out, options, SOURCE, **more)
+def content(data=PLAIN, totals=None, **more):
+    if totals is None and data.classes:
+        totals = [1.0] * len(data.classes)
+    return Content(data, None if totals is None else torch.tensor(totals).double(), **more)
+
+
+def write(out, options=OPTIONS, data=PLAIN, totals=None, facts=None, **more):
+    what = content(data, totals, **(facts or {}))
+    return write_samples(ensemble(len(data.classes) or 1), what, out, options, SOURCE, **more)
 
 
 def test_folder_holds_archive_pictures_and_summary_and_no_parts(tmp_path):
@@ -236,7 +246,7 @@ def test_another_ensemble_in_the_same_folder_is_refused(tmp_path):
     write(tmp_path / "out")
     other = SOURCE | {"ensemble_sha256": "f" * 64}
     with pytest.raises(StateError, match="another ensemble"):
-        write_samples(ensemble(), PLAIN, tmp_path / "out", OPTIONS, other)
+        write_samples(ensemble(), content(), tmp_path / "out", OPTIONS, other)
 
 
 # --- refused ---
@@ -256,3 +266,60 @@ def test_options_that_do_not_fit_are_refused_before_a_file_is_written(tmp_path, 
     with pytest.raises(StateError, match=reason):
         write(tmp_path / "out", replace(OPTIONS, **changed))
     assert not (tmp_path / "out").exists()
+
+
+def test_class_that_no_site_released_is_refused_before_a_file_is_written(tmp_path):
+    with pytest.raises(StateError, match="--class dog: no site released a count") as caught:
+        write(tmp_path / "out", replace(OPTIONS, label="dog"), CLASSES, totals=[9, 0])
+    assert caught.value.hint == "the classes that sites have are cat"
+    assert not (tmp_path / "out").exists()
+
+
+def test_guidance_of_experts_that_always_knew_the_class_is_refused(tmp_path):
+    facts = {"knows_no_class": False}
+    with pytest.raises(StateError, match="label_dropout = 0"):
+        write(tmp_path / "out", replace(OPTIONS, guidance=2.0), CLASSES, facts=facts)
+    assert not (tmp_path / "out").exists()
+    assert write(tmp_path / "out", OPTIONS, CLASSES, facts=facts)["guidance"] == 1.0
+
+
+# --- classes, and what has to be known of samples ---
+
+
+def test_classes_follow_the_released_totals(tmp_path):
+    found = write(tmp_path / "out", data=CLASSES, totals=[30, 10])
+    with np.load(tmp_path / "out" / "samples.npz") as archive:
+        assert np.bincount(archive["labels"]).tolist() == [8, 3]
+    assert found["class_shares"] == {"cat": 0.75, "dog": 0.25}
+    assert found["notes"] == []
+
+
+def test_class_nobody_has_is_not_drawn_and_said(tmp_path):
+    found = write(tmp_path / "out", data=CLASSES, totals=[30, 0])
+    with np.load(tmp_path / "out" / "samples.npz") as archive:
+        assert set(archive["labels"].tolist()) == {0}
+    assert found["notes"] == ["no site is known to have dog: none were drawn"]
+
+
+def test_classes_are_drawn_in_equal_parts_where_every_count_drowned_and_that_is_said(tmp_path):
+    found = write(tmp_path / "out", data=CLASSES, totals=[0, 0])
+    assert found["class_shares"] == {"cat": 0.5, "dog": 0.5}
+    (note,) = found["notes"]
+    assert "equal parts" in note
+    write(tmp_path / "dogs", replace(OPTIONS, label="dog"), CLASSES, totals=[0, 0])
+
+
+def test_guidance_is_said_to_move_the_shares_and_sticky_advised_where_the_router_is_asked(tmp_path):
+    guided = replace(OPTIONS, guidance=2.0)
+    (note,) = write(tmp_path / "sticky", guided, CLASSES)["notes"]
+    assert note == "under guidance 2 the shares of the sites are not exact"
+    (note,) = write(tmp_path / "full", replace(guided, strategy=FULL), CLASSES)["notes"]
+    assert "use --strategy sticky" in note
+
+
+@pytest.mark.parametrize(("seen", "said"), [(15, True), (16, False), (None, False)])
+def test_strategy_that_asks_a_router_says_which_frequencies_it_sees(tmp_path, seen, said):
+    found = write(tmp_path / "out", replace(OPTIONS, strategy=FULL), facts={"frequencies": seen})
+    assert [note for note in found["notes"] if f"sees {seen} of 16" in note] == found["notes"]
+    assert bool(found["notes"]) == said
+    assert write(tmp_path / "sticky", facts={"frequencies": seen})["notes"] == []

@@ -676,18 +676,6 @@ def test_strategy_sticky_then_routed_names_its_default_time():
     assert str(Strategy.parse("sticky-then-routed")) == "sticky-then-routed-0.5"
 
 
-@pytest.mark.parametrize(
-    ("router", "expected"),
-    [
-        (PriorRouter(torch.ones(2, 1)), "sticky"),
-        (TableRouter([[0.5, 0.5]]), "sticky-then-routed-0.5"),
-    ],
-    ids=["prior", "reads-state"],
-)
-def test_default_strategy_redraws_only_if_the_router_looks_at_the_state(router, expected):
-    assert str(Ensemble([Witness(1.0)] * 2, router).default_strategy) == expected
-
-
 @pytest.mark.parametrize("text", ["per-step", "sticky-then-routed"])
 def test_redrawing_by_a_router_that_does_not_look_at_the_state_is_refused(text):
     ensemble = Ensemble([Witness(1.0)] * 2, PriorRouter(torch.ones(2, 1)))

@@ -288,6 +288,21 @@ def test_copies_of_training_images_are_found_and_fresh_images_are_not():
     assert none.closer.low < 0.5 < none.closer.high
 
 
+def test_near_copies_of_many_training_images_have_a_chance_of_as_many():
+    # nine times as many training images as controls, and samples that know of neither
+    copies, chance, controls = [], [], []
+    for seed in range(40):
+        pixels = rng(seed).normal(size=(1050, 2))
+        found = measure_memorization(pixels[:50], pixels[50:950], pixels[950:], generator=rng(seed))
+        copies.append(found.near_copies.value)
+        controls.append(found.near_controls.value)
+        chance.append(found.near_by_chance)
+        assert found.near_by_chance == min(1.0, 9 * found.near_controls.value)
+    # what looked like copying beside the chance of as many images as there are controls
+    assert np.mean(copies) > 3 * np.mean(controls)
+    assert np.mean(copies) <= np.mean(chance)
+
+
 def test_memorization_is_that_of_plain_loops():
     samples, trained, controls = (rng(n).normal(size=(25, 2)) for n in (1, 2, 3))
     ratio = np.array(

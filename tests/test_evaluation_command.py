@@ -11,6 +11,7 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from coordinator.cli_evaluate import evaluate as command
+from coordinator.cli_evaluate import rows_of
 from coordinator.evaluating import EvaluateOptions, evaluate
 from ddm_fed.errors import DataError, DdmFedError, StateError
 from ddm_fed.evaluation import Extractor, weights_digest
@@ -73,13 +74,17 @@ def test_evaluation_with_everything_measures_everything(inputs):
     found = report["results"]
     assert report["left_out"] == {}
     assert set(found) == {
-        *("shares", "classes", "agreement", "fidelity", "baseline", "two_sample"),
+        *("shares", "classes", "class_mix", "agreement", "fidelity", "baseline", "two_sample"),
         *("tstr", "memorization"),
     }
     assert found["shares"]["error"] == pytest.approx(0)
     assert found["shares"]["samples"] == 300
-    assert (found["fidelity"]["drawn"], found["fidelity"]["real"]) == (300, 400)
-    assert (found["baseline"]["drawn"], found["baseline"]["real"]) == (300, 400)
+    # real images are those of the samples' classes, in their proportion
+    real = found["class_mix"]["real"]
+    assert 300 <= real <= 400
+    assert found["class_mix"]["samples"] == 300
+    assert (found["fidelity"]["drawn"], found["fidelity"]["real"]) == (300, real)
+    assert (found["baseline"]["drawn"], found["baseline"]["real"]) == (300, real)
     assert found["tstr"]["samples"]["trained_on"] == found["tstr"]["real"]["trained_on"] == 300
     assert found["tstr"]["real"]["accuracy"]["total"] == 400
     assert found["memorization"]["pixels"]["compared"] == 400
@@ -127,7 +132,7 @@ def test_copies_of_training_images_are_reported(inputs, digits):
 
 def test_evaluation_without_training_images_says_what_is_left_out(inputs):
     report = run(inputs, train=None)
-    assert set(report["results"]) == {"shares", "classes", "tstr"}
+    assert set(report["results"]) == {"shares", "classes", "class_mix", "tstr"}
     assert "real" not in report["results"]["tstr"]
     assert set(report["left_out"]) == {
         *("fidelity", "two_sample", "agreement", "memorization", "tstr_of_real"),
@@ -140,7 +145,7 @@ def test_evaluation_of_samples_without_labels_and_sites_says_so(inputs):
     np.savez(inputs / "samples" / "samples.npz", images=archive["images"])
     change_summary(inputs, site_counts=None)
     report = run(inputs)
-    assert set(report["left_out"]) == {"shares", "agreement", "tstr"}
+    assert set(report["left_out"]) == {"shares", "class_mix", "agreement", "tstr"}
     assert report["left_out"]["tstr"] == "the samples have no labels"
 
 
@@ -207,6 +212,74 @@ def test_real_images_that_do_not_fit_are_refused_and_nothing_is_written(inputs, 
         run(inputs, real="bad.npz")
     assert caught.value.hint
     assert not (inputs / "evaluation").exists()
+
+
+def test_shares_under_guidance_have_no_p_value(inputs):
+    assert run(inputs, train=None)["results"]["shares"]["p_value"] > 0.9
+    change_summary(inputs, guidance=2.0)
+    report = run(inputs, train=None, out="guided")
+    assert report["results"]["shares"]["p_value"] is None
+    assert report["results"]["shares"]["error"] == pytest.approx(0)
+    assert "not exact" in report["left_out"]["p_value of shares"]
+    (row,) = [row for row in rows_of(report["results"]) if row[0] == "site-share error"]
+    assert row[2] == "not exact: guidance 2"
+
+
+def perfect(inputs, digits, counts):
+    """Samples that are real images, no one of which is in the other sets, `counts` of each class.
+
+    The real images have a prevalence: of class c one in c + 1.
+    """
+    images, labels = digits
+    rows = np.random.default_rng(1).permutation(len(labels))
+    thinned = np.concatenate([rows[labels[rows] == c][: 160 // (c + 1)] for c in range(4)])
+    split = [thinned[part::4] for part in range(4)]
+    held, trained = split[0], np.concatenate(split[1:3])
+    own = split[3]
+    chosen = np.concatenate([own[labels[own] == c][:n] for c, n in enumerate(counts)])
+    noise = np.random.default_rng(0).integers(0, 2, size=(len(chosen), 8, 8))
+    drawn = (images[chosen] - noise).clip(0, 255).astype(np.uint8)[:, None]
+    np.savez(inputs / "samples" / "samples.npz", images=drawn, labels=labels[chosen])
+    np.savez(
+        inputs / "digits.npz",
+        train_images=images[trained],
+        train_labels=labels[trained],
+        test_images=images[held],
+        test_labels=labels[held],
+    )
+
+
+def test_perfect_samples_of_classes_in_turn_are_as_near_to_real_ones_as_real_ones_are(
+    inputs, digits
+):
+    # real images: 40, 20, 13, 10 of four classes; samples: 10 of each
+    perfect(inputs, digits, (10, 10, 10, 10))
+    report = run(inputs, EvaluateOptions(steps=200))
+    found = report["results"]
+    assert found["class_mix"]["apart"] > 0.2
+    assert (found["class_mix"]["real"], found["class_mix"]["samples"]) == (40, 40)
+    assert found["fidelity"]["frechet"] < 2 * found["baseline"]["frechet"]
+    assert found["two_sample"]["p_value"] > 0.05
+
+
+def test_samples_of_one_class_are_compared_with_real_images_of_that_class(inputs, digits):
+    perfect(inputs, digits, (40,))
+    found = run(inputs, EvaluateOptions(steps=200))["results"]
+    assert (found["class_mix"]["real"], found["class_mix"]["samples"]) == (40, 40)
+    assert found["two_sample"]["p_value"] > 0.05
+
+
+def test_samples_of_a_class_without_real_images_are_compared_with_nothing_and_named(inputs):
+    archive = dict(np.load(inputs / "samples" / "samples.npz"))
+    archive["labels"][:50] = 11
+    np.savez(inputs / "samples" / "samples.npz", **archive)
+    report = run(inputs, train=None)
+    assert report["results"]["class_mix"]["samples"] <= 250
+    assert "no real images of the classes 11" in report["left_out"]["classes without real images"]
+    archive["labels"][:] = 11
+    np.savez(inputs / "samples" / "samples.npz", **archive)
+    report = run(inputs, out="other")
+    assert "0 real images and 0 samples" in report["left_out"]["fidelity"]
 
 
 @pytest.mark.parametrize("missing", ["samples.npz", "samples.json"])

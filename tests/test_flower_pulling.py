@@ -22,8 +22,9 @@ from coordinator import rosters
 from coordinator.admission import current_members
 from coordinator.delivery import deliver
 from coordinator.flower_app import Pulling, pull
+from coordinator.progress import read_progress
 from coordinator.reference import publish_reference
-from coordinator.sink import Sink, read_progress
+from coordinator.sink import Sink
 from ddm_fed import flower
 from ddm_fed.errors import ExchangeError, StateError
 from ddm_fed.records import read_plan_toml

@@ -20,7 +20,7 @@ from coordinator import members, rosters
 from coordinator.admission import admit_arrivals, admitted_bundles
 from coordinator.book import read_book
 from coordinator.folder import CoordinatorFolder
-from coordinator.sink import read_progress
+from coordinator.progress import read_progress
 from ddm_fed.assembly import verify_ensemble
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import read_plan_toml

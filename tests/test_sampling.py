@@ -14,7 +14,7 @@ from ddm_fed.flows import ClassCondition, Expert
 from ddm_fed.models import DiT
 from ddm_fed.records import DitSize
 from ddm_fed.router import PriorRouter
-from ddm_fed.sampling import SamplingOptions, sample
+from ddm_fed.sampling import SamplingOptions, apportioned, sample
 
 FULL, STICKY, TOP_1, TOP_2 = (Strategy.parse(s) for s in ("full", "sticky", "top-1", "top-2"))
 PER_STEP, ROUTED, ROUTED_EARLY = (
@@ -510,3 +510,34 @@ def test_samples_of_the_same_noise_agree_with_the_pooled_model_far_above_shuffle
     paired = np.corrcoef(found.flatten(), whole.flatten())[0, 1]
     shuffled = np.corrcoef(found.roll(1, 0).flatten(), whole.flatten())[0, 1]
     assert paired > 0.8 > 0.4 > shuffled
+
+
+# --- classes ---
+
+
+@pytest.mark.parametrize("count", [1, 7, 100, 997])
+@pytest.mark.parametrize(
+    "weights", [[1, 1, 1], [5, 3, 2, 0], [0.7, 0.2999, 0.0001], [1e6, 1, 1e3], [1]], ids=str
+)
+def test_first_samples_hold_each_class_as_often_as_its_share_says(weights, count):
+    found = apportioned(torch.tensor(weights), count)
+    shares = np.array(weights) / np.sum(weights)
+    ahead = torch.nn.functional.one_hot(found, len(weights)).cumsum(0).numpy()
+    wanted = np.arange(1, count + 1)[:, None] * shares
+    assert np.abs(ahead - wanted).max() <= max(1, (len(weights) - 1) / 2) + 1e-6
+    assert set(found.tolist()) <= set(np.flatnonzero(shares).tolist())
+
+
+def test_classes_of_equal_weight_come_in_turn():
+    assert apportioned(torch.full((3,), 0.1), 3000).tolist() == [0, 1, 2] * 1000
+
+
+def test_classes_of_a_longer_run_begin_with_those_of_a_shorter_one():
+    weights = torch.tensor([0.5, 0.2, 0.17, 0.13])
+    assert torch.equal(apportioned(weights, 500)[:77], apportioned(weights, 77))
+
+
+@pytest.mark.parametrize("weights", [[0, 0], [1, -1], [1, math.nan], [math.inf, 1]], ids=str)
+def test_weights_that_are_no_shares_are_refused(weights):
+    with pytest.raises(ValueError, match="weights of classes"):
+        apportioned(torch.tensor(weights).float(), 3)

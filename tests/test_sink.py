@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.delivery import deliver, outcome_of
-from coordinator.sink import PROGRESS_FILE, SYNC_BYTES, Arrived, Limits, Sink, Upload
+from coordinator.progress import PROGRESS_FILE
+from coordinator.sink import SYNC_BYTES, Arrived, Limits, Sink, Upload
 from ddm_fed.bundle import ENVELOPE_FILE
 from ddm_fed.errors import (
     BusyError,

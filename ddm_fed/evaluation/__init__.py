@@ -19,6 +19,8 @@ from ddm_fed.evaluation.fidelity import manifold_scores as manifold_scores
 from ddm_fed.evaluation.fidelity import measure_fidelity as measure_fidelity
 from ddm_fed.evaluation.intervals import Proportion as Proportion
 from ddm_fed.evaluation.intervals import proportion as proportion
+from ddm_fed.evaluation.matching import Matched as Matched
+from ddm_fed.evaluation.matching import matched_by_class as matched_by_class
 from ddm_fed.evaluation.memorization import Memorization as Memorization
 from ddm_fed.evaluation.memorization import measure_memorization as measure_memorization
 from ddm_fed.evaluation.shares import ShareError as ShareError

@@ -17,12 +17,16 @@ class Memorization(NamedTuple):
     images each; 0.5 is expected of samples that know no more of the one than of the other, and a
     tie counts as half. `near_copies`: share of samples whose distance to the nearest of all
     training images is below `threshold` times that to the nearest control image. `near_controls`:
-    the same with the two exchanged, among as many images each: what chance does.
+    the same with the two exchanged, among as many images each. `near_by_chance`: the most that
+    chance is expected to make of `near_copies`. Of more images the nearest is nearer: where there
+    are b times as many training images, it is b times `near_controls`, once for every part of them
+    that is no larger than the controls.
     """
 
     closer: Proportion
     near_copies: Proportion
     near_controls: Proportion
+    near_by_chance: float
     median_ratio: float
     threshold: float
     compared: int
@@ -63,17 +67,20 @@ def measure_memorization(
     size = min(len(trained), len(controls))
     rows_t = np.sort(generator.permutation(len(trained))[:size])
     rows_c = np.sort(generator.permutation(len(controls))[:size])
-    to_all, to_controls = nearest(samples, trained), nearest(samples, controls)
+    to_all, to_equal = nearest(samples, trained), nearest(samples, controls[rows_c])
     to_trained = to_all if size == len(trained) else nearest(samples, trained[rows_t])
-    to_equal = to_controls if size == len(controls) else nearest(samples, controls[rows_c])
     ratio = _ratio(to_trained, to_equal)
     ties = int((ratio == 1).sum())
+
+    def below(near: Nearest, far: Nearest) -> Proportion:
+        return proportion(int((_ratio(near, far) < threshold).sum()), len(samples))
+
+    exchanged = below(to_equal, to_trained)
     return Memorization(
         closer=proportion(int((ratio < 1).sum()) + ties // 2, len(samples)),
-        near_copies=proportion(int((_ratio(to_all, to_controls) < threshold).sum()), len(samples)),
-        near_controls=proportion(
-            int((_ratio(to_equal, to_trained) < threshold).sum()), len(samples)
-        ),
+        near_copies=below(to_all, to_equal),
+        near_controls=exchanged,
+        near_by_chance=min(1.0, -(-len(trained) // size) * exchanged.value),
         median_ratio=float(np.median(ratio)),
         threshold=threshold,
         compared=size,

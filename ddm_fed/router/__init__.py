@@ -39,6 +39,7 @@ from ddm_fed.router.fit import SiteRelease as SiteRelease
 from ddm_fed.router.fit import build_router as build_router
 from ddm_fed.router.fit import fit_mixtures as fit_mixtures
 from ddm_fed.router.fit import known_classes as known_classes
+from ddm_fed.router.fit import released_totals as released_totals
 from ddm_fed.router.fit import released_weights as released_weights
 from ddm_fed.router.fitting import train_classifier as train_classifier
 from ddm_fed.router.fitting import train_head as train_head

@@ -12,7 +12,10 @@ class Router(Protocol):
 
     @property
     def reads_state(self) -> bool:
-        """Whether the posterior depends on x_t; without, sites must not be redrawn on the way."""
+        """Whether the posterior depends on x_t; without, sites must not be redrawn on the way.
+
+        On how much of x_t is another matter: `ddm_fed.loading.frequencies_seen`.
+        """
         ...
 
     def log_prior(self, condition: Condition | None) -> Tensor:
