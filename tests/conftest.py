@@ -30,6 +30,7 @@ def _load(name: str):
 
 helpers = _load("federation")
 _load("proxy")
+_load("documents")
 if importlib.util.find_spec("flwr") is not None:
     _load("flower_deployment")
 
