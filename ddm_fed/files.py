@@ -17,7 +17,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from ddm_fed.errors import BusyError, DigestError, FileSetError
+from ddm_fed.errors import BusyError, DigestError, FileSetError, names_its_path, naming
 
 BLOCK_BYTES = 1 << 20
 MAX_DEPTH = 8  # folders in folders; our formats need two
@@ -37,6 +37,7 @@ Advance = Callable[[int], None]
 """Called with the number of bytes just done."""
 
 
+@names_its_path
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Writes `data` to `path` so that a kill leaves the old file or the new one."""
     part = path.with_name(f"{PART_PREFIX}{path.name}")
@@ -47,6 +48,7 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     commit_file(part, path)
 
 
+@names_its_path
 def commit_file(part: Path, path: Path) -> None:
     """Gives the finished file `part` the name `path`, in one step and durably."""
     with part.open("rb") as file:
@@ -55,6 +57,7 @@ def commit_file(part: Path, path: Path) -> None:
     sync_folder(path.parent)
 
 
+@names_its_path
 def append_durably(path: Path, line: bytes) -> None:
     """Appends `line` and a line feed to `path`; on return it is on disk."""
     with path.open("ab") as file:
@@ -132,7 +135,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part)
     part.mkdir(parents=True)
     try:
-        yield part
+        with naming(path):
+            yield part
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -278,7 +282,7 @@ def check_file(
         if copy_to is None:
             found = _read_and_hash(source, size_bytes, None, advance)
         else:
-            with copy_to.open("xb") as target:
+            with naming(copy_to), copy_to.open("xb") as target:
                 found = _read_and_hash(source, size_bytes, target, advance)
                 target.flush()
                 os.fsync(target.fileno())
