@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ddm_fed.assembly import verify_ensemble
 from ddm_fed.ensemble import Ensemble, Strategy
-from ddm_fed.errors import StateError
+from ddm_fed.errors import StateError, names_its_path
 from ddm_fed.experts import Precision
 from ddm_fed.files import PART_PREFIX, commit_file, exclusive, write_atomically
 from ddm_fed.flows import CALLS_PER_STEP, ClassCondition, Solver
@@ -329,6 +329,7 @@ def _read(files: Sequence[Path]) -> Iterator[dict[str, NDArray[Any]]]:
             yield dict(archive)
 
 
+@names_its_path
 def _write_archive(path: Path, files: Sequence[Path], count: int) -> None:
     """Writes what `np.savez_compressed` would, one chunk in memory at a time."""
     first = next(_read(files))

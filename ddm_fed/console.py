@@ -8,6 +8,7 @@ ever read as markup: names, paths and messages are shown as they are.
 import codecs
 import io
 import json
+import os
 import shlex
 import shutil
 import signal
@@ -46,7 +47,7 @@ err = Console(stderr=True, highlight=False, markup=False, emoji=False)
 HELP_COLUMNS = 80
 BORDERS = 3  # columns of a table that each of its cells needs besides its words
 PLAIN = {"…": "...", "·": "-", "→": "->"}  # what our own texts have beyond ASCII
-INTERRUPTED, TERMINATED = 130, 143  # as shells count: 128 and the number of the signal
+INTERRUPTED = 128 + signal.SIGINT  # as shells count
 
 
 class Sheet(NamedTuple):
@@ -60,8 +61,8 @@ class Sheet(NamedTuple):
 def run(command: Callable[[], object]) -> None:
     """Runs a command line; errors are shown and end with exit status 1.
 
-    Wrong usage, which the command line itself finds, ends with 2; Ctrl-C and SIGTERM, where the
-    command has no end of its own for them, with 130 and 143.
+    Wrong usage, which the command line itself finds, ends with 2. Ctrl-C, where the command has no
+    end of its own for it, ends with 130, and SIGTERM by that signal, both with a word.
     """
     write_what_can_be_written()
     with _ends_by_sigterm() as terminated:
@@ -88,12 +89,16 @@ def run(command: Callable[[], object]) -> None:
 
 
 def _say_interrupted(terminated: threading.Event) -> None:
-    by, status = ("SIGTERM", TERMINATED) if terminated.is_set() else ("Ctrl-C", INTERRUPTED)
+    by = "SIGTERM" if terminated.is_set() else "Ctrl-C"
     say(
-        f"ended by {by} before it was done: nothing half-written is taken for whole, and the same "
-        "command can be run again"
+        f"ended by {by}: nothing half-written is taken for whole, and the same command can be run "
+        "again"
     )
-    sys.exit(status)
+    if terminated.is_set():  # whoever sent it sees that the signal did it
+        sys.stdout.flush()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)
+    sys.exit(INTERRUPTED)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from ddm_fed.assembly import VerifiedEnsemble, verify_ensemble
-from ddm_fed.errors import ExchangeError, StateError
+from ddm_fed.errors import ExchangeError, StateError, naming
 from ddm_fed.exchange import messages, services
 from ddm_fed.files import Advance, new_folder, sync_folder, write_atomically
 from ddm_fed.log import CHECKPOINT_FILE, LEAVES_FILE
@@ -85,7 +85,8 @@ def _fetch_all(service: services.ExchangeServiceStub, folder: Path) -> None:
             raise _strange("rosters without end")
     plan = service.GetPlan(messages.GetPlanRequest(), timeout=CALL_S).plan_envelope
     write_atomically(folder / PLAN_FILE, plan)
-    with (folder / LEAVES_FILE).open("wb") as leaves:
+    leaves_file = folder / LEAVES_FILE
+    with naming(leaves_file), leaves_file.open("wb") as leaves:
         checkpoint = b""
         for part in service.GetLog(messages.GetLogRequest(), timeout=STREAM_S):
             leaves.writelines(leaf + b"\n" for leaf in part.leaf_envelopes)
@@ -99,7 +100,8 @@ def _fetch_reference(service: services.ExchangeServiceStub, folder: Path) -> Non
     if not status.has_reference:
         return
     envelope, taken = b"", 0
-    with (folder / VECTORS_FILE).open("wb") as vectors:
+    vectors_file = folder / VECTORS_FILE
+    with naming(vectors_file), vectors_file.open("wb") as vectors:
         for part in service.GetReference(messages.GetReferenceRequest(), timeout=STREAM_S):
             envelope = part.reference_envelope or envelope
             taken += len(part.data)
@@ -167,7 +169,7 @@ def _fetch_file(
     size_bytes: int,
     advance: Advance,
 ) -> None:
-    with path.open("ab") as file:
+    with naming(path), path.open("ab") as file:
         wanted.offset = file.tell()
         for part in service.ReadEnsemble(wanted, timeout=STREAM_S):
             if file.tell() + len(part.data) > size_bytes:

@@ -6,7 +6,7 @@ The `.pub` file is one line of text, `ed25519 HEX`. It holds nothing secret; it 
 import re
 from pathlib import Path
 
-from ddm_fed.errors import KeyFileError
+from ddm_fed.errors import KeyFileError, naming
 from ddm_fed.signing.keys import SigningKey, VerifyKey
 
 _PUBLIC = re.compile(rb"ed25519 ([0-9a-f]{64})\n?")
@@ -35,7 +35,8 @@ def write_key(file: Path) -> SigningKey:
     key = SigningKey.generate()
     key.write(file)
     part = file.with_suffix(".pub-part")
-    part.write_text(f"ed25519 {key.public.hex}\n")
+    with naming(part):
+        part.write_text(f"ed25519 {key.public.hex}\n")
     part.replace(file.with_suffix(".pub"))  # without it the key itself is asked
     return key
 

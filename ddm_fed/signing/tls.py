@@ -37,6 +37,7 @@ from ddm_fed.errors import (
     MalformedError,
     PlanMismatchError,
     WeakKeyError,
+    naming,
 )
 from ddm_fed.records import MAX_CERTIFICATE_CHARACTERS, Roster, now
 from ddm_fed.signing.keyfiles import key_files, next_file
@@ -153,7 +154,8 @@ class TlsKey:
         """
         file = next_file(folder, _KEY_NAME)
         part = file.with_suffix(".crt-part")
-        part.write_bytes(self.certificate_pem)
+        with naming(part):
+            part.write_bytes(self.certificate_pem)
         part.replace(file.with_suffix(".crt"))  # first: where there is a key, it has a certificate
         write_private_pem(file, self._private)
         return file
