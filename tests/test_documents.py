@@ -172,7 +172,7 @@ def small_plan(text: str) -> str:
 
 
 @pytest.mark.processes
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(600)
 def test_readme_commands_run_line_by_line_end_with_a_sampled_ensemble(tmp_path):
     plan = tmp_path / "examples" / "digits" / "plan.toml"
     plan.parent.mkdir(parents=True)
