@@ -19,7 +19,6 @@ from pathlib import Path
 import click
 import pytest
 import typer
-from rich.console import Console
 from rich.text import Text
 
 import coordinator.cli
@@ -197,10 +196,11 @@ def test_no_word_of_help_is_eaten_as_markup(words, command):
 @pytest.mark.parametrize("terminal", [True, False])
 def test_text_like_markup_is_shown_as_it_is(monkeypatch, text, terminal):
     shown = io.StringIO()
-    settings = {"force_terminal": terminal, "width": 200, "color_system": None}
-    for name in ("out", "err"):
-        made = Console(file=shown, markup=False, emoji=False, highlight=False, **settings)
-        monkeypatch.setattr(console, name, made)
+    monkeypatch.setenv("COLUMNS", "200")
+    for made in (console.out, console.err):  # the very ones that commands write with
+        monkeypatch.setattr(made, "_file", shown)
+        monkeypatch.setattr(made, "_force_terminal", terminal)
+        monkeypatch.setattr(made, "no_color", True)
 
     console.say(text)
     console.next_step(text)
