@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+import typer.core
 
 from coordinator import (
     cli_evaluate,
@@ -35,11 +36,12 @@ app = typer.Typer(
     name="ddm-coord",
     no_args_is_help=True,
     rich_markup_mode="rich",
+    suggest_commands=False,  # click does, since 8.5
     pretty_exceptions_enable=False,
     help="""Bring the experts of several sites together, and prove what came from whom.
 
 Everything that arrives is refused unless every signature, digest and policy holds.
-[bold]verify[/bold], [bold]audit[/bold] and [bold]sample[/bold] work for outsiders too: they need
+verify, audit and sample work for outsiders too: they need
 the ensemble's folder and the federation's fingerprint, nothing else.""",
     epilog="""Example: ddm-coord init consortium --federation digits, then roster add, publish,
 verify, assemble, sample""",
@@ -62,6 +64,7 @@ app.command(rich_help_panel=USE)(cli_evaluate.evaluate)
 
 def main() -> None:
     """Runs `ddm-coord`; errors end with exit status 1, wrong usage with 2."""
+    typer.core.HAS_RICH = console.has_room_for_tables()
     console.run(app)
 
 
@@ -117,12 +120,14 @@ def init(
     if not is_encrypted(key_files(home.keys, "coordinator")[0]):
         console.say(f"the key files are not encrypted: set {PASSPHRASE_VARIABLE} before `init`")
     if proposal.published:
-        console.next_step(f"ddm-coord roster add --coordinator {folder} ENROLMENT_FILES")
+        words = ("ddm-coord", "roster", "add", "--coordinator", folder, "ENROLMENT_FILES")
+        console.next_step(console.typed(*words))
         return
     console.say(f"roster 1 waits for {' and '.join(proposal.missing)}")
+    merge = console.typed("ddm-coord", "roster", "merge", "--coordinator", folder, "SIGNED_FILE")
     console.next_step(
         f"send {proposal.file} to the holders; each runs ddm-coord roster sign FILE --key KEY.pem",
-        f"ddm-coord roster merge --coordinator {folder} SIGNED_FILE, for each",
+        f"{merge}, for each",
     )
 
 
@@ -156,16 +161,16 @@ def publish(
     from coordinator.admission import current_members, recover
     from coordinator.folder import CoordinatorFolder
     from ddm_fed.published import PLAN_FILE
-    from ddm_fed.records import read_plan_toml
+    from ddm_fed.records import read_plan_file
 
     home = CoordinatorFolder.open(coordinator)
     try:
-        text = plan.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{plan} cannot be read: {error}") from None
+        written = read_plan_file(plan)
+    except OSError as error:
+        raise typer.BadParameter(f"{plan} cannot be read: {error.strerror}") from None
     with home.changing():
         before = home.trust().plan_sha256 if (home.published / PLAN_FILE).exists() else None
-        plan_sha256 = rosters.publish_plan(home, read_plan_toml(text, name=plan.name))
+        plan_sha256 = rosters.publish_plan(home, written)
         trust = home.trust()
         log = recover(home, trust)
         earlier = sum(1 for _ in log.receipts()) - len(current_members(home, trust, log))
@@ -259,8 +264,8 @@ def _assemble(
     console.say(f"{target} is a signed ensemble of {names}")
     root = home.settings.root
     console.next_step(
-        f"ddm-coord verify {target} --root {root}",
-        f"ddm-coord sample {target} --root {root} --out samples",
+        console.typed("ddm-coord", "verify", target, "--root", root),
+        console.typed("ddm-coord", "sample", target, "--root", root, "--out", "samples"),
     )
 
 
@@ -327,7 +332,6 @@ def export(
     public = ensemble.with_name(f"{ensemble.name}-export-key.pem")
     write_atomically(public, key.public_pem)
     console.say(f"wrote {ensemble / SIGNATURE_FILE} and the public key {public}")
-    console.next_step(
-        f"python -m model_signing verify key {ensemble} --signature {ensemble / SIGNATURE_FILE} "
-        f"--public_key {public}"
-    )
+    words = ("python", "-m", "model_signing", "verify", "key", ensemble)
+    keys = ("--signature", ensemble / SIGNATURE_FILE, "--public_key", public)
+    console.next_step(console.typed(*words, *keys))

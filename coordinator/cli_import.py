@@ -54,9 +54,10 @@ def import_(
     if any(item.state != "admitted" for item in found):
         raise typer.Exit(1)
     if waits_for_reference(home, home.trust()):
-        console.next_step(f"ddm-coord reference --coordinator {coordinator}")
+        console.next_step(console.typed("ddm-coord", "reference", "--coordinator", coordinator))
     elif found:
-        console.next_step(f"ddm-coord assemble --coordinator {coordinator} ENSEMBLE_FOLDER")
+        words = ("ddm-coord", "assemble", "--coordinator", coordinator, "ENSEMBLE_FOLDER")
+        console.next_step(console.typed(*words))
 
 
 def _show(found: "list[Found]", left: int, as_json: bool) -> None:

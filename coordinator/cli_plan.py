@@ -42,7 +42,15 @@ def show(
     channels, height, width = agreed.data.shape
     console.show_table(
         f"{agreed.federation}: networks for {channels} x {height} x {width} images",
-        ["network", "parameters", "bundle", "GFLOP per image", "PFLOP per run", "memory"],
+        [
+            "network",
+            "parameters",
+            "bundle",
+            "GFLOP per image",
+            "PFLOP per run",
+            "memory",
+            "a batch",
+        ],
         [
             [
                 row["architecture"],
@@ -51,14 +59,22 @@ def show(
                 f"{row['forward_flops'] / GIGA:,.3f}",
                 f"{row['training_flops'] / 1e15:,.3f}",
                 f"{row['training_bytes'] / 1e6:,.0f} MB",
+                f"{row['batch_bytes'] / 1e6:,.0f} MB",
             ]
             for row in rows
         ],
     )
     console.say(
         "A multiply-add counts as 2 FLOP. A run is the plan's steps times its batch, forward and "
-        "backward. Memory is weights, gradients, optimizer and averages, without activations."
+        "backward: a machine that keeps up 1 TFLOP a second takes 17 minutes for 1 PFLOP. Memory "
+        "is weights, gradients, optimizer and averages; a batch comes on top, less of it with "
+        "--micro-batch."
     )
+    if agreed.privacy.sgd is not None:
+        console.say(
+            "With noise it takes longer and needs more: gradients are computed for every unit "
+            "alone. `ddm-site train` says how long after two steps."
+        )
     limit = agreed.submission.max_bytes
     for row in rows:
         if row["weights_bytes"] > limit:
@@ -88,7 +104,7 @@ def anchors(
     frequencies: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Lowest frequencies per channel that an anchor holds.  [default: all]"
+            min=1, help="Lowest frequencies per channel that an anchor holds.", show_default="all"
         ),
     ] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides the start.")] = 0,
@@ -98,8 +114,8 @@ def anchors(
 ) -> None:
     """Print anchors for a mixture router of several components, found in public images.
 
-    Paste the lines into [router] of the plan. Anchors are signed and published with it: never make
-    them from private images, for that would be a release nobody paid for.
+    Paste the lines into the plan, under its router. Anchors are signed and published with it: never
+    make them from private images, for that would be a release nobody paid for.
 
     Example: ddm-coord plan anchors public.npz --plan plan.toml --components 10
     """
@@ -122,9 +138,9 @@ def anchors(
 
 def _read(plan: Path, coordinator: Path, root: str | None) -> "Plan":
     if plan.is_file() and plan.suffix == ".toml":
-        from ddm_fed.records import read_plan_toml
+        from ddm_fed.records import read_plan_file
 
-        return read_plan_toml(plan.read_text(encoding="utf-8"), name=str(plan))
+        return read_plan_file(plan)
     from ddm_fed.published import published_folder, read_published
 
     return read_published(published_folder(plan), pinned_root(root, coordinator)).plan
@@ -143,5 +159,6 @@ def _cost(plan: "Plan", architecture: str) -> dict[str, Any]:
         "forward_flops": cost.flops_per_image,
         # a backward pass costs twice a forward one
         "training_flops": 3 * cost.flops_per_image * images,
+        "batch_bytes": plan.training.batch_size * cost.activation_bytes,
         "training_bytes": cost.training_bytes(len(plan.training.ema_half_lives)),
     }

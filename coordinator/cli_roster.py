@@ -21,7 +21,7 @@ app = typer.Typer(
     help="""Who takes part, with which keys.
 
 Every change is a new roster, signed by the root keys. Where they are in several hands it waits
-until enough of them have signed it with [bold]sign[/bold].""",
+until enough of them have signed it with sign.""",
 )
 KeyOption = Annotated[
     list[str] | None,
@@ -68,7 +68,9 @@ def add(
     _show_keys(proposal.roster)
     if key is None:
         console.say("compare these keys with the sites' people before you publish a plan")
-    console.next_step(f"ddm-coord publish --coordinator {coordinator} PLAN.toml")
+    console.next_step(
+        console.typed("ddm-coord", "publish", "--coordinator", coordinator, "PLAN.toml")
+    )
 
 
 @app.command()
@@ -327,7 +329,7 @@ def _report(proposal: "Proposal", coordinator: Path) -> None:
     console.say(f"roster {proposal.roster.version} waits for {' and '.join(proposal.missing)}")
     console.next_step(
         f"send {proposal.file} to the holders; each runs ddm-coord roster sign FILE --key KEY.pem",
-        f"ddm-coord roster merge --coordinator {coordinator} SIGNED_FILE",
+        console.typed("ddm-coord", "roster", "merge", "--coordinator", coordinator, "SIGNED_FILE"),
     )
 
 

@@ -138,7 +138,7 @@ def build(
         return
     columns = {"as it was": built.before} | ({} if no_calibrate else {"calibrated": built.after})
     _show(f"{kind}: how well it knows whose image it sees", columns)
-    console.next_step(f"ddm-coord assemble ensemble-2 --router {out}")
+    console.next_step(console.typed("ddm-coord", "assemble", "ensemble-2", "--router", out))
 
 
 @app.command()

@@ -5,9 +5,8 @@ from typing import Annotated
 
 import typer
 
-from coordinator.options import CoordinatorOption, JsonOption
+from coordinator.options import CoordinatorOption, JsonOption, place_to_listen
 from ddm_fed import console
-from ddm_fed.errors import StateError
 
 GIB = 1 << 30
 
@@ -15,15 +14,24 @@ GIB = 1 << 30
 def serve(
     coordinator: CoordinatorOption = Path(),
     listen: Annotated[
-        str, typer.Option(help="HOST:PORT for members; port 0 takes a free one.")
+        str,
+        typer.Option(
+            help="HOST:PORT for members; port 0 takes a free one.", callback=place_to_listen
+        ),
     ] = "127.0.0.1:8443",
     enroll: Annotated[
         str | None,
-        typer.Option(help="HOST:PORT for requests to be enrolled, from anybody; by default none."),
+        typer.Option(
+            help="HOST:PORT for requests to be enrolled, from anybody; by default none.",
+            callback=place_to_listen,
+        ),
     ] = None,
     web: Annotated[
         str | None,
-        typer.Option(help="HOST:PORT of the read-only page and the metrics; by default none."),
+        typer.Option(
+            help="HOST:PORT of the read-only page and the metrics; by default none.",
+            callback=place_to_listen,
+        ),
     ] = None,
     samples: Annotated[
         Path | None,
@@ -108,9 +116,5 @@ def _say(facts: dict[str, str | None]) -> None:
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
-    host, colon, port = text.rpartition(":")
-    if not colon or not host or not port.isdecimal() or int(port) > 65535:
-        raise StateError(
-            f"`{text}` is no place to listen at", hint="it is HOST:PORT, for example 0.0.0.0:8443"
-        )
+    host, _, port = text.rpartition(":")
     return host, int(port)

@@ -222,9 +222,10 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
         console.say(f"refused bundles are kept in {home.refused}")
         raise typer.Exit(1)
     if waits_for_reference(home, home.trust()):
-        console.next_step(f"ddm-coord reference --coordinator {coordinator}")
+        console.next_step(console.typed("ddm-coord", "reference", "--coordinator", coordinator))
         return
-    console.next_step(f"ddm-coord assemble --coordinator {coordinator} ENSEMBLE_FOLDER")
+    words = ("ddm-coord", "assemble", "--coordinator", coordinator, "ENSEMBLE_FOLDER")
+    console.next_step(console.typed(*words))
 
 
 def _jumps(home: "CoordinatorFolder", verdicts: "list[Verdict]") -> list[str]:

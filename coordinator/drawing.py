@@ -22,7 +22,7 @@ from coordinator.draw_options import DrawOptions as DrawOptions
 from coordinator.draw_options import notes_on, require_fit
 from ddm_fed.assembly import VerifiedEnsemble
 from ddm_fed.ensemble import DEFAULT_STRATEGY, Ensemble, Strategy
-from ddm_fed.errors import StateError
+from ddm_fed.errors import StateError, names_its_path
 from ddm_fed.files import PART_PREFIX, exclusive, new_file_at, open_folder_at, write_atomically
 from ddm_fed.flows import CALLS_PER_STEP, ClassCondition
 from ddm_fed.loading import load_ensemble
@@ -291,6 +291,7 @@ def _read(files: Sequence[Path]) -> Iterator[dict[str, NDArray[Any]]]:
             yield dict(archive)
 
 
+@names_its_path
 def _write_archive(path: Path, files: Sequence[Path], count: int) -> None:
     """Writes what `np.savez_compressed` would, one chunk in memory at a time."""
     first = next(_read(files))

@@ -238,8 +238,8 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=256)
     given = parser.parse_args()
     host, _, port = given.listen.rpartition(":")
-    if not host or not port.isdecimal():
-        parser.error("--listen is HOST:PORT, for example 0.0.0.0:443")
+    if not host or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        parser.error("--listen is HOST:PORT, for example 0.0.0.0:443 or [::]:443")
     edge = Edge(
         host=host.strip("[]"),
         port=int(port),

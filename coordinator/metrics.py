@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from coordinator.folder import CoordinatorFolder
 from coordinator.status import STATES
 from coordinator.status_view import moment_of
+from ddm_fed.errors import names_its_path
 from ddm_fed.files import new_file_at, open_folder_at
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
@@ -176,6 +177,7 @@ def exposition(
     return generate_latest(registry)
 
 
+@names_its_path
 def write_textfile(file: Path, text: bytes) -> None:
     """Writes `text` to `file` in one step, for node_exporter.
 

@@ -40,6 +40,25 @@ def pinned_root(root: str | None, coordinator: Path) -> str:
     return CoordinatorFolder.open(coordinator).settings.root
 
 
+def place_to_listen(text: str | None) -> str | None:
+    """Returns HOST:PORT as it was given, if it is that; none stays none."""
+    if text is None:
+        return None
+    host, colon, port = text.rpartition(":")
+    number = int(port) if re.fullmatch(r"[0-9]{1,5}", port) else 1 << 16
+    if not colon and number < 1 << 16:
+        raise typer.BadParameter(
+            f"`{text}` names no host: {port} of which network? 127.0.0.1:{port} is reached from "
+            f"this machine alone, 0.0.0.0:{port} from every network it is in"
+        )
+    if not host or number >= 1 << 16 or (":" in host and host[0] + host[-1] != "[]"):
+        raise typer.BadParameter(
+            f"`{text}` is no place to listen at: it is HOST:PORT, for example 0.0.0.0:8443 or "
+            "[::1]:8443, with a port up to 65535"
+        )
+    return text
+
+
 def router_name(name: str | None) -> RouterName | None:
     """Returns the router of that name; none stays none."""
     if name is None or name in get_args(RouterName):

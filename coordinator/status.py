@@ -1,6 +1,8 @@
 """Who is where on the way from enrolled to admitted, and what each waits for."""
 
 from collections import Counter
+from collections.abc import Collection, Iterable
+from pathlib import Path
 from time import sleep
 from typing import Any
 
@@ -23,8 +25,12 @@ STATES = ("in the roster", "uploading", "arrived", "refused", "admitted", "remov
 ATTEMPTS, PAUSE_S = 10, 0.1
 
 
-def _after_admission(home: CoordinatorFolder, trust: Trust | None, item: Admitted) -> str:
+def _after_admission(
+    home: CoordinatorFolder, trust: Trust | None, item: Admitted, ensemble: str | None
+) -> str:
     """Returns what an admitted site waits for: under a plan with heads, first for its own."""
+    if ensemble is not None:
+        return f"nothing; it is in the ensemble {printable(Path(ensemble).name)}"
     if trust is None or trust.plan.router.kind != "heads":
         return "`ddm-coord assemble`"
     published = reference_sha256(home.published, trust)
@@ -54,6 +60,17 @@ def _before_admission(
     if trust is None:
         return "in the roster", "`ddm-coord publish PLAN.toml`"
     return "in the roster", "its bundle, then `ddm-coord verify`"
+
+
+def _ensembles(happened: Iterable[dict[str, Any]], stale: Collection[str]) -> dict[str, str]:
+    """Returns the folder of the newest ensemble that has the newest bundle of a site, by site."""
+    found: dict[str, str] = {}
+    for event in happened:
+        if event["event"] == "admitted":
+            found.pop(event["site"], None)
+        elif event["event"] == "assembled" and event["ensemble_sha256"] not in stale:
+            found |= dict.fromkeys(event["members"], event["folder"])
+    return found
 
 
 def _last_progress(site: RosterSite, journey: Journey, log: Log | None) -> str:
@@ -113,12 +130,15 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
     members = current_members(home, trust, log) if trust is not None and log is not None else {}
     removed = removed_sites(log) if log is not None else set()
     happened = events(home)
+    stale = _stale(log) if log else []
+    assembled = _ensembles(happened, stale)
     travelling = journeys(home, chain, happened) if chain is not None else {}
     rows = []
     for site in chain.current.sites if chain is not None else ():
         item, journey = members.get(site.name), travelling[site.name]
         if item is not None:
-            state, waiting = "admitted", _after_admission(home, trust, item)
+            after = _after_admission(home, trust, item, assembled.get(site.name))
+            state, waiting = "admitted", after
             if not site.is_active:  # it signs nothing more, and what it did sign is still used
                 state, waiting = "revoked", "`ddm-coord remove`, to end the use of its expert"
             elif journey.arrived_at is not None:
@@ -149,7 +169,7 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
         "pending_roster": pending.version if pending else None,
         "log": log.head.model_dump() if log else None,
         "admissions": sum(1 for _ in log.receipts()) if log else 0,
-        "stale_ensembles": _stale(log) if log else [],
+        "stale_ensembles": stale,
         "sites": rows,
         "requests": _requests(home, pending) if chain is not None else [],
         "arrivals": sorted(

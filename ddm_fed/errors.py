@@ -39,9 +39,14 @@
 `docs/errors.md` explains each code; a test holds the two lists together.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import ClassVar, Concatenate, ParamSpec, TypeVar
 
+P = ParamSpec("P")
+R = TypeVar("R")
 MAX_MESSAGE = 4000
 MAX_DETAILS = 100
 
@@ -53,6 +58,33 @@ def printable(text: str) -> str:
     """
     whole = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Puts `path` into what the operating system refuses inside the block without saying where.
+
+    A full disk, for one, is an error of a write, which knows no name.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
+
+
+def names_its_path(
+    function: Callable[Concatenate[Path, P], R],
+) -> Callable[Concatenate[Path, P], R]:
+    """Returns `function`, which takes a path first, with `naming` around it."""
+
+    @wraps(function)
+    def named(path: Path, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        with naming(path):
+            return function(path, *args, **kwargs)
+
+    return named
 
 
 class DdmFedError(Exception):
@@ -121,6 +153,15 @@ class MachineError(InputError):
     """The operating system refused: no room, no permission, a broken disk."""
 
     code = "DDM105"
+
+
+def not_written(path: Path, error: Exception) -> MachineError:
+    """Returns the error of a file that a library could not write, in the library's own words."""
+    return MachineError(
+        f"{path} cannot be written: {error}",
+        hint="make room or correct the permissions, then run the same command again: it goes on "
+        "from what is whole",
+    )
 
 
 class RefusedError(DdmFedError):

@@ -21,7 +21,14 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
-from ddm_fed.errors import BusyError, DigestError, FileSetError, SizeError
+from ddm_fed.errors import (
+    BusyError,
+    DigestError,
+    FileSetError,
+    SizeError,
+    names_its_path,
+    naming,
+)
 from ddm_fed.limits import MAX_FILES
 from ddm_fed.litter import hint_about
 
@@ -44,6 +51,7 @@ Advance = Callable[[int], None]
 """Called with the number of bytes just done."""
 
 
+@names_its_path
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Writes `data` to `path` so that a kill leaves the old file or the new one.
 
@@ -108,6 +116,7 @@ def sweep_parts(folder: Path, *, older_than_s: float = 3600.0) -> None:
                         Path(entry.path).unlink()
 
 
+@names_its_path
 def commit_file(part: Path, path: Path) -> None:
     """Gives the finished file `part` the name `path`, in one step and durably.
 
@@ -143,6 +152,7 @@ def _own_file(path: Path, flags: int) -> int:
     return descriptor
 
 
+@names_its_path
 def append_durably(path: Path, line: bytes) -> None:
     """Appends `line` and a line feed to `path`; on return it is on disk."""
     with open_to_append(path) as file:
@@ -229,7 +239,8 @@ def new_folder(path: Path) -> Iterator[Path]:
     part.mkdir()
     made = _identity(part)
     try:
-        yield part
+        with naming(path):
+            yield part
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -423,7 +434,7 @@ def check_file(
         if copy_to is None:
             found = _read_and_hash(source, size_bytes, None, advance)
         else:
-            with copy_to.open("xb") as target:
+            with naming(copy_to), copy_to.open("xb") as target:
                 found = _read_and_hash(source, size_bytes, target, advance)
                 target.flush()
                 os.fsync(target.fileno())

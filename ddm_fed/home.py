@@ -74,7 +74,7 @@ def read_settings(file: Path, kind: type[SettingsT], *, hint: str) -> SettingsT:
         StateError: the file is missing or not valid.
     """
     try:
-        values = tomllib.loads(file.read_text(), parse_float=str)
+        values = tomllib.loads(file.read_bytes().decode("utf-8-sig"), parse_float=str)
         return kind.model_validate_json(canonical_json(values))
     except (FileNotFoundError, NotADirectoryError):
         raise StateError(f"there is no {file.name} in {file.parent}", hint=hint) from None

@@ -10,9 +10,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from ddm_fed.errors import names_its_path
+
 GAP = 1
 
 
+@names_its_path
 def write_grid(
     path: Path, images: torch.Tensor, *, columns: int | None = None, zoom: int = 0
 ) -> None:
@@ -41,6 +44,7 @@ def write_grid(
     )
 
 
+@names_its_path
 def write_picture(path: Path, image: NDArray[np.uint8], notes: Mapping[str, str]) -> None:
     """Writes one image `(C, H, W)`, C = 1 or 3, as a PNG that carries `notes` as text chunks."""
     texts = PngInfo()

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddm_fed.errors import ValuesError, WeightsError
+from ddm_fed.errors import ValuesError, WeightsError, not_written
 from ddm_fed.limits import MAX_HEADER_BYTES
 from ddm_fed.records import parse_json
 
@@ -236,11 +236,18 @@ def read_own_tensors(path: Path) -> dict[str, Any]:
 
 
 def write_tensors(path: Path, tensors: dict[str, Any]) -> None:
-    """Writes torch or numpy `tensors` to `path` as safetensors without metadata, mode 0600."""
+    """Writes torch or numpy `tensors` to `path` as safetensors without metadata, mode 0600.
+
+    Raises:
+        MachineError: it cannot be written, for one because the disk is full.
+    """
     import safetensors.numpy
 
     arrays = {
         name: np.ascontiguousarray(value.numpy() if hasattr(value, "numpy") else value)
         for name, value in tensors.items()
     }
-    safetensors.numpy.save_file(arrays, path)
+    try:
+        safetensors.numpy.save_file(arrays, path)
+    except safetensors.SafetensorError as error:
+        raise not_written(path, error) from None

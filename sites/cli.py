@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+import typer.core
 
 from ddm_fed import __version__, console
 from sites import cli_head, cli_keys, cli_network, cli_privacy, cli_stick, cli_submit, cli_train
@@ -19,11 +20,12 @@ app = typer.Typer(
     name="ddm-site",
     no_args_is_help=True,
     rich_markup_mode="rich",
+    suggest_commands=False,  # click does, since 8.5
     pretty_exceptions_enable=False,
     help="""Train an expert on your own images and decide what leaves.
 
 Nothing is sent anywhere by itself: training needs no network, and what is to leave passes
-[bold]review[/bold] and [bold]release[/bold] first.""",
+review and release first.""",
     epilog="""Example: ddm-site init hospital-a --name hospital-a --root sha256:…, then
 ddm-site train --site hospital-a --plan published --data images/""",
 )
@@ -62,6 +64,7 @@ class UnitName(StrEnum):
 
 def main() -> None:
     """Runs `ddm-site`; errors end with exit status 1, wrong usage with 2."""
+    typer.core.HAS_RICH = console.has_room_for_tables()
     console.run(app)
 
 
@@ -139,7 +142,8 @@ def init(
     if not is_encrypted(key_files(site.keys, "site")[0]):
         console.say(f"the key file is not encrypted: set {PASSPHRASE_VARIABLE} before `init`")
     request = folder / ENROLMENT_FILE
-    steps = [] if dpo is None else [f"the officer runs ddm-site approve {request} --key DPO.pem"]
+    approve = console.typed("ddm-site", "approve", request, "--key", "DPO.pem")
+    steps = [] if dpo is None else [f"the officer runs {approve}"]
     console.next_step(*steps, f"send {request} to the coordinator, and read the key to them aloud")
 
 
@@ -165,12 +169,10 @@ def review(plan: PlanOption, site: SiteOption = Path(), as_json: JsonOption = Fa
     if since:
         console.say(f"spent since it was signed, and not in it: {since} ledger entries more")
     console.say(f"the same as a page for people: {seen.folder / PAGE_FILE}")
-    release = f"ddm-site release --site {site} --plan {plan}"
+    release = console.typed("ddm-site", "release", "--site", site, "--plan", plan)
     if "dpo" in seen.egress.require:
-        approve = (
-            f"the officer runs ddm-site approve {seen.folder} --key DPO.pem, here or elsewhere"
-        )
-        console.next_step(approve, release)
+        approve = console.typed("ddm-site", "approve", seen.folder, "--key", "DPO.pem")
+        console.next_step(f"the officer runs {approve}, here or elsewhere", release)
     else:
         console.next_step(release)
 
@@ -188,4 +190,5 @@ def release(plan: PlanOption, site: SiteOption = Path()) -> None:
     with home.changing():
         target = outbox.release(home, trust)
     console.say(f"released {target}")
-    console.next_step(f"ddm-site submit --site {site} --plan {plan} --to INBOX")
+    words = ("ddm-site", "submit", "--site", site, "--plan", plan, "--to", "INBOX")
+    console.next_step(console.typed(*words))

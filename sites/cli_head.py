@@ -50,13 +50,14 @@ def head(
     trust, name = published.trust, home.settings.name
     reference = read_reference(published_folder(plan), trust)
     with home.changing():
-        images, report = load_images(
-            data,
-            trust.plan.data,
-            unit=trust.plan.privacy.unit,
-            value_range=value_range,
-            max_bad_fraction=max_bad_fraction,
-        )
+        with console.waiting(f"{name}: reading the images"):
+            images, report = load_images(
+                data,
+                trust.plan.data,
+                unit=trust.plan.privacy.unit,
+                value_range=value_range,
+                max_bad_fraction=max_bad_fraction,
+            )
         show_data(name, report)
         settle_doubts(report, yes=yes)
         steps = trust.plan.router.head.steps if trust.plan.router.kind == "heads" else 0
@@ -72,5 +73,5 @@ def head(
             )
         drafts = find_bundles(home.drafts)
     console.say(f"{name}: signed bundle {bundle}")
-    step = "review" if bundle in drafts else "submit --to INBOX"
-    console.next_step(f"ddm-site {step} --site {site} --plan {plan}")
+    step = ("review",) if bundle in drafts else ("submit", "--to", "INBOX")
+    console.next_step(console.typed("ddm-site", *step, "--site", site, "--plan", plan))

@@ -196,5 +196,5 @@ def rotate(
     console.say(f"wrote {file}")
     if dpo is not None:
         console.say("the new officer signs it with `ddm-site approve` first")
-    option = " --lost" if lost else ""
-    console.next_step(f"the coordinator runs ddm-coord roster rotate {file.name}{option}")
+    words = ("ddm-coord", "roster", "rotate", file.name, *(("--lost",) if lost else ()))
+    console.next_step(f"the coordinator runs {console.typed(*words)}")

@@ -48,9 +48,10 @@ def enroll(
         console.say("its keys are in the roster already")
         return
     console.say("the coordinator's people have the request, and decide about it")
+    fetch = console.typed("ddm-site", "fetch", "--site", site, "--from")
     console.next_step(
         f"read them this key aloud: {home.newest_key().public.keyid}",
-        f"once they say so: ddm-site fetch --site {site} --from grpcs://HOST:PORT#sha256:…",
+        f"once they say so: {fetch} grpcs://HOST:PORT#sha256:…",
     )
 
 
@@ -73,7 +74,8 @@ def fetch(
         f"plan {found.trust.plan_sha256[:16]}…, roster {found.trust.roster.version}, log of "
         f"{found.log.size} leaves: {home.path / PUBLISHED}"
     )
-    console.next_step(f"ddm-site train --site {site} --plan {home.path / PUBLISHED} --data DATA")
+    words = ("--site", site, "--plan", home.path / PUBLISHED, "--data", "DATA")
+    console.next_step(console.typed("ddm-site", "train", *words))
 
 
 def ensemble(
@@ -98,4 +100,5 @@ def ensemble(
         )
     members = ", ".join(member.site for member in found.record.members)
     console.say(f"{out} is a verified ensemble of {members}")
-    console.next_step(f"ddm-coord sample {out} --root {home.settings.root} --out samples")
+    words = (out, "--root", home.settings.root, "--out", "samples")
+    console.next_step(console.typed("ddm-coord", "sample", *words))

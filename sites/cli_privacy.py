@@ -109,10 +109,10 @@ def budget(
 
 def _agreed(plan: Path, site: Path | None) -> "tuple[Plan, str | None]":
     """Returns the plan, and its digest if it is published."""
-    from ddm_fed.records import read_plan_toml
+    from ddm_fed.records import read_plan_file
 
     if plan.suffix == ".toml":
-        return read_plan_toml(plan.read_text(encoding="utf-8"), name=plan.name), None
+        return read_plan_file(plan), None
     if site is None:
         raise typer.BadParameter("a published folder is checked for a site: give --site as well")
     _, published = open_published(site, plan)

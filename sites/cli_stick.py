@@ -37,8 +37,8 @@ def export(
     show_submitted(found, as_json)
     console.next_step(
         "unmount the stick, and take it to the coordinator",
-        f"ddm-coord import {folder}",
-        f"ddm-site import {folder} --site {site}, when it is back",
+        console.typed("ddm-coord", "import", folder),
+        f"{console.typed('ddm-site', 'import', folder, '--site', site)}, when it is back",
     )
 
 

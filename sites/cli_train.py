@@ -1,14 +1,18 @@
 """`ddm-site train`: the site's whole job under a plan, and the choices that are its own."""
 
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ddm_fed import console
+from ddm_fed.heartbeat import duration
 from sites.options import (
     DataOption,
     MaxBadOption,
@@ -168,15 +172,16 @@ def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) 
     trust = published.trust
     options = choose(trust.plan)
     with home.changing():
-        images, report = load(trust.plan)
+        with console.waiting(f"{home.settings.name}: reading the images"):
+            images, report = load(trust.plan)
         show_data(home.settings.name, report)
         settle_doubts(report, yes=yes)
         with _screen(home, trust.plan_sha256, trust.plan.training.steps) as screen:
             bundle = run_plan(home, trust, published.log, images, options, screen)
         drafts = find_bundles(home.drafts)
     console.say(f"{home.settings.name}: signed bundle {bundle}")
-    step = "review" if bundle in drafts else "submit --to INBOX"
-    console.next_step(f"ddm-site {step} --site {site} --plan {plan}")
+    step = ("review",) if bundle in drafts else ("submit", "--to", "INBOX")
+    console.next_step(console.typed("ddm-site", *step, "--site", site, "--plan", plan))
 
 
 def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
@@ -190,6 +195,41 @@ def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
     help_train(home, trust, load(trust.plan)[0], choose(trust.plan))
 
 
+class _Estimate:
+    """What the rest of a run takes, by its second step: the first one pays for what is new."""
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+        self._said = False
+
+    def after(self, report: "StepReport") -> str | None:
+        """Returns the estimate once two steps are done, and only then."""
+        if self._said:
+            return None
+        if self._first is None:
+            self._first = monotonic()
+            return None
+        self._said = True
+        took = monotonic() - self._first
+        left = duration(took * (report.steps - report.step))
+        return (
+            f"a step takes {took:.2g} s: about {left} for the {report.steps - report.step:,} that "
+            f"are left; memory so far {_most_memory()}"
+        )
+
+
+def _most_memory() -> str:
+    """Returns the most memory this process, and its GPU if it has one, had at once."""
+    import torch
+
+    per = 1 if sys.platform == "darwin" else 1 << 10  # Linux counts in KiB
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * per
+    shown = f"{own / 1e9:.1f} GB"
+    if torch.cuda.is_available():
+        shown += f", and {torch.cuda.max_memory_allocated() / 1e9:.1f} GB of the GPU"
+    return shown
+
+
 @contextmanager
 def _screen(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Screen]":
     """Shows a bar of the steps; pictures of samples go to the site's private folder."""
@@ -197,9 +237,15 @@ def _screen(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Scree
     from sites.training import Screen
 
     with console.counting(f"training {home.settings.name}", steps, "steps") as update:
+        update(0, "getting ready: what is faster here is measured")
+        estimate = _Estimate()
 
         def on_step(step: "StepReport") -> None:
-            update(step.step, f"loss {step.loss:.4f}  {step.images_per_s:,.0f} images/s")
+            left = duration(step.eta_s)
+            speed = f"{step.images_per_s:,.0f} images/s"
+            update(step.step, f"loss {step.loss:.4f}, {speed}, about {left} left")
+            if (said := estimate.after(step)) is not None:
+                console.say(said)
 
         def on_sample(step: int, images: "Tensor") -> None:
             write_grid(home.work(plan_sha256) / f"samples-{step:07d}.png", images)

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 from ddm_fed.assembly import VerifiedEnsemble, verify_ensemble
-from ddm_fed.errors import ExchangeError, QuotaError, StateError, printable
+from ddm_fed.errors import ExchangeError, QuotaError, StateError, naming, printable
 from ddm_fed.exchange import messages, services
 from ddm_fed.files import Advance, new_folder, open_to_append, sync_folder, write_atomically
 from ddm_fed.limits import (
@@ -105,7 +105,8 @@ def _fetch_all(service: services.ExchangeServiceStub, folder: Path) -> None:
 
 def _fetch_log(service: services.ExchangeServiceStub, folder: Path) -> None:
     checkpoint, count, taken = b"", 0, 0
-    with (folder / LEAVES_FILE).open("xb") as leaves:
+    leaves_file = folder / LEAVES_FILE
+    with naming(leaves_file), leaves_file.open("xb") as leaves:
         for part in service.GetLog(messages.GetLogRequest(), timeout=STREAM_S):
             for leaf in part.leaf_envelopes:
                 count, taken = count + 1, taken + len(leaf) + 1
@@ -121,7 +122,8 @@ def _fetch_reference(service: services.ExchangeServiceStub, folder: Path) -> Non
     if not status.has_reference:
         return
     envelope, taken = b"", 0
-    with (folder / VECTORS_FILE).open("xb") as vectors:
+    vectors_file = folder / VECTORS_FILE
+    with naming(vectors_file), vectors_file.open("xb") as vectors:
         for part in service.GetReference(messages.GetReferenceRequest(), timeout=STREAM_S):
             envelope = part.reference_envelope or envelope
             taken += len(part.data)
@@ -221,7 +223,7 @@ def _fetch_file(
     size_bytes: int,
     advance: Advance,
 ) -> None:
-    with open_to_append(path) as file:
+    with naming(path), open_to_append(path) as file:
         wanted.offset = file.tell()
         for part in service.ReadEnsemble(wanted, timeout=STREAM_S):
             if file.tell() + len(part.data) > size_bytes:

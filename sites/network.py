@@ -34,6 +34,7 @@ from ddm_fed.exchange import (
     services,
 )
 from ddm_fed.files import Advance
+from ddm_fed.proxies import proxy_to
 from ddm_fed.records import sha256_hex
 from ddm_fed.signing import Trust, server_certificates_pem
 from ddm_fed.transfer import Body, BodyReader, open_body
@@ -55,6 +56,11 @@ PASSING = {
     grpc.StatusCode.INTERNAL,
     grpc.StatusCode.UNKNOWN,
 }
+_PROXY_HINT = "ask whether the proxy lets CONNECT through, or name the host in no_proxy; "
+_DIRECT_HINT = (
+    "; its certificate is looked at directly, not through the proxy that is set here: bring what "
+    "is published another way first, such as by a stick, and no such look is needed"
+)
 STRANGER = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 Answer = TypeVar("Answer")
 
@@ -89,12 +95,14 @@ class Patience:
         self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
 
     def _unreachable(self, failure: Failure) -> ExchangeError:
+        proxy = proxy_to(self._address.host)
+        through = f" through {proxy}," if proxy else ""
         return ExchangeError(
-            f"nothing has moved between here and {self._address.target} for "
+            f"nothing has moved between here and {self._address.target}{through} for "
             f"{self._seconds:.0f} seconds: {_words(failure)}",
             hint="check the address and the network, and that the coordinator runs `ddm-coord "
-            "serve`; if others get through, this site's certificate may not be in its roster. Then "
-            "run the same command again: it goes on from there",
+            f"serve`; {_PROXY_HINT if proxy else ''}if others get through, this site's certificate "
+            "may not be in its roster. Then run the same command again: it goes on from there",
         )
 
 
@@ -152,6 +160,7 @@ def pinned_certificate(address: Address, *, patience_s: float) -> bytes:
         ExchangeError: it is another, or nothing answers.
     """
     host, patience = address.host.strip("[]"), Patience(patience_s, address)
+    directly = _DIRECT_HINT if proxy_to(address.host) else ""
     pem = ""
     while not pem:
         try:
@@ -160,7 +169,7 @@ def pinned_certificate(address: Address, *, patience_s: float) -> bytes:
             unreached = ExchangeError(
                 f"{address.target} cannot be reached: {error}",
                 hint="check the address and the network, and that the coordinator runs `ddm-coord "
-                "serve`",
+                f"serve`{directly}",
             )
             patience.wait(Failure(grpc.StatusCode.UNAVAILABLE, str(error), unreached))
     found = f"sha256:{sha256_hex(ssl.PEM_cert_to_DER_cert(pem))}"

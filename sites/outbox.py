@@ -1,5 +1,6 @@
 """The way out: draft, reviewed, approved, released, submitted. Each step needs the one before."""
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def _require_seen_by(site: SiteFolder, trust: Trust, found: ReviewFolder, requir
                 raise
             raise CountersignatureError(
                 "the review is not signed by the site's data-protection officer",
-                hint=_APPROVE_HINT.format(site.reviews),
+                hint=_approve_hint(site),
             ) from None
 
 
@@ -204,11 +205,13 @@ def _require_officer(site: SiteFolder, trust: Trust, envelope: bytes, what: str)
     if officer not in open_envelope(envelope, IN_TOTO_PAYLOAD, keys, what=what).signers:
         raise CountersignatureError(
             f"{what} lacks the signature of the data-protection officer whom site.toml names",
-            hint=_APPROVE_HINT.format(site.reviews),
+            hint=_approve_hint(site),
         )
 
 
-_APPROVE_HINT = "the officer runs `ddm-site approve {}/DIGEST --key KEY.pem`, here or elsewhere"
+def _approve_hint(site: SiteFolder) -> str:
+    words = ("ddm-site", "approve", f"{site.reviews}/DIGEST", "--key", "KEY.pem")
+    return f"the officer runs `{shlex.join(words)}`, here or elsewhere"
 
 
 def sequence_for_next(site: SiteFolder, log: Log) -> int:

@@ -33,6 +33,7 @@ _load("proxy")
 _load("planting")
 _load("hostile")
 _load("member")
+_load("documents")
 if importlib.util.find_spec("flwr") is not None:
     _load("flower_deployment")
 

@@ -106,3 +106,35 @@ def test_cost_of_a_network_that_cannot_be_is_refused(name, reason):
 def _peak_bytes():
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("DiT-Nano/2", (1, 8, 8)),
+        ("DiT-Nano/2", (1, 64, 64)),
+        ("DiT-Nano/2-single-qknorm-rope", (3, 16, 16)),
+        ("MMDiT-Nano/2", (1, 8, 8)),
+    ],
+)
+def test_activation_bytes_are_those_that_a_real_pass_keeps(name, shape):
+    model = network_named(name, shape, 0)
+    own = {value.data_ptr() for value in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(value):
+        storage = value.untyped_storage()
+        if value.data_ptr() not in own:
+            kept[storage.data_ptr()] = (storage.nbytes(), value)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        held = model(torch.zeros(1, *shape), torch.zeros(1))
+    assert held.shape == (1, *shape)
+    assert network_cost(name, shape).activation_bytes == sum(size for size, _ in kept.values())
+
+
+def test_activations_grow_with_the_image_although_the_weights_do_not():
+    small, large = (network_cost("DiT-Nano/2", (1, size, size)) for size in (28, 256))
+    assert large.weights_bytes == small.weights_bytes
+    assert large.activation_bytes > 50 * small.activation_bytes

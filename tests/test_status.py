@@ -13,10 +13,19 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from federation import SITES, Federation, flip, forge_manifest, manifest, snapshot
+from federation import (
+    SITES,
+    Federation,
+    flip,
+    forge_manifest,
+    manifest,
+    random_images,
+    snapshot,
+    train,
+)
 
 from coordinator.admission import admit_arrivals
-from coordinator.assemble import remove
+from coordinator.assemble import assemble, remove
 from coordinator.audit import refusals
 from coordinator.journey import MAX_LOOKED_AT
 from coordinator.status import STATES, settled_states, site_states
@@ -24,6 +33,10 @@ from coordinator.status_view import shown_bytes, site_cells, site_detail
 from ddm_fed.errors import LogError
 from ddm_fed.files import exclusive
 from ddm_fed.signing import SigningKey
+from sites import outbox
+from sites.movers import FolderMover
+from sites.seen import look
+from sites.submitting import submit
 
 A, B, C = SITES
 MOMENT = datetime(2026, 11, 28, 9, 0, tzinfo=UTC)
@@ -179,6 +192,32 @@ def test_admitted_sites_keep_what_earlier_versions_told(fed: Federation):
     )
     assert row["last_progress"] == f"{admitted_at:%Y-%m-%dT%H:%M:%SZ}"
     assert site_states(fed.home)["admissions"] == 3
+
+
+def test_status_waits_for_no_assembly_after_it_until_something_is_newer(copy_of, scratch):
+    fed = copy_of("submitted", A)
+    admit_arrivals(fed.home, fed.trust)
+    assemble(fed.home, scratch / "our ensemble", router=None, without=[C])
+    after = {name: row["waiting_for"] for name, row in rows(fed).items()}
+    assert after[A] == after[B] == "nothing; it is in the ensemble our ensemble"
+    assert after[C] == "`ddm-coord assemble`"
+
+    site = fed.site(A)
+    look(site, fed.published)
+    train(site, fed.trust, random_images(7), seed=7, restart=True)
+    outbox.review(site, fed.trust)
+    outbox.release(site, fed.trust)
+    submit(site, fed.trust, FolderMover(fed.inbox))
+    admit_arrivals(fed.home, fed.trust)
+    assert rows(fed)[A]["waiting_for"] == "`ddm-coord assemble`"
+    assert rows(fed)[B]["waiting_for"] == "nothing; it is in the ensemble our ensemble"
+
+
+def test_status_counts_no_ensemble_that_a_removal_made_stale(fed: Federation, scratch):
+    admit_arrivals(fed.home, fed.trust)
+    assemble(fed.home, scratch / "all", router=None, without=[])
+    remove(fed.home, C, reason="consent withdrawn", delete_weights=False)
+    assert rows(fed)[A]["waiting_for"] == "`ddm-coord assemble`"
 
 
 def test_member_with_a_newer_upload_stays_admitted_and_shows_it(fed: Federation):

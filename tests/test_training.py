@@ -96,6 +96,25 @@ def network(trained: TrainedExpert, plan: Plan):
     return model
 
 
+@pytest.mark.parametrize(
+    ("every_s", "onwards"),
+    [
+        (600, "no checkpoint of a step was written yet: the same command begins with the first"),
+        (0, "run the same command again: it goes on from the checkpoint of step 3"),
+    ],
+)
+def test_interrupted_run_says_where_the_next_one_begins(tmp_path, every_s, onwards):
+    with pytest.raises(CheckpointError) as caught:
+        train(
+            a_plan(),
+            images(),
+            tmp_path / "cut",
+            checkpoint_every_s=every_s,
+            callbacks=interrupt_after(3),
+        )
+    assert caught.value.hint.startswith(onwards)
+
+
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("classes", [False, True])
 def test_interrupted_and_resumed_run_has_the_same_bits(tmp_path, precision, classes):

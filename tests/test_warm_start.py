@@ -141,6 +141,8 @@ def test_missing_or_unasked_base_is_refused(base, tmp_path):
         train(plan, tmp_path / "a")
     with pytest.raises(StateError, match="there is no file"):
         train(plan, tmp_path / "a", options=replace(OPTIONS, base=tmp_path / "nothing"))
+    with pytest.raises(StateError, match="is a folder"):
+        train(plan, tmp_path / "a", options=replace(OPTIONS, base=path.parent))
     with pytest.raises(StateError, match="start from no checkpoint"):
         train(a_plan("noise", 1), tmp_path / "a", options=replace(OPTIONS, base=path))
     assert not (tmp_path / "a").exists()
@@ -149,8 +151,9 @@ def test_missing_or_unasked_base_is_refused(base, tmp_path):
 def test_base_with_another_digest_is_refused(base, tmp_path):
     path, _ = base
     plan = a_plan("noise", 1, base=base_table(path, sha256="1" * 64))
-    with pytest.raises(DigestError, match="is not the checkpoint of the plan"):
+    with pytest.raises(DigestError, match="is not the checkpoint of the plan") as caught:
         train(plan, tmp_path / "a", options=replace(OPTIONS, base=path))
+    assert "--base names another file" in caught.value.hint
 
 
 def test_base_of_another_network_or_without_finite_values_is_refused(base, tmp_path):

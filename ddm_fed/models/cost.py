@@ -1,8 +1,12 @@
 """What a network costs, before any of it is allocated: for plans, and for tables of results."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from ddm_fed.models.registry import network_named, parameter_count
 
@@ -18,10 +22,13 @@ class NetworkCost(NamedTuple):
         flops_per_image: Of a forward pass of one image. A multiply-add counts as 2, so this is
             twice the "Gflops" of papers that count it as 1, among them DiT's. Only products of
             matrices, convolutions and attention count.
+        activation_bytes: What a forward pass of one image keeps for the backward one, in float32
+            and with fused attention, as torch computes it wherever it can.
     """
 
     parameters: int
     flops_per_image: int
+    activation_bytes: int
 
     @property
     def weights_bytes(self) -> int:
@@ -32,7 +39,8 @@ class NetworkCost(NamedTuple):
         """Returns the memory training holds between steps: float32 throughout, no activations.
 
         Weights, gradients, both moments of Adam, and `averages` moving averages of the weights,
-        one per half-life of the plan. Activations come on top and grow with the batch.
+        one per half-life of the plan. Activations come on top: `activation_bytes` for every image
+        that is in memory at once.
         """
         return (1 + 1 + ADAM_MOMENTS + averages) * self.weights_bytes
 
@@ -51,4 +59,38 @@ def network_cost(architecture: str, shape: tuple[int, int, int], classes: int = 
         model = network_named(architecture, shape, classes).to("meta")  # tables are made elsewhere
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.empty(1, *shape), torch.empty(1))
-    return NetworkCost(parameter_count(model), counter.get_total_flops())
+        kept = _kept_for_backward(model, torch.empty(1, *shape), torch.empty(1))
+    return NetworkCost(parameter_count(model), counter.get_total_flops(), kept)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Computes attention as a processor does; of shapes alone, torch would take the long way."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.scaled_dot_product_attention and kwargs.get("attn_mask") is None:
+            return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args[:3])[0]  # noqa: SLF001
+        return func(*args, **kwargs)
+
+
+def _kept_for_backward(model: nn.Module, x_t: Tensor, t: Tensor) -> int:
+    """Returns the bytes that a forward pass of `x_t (1, C, H, W)` keeps besides the weights."""
+    own = {value.untyped_storage() for value in (*model.parameters(), *model.buffers())}
+    known = {storage._cdata for storage in own}  # noqa: SLF001 - meta tensors have no address
+    kept: dict[int, tuple[int, Tensor]] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        if storage._cdata not in known:  # noqa: SLF001
+            kept[storage._cdata] = (storage.nbytes(), value)  # noqa: SLF001 - held: its number stays
+        return value
+
+    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        model(x_t, t)
+    return sum(size for size, _ in kept.values())

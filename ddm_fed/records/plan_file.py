@@ -1,8 +1,10 @@
 """`plan.toml`, as people write it: read strictly, with every problem named at once."""
 
+import codecs
 import tomllib
 from datetime import date, datetime, time
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
@@ -11,6 +13,28 @@ from ddm_fed.errors import PlanError
 from ddm_fed.records.canonical import canonical_json
 from ddm_fed.records.plan import Plan
 from ddm_fed.records.problems import all_problems
+
+
+def read_plan_file(path: Path) -> Plan:
+    """Returns the plan that people wrote into the file `path`.
+
+    Raises:
+        PlanError: it is not UTF-8, not TOML, or not a valid plan.
+        OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        reason = "it is UTF-16"
+    else:
+        try:
+            return read_plan_toml(data.decode("utf-8-sig"), name=path.name)
+        except UnicodeDecodeError as error:
+            line = data.count(b"\n", 0, error.start) + 1
+            reason = f"byte {data[error.start]:#04x} in line {line} is none"
+    raise PlanError(
+        f"{path.name} is not written in UTF-8: {reason}",
+        hint="save it as UTF-8 in your editor; iconv -f LATIN1 -t UTF-8, or -f UTF-16, does it too",
+    )
 
 
 def read_plan_toml(text: str, *, name: str = "plan.toml") -> Plan:

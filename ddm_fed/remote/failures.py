@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Literal
 
 from ddm_fed.errors import DdmFedError, ExchangeError, StateError
+from ddm_fed.proxies import proxies_named
 
 # packages whose exceptions are failures of a file system, and not mistakes of ours
 DRIVERS = (
@@ -77,10 +78,12 @@ class Calling(AbstractContextManager["Calling"]):
                 f"there is no such place in {self._name}: {reason}",
                 hint="check the URL; the bucket or the folder has to be there already",
             )
+        named = proxies_named()
+        proxy = f" (here {named} may send it through a proxy)" if named else ""
         return ExchangeError(
             f"{self._name} cannot be reached, or broke off: {reason}",
-            hint="check the address and the network, then run the same command again: it goes on "
-            "from there",
+            hint=f"check the address and the network{proxy}, then run the same command again: it "
+            "goes on from there",
         )
 
     def _reason(self, error: BaseException) -> str:

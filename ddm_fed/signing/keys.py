@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 )
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
-from ddm_fed.errors import KeyFileError, WeakKeyError
+from ddm_fed.errors import KeyFileError, WeakKeyError, names_its_path
 from ddm_fed.files import PART_PREFIX, sync_folder
 from ddm_fed.signing.passphrase import (
     KEYRING_SERVICE,
@@ -124,6 +124,7 @@ class SigningKey:
         return cls(private)
 
 
+@names_its_path
 def write_private_pem(path: Path, private: Ed25519PrivateKey | EllipticCurvePrivateKey) -> None:
     """Writes PKCS#8 PEM with mode 0600, encrypted if there is a passphrase.
 

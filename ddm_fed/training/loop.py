@@ -215,10 +215,7 @@ class Training:
             save(self._checkpoint, self._run, done, self._learner, self._team)
         except KeyboardInterrupt:
             # The step in flight may be half applied: the last whole checkpoint stands.
-            raise CheckpointError(
-                f"training was interrupted after {done} of {self._spec.steps} steps",
-                hint="run the same command again to continue from the last checkpoint",
-            ) from None
+            raise interrupted(done, self._spec.steps, steps_done(self._checkpoint)) from None
 
     def steps(self) -> Iterator[StepReport]:
         """Yields after every step that is left, having written a checkpoint where one is due."""
@@ -303,6 +300,18 @@ def diverged(what: str) -> DivergedError:
         hint="nothing was saved of it; try --restart with another plan: a smaller "
         "`training.learning_rate` or more `warmup_steps`; or --precision float32",
     )
+
+
+def interrupted(done: int, steps: int, saved: int) -> CheckpointError:
+    """Returns the error of a run that was stopped after `done` of `steps`, `saved` of them kept."""
+    if saved:
+        onwards = f"run the same command again: it goes on from the checkpoint of step {saved}"
+    else:
+        onwards = (
+            "no checkpoint of a step was written yet: the same command begins with the first step. "
+            "--checkpoint-every says how often one is written"
+        )
+    return CheckpointError(f"training was interrupted after {done} of {steps} steps", hint=onwards)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, spec: TrainingSpec, step: int) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddm_fed._version import __version__
-from ddm_fed.errors import CheckpointError, DivergedError, StateError
+from ddm_fed.errors import CheckpointError, DivergedError, StateError, not_written
 from ddm_fed.files import PART_PREFIX, commit_file
 from ddm_fed.models import build_network
 from ddm_fed.privacy import Origin
@@ -300,10 +300,17 @@ def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:
 
 
 def write_state(path: Path, run: RunIdentity, step: int, tensors: dict[str, Tensor]) -> None:
-    """Writes a checkpoint; a reader finds the old file or the new one, whole."""
+    """Writes a checkpoint; a reader finds the old file or the new one, whole.
+
+    Raises:
+        MachineError: it cannot be written, for one because the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{PART_PREFIX}{path.name}")
-    save_file(tensors, part, metadata={"run": json.dumps(asdict(run)), "step": str(step)})
+    try:
+        save_file(tensors, part, metadata={"run": json.dumps(asdict(run)), "step": str(step)})
+    except SafetensorError as error:
+        raise not_written(path, error) from None
     commit_file(part, path)
 
 

@@ -63,14 +63,18 @@ def require_base(plan: Plan, options: RunOptions) -> BaseSpec | None:
         if path is not None:
             raise StateError(
                 "--base is given, but the plan's experts start from no checkpoint",
-                hint="leave it out, or ask for a plan with [expert.base]",
+                hint="leave --base out, or ask for a plan with [expert.base]",
             )
         return None
     if path is None or not path.is_file():
-        missing = "--base is missing" if path is None else f"there is no file {path}"
+        if path is None:
+            missing = "--base is missing"
+        else:
+            missing = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
         raise StateError(
             f"the plan's experts start from a public checkpoint, and {missing}",
-            hint=f"get the safetensors file with sha256 {base.sha256} and name it with --base",
+            hint="ask the coordinator where that checkpoint is to be had, and name it with --base: "
+            f"it is the safetensors file whose sha256 is {base.sha256}",
         )
     with open_regular(path.resolve()) as file:  # caches of models are made of links
         _require_digest(file, base, path)
@@ -83,7 +87,8 @@ def _require_digest(file: BufferedReader, base: BaseSpec, path: Path) -> None:
         raise DigestError(
             f"{path} is not the checkpoint of the plan: its sha256 is {found}, the plan names "
             f"{base.sha256}",
-            hint="get the file the plan names",
+            hint="--base names another file, or a damaged copy: `sha256sum FILE` has to say what "
+            "the plan names",
         )
 
 

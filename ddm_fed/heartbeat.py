@@ -1,0 +1,80 @@
+"""A sign of life for logs and pipes: a line a minute that says how far something has come."""
+
+import threading
+from collections.abc import Callable
+from time import monotonic
+from types import TracebackType
+from typing import Self
+
+EVERY_S = 60.0
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
+
+
+def duration(seconds: float) -> str:
+    """Returns a time as people say it: `50 s`, `3 min`, `2 h 40 min`, `5 days`."""
+    if seconds < 2 * MINUTE_S:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * HOUR_S:
+        return f"{seconds / MINUTE_S:.0f} min"
+    if seconds < 2 * DAY_S:
+        hours, rest = divmod(round(seconds / MINUTE_S), 60)
+        return f"{hours} h {rest} min"
+    return f"{seconds / DAY_S:.1f} days"
+
+
+class Heartbeat:
+    """Says every minute how far a count has come, also while nothing moves.
+
+    Args:
+        description: What is under way.
+        total: How many things there are; 0 if nobody can count.
+        unit: What they are.
+        say: Writes a line.
+        every_s: Seconds between two lines.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        total: int,
+        unit: str,
+        say: Callable[[str], None],
+        *,
+        every_s: float = EVERY_S,
+    ) -> None:
+        self._description, self._total, self._unit = description, total, unit
+        self._say, self._every_s = say, every_s
+        self._completed, self._note = 0, ""
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+
+    def update(self, completed: int, note: str = "") -> None:
+        """Takes down how far it has come."""
+        self._completed, self._note = completed, note
+
+    def advance(self, count: int) -> None:
+        """Takes down that it came further by `count`."""
+        self._completed += count
+
+    def __enter__(self) -> Self:
+        self._begun = monotonic()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(self._every_s):
+            self._say(self._line(self._completed, monotonic() - self._begun))
+
+    def _line(self, completed: int, passed_s: float) -> str:
+        count = f": {completed:,} of {self._total:,} {self._unit}" if self._total else ""
+        facts = [f"{self._description}{count}", f"{duration(passed_s)} so far", self._note]
+        return ", ".join(filter(None, facts))
