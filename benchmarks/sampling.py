@@ -177,7 +177,7 @@ def sample_lazily(file: Path, sites: int) -> int:
     from types import SimpleNamespace
 
     from ddm_fed.bundle import EXPERT_FILE
-    from ddm_fed.files import sha256_of
+    from ddm_fed.digests import sha256_of
     from ddm_fed.loading import load_expert
 
     bundle = SimpleNamespace(

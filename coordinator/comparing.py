@@ -5,8 +5,8 @@ from pathlib import Path
 
 from coordinator.routers import read_built
 from ddm_fed.assembly import VerifiedEnsemble
+from ddm_fed.digests import sha256_of
 from ddm_fed.errors import StateError
-from ddm_fed.files import sha256_of
 from ddm_fed.loading import load_releases, load_router, read_router, routers_without_samples
 from ddm_fed.replay import JUDGED_AT, BuildOptions, draw_from_experts, judge_router
 from ddm_fed.router import Router, TimeQuality, knots_about, released_weights

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from coordinator.evaluation_data import Pictures, read_real, read_samples
 from coordinator.evaluation_figures import write_counts, write_neighbours
+from ddm_fed.digests import sha256_of
 from ddm_fed.errors import DataError, StateError
 from ddm_fed.evaluation import (
     Extractor,
@@ -35,7 +36,7 @@ from ddm_fed.evaluation import (
     two_sample_test,
     usefulness,
 )
-from ddm_fed.files import sha256_of, write_atomically
+from ddm_fed.files import write_atomically
 from ddm_fed.records import canonical_json, sha256_hex
 from ddm_fed.targets import require_ours
 

@@ -29,16 +29,15 @@ from ddm_fed.bundle import (
     VerifiedBundle,
     verify_bundle,
 )
+from ddm_fed.digests import check_file, sha256_of
 from ddm_fed.errors import DigestError, FileSetError, LogError, PlanMismatchError, PolicyError
 from ddm_fed.files import (
     Advance,
-    check_file,
     list_regular_files,
     new_folder,
     open_regular,
     read_bounded,
     require_file_set,
-    sha256_of,
     write_atomically,
 )
 from ddm_fed.limits import MAX_ENSEMBLE_FILES

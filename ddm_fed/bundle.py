@@ -38,6 +38,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddm_fed.digests import check_file
 from ddm_fed.errors import (
     DigestError,
     FileSetError,
@@ -46,7 +47,6 @@ from ddm_fed.errors import (
 )
 from ddm_fed.files import (
     Advance,
-    check_file,
     list_regular_files,
     open_regular,
     read_bounded,

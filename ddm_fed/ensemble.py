@@ -23,7 +23,7 @@ that the rest would rule out. Both are exact only where P x_t suffices: where, g
 x_t says nothing more of the site. What sites differ in beyond it is mixed, more in every step: with
 exact experts of two sites whose images differ in one coefficient outside P alone, its deviation
 was .401 under sticky, .168 under sticky-then-routed, .043 under full, and .403 in truth. Sticky
-asks no router, so it is the default (docs/adr/0025). The prior router sees nothing of x_t: the
+asks no router, so it is the default (docs/adr/0024). The prior router sees nothing of x_t: the
 strategies that redraw refuse it.
 
 "Exact" is up to the errors of experts, router and solver, and without guidance.
@@ -124,7 +124,7 @@ class Strategy:
 
 
 DEFAULT_STRATEGY = Strategy("sticky")
-"""Exact whatever the router sees, and one expert a call; see docs/adr/0025."""
+"""Exact whatever the router sees, and one expert a call; see docs/adr/0024."""
 
 
 class Ensemble:

@@ -14,8 +14,9 @@ from pathlib import Path
 from torch import Tensor
 
 from ddm_fed.bundle import read_verified
+from ddm_fed.digests import sha256_of
 from ddm_fed.errors import PlanMismatchError, StateError
-from ddm_fed.files import open_regular, read_bounded, sha256_of, write_atomically
+from ddm_fed.files import open_regular, read_bounded, write_atomically
 from ddm_fed.limits import MAX_REFERENCE_BYTES
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,

@@ -12,8 +12,9 @@ import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
+from ddm_fed.digests import check_file
 from ddm_fed.errors import StateError
-from ddm_fed.files import PART_PREFIX, Advance, check_file, sync_folder
+from ddm_fed.files import PART_PREFIX, Advance, sync_folder
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ddm_fed.bundle import ENVELOPE_FILE, VerifiedBundle, tensor_files
+from ddm_fed.digests import check_file
 from ddm_fed.errors import StateError
-from ddm_fed.files import Advance, check_file, new_folder, read_bounded
+from ddm_fed.files import Advance, new_folder, read_bounded
 from ddm_fed.records import MAX_DOCUMENT_BYTES
 from ddm_fed.targets import require_ours
 

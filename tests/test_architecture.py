@@ -21,6 +21,7 @@ LAYERS = {
     "console": {"errors", "heartbeat"},
     "litter": set(),
     "files": {"errors", "limits", "litter"},
+    "digests": {"errors", "files"},
     "targets": {"errors", "litter"},
     "arrays": set(),
     "records": {"errors", "limits"},
@@ -34,7 +35,7 @@ LAYERS = {
     "models": {"records", "weights", "flows"},
     "router": {"errors", "records", "embedding", "weights", "privacy", "flows"},
     "home": {"errors", "files", "records"},
-    "store": {"errors", "files"},
+    "store": {"errors", "files", "digests"},
     "log": {"errors", "files", "limits", "records", "signing"},
     "published": {"errors", "files", "limits", "records", "signing", "log"},
     "submission": {"errors", "records", "signing"},
@@ -53,6 +54,7 @@ LAYERS = {
     "budget": {"records", "privacy", "router", "training"},
     "policy": {"errors", "records", "privacy", "router", "signing"},
     "bundle": {
+        "digests",
         "errors",
         "litter",
         "files",
@@ -68,6 +70,7 @@ LAYERS = {
         "policy",
     },
     "reference": {
+        "digests",
         "errors",
         "files",
         "limits",
@@ -86,6 +89,7 @@ LAYERS = {
     "ensemble": {"flows", "experts", "router"},
     "sampling": {"flows", "ensemble"},
     "assembly": {
+        "digests",
         "errors",
         "files",
         "limits",

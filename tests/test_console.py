@@ -333,7 +333,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ddm_fed.files import append_durably, check_file, new_folder, write_atomically
+from ddm_fed.digests import check_file
+from ddm_fed.files import (append_durably, new_folder, write_atomically)
 from ddm_fed.pictures import write_grid
 from ddm_fed.records import sha256_hex
 

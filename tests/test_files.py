@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from federation import make_odd_file
 
+from ddm_fed.digests import check_file
 from ddm_fed.errors import DigestError, FileSetError, StateError
 from ddm_fed.files import (
     BLOCK_BYTES,
     PART_PREFIX,
     append_durably,
-    check_file,
     drop_torn_line,
     exclusive,
     is_locked,

@@ -138,7 +138,7 @@ def fit_mixtures(plan: Plan, releases: Sequence[SiteRelease]) -> GaussianMixture
     directions (`fit_moments`), its eigenvalues raised to a floor: half the edge of the spectrum
     that noise alone shows, THE SAME FOR ALL SITES. A floor of its own would let a noisier site win
     by its determinant alone. The floor is a choice, not an estimate: images are no Gaussians, and a
-    fit that is broader than its trace keeps low t from over-confidence. See docs/adr/0026.
+    fit that is broader than its trace keeps low t from over-confidence. See docs/adr/0025.
     """
     moments = fit_moments(plan, releases)
     floor = max(LEAST_VARIANCE, float((FLOOR_FACTOR * moments.traces * moments.edges).max()))

@@ -49,7 +49,7 @@ from ddm_fed.training.gradients import (
     row_loss,
     stirred,
 )
-from ddm_fed.training.loop import BETAS, Clock, learning_rate_factor, require_possible
+from ddm_fed.training.loop import BETAS, Clock, interrupted, learning_rate_factor, require_possible
 from ddm_fed.training.noise import Paid, Payment, PrivateTraining
 from ddm_fed.training.options import RunOptions, StepReport, TrainedExpert
 from ddm_fed.training.parallel import Team, join_team
@@ -265,6 +265,7 @@ class PrivateRun:
         averages = Averages(part, self._spec.ema_half_lives)
         self._learner = Learner(part, optimizer, averages)
         self._first_step = restore(checkpoint, self._learner) if begun else 0
+        self._saved = self._first_step
         step = PrivateStep(
             chosen.gradients,
             self._randomness,
@@ -377,11 +378,7 @@ class PrivateRun:
             complete = replace(self.run, secret="", proved=proof.proved.to_json())
             save(self._checkpoint, complete, done, self._learner, self._team)
         except KeyboardInterrupt:
-            raise CheckpointError(
-                f"training was interrupted after {done} of {self._spec.steps} steps",
-                hint="run the same command again to continue from the last checkpoint; nothing is "
-                "spent twice",
-            ) from None
+            raise interrupted(done, self._spec.steps, self._saved) from None
 
     def _steps(self, paid: Paid, proof: ProvedUpdate) -> Iterator[StepReport]:
         """Yields after every step that is left, having written a checkpoint where one is due."""
@@ -396,7 +393,7 @@ class PrivateRun:
                 proved = replace(self.run, proved=proof.proved.to_json())
                 save(self._checkpoint, proved, step + 1, self._learner, self._team)
                 self._checkpoint.chmod(0o600)
-                saved_at = time.monotonic()
+                saved_at, self._saved = time.monotonic(), step + 1
             yield clock.report(step + 1, loss)
 
     def _warm_up(self, paid: Paid) -> None:
