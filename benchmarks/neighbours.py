@@ -1,8 +1,8 @@
 """By how many clip norms does one unit fewer move the clipped sum of a step, with a known secret?
 
-At most one, if what a unit shows does not depend on who else is there. Units are images of digits or
-of Fashion-MNIST (`--data fashion_mnist.npz`), the network is DiT-Nano with its weights stirred, and
-the clip norm is far below any gradient: what others show anew would move the sum by more than one.
+At most one, if what a unit shows does not depend on who else is there. Units are images of digits
+or of Fashion-MNIST (`--data fashion_mnist.npz`), the network is DiT-Nano with its weights stirred,
+and the clip norm is far below any gradient: what others show anew would move the sum by more.
 """
 
 import argparse

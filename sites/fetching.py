@@ -1,6 +1,5 @@
 """What a site fetches from its coordinator: published documents, ensembles. All are verified."""
 
-import re
 import shutil
 from pathlib import Path
 
@@ -163,8 +162,7 @@ def fetch_ensemble(
             address,
             patience_s=patience_s,
         )
-        if not is_sha256(listed.ensemble_sha256):
-            raise _strange("an ensemble whose digest is none")
+        target.parent.mkdir(parents=True, exist_ok=True)
         _require_believable(listed, trust, target.parent)
         part = target.with_name(f".{target.name}-{listed.ensemble_sha256[:16]}")
         part.mkdir(parents=True, exist_ok=True)
@@ -195,7 +193,7 @@ def _require_believable(listed: messages.GetEnsembleResponse, trust: Trust, fold
         ExchangeError: too many, too large, or one named twice.
         QuotaError: the disk here has no room for them.
     """
-    if re.fullmatch(r"[0-9a-f]{64}", listed.ensemble_sha256) is None:
+    if not is_sha256(listed.ensemble_sha256):
         raise _strange(f"an ensemble called `{printable(listed.ensemble_sha256[:64])}`")
     names = [file.name for file in listed.files]
     if len(set(names)) != len(names):

@@ -13,6 +13,7 @@ from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import StateError
 from ddm_fed.records import Plan, StatisticsSpec
 from ddm_fed.router.base import Router
+from ddm_fed.router.caps import capped
 from ddm_fed.router.message import Ints
 from ddm_fed.router.mixture import GaussianMixtures, MixtureRouter
 from ddm_fed.router.prior import PriorRouter
@@ -65,8 +66,9 @@ def released_weights(plan: Plan, releases: Sequence[SiteRelease]) -> Tensor:
     """Returns the mass of every class at every site as released, `(K, G)`, or `(K, 1)` without.
 
     All are positive: a class that drowned in a site's noise has part of what the known ones leave.
+    No site has more of it all than the plan's `router.max_share`.
     """
-    weights = torch.stack([_location(plan, site).weights for site in releases])
+    weights = capped(plan, torch.stack([_location(plan, site).weights for site in releases]))
     return weights if plan.data.classes else weights.sum(1, keepdim=True)
 
 
@@ -153,7 +155,7 @@ def fit_mixtures(plan: Plan, releases: Sequence[SiteRelease]) -> GaussianMixture
         variances.append(values.clamp(min=floor))
         axes.append(vectors[None])
     return GaussianMixtures(
-        weights=moments.weights,
+        weights=capped(plan, moments.weights),
         means=moments.means,
         variances=torch.stack(variances)[:, None] + moments.mean_variances[:, :, None],
         axes=torch.stack(axes),

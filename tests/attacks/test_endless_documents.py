@@ -88,7 +88,7 @@ def endless(fed: Federation):
 
     def start(what: str):
         liar, key = Endless(fed, what), fed.home.tls(fed.home.chain())
-        server = grpc.server(ThreadPoolExecutor(4), options=server_options())
+        server = grpc.server(ThreadPoolExecutor(4), options=server_options(calls_at_once=8))
         services.add_ExchangeServiceServicer_to_server(liar, server)
         pair = [(key.private_pem, key.certificate_pem)]
         port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials(pair))

@@ -154,7 +154,8 @@ def test_last_number_in_the_log_is_an_error_without_a_traceback_and_a_way_back(r
     place = fed.log.size
     admit_as_earlier_versions_did(fed, thiefs_bundle(fed, scratch / "thief", MAX_COUNT))
     data = scratch / "images.npz"
-    np.savez(data, images=np.zeros((24, 8, 8), dtype=np.uint8))
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 8, 8), dtype=np.uint8)
+    np.savez(data, images=pixels)
     common = ("--site", fed.path / A, "--plan", fed.published)
     words = ("train", *common, "--data", data, "--restart", "--precision", "float32")
     code, _, err = run("ddm-site", *words)
