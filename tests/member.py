@@ -122,7 +122,8 @@ def hostile_ledger(fields: dict[str, Any], number: int) -> None:
             "noise_multiplier": str(noise),
             "steps": 3,
         }
-        ledger.append(ledger[0] | {"purpose": "expert", "event": event})
+        entry = {"purpose": "expert", "mechanism": "dp-sgd", "event": event}
+        ledger.append(ledger[0] | entry)
     fields["privacy"]["ledger"] = chain(ledger)
     fields["sequence"] += number
 
