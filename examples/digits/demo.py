@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
+from taken_up import say_taken_up
 
 from ddm_fed import console
 from ddm_fed.evaluation import site_share_error
@@ -33,6 +34,7 @@ def main() -> None:
     """Runs the federation from the first key to the picture."""
     started = time.monotonic()
     RUN.mkdir(exist_ok=True)
+    say_taken_up(RUN, parts())
     root = set_up()
     for site in SITES:
         train_and_send(site)
@@ -54,6 +56,14 @@ def main() -> None:
     console.say(f"  {RUN / 'ensemble'}: the signed ensemble; verify it with --root {root}")
     console.say(f"  {', '.join(str(RUN / f'samples-{name}') for name in STRATEGIES)}")
     console.say(f"  ddm-site ledger --site {RUN / 'hospital-a'}: what that site has spent")
+
+
+def parts() -> dict[str, Path]:
+    """Returns what the demo makes, and where each part is once it is done."""
+    bundles = {f"the bundle of {site}": RUN / site / "outbox" / "released" for site in SITES}
+    drawn = {f"samples {name}": RUN / f"samples-{name}" / "samples.json" for name in STRATEGIES}
+    keys = {"keys and plan": RUN / "consortium" / "published" / "plan.dsse.json"}
+    return {**keys, **bundles, "the ensemble": RUN / "ensemble", **drawn}
 
 
 def set_up() -> str:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from scipy import linalg
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
+from taken_up import say_taken_up
 
 from ddm_fed import console
 from ddm_fed.pictures import write_grid
@@ -38,6 +39,10 @@ def main() -> None:
     """Runs the federation from the public checkpoint to the picture."""
     started = time.monotonic()
     RUN.mkdir(exist_ok=True)
+    bundles = {f"the bundle of {site}": RUN / site / "outbox" / "released" for site in SITES}
+    public = {"the public checkpoint": RUN / "plan.toml"}
+    made = {"the ensemble": RUN / "ensemble", "samples": RUN / "samples" / "samples.json"}
+    say_taken_up(RUN, {**public, **bundles, **made})
     plan, base = make_plan()
     run("ddm-site", "budget", "--plan", plan, "--units", 354)
     root = set_up(plan)
