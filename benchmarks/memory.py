@@ -18,6 +18,7 @@ import torch
 
 from coordinator import members, rosters
 from coordinator.folder import CoordinatorFolder
+from ddm_fed._version import __version__
 from ddm_fed.bundle import EXPERT_FILE
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
@@ -69,7 +70,7 @@ def build(folder: Path, architecture: str) -> tuple[Path, Path]:
     work = site.work(trust.plan_sha256)
     write_tensors(work / EXPERT_FILE, model.state_dict())
     facts = TrainingFacts(
-        program="benchmark",
+        program=f"ddm-fed {__version__}",
         torch=torch.__version__,
         precision="float32",
         steps=1,

@@ -4,7 +4,6 @@ An ensemble proves its own past only. Whoever has the coordinator's folder at ha
 was removed, whose key was stolen, whose expert was replaced since.
 """
 
-import shlex
 from pathlib import Path
 
 from coordinator.folder import CoordinatorFolder
@@ -42,7 +41,7 @@ def open_current(
     if home.settings.root != pin:
         return verified
     found = find_staleness(verified, *read_seen(home.published, pin))
-    again = f"ddm-coord assemble NEW_FOLDER --coordinator {shlex.quote(str(coordinator))}"
+    again = console.typed("ddm-coord", "assemble", "NEW_FOLDER", "--coordinator", coordinator)
     if found.stale:
         raise StateError(
             f"{ensemble} is stale, and so would be whatever is made from it: "

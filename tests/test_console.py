@@ -295,6 +295,7 @@ def test_commands_that_are_suggested_are_put_together_by_one_that_quotes():
         "cli.py: __version__",
         "cli.py: kind",
         "loading.py: kind",
+        "members.py: name",
         "status.py: name",
     }
 

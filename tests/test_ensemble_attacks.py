@@ -454,7 +454,7 @@ def test_member_that_is_not_the_submission_its_receipt_is_for_is_refused(
     ensemble: Path, root: str, coordinator: SigningKey, site_keys
 ):
     def a_second_less(fields: Json) -> None:
-        end = datetime.fromisoformat(fields["expires_at"]) - timedelta(seconds=1)
+        end = datetime.fromisoformat(fields["expires_at"]) - timedelta(days=1)
         fields["expires_at"] = f"{end:%Y-%m-%dT%H:%M:%SZ}"
 
     forge_manifest(ensemble / "sites" / B, a_second_less, site_keys[B])

@@ -10,7 +10,7 @@ from scipy import integrate, stats
 from ddm_fed.embedding import dct_basis
 from ddm_fed.flows import ClassCondition
 from ddm_fed.privacy import ImageSet, Private
-from ddm_fed.records import LedgerEntry, now, read_plan_toml
+from ddm_fed.records import LedgerEntry, read_plan_toml, today
 from ddm_fed.replay import _labels
 from ddm_fed.router import (
     LOCATION,
@@ -71,7 +71,7 @@ def release_of(images, labels, plan):
         return LedgerEntry(
             index=0,
             previous_sha256=None,
-            recorded_at=now(),
+            recorded_at=today(),
             plan_sha256="0" * 64,
             purpose=purpose,
             mechanism=mechanism,

@@ -13,7 +13,7 @@ import pytest
 from federation import Federation, Json, flip, forge_manifest, random_images, train
 
 from ddm_fed.bundle import ENVELOPE_FILE, EXPERT_FILE
-from ddm_fed.records import now
+from ddm_fed.records import now, today
 from sites import outbox
 from sites.folder import SiteFolder
 from sites.outbox import find_bundles
@@ -64,7 +64,7 @@ def another(site: SiteFolder, sequence: int, **fields: object) -> Path:
 
 def from_tomorrow() -> dict[str, str]:
     """What a manifest says that was signed while the clock was a day ahead."""
-    moment: datetime = now() + timedelta(days=1)
+    moment: datetime = today() + timedelta(days=1)
     return {
         "issued_at": f"{moment:%Y-%m-%dT%H:%M:%SZ}",
         "expires_at": f"{moment + timedelta(days=90):%Y-%m-%dT%H:%M:%SZ}",
@@ -182,7 +182,8 @@ def test_receipt_that_does_not_hold_does_not_hold_up_the_others(fed: Federation,
     exported = process("ddm-site", "export", stick, "--site", site.path, "--plan", fed.published)
     assert exported.code == 0, exported.err
     assert {path.name for path in (stick / "incoming").iterdir()} == {first.name, second.name}
-    assert process("ddm-coord", "import", stick, "--coordinator", fed.home.path).code == 0
+    imported = process("ddm-coord", "import", stick, "--coordinator", fed.home.path)
+    assert imported.code == 0, imported.out + imported.err
     flip(stick / "receipts" / f"{first.name}.dsse.json", 300)
     ended = process("ddm-site", "import", stick, "--site", site.path)
     assert ended.code == 1

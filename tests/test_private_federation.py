@@ -28,9 +28,10 @@ from ddm_fed.assembly import verify_ensemble
 from ddm_fed.budget import advice, outlook, planned_epsilon, planned_events
 from ddm_fed.bundle import verify_bundle
 from ddm_fed.errors import BudgetError, CheckpointError, PolicyError, StateError
-from ddm_fed.privacy import PrivateStep, Randomness, epsilon, private_events
-from ddm_fed.records import now, read_plan_toml
+from ddm_fed.privacy import Randomness, epsilon, private_events
+from ddm_fed.records import SampledGaussianEvent, now, read_plan_toml
 from ddm_fed.reference import read_reference
+from ddm_fed.router import HeadNoise, fit_private_head, pooled_reference
 from ddm_fed.training import read_identity
 from sites import outbox, submitting
 from sites.cli import app
@@ -268,16 +269,23 @@ def test_gradients_of_a_plan_without_noise_are_refused_not_ignored(tmp_path):
         train(fed.site(A), fed.trust, random_images(0), gradients="opacus")
 
 
-def test_head_takes_steps_in_which_nobody_is_included(referenced, copied, monkeypatch):
-    fed = copied(referenced)
-    original = PrivateStep.included
-
-    def sparse(self, step, units):
-        return original(self, step, units)[: 0 if step < 4 else None]
-
-    monkeypatch.setattr(PrivateStep, "included", sparse)
-    make_head(fed)
-    assert purposes(fed)[-1] == "head"
+def test_head_takes_steps_in_which_nobody_is_included(referenced):
+    pool = pooled_reference(PLAN, read_reference(referenced.published, referenced.trust).releases)
+    rare = SampledGaussianEvent(
+        sampling_rate=Decimal("0.001"), noise_multiplier=Decimal(1), steps=4
+    )
+    losses = []
+    fit_private_head(
+        random_images(0),
+        PLAN,
+        pool,
+        HeadNoise(rare, 1.0, 2, 1.0),
+        Randomness.for_tests(0),
+        pay=lambda: rare,
+        on_step=lambda _, loss: losses.append(loss),
+    )
+    assert len(losses) == 4
+    assert 0.0 in losses
 
 
 def test_floors_survive_in_site_toml(fresh):

@@ -111,11 +111,11 @@ def test_coordinator_out_of_reach_through_a_proxy_is_said_with_it(monkeypatch):
 def test_certificate_that_is_looked_at_directly_says_so_where_a_proxy_is_set(monkeypatch):
     address = Address(HOST, closed_port(), "sha256:" + "0" * 64)
     with pytest.raises(ExchangeError) as caught:
-        pinned_certificate(address)
+        pinned_certificate(address, patience_s=0.5)
     assert "proxy" not in str(caught.value)
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     with pytest.raises(ExchangeError) as caught:
-        pinned_certificate(address)
+        pinned_certificate(address, patience_s=0.5)
     assert "looked at directly, not through the proxy" in caught.value.hint
 
 

