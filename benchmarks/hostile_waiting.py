@@ -3,11 +3,12 @@
     python benchmarks/hostile_waiting.py [--tries N] [--only NAME]
 
 A real `ddm-coord serve` with 1,024 descriptors, attackers and the honest member in processes of
-their own on loopback, all from one address, which is the worst case: nothing tells them apart
-before they say who they are. A try is a new connection, its handshake, and one call of a member
-(`GetStatus`), of somebody who asks to be enrolled (the bytes of a true request), or of a browser
-that asks for the status page; as a site does, it tries again when it is turned away. A try that
-takes longer than GIVEN_UP_S counts as that. Last answer: results/hostile_waiting_cpu_*.md.
+their own on loopback, all from one address unless another is named, which is the worst case:
+nothing tells them apart before they say who they are. A try is a new connection, its handshake, and
+one call of a member (`GetStatus`), of somebody who asks to be enrolled (the bytes of a true
+request), or of a browser that asks for the status page; as a site does, it tries again when it is
+turned away. A try that takes longer than GIVEN_UP_S counts as that. Last answer:
+results/hostile_waiting_cpu_20261128.md.
 """
 
 import argparse

@@ -15,9 +15,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import wraps
 from secrets import token_hex
+from threading import Lock
 from types import TracebackType
 from typing import Any
 
@@ -31,6 +32,7 @@ from ddm_fed.errors import DdmFedError, MalformedError
 from ddm_fed.exchange import details_of, status_of
 
 MESSAGE_S = 10.0  # for the one message of a call, from its head on
+REFUSED_LINE_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,34 @@ class Desk:
         guard: Says who calls, and whether it may.
         metrics: Counts calls.
         patience: Ends those that make no progress.
+        refused: Says when calls that were refused for their number are logged.
     """
 
     guard: Guard
     metrics: ServerMetrics
     patience: Patience
+    refused: "Seldom" = field(default_factory=lambda: Seldom(REFUSED_LINE_S))
+
+
+class Seldom:
+    """Lets a line through now and then, so that nobody fills the disk with what is refused it.
+
+    Args:
+        seconds: At least so long between two lines about the same caller.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._lock = seconds, Lock()
+        self._last: dict[str, tuple[float, int]] = {}  # when, and how many were kept back since
+
+    def lines(self, who: str) -> int:
+        """Returns for how many calls of `who` a line may speak now; 0 for none."""
+        moment = time.monotonic()
+        with self._lock:
+            at, kept = self._last.get(who, (moment - self._seconds, 0))
+            speaks = moment - at >= self._seconds
+            self._last[who] = (moment, 0) if speaks else (at, kept + 1)
+        return kept + 1 if speaks else 0
 
 
 class Answering(AbstractContextManager["Answering"]):
@@ -60,7 +85,7 @@ class Answering(AbstractContextManager["Answering"]):
     def __init__(self, rpc: str, desk: Desk, context: grpc.ServicerContext) -> None:
         self._rpc, self._desk, self._context = rpc, desk, context
         self._began, self._who = time.monotonic(), "unknown"
-        self._given_up = False
+        self._given_up = self._admitted = False
         self._place = ExitStack()
 
     def __enter__(self) -> "Answering":
@@ -94,6 +119,7 @@ class Answering(AbstractContextManager["Answering"]):
         """
         admitting = self._desk.guard.admitting(self.caller(), self._context.peer())
         self._place.enter_context(admitting)
+        self._admitted = True
 
     def only(self, requests: Iterator[Any]) -> Any:
         """Returns the one message of a call.
@@ -116,27 +142,33 @@ class Answering(AbstractContextManager["Answering"]):
         trace: TracebackType | None,
     ) -> None:
         self._place.close()
-        if error is None or isinstance(error, GeneratorExit):
-            self._log("OK" if error is None else self._cut())
+        expected = DdmFedError | grpc.RpcError | GeneratorExit
+        if self._given_up and (error is None or isinstance(error, expected)):
+            self._log("TOO_SLOW")
+            if isinstance(error, DdmFedError):  # of a stream that we cut: its end was no end
+                self._context.abort(grpc.StatusCode.CANCELLED, "too slow")
+        elif error is None or isinstance(error, GeneratorExit):
+            self._log("OK" if error is None else "CANCELLED")
         elif isinstance(error, DdmFedError):
             status = status_of(error)
-            self._log(status.name, ddm=error.code, reason=error.message)
+            calls = 1 if self._admitted else self._desk.refused.lines(self._who)
+            self._log(status.name, calls=calls, ddm=error.code, reason=error.message)
             self._context.set_trailing_metadata(details_of(error))
             self._context.abort(status, error.code)
-        elif isinstance(error, grpc.RpcError):  # the other side hung up, or was too slow
-            self._log(self._cut())
+        elif isinstance(error, grpc.RpcError):  # the other side hung up
+            self._log("CANCELLED")
         elif not _is_abort(error):
             number = token_hex(4)
             lines = traceback.format_exception(kind, error, trace)
             self._log("INTERNAL", number=number, reason="".join(lines)[-2000:])
             self._context.abort(grpc.StatusCode.INTERNAL, f"unforeseen, logged as {number}")
 
-    def _cut(self) -> str:
-        """Returns who ended a call that was cut: we for lack of progress, or the other side."""
-        return "TOO_SLOW" if self._given_up else "CANCELLED"
-
-    def _log(self, code: str, **facts: object) -> None:
+    def _log(self, code: str, calls: int = 1, **facts: object) -> None:
         self._desk.metrics.rpc_ended(self._rpc, code)
+        if calls == 0:
+            return
+        if calls > 1:
+            facts["calls"] = calls
         took_ms = round((time.monotonic() - self._began) * 1000)
         console.log_line(
             {"rpc": self._rpc, "site": self._who, "code": code, "ms": took_ms, **facts}

@@ -165,11 +165,11 @@ class Gate:
     async def _leave(self) -> None:
         self._loop.remove_reader(self._listener)
         self._listener.close()
+        if self._entering:
+            await asyncio.wait(self._entering)
         for connection in list(self._there.values()):
             connection.close()
         self._tell()
-        for entering in list(self._entering):
-            entering.cancel()
         for _ in range(3):
             await asyncio.sleep(0)  # what was closed says so in the next rounds
 

@@ -126,11 +126,26 @@ def require_medium(home: CoordinatorFolder, medium: RemoteFolder) -> None:
 def candidates(medium: RemoteFolder) -> tuple[list[Entry], int]:
     """Returns what lies in `incoming`, the likely bundles first, and how many things are not named.
 
-    Somebody may have filled the medium with junk; it must not keep bundles from being found.
+    Somebody may have filled the medium with junk; it must not keep bundles from being found. Those
+    of one site come in the order of their numbers: the later one would refuse the earlier.
     """
     found = [entry for entry in medium.entries("incoming") if not is_litter(entry.name)]
     found.sort(key=lambda entry: (_DIGEST.fullmatch(entry.name) is None, entry.name))
-    return found[:MOST_FOLDERS], len(found[MOST_FOLDERS:])
+    named = found[:MOST_FOLDERS]
+    named.sort(key=lambda entry: (_DIGEST.fullmatch(entry.name) is None, _number(medium, entry)))
+    return named, len(found[MOST_FOLDERS:])
+
+
+def _number(medium: RemoteFolder, entry: Entry) -> int:
+    """Returns the number that a bundle claims, for its place among others; 0 if it cannot."""
+    if entry.kind != "folder" or _SAFE.fullmatch(entry.name) is None:
+        return 0
+    try:
+        envelope = medium.read(f"incoming/{entry.name}/{ENVELOPE_FILE}", MAX_DOCUMENT_BYTES) or b""
+        payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=_called(entry.name))
+        return Statement[Submission].from_json(payload, what=_called(entry.name)).predicate.sequence
+    except (RefusedError, MachineError, StateError):
+        return 0
 
 
 class Importer:

@@ -286,7 +286,16 @@ def test_pieces_of_a_byte_at_a_time_are_no_progress(server):
     assert (found[0]["rpc"], found[0]["site"]) == ("WriteUpload", A)
 
 
+def test_calls_refused_for_their_number_are_logged_together(server):
+    with attacking("call", server.port, 136, path=PLAN, **server.identity(A)):
+        lines = wait_for(lambda: [x for x in server.lines() if x.get("calls", 0) > 20])
+        time.sleep(2)
+    refused = [x for x in server.lines() if x.get("ddm") == "DDM503"]
+    assert len(refused) < 20
+    assert (lines[0]["site"], lines[0]["code"]) == (A, "RESOURCE_EXHAUSTED")
+
+
 def test_handshakes_with_odd_names_write_nothing_into_the_log(server):
     with attacking("hello", server.port, 50):
         member_gets_through(server)
-    assert all(line.startswith("{") for line in server.log.read_text().splitlines())
+    assert [x for x in server.log.read_text().splitlines() if not x.startswith("{")] == []
