@@ -13,9 +13,10 @@ examples/flower holds the same as a configuration of nginx and of Caddy.
 import argparse
 import asyncio
 import re
+import signal
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -221,8 +222,11 @@ def serve(edge: Edge) -> None:
         )
     )
     gate.lead_to(behind)
+    # uvicorn sends itself the signal again that ended it: as this, it still lets us tidy up
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        server.run()
+        with suppress(KeyboardInterrupt):
+            server.run()
     finally:
         gate.close()
 

@@ -7,6 +7,7 @@ a test says otherwise.
 
 import http.client
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -74,7 +75,12 @@ def serving(fed: Federation, log: Path, *options: str) -> Iterator[Server]:
     limited = ["/bin/sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh"]
     with log.open("w") as errors:
         process = subprocess.Popen(
-            [*limited, *map(str, words)], stdout=subprocess.PIPE, stderr=errors, text=True
+            [*limited, *map(str, words)],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            # Flower sets it for whoever imports it
+            env={name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"},
         )
     try:
         facts = json.loads(process.stdout.readline())
