@@ -288,7 +288,7 @@ def test_training_whose_noise_is_lost_is_accused_by_its_canaries_alone(site, mon
             "{n: v / self.expected_units for n, v in clipped.total.items()}",
         ),
     )
-    plant(monkeypatch, ProvedUpdate.take, ("if step not in self._chosen:", "if True:"))
+    plant(monkeypatch, ProvedUpdate.take, ("if step not in self.chosen:", "if True:"))
     plant(monkeypatch, ProvedUpdate.require_complete, ("raise _broken", "return _broken"))
     home, trust, _ = site
     found = run_audit(home, trust, random_images(0), FEW)

@@ -110,7 +110,7 @@ class ProvedUpdate:
     ) -> None:
         self._update, self._claim, self._secret, self._slow = update, claim, secret, slow
         self._next, self._steps = first, steps
-        self._chosen = chosen_steps(first, steps)
+        self.chosen = chosen_steps(first, steps)
         self.proved = before or ProvedSteps()
 
     def take(self, step: int) -> float:
@@ -122,7 +122,7 @@ class ProvedUpdate:
         if step != self._next:
             raise _broken(f"step {step} is taken where step {self._next} is due")
         self._next += 1
-        if step not in self._chosen:
+        if step not in self.chosen:
             return self._update.take(step)
         state = _State.of(self._update)
         loss = self._update.take(step)

@@ -274,7 +274,7 @@ class PrivateRun:
             expected_units=noise.expected_units,
         )
         self.update = NoisyUpdate(step, chosen.units, part.trained, optimizer, rule, averages)
-        self._slow = chosen.slow
+        self.slow = chosen.slow
 
     def _made_up(self, draws: int) -> list[Tensor]:
         return [value.to(self._team.device) for value in made_up_units(self._plan, draws)]
@@ -365,7 +365,7 @@ class PrivateRun:
                 self.update,
                 Claim(paid.expert, self.noise.expected_units),
                 bytes.fromhex(self.run.secret),
-                self._slow,
+                self.slow,
                 first=done,
                 steps=self._spec.steps,
                 before=ProvedSteps.from_json(self.run.proved),
