@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,6 @@ from federation import (
     move_to_plan,
 )
 
-import coordinator.cli
-import sites.cli
 from coordinator import rosters
 from coordinator.admission import admit, admit_arrivals, recover
 from coordinator.assemble import assemble
@@ -31,23 +28,6 @@ from sites.ledger import open_ledger
 
 A = "hospital-a"
 PRIVATE_AT_8 = PRIVATE.replace("max_epsilon = 10", "max_epsilon = 8")
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs a real command in this process; returns its exit status and all it said."""
-    monkeypatch.setenv("COLUMNS", "500")
-
-    def ended(command, *arguments):
-        main = {"ddm-site": sites.cli.main, "ddm-coord": coordinator.cli.main}[command]
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        shown = capsys.readouterr()
-        return caught.value.code or 0, shown.out, shown.err
-
-    return ended
 
 
 @pytest.fixture

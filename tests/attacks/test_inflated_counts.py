@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +18,6 @@ from federation import (
 )
 from safetensors.numpy import load_file, save
 
-import coordinator.cli
-import sites.cli
 from coordinator import rosters
 from coordinator.admission import current_members
 from coordinator.counts import count_members
@@ -32,23 +29,6 @@ from sites import outbox, submitting
 from sites.movers import FolderMover
 
 A = "hospital-a"
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs a real command in this process; returns its exit status and all it said."""
-    monkeypatch.setenv("COLUMNS", "500")
-
-    def ended(command, *arguments):
-        main = {"ddm-site": sites.cli.main, "ddm-coord": coordinator.cli.main}[command]
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        shown = capsys.readouterr()
-        return caught.value.code or 0, shown.out, shown.err
-
-    return ended
 
 
 @pytest.fixture

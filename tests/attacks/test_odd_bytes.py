@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 import zipfile
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,7 +16,6 @@ from pydantic import TypeAdapter, ValidationError
 import coordinator.cli
 import coordinator.service
 import ddm_fed.assembly
-import sites.cli
 from coordinator.assemble import assemble
 from coordinator.ensembles import newest_ensemble
 from coordinator.metrics import ServerMetrics
@@ -34,23 +32,6 @@ from sites.fetching import fetch_ensemble
 from sites.network import channel_to
 
 A = SITES[0]
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs a real command in this process; returns its exit status and all it said."""
-    monkeypatch.setenv("COLUMNS", "500")
-
-    def ended(command, *arguments):
-        main = {"ddm-site": sites.cli.main, "ddm-coord": coordinator.cli.main}[command]
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        shown = capsys.readouterr()
-        return caught.value.code or 0, shown.out, shown.err
-
-    return ended
 
 
 def verify_bundle(run, stages, bundle: Path):

@@ -1,36 +1,16 @@
 """A coordinator, or whoever carries its published folder, brings back a plan that was replaced."""
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 from federation import PLAN_TOML, Federation
 
-import coordinator.cli
-import sites.cli
 from ddm_fed.published import PLAN_FILE, read_published
 from ddm_fed.records import read_plan_toml
 from ddm_fed.signing import PLAN_PAYLOAD, seal
 
 A = "hospital-a"
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs a real command in this process; returns its exit status and all it said."""
-    monkeypatch.setenv("COLUMNS", "500")
-
-    def ended(command, *arguments):
-        main = {"ddm-site": sites.cli.main, "ddm-coord": coordinator.cli.main}[command]
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        shown = capsys.readouterr()
-        return caught.value.code or 0, shown.out, shown.err
-
-    return ended
 
 
 @pytest.fixture

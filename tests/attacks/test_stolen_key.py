@@ -2,15 +2,12 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from federation import Federation, forge_manifest, payload_of
 
-import coordinator.cli
-import sites.cli
 from coordinator.admission import admit_arrivals, current_members
 from coordinator.book import append, publish_log
 from ddm_fed.log import read_log
@@ -20,23 +17,6 @@ from ddm_fed.signing import peek_payload
 from ddm_fed.submission import MOST_UNSENT
 
 A, B, C = "hospital-a", "hospital-b", "hospital-c"
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs a real command in this process; returns its exit status and all it said."""
-    monkeypatch.setenv("COLUMNS", "500")
-
-    def ended(command, *arguments):
-        main = {"ddm-site": sites.cli.main, "ddm-coord": coordinator.cli.main}[command]
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        shown = capsys.readouterr()
-        return caught.value.code or 0, shown.out, shown.err
-
-    return ended
 
 
 @pytest.fixture
