@@ -76,7 +76,7 @@ def build(folder: Path, architecture: str) -> tuple[Path, Path]:
         steps=1,
         ema_half_life=trust.plan.training.ema_half_lives[0],
     )
-    open_ledger(site).append(trust.plan_sha256, "expert", "random weights", NonPrivateEvent())
+    open_ledger(site).append(trust.plan_sha256, "expert", "no-noise", NonPrivateEvent())
     images = ImageSet(torch.zeros(10, 1, 8, 8), None)
     record_training(work, TrainedExpert(model.state_dict(), facts), design, images.digest())
     run_plan(site, trust, published.log, Private(images), TrainingOptions())

@@ -88,10 +88,11 @@ class Patience:
         Raises:
             DdmFedError: nothing moved for too long; why, if the coordinator said it.
         """
-        if time.monotonic() - self._since + self._pause > self._seconds:
+        left = self._seconds - (time.monotonic() - self._since)
+        if left <= 0:
             raise failure.error or self._unreachable(failure)
         # spread, so that sites cut off together do not come back together
-        time.sleep(self._pause * (0.5 + self._random.random() / 2))
+        time.sleep(min(left, self._pause * (0.5 + self._random.random() / 2)))
         self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
 
     def _unreachable(self, failure: Failure) -> ExchangeError:

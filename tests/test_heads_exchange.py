@@ -375,13 +375,19 @@ def test_heads_can_be_calibrated_and_be_the_low_part_of_a_hybrid(verified, compl
             torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
-def test_status_says_what_each_site_waits_for(copied, first, drafted, complete, scratch):
+def test_status_says_what_each_site_waits_for(first, drafted, scratch):
     def waiting(fed):
         return {row["waiting_for"] for row in site_states(fed.home)["sites"]}
 
     assert waiting(first) == {"`ddm-coord reference`"}
     assert waiting(drafted) == {"its head: `ddm-site head` there, then `ddm-coord verify`"}
-    assert waiting(complete) == {"`ddm-coord assemble`"}
+    fed = drafted.copy(scratch / "whole", "consortium", *SITES)
+    for name in SITES:
+        deliver(fed, name)
+    admit(fed)
+    assert waiting(fed) == {"`ddm-coord assemble`"}
+    assemble(fed.home, scratch / "ours", router=None, without=())
+    assert waiting(fed) == {"nothing; it is in the ensemble ours"}
 
 
 def test_commands_take_a_site_through_the_second_message(copied, first, scratch):

@@ -547,7 +547,7 @@ def test_coordinator_that_is_not_there_is_given_up_after_patience(fed):
     began = time.monotonic()
     with pytest.raises(ExchangeError, match="nothing has moved") as caught:
         send(fed, port, patience_s=2)
-    assert 1 < time.monotonic() - began < 10
+    assert 2 <= time.monotonic() - began < 10
     assert "serve" in caught.value.hint
     assert find_bundles(fed.site(A).released)
 

@@ -292,7 +292,10 @@ def test_coordinator_whose_ensemble_has_an_odd_digest_writes_nothing(
     monkeypatch.setattr(coordinator.service, "newest_ensemble", lambda _: odd)
     target = scratch / "fetched" / "ensemble"
     target.parent.mkdir()
-    with serving_of(shared) as address, pytest.raises(ExchangeError, match="digest is none"):
+    with (
+        serving_of(shared) as address,
+        pytest.raises(ExchangeError, match="offered an ensemble called"),
+    ):
         fetch_ensemble(shared.site(A), address, shared.trust, target, patience_s=5)
     assert list(target.parent.iterdir()) == []
 
