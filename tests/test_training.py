@@ -23,7 +23,7 @@ from ddm_fed.training import (
 )
 from ddm_fed.training.batches import Batch, Batches, BatchOrder
 from ddm_fed.training.ema import ema_decay
-from ddm_fed.training.loop import learning_rate_factor
+from ddm_fed.training.loop import Clock, learning_rate_factor
 from ddm_fed.training.state import read_identity
 
 PLAN_SHA256 = "0" * 64
@@ -463,3 +463,12 @@ def test_digest_tells_images_and_labels_apart():
     changed[17, 0, 3, 3] += 0.01
     sets = [data, ImageSet(changed, data.labels), ImageSet(data.images, 1 - data.labels)]
     assert len({s.digest() for s in sets}) == 3
+
+
+def test_first_step_which_loads_what_others_have_does_not_decide_the_time_that_is_left(monkeypatch):
+    moments = iter([0.0, 4.0, 4.5, 5.0])
+    monkeypatch.setattr("ddm_fed.training.loop.time.perf_counter", lambda: next(moments))
+    clock = Clock(16, 100)
+    clock.report(1, 1.0)
+    assert clock.report(2, 1.0).eta_s == pytest.approx(0.5 * 98)
+    assert clock.report(3, 1.0).eta_s == pytest.approx(0.5 * 97)

@@ -342,17 +342,20 @@ class _News:
 
 
 class Clock:
-    """Turns the moments at which steps end into a smoothed speed."""
+    """Turns the moments at which steps end into a smoothed speed.
+
+    The first step of a process loads what later ones have at hand, and tells nothing of them.
+    """
 
     def __init__(self, batch_size: float, steps: int) -> None:
         self._batch_size, self._steps = batch_size, steps
-        self._last, self._step_s = time.perf_counter(), math.nan
+        self._last, self._step_s, self._reports = time.perf_counter(), math.nan, 0
 
     def report(self, step: int, total_loss: float) -> StepReport:
         """Returns the report of a step that ends now."""
         now = time.perf_counter()
-        took, self._last = now - self._last, now
-        if math.isnan(self._step_s):
+        took, self._last, self._reports = now - self._last, now, self._reports + 1
+        if self._reports <= 2:
             self._step_s = took
         self._step_s += SMOOTHING * (took - self._step_s)
         return StepReport(
