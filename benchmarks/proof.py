@@ -17,6 +17,7 @@ from ddm_fed.privacy import Claim, ImageSet, ProvedUpdate, Randomness
 from ddm_fed.records import SampledGaussianEvent, read_plan_toml
 from ddm_fed.training import PrivateRun, PrivateTraining, RunOptions
 from ddm_fed.training.parallel import join_team
+from ddm_fed.training.private import promised_rule
 from ddm_fed.training.state import new_identity
 
 PLAN = """
@@ -69,7 +70,7 @@ def measure(architecture: str, draws: int, batch: int) -> None:
         training = PrivateRun(images, plan, design, RunOptions(), run, team, path)
         proof = ProvedUpdate(
             training.update,
-            Claim(event, noise.expected_units),
+            Claim(event, noise.expected_units, promised_rule(plan)),
             bytes.fromhex(secret.hex),
             training.slow,
             first=0,

@@ -39,6 +39,9 @@ if TYPE_CHECKING:
     Load = Callable[[Plan], tuple[Private[ImageSet], DataReport]]
 
 
+LEAST_TIMED_S = 3.0  # a shorter look at the steps is wrong where a machine has other work
+
+
 class PrecisionName(StrEnum):
     """Choices of `--precision`."""
 
@@ -196,21 +199,24 @@ def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
 
 
 class _Estimate:
-    """What the rest of a run takes, by its second step: the first one pays for what is new."""
+    """What the rest of a run takes, by the steps after the first, which pays for what is new."""
 
     def __init__(self) -> None:
-        self._first: float | None = None
+        self._first: tuple[int, float] | None = None
         self._said = False
 
     def after(self, report: "StepReport") -> str | None:
-        """Returns the estimate once two steps are done, and only then."""
+        """Returns the estimate once, when steps have taken long enough to say anything."""
         if self._said:
             return None
         if self._first is None:
-            self._first = monotonic()
+            self._first = report.step, monotonic()
+            return None
+        step, since = self._first
+        if monotonic() - since < LEAST_TIMED_S:
             return None
         self._said = True
-        took = monotonic() - self._first
+        took = (monotonic() - since) / (report.step - step)
         left = duration(took * (report.steps - report.step))
         return (
             f"a step takes {took:.2g} s: about {left} for the {report.steps - report.step:,} that "

@@ -235,12 +235,12 @@ def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
     audit = shared_audit(work) if site.settings.share_audit and known.noise else None
     names = TENSOR_FILES if head is None else (*TENSOR_FILES, HEAD_FILE)
     digests, sizes = file_digests(work, names)
+    entries = open_ledger(site, log).entries()  # it goes on from what was signed before
     for bundle in (*find_bundles(site.drafts), *find_bundles(site.released)):
-        if _same(bundle, trust, digests, facts, head, audit):
+        if _same(bundle, trust, digests, facts, head, audit, entries):
             return bundle
     plan, issued_at = trust.plan, today()
     superseded = log.newest(site.settings.name)
-    entries = open_ledger(site, log).entries()  # it goes on from what was signed before
     submission = Submission(
         federation=plan.federation,
         plan_sha256=trust.plan_sha256,
@@ -288,6 +288,7 @@ def _same(
     facts: TrainingFacts,
     head: HeadFacts | None,
     audit: AuditFacts | None,
+    entries: tuple[LedgerEntry, ...],
 ) -> bool:
     """Returns whether `bundle` says the same of the same files and plan, and holds just now."""
     try:
@@ -304,6 +305,7 @@ def _same(
         and submission.training == facts
         and submission.head == head
         and submission.privacy.audit == audit
+        and submission.privacy.ledger == entries  # what was spent since has to be said
         and _holds(bundle, trust)
     )
 

@@ -29,6 +29,7 @@ from ddm_fed.records import (
 from ddm_fed.signing import Trust, VerifyKey, merge_signatures, open_envelope, peek_payload
 from ddm_fed.submission import MOST_UNSENT, read_submission
 from sites.folder import SiteFolder
+from sites.ledger import open_ledger
 from sites.review import ReviewFolder, describe, open_review, read_review, write_review
 
 
@@ -146,6 +147,14 @@ def release(site: SiteFolder, trust: Trust) -> Path:
     draft = newest_draft(site)
     bundle = verify_bundle(draft, trust, now(), require=("site",))
     digest = bundle.payload_sha256
+    spent = open_ledger(site).entries()
+    if bundle.submission.privacy.ledger != spent:
+        more = len(spent) - len(bundle.submission.privacy.ledger)
+        raise StateError(
+            f"the draft {digest[:16]}… does not say all that this site has spent: its ledger has "
+            f"grown by {more} entries since",
+            hint="run `ddm-site train` again, which signs it anew and trains nothing, then review",
+        )
     folder = site.reviews / digest
     if not folder.exists():
         raise StateError(

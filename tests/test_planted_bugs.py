@@ -197,7 +197,7 @@ TRAINING_BUGS = {
     ),
     "a secret that is kept": (
         PrivateRun.run_steps,
-        ('replace(self.run, secret="", ', "replace(self.run, "),
+        ('replace(self.run, secret="", proved', "replace(self.run, proved"),
         "still holds the secret",
     ),
     "images scaled by the darkest and brightest of all": (
@@ -302,12 +302,8 @@ def test_release_with_half_of_its_noise_is_not_certified(fed, monkeypatch):
 
 
 def test_release_whose_noise_is_thrown_away_is_accused_by_the_audit(fed, monkeypatch):
-    noisy = "np.asarray(noisy, dtype=np.int64)"
-    plant(
-        monkeypatch,
-        mechanisms.release,
-        (noisy, noisy.replace("noisy,", "statistic.value.reveal(),")),
-    )
+    noisy = "Release(np.asarray(noisy, dtype=np.int64)"
+    plant(monkeypatch, mechanisms.release, (noisy, "Release(exact"))
     train_site(fed.site(A), fed.trust, random_images(0))
     found = run_audit(
         fed.site(A), fed.trust, random_images(0), AuditOptions(canaries=2000, most_steps=2)
@@ -573,3 +569,74 @@ def test_mutant_of_the_noisy_update_dies(
             a_run(tmp_path, SHORTENING if "norm" in statement and "largest" in statement else PLAN)
     else:
         assert a_run(tmp_path).losses != honest.losses
+
+
+# --- what a bug outside the steps would do ---
+
+OTHER_BUGS = {
+    "a clip norm that follows from the images": (
+        PrivateRun._rule,
+        ("self.noise.clip_norm_at,", "lambda s: self.noise.clip_norm_at(s) * 1.2,"),
+        "the gradient",
+    ),
+    "a learning rate that follows from the true number": (
+        PrivateRun._rule,
+        ("* factor", "* factor * len(self._images) / 23"),
+        "the weights",
+    ),
+    "weights that are polished after the last proof": (
+        PrivateRun.run_steps,
+        (
+            'complete = replace(self.run, secret="", ',
+            "next(iter(self._part.parameters())).data += 0.01\n"
+            '        complete = replace(self.run, secret="", ',
+        ),
+        "changed by something else than a step",
+    ),
+    "weights that are changed between two steps": (
+        PrivateRun._steps,
+        (
+            "loss = proof.take(step)",
+            "next(iter(self._part.parameters())).data.mul_(1 + 0.1 * step)\n"
+            "        loss = proof.take(step)",
+        ),
+        "changed by something else than a step",
+    ),
+    "first weights that the images have shaped": (
+        PrivateRun.start,
+        (
+            "self.run = replace",
+            "next(iter(self._part.parameters())).data += self._images.images.mean()\n"
+            "    self.run = replace",
+        ),
+        "is not what it starts from",
+    ),
+}
+
+
+@pytest.mark.parametrize("bug", OTHER_BUGS)
+def test_bug_around_the_steps_stops_the_training_by_name(bug, tmp_path, monkeypatch):
+    function, change, name = OTHER_BUGS[bug]
+    plant(monkeypatch, function, change)
+    with pytest.raises(MechanismError, match=name):
+        a_run(tmp_path, SHORTENING if "rate" in bug else PLAN)
+
+
+def test_training_that_was_refused_is_not_tried_again_until_it_passes(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        plant(patch, PrivateStep.noisy_mean, (RELEASE, f"{RELEASE} if step else {WITHOUT}"))
+        with pytest.raises(MechanismError, match="step 0"):
+            a_run(tmp_path)
+    assert SECRET.hex.encode() not in (tmp_path / "checkpoint.safetensors").read_bytes()
+    with pytest.raises(MechanismError, match="is of a training that was refused"):
+        a_run(tmp_path)
+
+
+def test_release_that_is_drawn_towards_the_truth_is_not_released(fed, monkeypatch):
+    plant(
+        monkeypatch,
+        mechanisms.release,
+        ("noisy = measurement(exact.tolist())", "noisy = [int(v) for v in exact]"),
+    )
+    with pytest.raises(MechanismError, match="is not of the size that was paid for"):
+        train_site(fed.site(A), fed.trust, random_images(0))

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddm_fed.privacy.private import Private
+from ddm_fed.privacy.selftest import require_noise
 from ddm_fed.records import GaussianEvent, LedgerEntry, Mechanism
 
 IntVector = NDArray[np.int64]
@@ -60,6 +61,7 @@ def release(statistic: BoundedStatistic, event: GaussianEvent, spend: Spend) -> 
 
     Raises:
         BudgetError: from `spend`; then nothing was released.
+        MechanismError: the noise is not of the size that was paid for; nothing is released.
 
     Guarantees:
         zCDP with rho = 1 / (2 noise_multiplier^2), certified by OpenDP for this very measurement.
@@ -71,7 +73,9 @@ def release(statistic: BoundedStatistic, event: GaussianEvent, spend: Spend) -> 
     if rho > allowed * (1 + 1e-9):
         raise ArithmeticError(f"OpenDP certifies rho {rho}, the event promises {allowed}")
     entry = spend(statistic.purpose, "discrete-gaussian", event)
-    noisy = measurement(statistic.value.reveal().tolist())
+    exact = statistic.value.reveal()
+    noisy = measurement(exact.tolist())
+    require_noise(np.asarray(noisy, dtype=np.int64) - exact, scale, what=statistic.purpose)
     return Release(np.asarray(noisy, dtype=np.int64), entry, _MECHANISM)
 
 

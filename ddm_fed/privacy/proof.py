@@ -53,10 +53,12 @@ class Claim:
     Attributes:
         event: Sampling rate and noise, as the ledger has them.
         expected_units: What sums are divided by, as the manifest will have it.
+        rule: Clip norms and what becomes of a noisy mean, from the plan; not that of the training.
     """
 
     event: SampledGaussianEvent
     expected_units: float
+    rule: UpdateRule
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,7 @@ class ProvedUpdate:
         self._next, self._steps = first, steps
         self.chosen = chosen_steps(first, steps)
         self.proved = before or ProvedSteps()
+        self._left: bytes | None = None
 
     def take(self, step: int) -> float:
         """Takes one step and returns the sum of its losses, which is private.
@@ -122,10 +125,14 @@ class ProvedUpdate:
         if step != self._next:
             raise _broken(f"step {step} is taken where step {self._next} is due")
         self._next += 1
+        self._require_untouched()
         if step not in self.chosen:
-            return self._update.take(step)
+            loss = self._update.take(step)
+            self._left = _fingerprint(self._update)
+            return loss
         state = _State.of(self._update)
         loss = self._update.take(step)
+        self._left = _fingerprint(self._update)
         found = self._again(state, step)
         for what, off in found.items():  # the cause comes before what follows from it
             if not off <= 1:
@@ -140,12 +147,18 @@ class ProvedUpdate:
         Raises:
             MechanismError: it did, so that something else than the plan decided when it ends.
         """
+        self._require_untouched()
         if self._next != self._steps or self.proved.steps[-1:] != (self._steps - 1,):
             raise _broken(f"the training ended after step {self._next} of {self._steps}")
 
+    def _require_untouched(self) -> None:
+        """Refuses weights, averages or a memory that something else than a step has changed."""
+        if self._left is not None and self._left != _fingerprint(self._update):
+            raise _broken(f"weights were changed by something else than a step after {self._next}")
+
     def _again(self, state: "_State", step: int) -> dict[str, float]:
         """Returns how far off everything is that the step changed; 1 is what is allowed."""
-        rule, update = self._update.rule, self._update
+        rule, update = self._claim.rule, self._update
         gradient, allowed = noisy_mean_again(
             self._claim,
             self._secret,
@@ -308,6 +321,21 @@ class _State:
             along += float((difference * step).sum())
             moved += float(step.square().sum())
         return max(worst, abs(along) / (OF_CHANGE * moved) if moved > 0 else 0.0)
+
+
+def _fingerprint(update: NoisyUpdate) -> bytes:
+    """Returns what tells whether anything that a step changes has been changed."""
+    digest = hashlib.blake2b()
+    kept = [update.optimizer.state.get(value, {}) for value in update.trained.values()]
+    of = {} if update.averages is None else update.averages.of
+    tensors = [
+        *update.trained.values(),
+        *(state[slot] for state in kept for slot in ("exp_avg", "exp_avg_sq") if slot in state),
+        *(value for average in of.values() for value in average.values()),
+    ]
+    for value in tensors:
+        digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.digest()
 
 
 def _weight_slack(rate: float, along: Tensor, before: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddm_fed.errors import MechanismError
@@ -67,6 +68,30 @@ def require_passed(findings: Sequence[Finding]) -> None:
             f"{first.found}, expected {first.expected}",
             hint="nothing was spent; please report it with the name of the architecture, and use "
             "another one until it is mended",
+        )
+
+
+def require_noise(noise: NDArray[np.int64], scale: float, *, what: str) -> None:
+    """Refuses noise that was drawn and is not of the size that was paid for.
+
+    Args:
+        noise: What was added, `(n,)`; private.
+        scale: Standard deviation that it should have.
+        what: The release, for messages.
+
+    Raises:
+        MechanismError: its sum of squares is one that honest noise has in fewer than
+            `FALSE_ALARM` of all releases.
+    """
+    from scipy import stats  # takes long to load, and most commands need none of it
+
+    squares = float(np.square(noise / scale).sum())
+    low, high = stats.chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], len(noise))
+    if not low <= squares <= high:
+        raise MechanismError(
+            f"the noise of the release `{what}` is not of the size that was paid for",
+            hint="nothing was released, and what it cost stays spent; please report it with the "
+            "version of opendp",
         )
 
 

@@ -101,7 +101,7 @@ def fit_private_head(
         expected_units=noise.expected_units,
     )
     require_passed(examine(step_of, weights, _made_up(network, plan, noise), noise.clip_norm))
-    claim = Claim(pay(), noise.expected_units)
+    claim = Claim(pay(), noise.expected_units, _promised(plan))
     own = own_coefficients(images, plan)
     labels = images.labels if plan.data.classes else None
     units = _Units(own, labels, images.units, reference, randomness, noise.draws)
@@ -127,6 +127,20 @@ def _rule(plan: Plan, noise: HeadNoise) -> UpdateRule:
     return UpdateRule(
         lambda step: rate * 0.5 * (1 + math.cos(math.pi * step / steps)),
         lambda _: noise.clip_norm,
+        weight_decay=WEIGHT_DECAY,
+    )
+
+
+def _promised(plan: Plan) -> UpdateRule:
+    """Returns what the plan says of a head's steps; the proof's own reading of it."""
+    spec, sgd = heads_spec(plan).head, plan.privacy.sgd
+    if sgd is None or sgd.head is None:
+        raise TypeError("the plan trains heads without noise")
+    clip_norm, rate = float(sgd.head.clip_norm), float(spec.learning_rate)
+    half_turns = math.pi / spec.steps
+    return UpdateRule(
+        lambda step: rate * (0.5 + 0.5 * math.cos(half_turns * step)),
+        lambda _: clip_norm,
         weight_decay=WEIGHT_DECAY,
     )
 

@@ -7,6 +7,7 @@ with the very steps it would have taken, and nothing is spent twice. Some steps 
 by another way; see `ddm_fed.privacy.proof`. The last checkpoint no longer holds the secret.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -55,7 +56,7 @@ from ddm_fed.training.options import RunOptions, StepReport, TrainedExpert
 from ddm_fed.training.parallel import Team, join_team
 from ddm_fed.training.precision import autocast_to
 from ddm_fed.training.preview import draw_preview
-from ddm_fed.training.slow import SlowUnits
+from ddm_fed.training.slow import SlowUnits, first_weights
 from ddm_fed.training.state import (
     Learner,
     RunIdentity,
@@ -201,6 +202,34 @@ def _require_same_noise(
         )
 
 
+def promised_rule(plan: Plan) -> UpdateRule:
+    """Returns what the plan says of a private training's steps; the proof's own reading of it."""
+    sgd, spec = plan.privacy.sgd, plan.training
+    if sgd is None:
+        raise TypeError("the plan trains without noise")
+    first, last = float(sgd.clip_norm), float(sgd.clip_norm_end or sgd.clip_norm)
+    steps, rate = spec.steps, float(spec.learning_rate)
+
+    def learning_rate(step: int) -> float:
+        warm = min(1.0, (step + 1) / (spec.warmup_steps + 1))
+        return rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+
+    def clip_norm(step: int) -> float:
+        return first if steps == 1 else first + (last - first) * step / (steps - 1)
+
+    def survives(half_life: int, step: int) -> float:
+        return float(min(0.5 ** (1 / half_life), (1 + step) / (10 + step)))
+
+    return UpdateRule(
+        learning_rate,
+        clip_norm,
+        betas=BETAS,
+        weight_decay=float(spec.weight_decay),
+        largest_norm=float(spec.clip_norm),
+        survives={half: partial(survives, half) for half in spec.ema_half_lives},
+    )
+
+
 class Source(NamedTuple):
     """What a private run learns from: its units, their gradients, and one unit's by a slow way."""
 
@@ -342,9 +371,13 @@ class PrivateRun:
     def start(self, paid_sha256: str) -> None:
         """Writes the first checkpoint of a run that was paid for by the entry of that digest."""
         self.run = replace(self.run, paid_sha256=paid_sha256)
+        self._write(self.run, 0)
+
+    def _write(self, run: RunIdentity, step: int) -> None:
+        """Writes a checkpoint of weights alone."""
         weights = {f"model.{n}": value.detach() for n, value in self._part.state_dict().items()}
         tensors = {name: value.cpu().contiguous() for name, value in weights.items()}
-        write_state(self._checkpoint, self.run, 0, tensors)
+        write_state(self._checkpoint, run, step, tensors)
         self._checkpoint.chmod(0o600)
 
     def run_steps(
@@ -363,7 +396,7 @@ class PrivateRun:
         try:
             proof = ProvedUpdate(
                 self.update,
-                Claim(paid.expert, self.noise.expected_units),
+                Claim(paid.expert, self.noise.expected_units, promised_rule(self._plan)),
                 bytes.fromhex(self.run.secret),
                 self.slow,
                 first=done,
@@ -377,11 +410,18 @@ class PrivateRun:
             proof.require_complete()
             complete = replace(self.run, secret="", proved=proof.proved.to_json())
             save(self._checkpoint, complete, done, self._learner, self._team)
+            proof.require_complete()  # what was saved is what was proved
+        except MechanismError as error:
+            # or the same command would try again until nobody looks at the step that is wrong
+            self._write(replace(self.run, secret="", refused=error.message), done)
+            raise
         except KeyboardInterrupt:
             raise interrupted(done, self._spec.steps, self._saved) from None
 
     def _steps(self, paid: Paid, proof: ProvedUpdate) -> Iterator[StepReport]:
         """Yields after every step that is left, having written a checkpoint where one is due."""
+        if self._first_step == 0:
+            self._require_first_weights()
         self._warm_up(paid)
         clock = Clock(self.noise.expected_units, self._spec.steps)
         saved_at = time.monotonic()
@@ -395,6 +435,20 @@ class PrivateRun:
                 self._checkpoint.chmod(0o600)
                 saved_at, self._saved = time.monotonic(), step + 1
             yield clock.report(step + 1, loss)
+
+    def _require_first_weights(self) -> None:
+        """Refuses to start from weights that anything but the secret and the plan has shaped."""
+        wanted = first_weights(
+            self._plan, self._design, self._options, self.noise.trainable, self.run.seed
+        )
+        for name, value in self._part.state_dict().items():
+            if not torch.equal(value.cpu(), wanted[name]):
+                raise MechanismError(
+                    f"private training does not keep its promise: `{name}` is not what it starts "
+                    "from",
+                    hint="nothing was looked at; please report it with the versions of ddm-fed and "
+                    "torch",
+                )
 
     def _warm_up(self, paid: Paid) -> None:
         """Learns the central images, if there are any, before the first step.

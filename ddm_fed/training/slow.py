@@ -8,10 +8,25 @@ from torch import Tensor
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Randomness, Weights
 from ddm_fed.records import ExpertDesign, Plan
+from ddm_fed.training.batches import seeded
 from ddm_fed.training.gradients import row_loss
 from ddm_fed.training.noise import PrivateTraining
+from ddm_fed.training.options import RunOptions
 from ddm_fed.training.trainable import TrainedPart
 from ddm_fed.training.units import UnitDraws
+from ddm_fed.training.warmstart import load_base
+
+
+def first_weights(
+    plan: Plan, design: ExpertDesign, options: RunOptions, trainable: str, seed: int
+) -> dict[str, Tensor]:
+    """Returns what a private training starts from, by name: of seed and public checkpoint alone."""
+    network = build_network(plan.data, design)
+    network.reset_parameters(seeded(seed, "weights", 0))
+    load_base(network, plan, design, options)
+    part = TrainedPart(network, trainable)
+    part.reset_parameters(seeded(seed, "part", 0))
+    return {name: value.detach() for name, value in part.state_dict().items()}
 
 
 class SlowUnits:

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddm_fed._version import __version__
-from ddm_fed.errors import CheckpointError, DivergedError, StateError, not_written
+from ddm_fed.errors import CheckpointError, DivergedError, MechanismError, StateError, not_written
 from ddm_fed.files import PART_PREFIX, commit_file
 from ddm_fed.models import build_network
-from ddm_fed.privacy import Origin
+from ddm_fed.privacy import Origin, ProvedSteps
 from ddm_fed.records import ExpertDesign, Plan, TrainingFacts
 from ddm_fed.training.batches import seeded
 from ddm_fed.training.ema import Averages
@@ -52,6 +52,7 @@ class RunIdentity:
         origin: Where the secret is from; "test" may not leave.
         paid_sha256: The ledger entry that paid for it.
         proved: Which of its steps were computed again, as JSON; private.
+        refused: Why nothing of it may leave: a step was not what the ledger says.
     """
 
     plan_sha256: str
@@ -71,6 +72,7 @@ class RunIdentity:
     origin: Origin = "csprng"
     paid_sha256: str = ""
     proved: str = ""
+    refused: str = ""
 
 
 @dataclass
@@ -150,6 +152,7 @@ def require_same_run(
     """
     with _open(path) as (_, run, _):
         pass
+    _require_not_refused(path, run)
     pairs: list[tuple[str, object, object]] = [
         ("another plan", run.plan_sha256, plan_sha256),
         ("other images", run.data_sha256, data_sha256),
@@ -175,6 +178,15 @@ def require_same_run(
                 hint="continue with what it was made with, or start again with --restart",
             )
     return replace(run, micro_batch=options.micro_batch or 0)
+
+
+def _require_not_refused(path: Path, run: RunIdentity) -> None:
+    if run.refused:
+        raise MechanismError(
+            f"{path} is of a training that was refused: {run.refused}",
+            hint="nothing of it may leave, and what it cost stays spent; please report it, and "
+            "train anew with --restart and another version, which spends the budget again",
+        )
 
 
 def steps_done(path: Path) -> int:
@@ -203,6 +215,7 @@ def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) ->
     """
     half_life = choose_half_life(plan, ema_half_life)
     with _open(path) as (file, run, step):
+        _require_not_refused(path, run)
         if step != plan.training.steps:
             raise StateError(
                 f"{path} has {step} of the plan's {plan.training.steps} steps behind it",
@@ -213,7 +226,7 @@ def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) ->
         state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
         if run.noise:
             state = full_weights(state)
-            if not run.proved:
+            if ProvedSteps.from_json(run.proved).steps[-1:] != (step - 1,):
                 raise CheckpointError(
                     f"{path} is of a training with noise whose steps were not computed again",
                     hint="an older version made it; train anew with --restart, which spends the "
