@@ -126,7 +126,8 @@ def sample(
         summary = draw(verified, out, options, update=update)
     console.say(f"{count} samples in {out}, for example {out / 'grid.png'}")
     if summary["site_counts"] is not None:
-        console.say(f"drawn from {summary['site_counts']}")
+        drawn = (f"{site} {count}" for site, count in summary["site_counts"].items())
+        console.say(f"drawn from {', '.join(drawn)}")
     for note in summary["notes"]:
         console.say(f"NOTE: {note}")
     if summary["attribution"] is not None:

@@ -236,7 +236,7 @@ def _attack_step(
     try:
         result.run = audit_facts(_attack_run(plan, design, noise, event, options, delta))
     except MechanismError as error:
-        result.mechanism.append(Finding(STEPS, False, str(error), KEPT_STEPS))
+        result.mechanism.append(Finding(STEPS, False, error.message, KEPT_STEPS))
     else:
         result.mechanism.append(Finding(STEPS, True, "as claimed", KEPT_STEPS))
 

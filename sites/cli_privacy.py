@@ -282,11 +282,11 @@ def _ledger_table(
 
     console.show_table(
         f"Ledger of {name}: what carries noise adds up to epsilon {total} at delta {delta:g}",
-        ["#", "when (UTC)", "plan", "purpose", "noise multiplier", "rate x steps", "left"],
+        ["#", "day (UTC)", "plan", "purpose", "noise multiplier", "rate x steps", "left"],
         [
             [
                 str(entry.index),
-                f"{entry.recorded_at:%Y-%m-%d %H:%M}",
+                f"{entry.recorded_at:%Y-%m-%d}",
                 entry.plan_sha256[:8],
                 entry.purpose,
                 str(getattr(entry.event, "noise_multiplier", "none: no guarantee")),

@@ -35,7 +35,7 @@ def ledger_rows(privacy: PrivacyStatement) -> list[list[str]]:
     return [
         [
             str(entry.index),
-            f"{entry.recorded_at:%Y-%m-%d %H:%M}",
+            f"{entry.recorded_at:%Y-%m-%d}",
             entry.plan_sha256[:8],
             entry.purpose,
             str(getattr(entry.event, "noise_multiplier", "none: no guarantee")),

@@ -18,7 +18,6 @@ from ddm_fed.privacy.dpsgd import Clipped, Gradients, PrivateStep, Weights
 
 FALSE_ALARM = 1e-6
 SUM_TOLERANCE = 1e-4  # float32 sums of thousands of weights; measured overshoots are below 1e-6
-AGREEMENT = 1e-4
 NOISE_DRAWS = 1_000_000
 INCLUSION_UNITS, INCLUSION_STEPS = 1000, 400
 # far from the steps that are trained: what they draw is never looked at
