@@ -17,7 +17,7 @@ from ddm_fed.privacy import Claim, ImageSet, ProvedUpdate, Randomness
 from ddm_fed.records import SampledGaussianEvent, read_plan_toml
 from ddm_fed.training import PrivateRun, PrivateTraining, RunOptions
 from ddm_fed.training.parallel import join_team
-from ddm_fed.training.private import promised_rule
+from ddm_fed.training.private_run import promised_rule
 from ddm_fed.training.state import new_identity
 
 PLAN = """

@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from federation import (
     forge,
     forge_manifest,
     make_odd_file,
-    move_to_plan,
+    random_images,
     snapshot,
+    train,
 )
 
 from coordinator import rosters
@@ -31,11 +33,13 @@ from ddm_fed.errors import (
     UnknownSignerError,
 )
 from ddm_fed.files import PART_PREFIX
-from ddm_fed.records import EgressRecord, sha256_hex
+from ddm_fed.records import EgressRecord, GaussianEvent, sha256_hex
 from ddm_fed.signing import Trust
 from sites import outbox, submitting
 from sites.folder import SiteFolder
+from sites.ledger import open_ledger
 from sites.movers import FolderMover
+from sites.outbox import find_bundles
 from sites.review import EGRESS_FILE
 
 A = "hospital-a"
@@ -303,18 +307,28 @@ def test_submit_of_a_released_link_is_refused(fed: Federation, site: SiteFolder,
 def test_submit_with_a_bundle_of_an_earlier_plan_still_sends_the_current_one(
     fed: Federation, site: SiteFolder
 ):
-    earlier = released(site, fed.trust)  # never admitted, for example because it was refused
+    released(site, fed.trust)  # never admitted, for example because it was refused
     rosters.publish_plan(fed.home, a_plan(steps="steps = 4"))
-    later = Path(shutil.copytree(earlier, site.drafts / "later"))
-
-    def renew(fields: Json) -> None:
-        move_to_plan(fields, fed.trust.plan_sha256)
-        fields["sequence"], fields["training"]["steps"] = 2, 4
-
-    digest = forge_manifest(later, renew, site.newest_key())
-    later.rename(site.drafts / digest)
+    fed.look(A)
+    later = train(site, fed.trust, random_images(0))
     released(site, fed.trust)
-    assert (digest, "sent") in submit(fed)
+    assert (later.name, "sent") in submit(fed)
+
+
+def test_draft_that_does_not_say_all_that_was_spent_does_not_leave(
+    fed: Federation, site: SiteFolder
+):
+    open_ledger(site).append(
+        fed.trust.plan_sha256,
+        "lost",
+        "discrete-gaussian",
+        GaussianEvent(noise_multiplier=Decimal(9)),
+    )
+    with pytest.raises(StateError, match="its ledger has grown by 1 entries since"):
+        released(site, fed.trust)
+    assert find_bundles(site.released) == []
+    anew = train(site, fed.trust, random_images(0))
+    assert released(site, fed.trust).name == anew.name
 
 
 # Receipts

@@ -24,9 +24,9 @@ from ddm_fed.training.options import TrainedExpert as TrainedExpert
 from ddm_fed.training.parallel import process_rank as process_rank
 from ddm_fed.training.precision import Precision as Precision
 from ddm_fed.training.precision import choose_precision as choose_precision
-from ddm_fed.training.private import PrivateRun as PrivateRun
-from ddm_fed.training.private import Source as Source
 from ddm_fed.training.private import train_private_expert as train_private_expert
+from ddm_fed.training.private_run import PrivateRun as PrivateRun
+from ddm_fed.training.private_run import Source as Source
 from ddm_fed.training.state import read_identity as read_identity
 from ddm_fed.training.state import read_trained as read_trained
 from ddm_fed.training.state import steps_done as steps_done

@@ -13,7 +13,7 @@ from ddm_fed.records import ExpertDesign, Plan
 from ddm_fed.training.noise import PrivateTraining
 from ddm_fed.training.options import RunOptions
 from ddm_fed.training.parallel import join_team
-from ddm_fed.training.private import PrivateRun, Source
+from ddm_fed.training.private_run import PrivateRun, Source
 from ddm_fed.training.state import new_identity
 from ddm_fed.training.trainable import TrainedPart
 
