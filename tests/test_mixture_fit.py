@@ -203,7 +203,7 @@ def test_fitted_trace_is_near_the_true_one_for_every_noise(epsilon, covariance):
     plan = make_plan(epsilon, covariance=covariance)
     found = [
         float(fit_moments(plan, world.releases(plan)).traces[0])
-        for world in (World(seed) for seed in range(6))
+        for world in (World(seed) for seed in range(30))  # at epsilon 1 one is off by three or so
     ]
     assert np.mean(found) == pytest.approx(8, rel={1: 0.3, 2: 0.2, 8: 0.1}[epsilon])
 

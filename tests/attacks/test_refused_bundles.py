@@ -158,7 +158,10 @@ def test_many_waiting_bundles_of_one_site_are_enough(fed, scratch):
 def test_refused_bundles_give_way_where_the_disk_is_full(fed, scratch, monkeypatch):
     for number in (1, 2, 3):
         deliver(fed, Member(fed, 0, A), scratch / "a", number)
-    newest = max(path.name for path in fed.home.refused.iterdir())
+    newest = max(  # names know seconds only
+        fed.home.refused.iterdir(),
+        key=lambda path: (path.name[: keeping.STAMP], path.lstat().st_ctime_ns),
+    ).name
     bundle = read_released(Member(fed, 0, A).original)
 
     def free(_):
