@@ -43,15 +43,18 @@ def closed_port() -> int:
 def is_asked_to_connect(server: socket.socket, target: str) -> bool:
     """Whether gRPC goes to `target` through the proxy `server`."""
     with grpc.insecure_channel(target) as channel:
-        channel.subscribe(lambda _: None, try_to_connect=True)
+        # a call connects; `subscribe` would leave a thread that fails when the channel closes
+        call = channel.unary_unary("/any/Call").future(b"", timeout=5, wait_for_ready=True)
         server.settimeout(1)
         try:
             connection, _ = server.accept()
+            with connection:
+                connection.settimeout(2)
+                return connection.recv(64).startswith(f"CONNECT {target} ".encode())
         except TimeoutError:
             return False
-        with connection:
-            connection.settimeout(2)
-            return connection.recv(64).startswith(f"CONNECT {target} ".encode())
+        finally:
+            call.cancel()
 
 
 @pytest.mark.parametrize(
