@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ddm_fed.assembly import verify_ensemble
-from ddm_fed.ensemble import Ensemble, Strategy
+from ddm_fed.ensemble.folder import verify_ensemble
+from ddm_fed.ensemble.load import load_ensemble
+from ddm_fed.ensemble.sampling import SamplingOptions, sample
+from ddm_fed.ensemble.velocity import Ensemble, Strategy
 from ddm_fed.flows import Expert
-from ddm_fed.loading import load_ensemble
 from ddm_fed.models import build_network
 from ddm_fed.records import Plan
 from ddm_fed.router import PriorRouter
-from ddm_fed.sampling import SamplingOptions, sample
 from ddm_fed.training import RunOptions, train_expert
 from sites.data import load_images
 

@@ -39,7 +39,6 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from ddm_fed.budget import planned_events
 from ddm_fed.evaluation import Classifier, frechet_distance, train_classifier_on, usefulness
 from ddm_fed.flows import ClassCondition, Expert, denoising_loss, integrate, time_grid
 from ddm_fed.models import build_network
@@ -54,6 +53,7 @@ from ddm_fed.training import (
     train_expert,
     train_private_expert,
 )
+from ddm_fed.training.budget import planned_events
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TIMES, TEST_IMAGES = (0.1, 0.3, 0.5, 0.7, 0.9, 0.98), 400

@@ -32,27 +32,29 @@ import grpc
 import torch
 from memory import build  # the folder of this script comes first on the path
 
-from coordinator import members
-from coordinator.folder import CoordinatorFolder
+from coordinator.roster import changes
+from coordinator.workspace import CoordinatorFolder
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import NonPrivateEvent
 from ddm_fed.signing import TlsKey
-from sites import outbox, submitting
-from sites.address import Address
-from sites.folder import SiteFolder, SiteSettings
-from sites.jobs import run_plan
-from sites.ledger import open_ledger
-from sites.network import NetworkMover
-from sites.outbox import find_bundles
-from sites.seen import look
-from sites.training import TrainingOptions
+from sites.outbox import stages
+from sites.outbox.stages import find_bundles
+from sites.privacy.ledger import open_ledger
+from sites.published import look
+from sites.train.expert import TrainingOptions
+from sites.train.pipeline import run_plan
+from sites.transport import submit
+from sites.transport.address import Address
+from sites.transport.grpc import NetworkMover
+from sites.workspace import SiteFolder, SiteSettings
 
 BIN = Path(sys.executable).parent
 CHUNK = 256 * 1024
 IMPORTS = {
-    "site": "import sites.cli, sites.network, sites.submitting, sites.seen, sites.address",
-    "coordinator": "import coordinator.cli, coordinator.server, coordinator.metrics, "
-    "coordinator.requests",
+    "site": "import sites.cli.main, sites.transport.grpc, sites.transport.submit, "
+    "sites.published, sites.transport.address",
+    "coordinator": "import coordinator.cli.main, coordinator.server.server, "
+    "coordinator.status.metrics, coordinator.roster.waiting",
 }
 
 
@@ -213,7 +215,7 @@ def many(count: int, architecture: str) -> None:
 
             def send(site: SiteFolder) -> None:
                 mover = NetworkMover(Address("127.0.0.1", port), site, hub.trust(), patience_s=600)
-                (found,) = submitting.submit(site, hub.trust(), mover)
+                (found,) = submit.submit(site, hub.trust(), mover)
                 if found.state == "admitted":
                     done[site.settings.name] = time.perf_counter() - began
 
@@ -249,7 +251,7 @@ def enlarge(folder: Path, count: int) -> tuple[CoordinatorFolder, list[SiteFolde
         name = f"site-{number:02}"
         text = f'{{"name":"{name}","root":"{home.settings.root}","max_epsilon":"10"}}'
         sites.append(SiteFolder.create(folder / name, SiteSettings.model_validate_json(text)))
-    members.add(home, [site.path / "enrolment.dsse.json" for site in sites])
+    changes.add(home, [site.path / "enrolment.dsse.json" for site in sites])
     for site in sites:
         published = look(site, home.published)
         target = site.work(published.trust.plan_sha256)
@@ -259,8 +261,8 @@ def enlarge(folder: Path, count: int) -> tuple[CoordinatorFolder, list[SiteFolde
         open_ledger(site).append(sha256, "expert", "random weights", NonPrivateEvent())
         images = Private(ImageSet(torch.zeros(10, 1, 8, 8), None))
         run_plan(site, published.trust, published.log, images, TrainingOptions())
-        outbox.review(site, published.trust)
-        outbox.release(site, published.trust)
+        stages.review(site, published.trust)
+        stages.release(site, published.trust)
         if len(find_bundles(site.released)) != 1:
             raise RuntimeError("a site has no bundle")
     return home, sites

@@ -31,14 +31,14 @@ from flwr.simulation import run_simulation
 from ladder import Images, releases_of
 from safetensors.torch import load_file
 
-from ddm_fed.ensemble import Ensemble, Strategy
+from ddm_fed.ensemble.sampling import SamplingOptions, sample
+from ddm_fed.ensemble.velocity import Ensemble, Strategy
 from ddm_fed.evaluation import frechet_distance, measure_memorization, train_classifier_on
-from ddm_fed.flower import FLWR_VERSION
+from ddm_fed.exchange.flower import FLWR_VERSION
 from ddm_fed.flows import Expert
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.router import PriorRouter, build_router, release_tensors
-from ddm_fed.sampling import SamplingOptions, sample
 from ddm_fed.training import RunOptions, train_expert
 
 STEPS_OF_SOLVER = 20

@@ -19,7 +19,7 @@ import time
 from datetime import datetime
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the deployment the tests use
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))  # the tests' own
 
 from exchange import over_grpc, over_socket  # the folder of this script comes first on the path
 from flower_deployment import Deployment, deployment

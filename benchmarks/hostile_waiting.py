@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import grpc
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the attackers the tests use
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))  # the tests' own
 
 from federation import SITES, Federation, create_federation, random_images, train
 from hostile import attacking
@@ -37,12 +37,12 @@ from hostile import attacking
 from ddm_fed.errors import DdmFedError
 from ddm_fed.exchange import client_options, messages, services
 from ddm_fed.signing import server_certificates_pem
-from sites import outbox
-from sites.address import Address
-from sites.folder import SiteFolder, SiteSettings
-from sites.network import channel_to, enroll, with_patience
-from sites.outbox import find_bundles
-from sites.released import read_released
+from sites.outbox import stages
+from sites.outbox.released import read_released
+from sites.outbox.stages import find_bundles
+from sites.transport.address import Address
+from sites.transport.grpc import channel_to, enroll, with_patience
+from sites.workspace import SiteFolder, SiteSettings
 
 BIN = Path(sys.executable).parent
 DESCRIPTORS, GIVEN_UP_S, PAUSE_S = 1024, 30.0, 0.1
@@ -70,8 +70,8 @@ def serving(folder: Path) -> Iterator[Running]:
     settings = SiteSettings(name="newcomer", root=fed.root, max_epsilon=Decimal(1))
     newcomer = SiteFolder.create(folder / "newcomer", settings)
     train(fed.site(A), fed.trust, random_images(0))
-    outbox.review(fed.site(A), fed.trust)
-    outbox.release(fed.site(A), fed.trust)
+    stages.review(fed.site(A), fed.trust)
+    stages.release(fed.site(A), fed.trust)
     for name in SITES:
         key = fed.site(name).tls(fed.trust.roster.site(name))
         (folder / f"{name}.pem").write_bytes(key.certificate_pem)

@@ -16,21 +16,21 @@ from pathlib import Path
 
 import torch
 
-from coordinator import members, rosters
-from coordinator.folder import CoordinatorFolder
+from coordinator.roster import changes, proposals
+from coordinator.workspace import CoordinatorFolder
 from ddm_fed._version import __version__
-from ddm_fed.bundle import EXPERT_FILE
+from ddm_fed.bundle.verify import EXPERT_FILE
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import NonPrivateEvent, TrainingFacts, read_plan_toml
+from ddm_fed.storage.tensors import write_tensors
 from ddm_fed.training import TrainedExpert
-from ddm_fed.weights import write_tensors
-from sites import outbox
-from sites.folder import SiteFolder, SiteSettings
-from sites.jobs import run_plan
-from sites.ledger import open_ledger
-from sites.seen import look
-from sites.training import TrainingOptions, record_training
+from sites.outbox import stages
+from sites.privacy.ledger import open_ledger
+from sites.published import look
+from sites.train.expert import TrainingOptions, record_training
+from sites.train.pipeline import run_plan
+from sites.workspace import SiteFolder, SiteSettings
 
 BIN = Path(sys.executable).parent
 PLAN = """
@@ -56,11 +56,11 @@ max_epsilon = 1
 def build(folder: Path, architecture: str) -> tuple[Path, Path]:
     """Makes a coordinator and a site with a released bundle; returns coordinator and bundle."""
     home = CoordinatorFolder.create(folder / "hub", "memory")
-    rosters.complete_genesis(home)
+    proposals.complete_genesis(home)
     settings = f'{{"name":"site","root":"{home.settings.root}","max_epsilon":"10"}}'
     site = SiteFolder.create(folder / "site", SiteSettings.model_validate_json(settings))
-    members.add(home, [folder / "site" / "enrolment.dsse.json"])
-    rosters.publish_plan(home, read_plan_toml(PLAN.format(architecture=architecture)))
+    changes.add(home, [folder / "site" / "enrolment.dsse.json"])
+    proposals.publish_plan(home, read_plan_toml(PLAN.format(architecture=architecture)))
     published = look(site, home.published)
     trust = published.trust
     # In place of training: weights of the right size, written where training leaves them.
@@ -80,8 +80,8 @@ def build(folder: Path, architecture: str) -> tuple[Path, Path]:
     images = ImageSet(torch.zeros(10, 1, 8, 8), None)
     record_training(work, TrainedExpert(model.state_dict(), facts), design, images.digest())
     run_plan(site, trust, published.log, Private(images), TrainingOptions())
-    outbox.review(site, trust)
-    return folder / "hub", outbox.release(site, trust)
+    stages.review(site, trust)
+    return folder / "hub", stages.release(site, trust)
 
 
 # Linux hands a process's peak on to what it starts, so the command is started by a process that is

@@ -28,7 +28,7 @@ from ddm_fed.router import (
     posterior_quality,
     released_weights,
 )
-from ddm_fed.router.fit import fit_moments
+from ddm_fed.router.closed_form import fit_moments
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TRAINING = "steps = 1\nbatch_size = 1"

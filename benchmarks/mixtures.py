@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from ladder import Federation, load_federation, releases_of
 
-from coordinator.anchors import find_anchors
 from ddm_fed.embedding import dct_basis
 from ddm_fed.records import Plan
 from ddm_fed.router import (
@@ -29,6 +28,7 @@ from ddm_fed.router import (
     release_tensors,
     train_classifier,
 )
+from ddm_fed.router.find_anchors import find_anchors
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 DRAWS = 4  # of the noise on every test image

@@ -30,27 +30,20 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from ddm_fed.assembly import STATEMENT_FILE, verify_ensemble
-from ddm_fed.bundle import ENVELOPE_FILE, EXPERT_FILE, ROUTER_FILE, verify_bundle
+from ddm_fed.bundle.submission import read_submission
+from ddm_fed.bundle.verify import ENVELOPE_FILE, EXPERT_FILE, ROUTER_FILE, verify_bundle
+from ddm_fed.ensemble.folder import STATEMENT_FILE, verify_ensemble
+from ddm_fed.ensemble.model_signing import SIGNATURE_FILE
 from ddm_fed.errors import DdmFedError, RefusedError, StateError
-from ddm_fed.log import CHECKPOINT_FILE, LEAVES_FILE, read_log
 from ddm_fed.models import expert_tensors
-from ddm_fed.oms import SIGNATURE_FILE
-from ddm_fed.published import PLAN_FILE, roster_files
 from ddm_fed.records import IN_TOTO_PAYLOAD, now, sha256_hex
 from ddm_fed.router import release_tensors
-from ddm_fed.signing import (
-    PLAN_PAYLOAD,
-    ROSTER_PAYLOAD,
-    SigningKey,
-    establish_chain,
-    establish_trust,
-    open_checkpoint,
-    seal,
-)
-from ddm_fed.store import BlobStore
-from ddm_fed.submission import read_submission
-from ddm_fed.weights import DEFAULT_BOUNDS, check_tensor_file
+from ddm_fed.signing import PLAN_PAYLOAD, ROSTER_PAYLOAD, SigningKey, seal
+from ddm_fed.storage.store import BlobStore
+from ddm_fed.storage.tensors import DEFAULT_BOUNDS, check_tensor_file
+from ddm_fed.trust import establish_chain, establish_trust, open_checkpoint
+from ddm_fed.trust.log import CHECKPOINT_FILE, LEAVES_FILE, read_log
+from ddm_fed.trust.published import PLAN_FILE, roster_files
 
 SLOWEST_S = 1.0
 GROWTH_MIB = 48

@@ -21,13 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ddm_fed.ensemble.sampling import apportioned
 from ddm_fed.evaluation import (
     frechet_distance,
     matched_by_class,
     train_classifier_on,
     two_sample_test,
 )
-from ddm_fed.sampling import apportioned
 
 THINNED = 0.75
 

@@ -21,7 +21,8 @@ import torch
 from ladder import Federation, load_federation, releases_of, train_experts
 
 from ddm_fed.embedding import dct_basis
-from ddm_fed.ensemble import Ensemble, Strategy
+from ddm_fed.ensemble.sampling import Samples, SamplingOptions, sample
+from ddm_fed.ensemble.velocity import Ensemble, Strategy
 from ddm_fed.evaluation import frechet_distance, train_classifier_on
 from ddm_fed.flows import ClassCondition
 from ddm_fed.router import (
@@ -45,7 +46,6 @@ from ddm_fed.router import (
     train_classifier,
     train_head,
 )
-from ddm_fed.sampling import Samples, SamplingOptions, sample
 
 TIMES = (0.1, 0.3, 0.5, 0.69, 0.7, 0.9)
 SWITCH = 0.7

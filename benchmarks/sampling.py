@@ -25,13 +25,13 @@ from time import perf_counter
 import torch
 from safetensors.torch import save_file
 
-from ddm_fed.ensemble import Ensemble, Strategy
-from ddm_fed.experts import ExpertPool
+from ddm_fed.ensemble.pool import ExpertPool
+from ddm_fed.ensemble.sampling import SamplingOptions, sample
+from ddm_fed.ensemble.velocity import Ensemble, Strategy
 from ddm_fed.flows import Expert
 from ddm_fed.models import build_network
 from ddm_fed.records import DataSpec, ExpertDesign
 from ddm_fed.router import GaussianMixtures, MixtureRouter, PriorRouter
-from ddm_fed.sampling import SamplingOptions, sample
 
 DATA = DataSpec(channels=3, height=32, width=32)
 DESIGN = ExpertDesign(architecture="DiT-Ti/4")
@@ -176,9 +176,9 @@ def sample_lazily(file: Path, sites: int) -> int:
     """Samples from `sites` experts read from `file`, one in memory at a time; returns the loads."""
     from types import SimpleNamespace
 
-    from ddm_fed.bundle import EXPERT_FILE
-    from ddm_fed.digests import sha256_of
-    from ddm_fed.loading import load_expert
+    from ddm_fed.bundle.verify import EXPERT_FILE
+    from ddm_fed.ensemble.load import load_expert
+    from ddm_fed.storage.digests import sha256_of
 
     bundle = SimpleNamespace(
         submission=SimpleNamespace(expert=LARGE),

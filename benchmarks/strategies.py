@@ -30,7 +30,8 @@ import torch
 from ladder import Federation, Images, releases_of, train_experts
 
 from ddm_fed.embedding import dct_basis
-from ddm_fed.ensemble import Ensemble, Strategy
+from ddm_fed.ensemble.sampling import SamplingOptions, apportioned, sample
+from ddm_fed.ensemble.velocity import Ensemble, Strategy
 from ddm_fed.evaluation import frechet_distance, train_classifier_on
 from ddm_fed.flows import ClassCondition
 from ddm_fed.router import (
@@ -40,7 +41,6 @@ from ddm_fed.router import (
     build_router,
     train_classifier,
 )
-from ddm_fed.sampling import SamplingOptions, apportioned, sample
 
 SHARE, THINNED, ROOM = 0.6, 0.85, 0.7  # ROOM leaves a texture place between black and white
 STRATEGIES = ("sticky", "sticky-then-routed", "full", "top-1")

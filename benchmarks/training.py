@@ -34,12 +34,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from ddm_fed.flows import ClassCondition
-from ddm_fed.models import build_network
-from ddm_fed.models.cost import network_cost
+from ddm_fed.models import build_network, network_cost
 from ddm_fed.privacy import ImageSet
 from ddm_fed.records import Plan, read_plan_toml
+from ddm_fed.training import RunOptions
 from ddm_fed.training.loop import Training
-from ddm_fed.training.options import RunOptions
 from ddm_fed.training.parallel import Team
 from ddm_fed.training.state import require_same_run, start_run
 

@@ -21,12 +21,12 @@ from time import perf_counter
 
 from memory import build  # the folder of this script comes first on the path
 
-from coordinator.folder import CoordinatorFolder
-from ddm_fed.bundle import EXPERT_FILE, TENSOR_FILES, verify_bundle
+from coordinator.workspace import CoordinatorFolder
+from ddm_fed.bundle.verify import EXPERT_FILE, TENSOR_FILES, verify_bundle
 from ddm_fed.errors import RefusedError
 from ddm_fed.records import now
-from ddm_fed.signing import Trust
-from ddm_fed.weights import check_tensor_file
+from ddm_fed.storage.tensors import check_tensor_file
+from ddm_fed.trust import Trust
 
 ARCHITECTURES = ("DiT-B/8", "DiT-L/8")
 PAIRS = 9
@@ -70,8 +70,8 @@ def in_turn(first: Callable[[], object], second: Callable[[], object]) -> list[t
 VERIFIER = """
 import json, re, sys
 from pathlib import Path
-from coordinator.folder import CoordinatorFolder
-from ddm_fed.bundle import verify_bundle
+from coordinator.workspace import CoordinatorFolder
+from ddm_fed.bundle.verify import verify_bundle
 from ddm_fed.records import now
 
 def status(key):

@@ -9,7 +9,7 @@ A tour, in the order data flows. Nothing heavy is imported here; open the module
 * `ddm_fed.privacy`, `ddm_fed.embedding`: what a site may say of its images, and what it costs.
 * `ddm_fed.router`: log p(site | x_t, t, condition), from those releases alone.
 * `ddm_fed.bundle`: what travels: written at a site, verified anywhere, read only after that.
-* `ddm_fed.ensemble`, `ddm_fed.sampling`: experts and router as one velocity, integrated to images.
+* `ddm_fed.ensemble`: experts and router as one velocity, integrated to images.
 
 The applications are `sites` (`ddm-site`) and `coordinator` (`ddm-coord`).
 """

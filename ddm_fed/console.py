@@ -37,7 +37,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddm_fed.errors import DdmFedError, MachineError
-from ddm_fed.heartbeat import Heartbeat
+from ddm_fed.progress import Heartbeat
 
 # into a pipe or a file, lines are as long as they are: nothing is folded that a program looks for
 WIDE = 240

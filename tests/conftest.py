@@ -1,12 +1,11 @@
 """Fixtures: one real federation, built once; every test works on copies of it."""
 
-import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import federation as helpers
 import pytest
 import torch
 from hypothesis import settings
@@ -17,25 +16,6 @@ os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 # the same examples in every run: a failure here is a failure everywhere
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 settings.load_profile("repeatable")
-
-
-def _load(name: str):
-    # --import-mode=importlib puts no folder on sys.path, so the helpers are loaded by their path
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-helpers = _load("federation")
-_load("proxy")
-_load("planting")
-_load("hostile")
-_load("member")
-_load("documents")
-if importlib.util.find_spec("flwr") is not None:
-    _load("flower_deployment")
 
 
 @pytest.fixture(scope="session")

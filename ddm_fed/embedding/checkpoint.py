@@ -9,7 +9,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from ddm_fed.errors import DataError, DigestError, StateError
-from ddm_fed.files import open_regular
+from ddm_fed.storage.files import open_regular
 
 CONVERT_HINT = (
     "give a safetensors file of the network's state dict; docs/routers.md says how to convert a "

@@ -16,7 +16,7 @@ from ddm_fed.records import (
     parse_architecture,
     require_fit,
 )
-from ddm_fed.weights import TensorTable
+from ddm_fed.storage.tensors import TensorTable
 
 
 def build_network(data: DataSpec, design: ExpertDesign) -> ExpertNetwork:

@@ -7,8 +7,8 @@ C, and noise of standard deviation z C makes the sum private.
     included units -> clipped_sum -> noised -> divided by the expected number of units -> optimizer
 
 The bound holds by construction in `FunctionalGradients`: every unit is a function call of its own,
-so that a mistake in a model can cost quality but not privacy. `ddm_fed.privacy.hooks` has the same
-sum from Opacus' per-layer rules.
+so that a mistake in a model can cost quality but not privacy. `opacus_gradients` has the same sum
+from Opacus' per-layer rules.
 
 Source: Abadi et al. 2016, arXiv:1607.00133; several noised copies of an image inside the unit:
 Dockhorn et al. 2022, arXiv:2210.09929, section 3.2.

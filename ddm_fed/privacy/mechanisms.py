@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ddm_fed.privacy.private import Private
+from ddm_fed.privacy.private_value import Private
 from ddm_fed.privacy.selftest import require_noise
 from ddm_fed.records import GaussianEvent, LedgerEntry, Mechanism
 

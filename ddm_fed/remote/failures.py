@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Literal
 
 from ddm_fed.errors import DdmFedError, ExchangeError, StateError
-from ddm_fed.proxies import proxies_named
+from ddm_fed.remote.proxies import proxies_named
 
 # packages whose exceptions are failures of a file system, and not mistakes of ours
 DRIVERS = (

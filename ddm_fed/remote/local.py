@@ -8,9 +8,9 @@ from itertools import islice
 from pathlib import Path
 
 from ddm_fed.errors import FileSetError, MachineError, StateError
-from ddm_fed.files import open_folder_at, open_regular, write_at
 from ddm_fed.limits import MAX_ENTRIES
 from ddm_fed.remote.base import Entry, Kind, RemoteFolder, Source, Target, within_entries
+from ddm_fed.storage.files import open_folder_at, open_regular, write_at
 
 
 class LocalFolder(RemoteFolder):

@@ -8,9 +8,9 @@ import fsspec
 from fsspec.utils import infer_storage_options
 
 from ddm_fed.errors import StateError
-from ddm_fed.files import PART_PREFIX
 from ddm_fed.remote.base import Entry, Kind, RemoteFolder, Source, Target, within_entries
 from ddm_fed.remote.failures import Calling, without_secrets
+from ddm_fed.storage.files import PART_PREFIX
 
 SSH = ("sftp", "ssh")
 BUCKETS = ("s3", "s3a", "gs", "gcs", "abfs", "abfss", "az")

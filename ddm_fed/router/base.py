@@ -14,7 +14,7 @@ class Router(Protocol):
     def reads_state(self) -> bool:
         """Whether the posterior depends on x_t; without, sites must not be redrawn on the way.
 
-        On how much of x_t is another matter: `ddm_fed.loading.frequencies_seen`.
+        On how much of x_t is another matter: `ddm_fed.ensemble.load.frequencies_seen`.
         """
         ...
 

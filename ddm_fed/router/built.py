@@ -14,13 +14,13 @@ from ddm_fed.errors import StateError
 from ddm_fed.records import BuiltRouter, DataSpec, Plan, RouterNetworkSpec
 from ddm_fed.router.base import Router
 from ddm_fed.router.calibration import CalibratedRouter, Calibration
-from ddm_fed.router.fit import SiteRelease, build_router, released_weights
+from ddm_fed.router.closed_form import SiteRelease, build_router, released_weights
 from ddm_fed.router.heads import heads_router
 from ddm_fed.router.hybrid import HybridRouter
 from ddm_fed.router.learned import ClassifierRouter
 from ddm_fed.router.network import CoefficientNetwork
 from ddm_fed.router.prior import PriorRouter
-from ddm_fed.weights import TensorTable
+from ddm_fed.storage.tensors import TensorTable
 
 NETWORK, TEMPERATURE, BIAS = "network.", "calibration.log_temperature", "calibration.bias"
 

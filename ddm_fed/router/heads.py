@@ -12,13 +12,13 @@ from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import StateError
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import HeadsRouterSpec, Plan
-from ddm_fed.router.fit import SiteRelease, fit_mixtures, released_weights
-from ddm_fed.router.fitting import OnStep, train_head
+from ddm_fed.router.closed_form import SiteRelease, fit_mixtures, released_weights
 from ddm_fed.router.learned import HeadsRouter
 from ddm_fed.router.network import CoefficientNetwork
+from ddm_fed.router.pooled_reference import PooledReference
 from ddm_fed.router.prior import PriorRouter
-from ddm_fed.router.reference import PooledReference
-from ddm_fed.weights import TensorTable
+from ddm_fed.router.train import OnStep, train_head
+from ddm_fed.storage.tensors import TensorTable
 
 ROWS_AT_ONCE = 1024
 

@@ -30,10 +30,10 @@ from ddm_fed.privacy import (
     require_passed,
 )
 from ddm_fed.records import Plan, SampledGaussianEvent
-from ddm_fed.router.fitting import OnStep
 from ddm_fed.router.heads import head_network, heads_spec, own_coefficients
 from ddm_fed.router.network import CoefficientNetwork
-from ddm_fed.router.reference import PooledReference
+from ddm_fed.router.pooled_reference import PooledReference
+from ddm_fed.router.train import OnStep
 
 LABEL_DROPOUT = 0.1
 WEIGHT_DECAY = 0.01  # AdamW's own, as for heads without noise

@@ -48,7 +48,7 @@ from ddm_fed.privacy import (
 from ddm_fed.records import Plan, StatisticsSpec
 from ddm_fed.router.message import GRID, Ints, Message, Part
 from ddm_fed.router.shrinkage import positive_mean, shrunk_error
-from ddm_fed.weights import TensorTable
+from ddm_fed.storage.tensors import TensorTable
 
 Floats = NDArray[np.float64]
 

@@ -1,11 +1,5 @@
 """Who said it, and when: keys, the DSSE envelope, rosters, the log. The door to `cryptography`."""
 
-from ddm_fed.signing.checkpoint import Checkpoint as Checkpoint
-from ddm_fed.signing.checkpoint import InclusionProof as InclusionProof
-from ddm_fed.signing.checkpoint import open_checkpoint as open_checkpoint
-from ddm_fed.signing.checkpoint import read_proof as read_proof
-from ddm_fed.signing.checkpoint import sign_checkpoint as sign_checkpoint
-from ddm_fed.signing.checkpoint import write_proof as write_proof
 from ddm_fed.signing.envelope import ENROLMENT_PAYLOAD as ENROLMENT_PAYLOAD
 from ddm_fed.signing.envelope import PLAN_PAYLOAD as PLAN_PAYLOAD
 from ddm_fed.signing.envelope import ROSTER_PAYLOAD as ROSTER_PAYLOAD
@@ -27,13 +21,6 @@ from ddm_fed.signing.keyfiles import write_key as write_key
 from ddm_fed.signing.keys import SigningKey as SigningKey
 from ddm_fed.signing.keys import VerifyKey as VerifyKey
 from ddm_fed.signing.keys import is_encrypted as is_encrypted
-from ddm_fed.signing.log import consistency_path as consistency_path
-from ddm_fed.signing.log import inclusion_path as inclusion_path
-from ddm_fed.signing.log import leaf_hash as leaf_hash
-from ddm_fed.signing.log import merkle_root as merkle_root
-from ddm_fed.signing.log import node_hash as node_hash
-from ddm_fed.signing.log import verify_consistency as verify_consistency
-from ddm_fed.signing.log import verify_inclusion as verify_inclusion
 from ddm_fed.signing.passphrase import PASSPHRASE_VARIABLE as PASSPHRASE_VARIABLE
 from ddm_fed.signing.tls import COORDINATOR_NAME as COORDINATOR_NAME
 from ddm_fed.signing.tls import CertificateDetails as CertificateDetails
@@ -48,12 +35,3 @@ from ddm_fed.signing.tls import server_certificates_pem as server_certificates_p
 from ddm_fed.signing.tls import site_certificates_pem as site_certificates_pem
 from ddm_fed.signing.tls import site_dns_name as site_dns_name
 from ddm_fed.signing.tls import who_is as who_is
-from ddm_fed.signing.trust import RosterChain as RosterChain
-from ddm_fed.signing.trust import Trust as Trust
-from ddm_fed.signing.trust import establish_chain as establish_chain
-from ddm_fed.signing.trust import establish_trust as establish_trust
-from ddm_fed.signing.trust import missing_signatures as missing_signatures
-from ddm_fed.signing.trust import pin_of as pin_of
-from ddm_fed.signing.trust import require_in_force as require_in_force
-from ddm_fed.signing.trust import require_next as require_next
-from ddm_fed.signing.trust import usable_keys as usable_keys

@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 
 from ddm_fed.errors import KeyFileError
-from ddm_fed.files import write_atomically
 from ddm_fed.signing.keys import SigningKey, VerifyKey
+from ddm_fed.storage.files import write_atomically
 
 _PUBLIC = re.compile(rb"ed25519 ([0-9a-f]{64})\n?")
 

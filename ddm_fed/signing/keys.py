@@ -24,13 +24,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import (
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from ddm_fed.errors import KeyFileError, WeakKeyError, names_its_path
-from ddm_fed.files import PART_PREFIX, sync_folder
 from ddm_fed.signing.passphrase import (
     KEYRING_SERVICE,
     KEYRING_USER,
     PASSPHRASE_VARIABLE,
     find_passphrase,
 )
+from ddm_fed.storage.files import PART_PREFIX, sync_folder
 
 # what file systems of sticks and some shares say where a file cannot have two names
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)

@@ -38,10 +38,10 @@ from ddm_fed.errors import (
     PlanMismatchError,
     WeakKeyError,
 )
-from ddm_fed.files import write_atomically
 from ddm_fed.records import MAX_CERTIFICATE_CHARACTERS, Roster, now
 from ddm_fed.signing.keyfiles import key_files, next_file
 from ddm_fed.signing.keys import read_private_pem, write_private_pem
+from ddm_fed.storage.files import write_atomically
 
 TlsRole = Literal["coordinator", "site"]
 COORDINATOR_NAME = "coordinator.ddm-fed"

@@ -1,7 +1,7 @@
 """`PrivateRun`: a private training from its first step or its checkpoint to its last step.
 
 The object that is examined before a training is the one that trains, that proves its steps, and
-that audits attack. `ddm_fed.training.private` decides when it may.
+that audits attack. `ddm_fed.training.private_loop` decides when it may.
 """
 
 import math
@@ -35,7 +35,6 @@ from ddm_fed.privacy import (
 )
 from ddm_fed.records import ExpertDesign, Plan
 from ddm_fed.training.batches import seeded
-from ddm_fed.training.central import draw_central, examine_central, learn_central
 from ddm_fed.training.ema import Averages, ema_decay
 from ddm_fed.training.gradients import (
     build_gradients,
@@ -45,12 +44,13 @@ from ddm_fed.training.gradients import (
     stirred,
 )
 from ddm_fed.training.loop import BETAS, Clock, interrupted, learning_rate_factor
-from ddm_fed.training.noise import Paid, PrivateTraining
+from ddm_fed.training.mean_images import draw_central, examine_central, learn_central
 from ddm_fed.training.options import RunOptions, StepReport
 from ddm_fed.training.parallel import Team
 from ddm_fed.training.precision import autocast_to
 from ddm_fed.training.preview import draw_preview
-from ddm_fed.training.slow import SlowUnits, first_weights
+from ddm_fed.training.private_options import Paid, PrivateTraining
+from ddm_fed.training.slow_gradients import SlowUnits, first_weights
 from ddm_fed.training.state import (
     Learner,
     RunIdentity,
@@ -60,7 +60,7 @@ from ddm_fed.training.state import (
     write_state,
 )
 from ddm_fed.training.trainable import TrainedPart
-from ddm_fed.training.units import UnitDraws
+from ddm_fed.training.unit_rows import UnitDraws
 from ddm_fed.training.warmstart import load_base
 
 

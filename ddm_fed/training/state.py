@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from ddm_fed._version import __version__
 from ddm_fed.errors import CheckpointError, DivergedError, MechanismError, StateError, not_written
-from ddm_fed.files import PART_PREFIX, commit_file
 from ddm_fed.models import build_network
 from ddm_fed.privacy import Origin, ProvedSteps
 from ddm_fed.records import ExpertDesign, Plan, TrainingFacts
+from ddm_fed.storage.files import PART_PREFIX, commit_file
 from ddm_fed.training.batches import seeded
 from ddm_fed.training.ema import Averages
 from ddm_fed.training.options import RunOptions, TrainedExpert

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from ddm_fed.errors import DigestError, StateError
-from ddm_fed.files import open_regular
 from ddm_fed.models import expert_tensors
 from ddm_fed.records import BaseSpec, ExpertDesign, Plan
+from ddm_fed.storage.files import open_regular
+from ddm_fed.storage.tensors import Bounds, TensorSpan, check_tensor_file
 from ddm_fed.training.options import RunOptions
-from ddm_fed.weights import Bounds, TensorSpan, check_tensor_file
 
 LAST_LAYERS = ("head", "conv_out")
 

@@ -32,22 +32,23 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 from sklearn.datasets import load_digits
 
-from coordinator import members, rosters
-from coordinator.admission import admit_arrivals, admitted_bundles
-from coordinator.book import read_book
-from coordinator.flower_app import Pulling, pull
-from coordinator.folder import CoordinatorFolder
+from coordinator.inbox.admission import admit_arrivals, admitted_bundles
+from coordinator.inbox.flower_app import Pulling, pull
+from coordinator.log import read_book
+from coordinator.roster import changes, proposals
+from coordinator.workspace import CoordinatorFolder
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import read_plan_toml
 from ddm_fed.training import RunOptions
-from sites import flower_app, outbox
-from sites.flower_app import Places
-from sites.folder import SiteFolder, SiteSettings
-from sites.jobs import run_plan
-from sites.movers import FolderMover
-from sites.seen import look
-from sites.submitting import submit
-from sites.training import TrainingOptions
+from sites.outbox import stages
+from sites.published import look
+from sites.train.expert import TrainingOptions
+from sites.train.pipeline import run_plan
+from sites.transport import flower_app
+from sites.transport.flower_app import Places
+from sites.transport.submit import submit
+from sites.transport.ways import FolderMover
+from sites.workspace import SiteFolder, SiteSettings
 
 ON_LOOPBACK = {  # what Ray says; it listens at every address all the same, see docs/flower.md
     "init_args": {"_node_ip_address": "127.0.0.1", "include_dashboard": False},
@@ -130,15 +131,15 @@ def name_of(site: int) -> str:
 def set_up(run: Path, sites: int, steps: int) -> None:
     """Makes the coordinator and all sites, and publishes the plan."""
     home = CoordinatorFolder.create(run / "consortium", "study")
-    rosters.complete_genesis(home)
+    proposals.complete_genesis(home)
     for site in range(sites):
         folder = run / name_of(site)
         root = home.settings.root
         settings = SiteSettings(name=name_of(site), root=root, max_epsilon=Decimal(10))
         SiteFolder.create(folder, settings)
         (run / f"receipts-{name_of(site)}").mkdir()
-    members.add(home, [run / name_of(site) / "enrolment.dsse.json" for site in range(sites)])
-    rosters.publish_plan(home, read_plan_toml(PLAN.format(steps=steps)))
+    changes.add(home, [run / name_of(site) / "enrolment.dsse.json" for site in range(sites)])
+    proposals.publish_plan(home, read_plan_toml(PLAN.format(steps=steps)))
     shutil.copytree(run / "consortium", run / "consortium-by-folder")
 
 
@@ -168,8 +169,8 @@ def virtual_site(run: Path) -> ClientApp:
         options = TrainingOptions(RunOptions(precision="float32", seed=number))
         with site.changing():
             run_plan(site, published.trust, published.log, images_of(number, sites), options)
-            outbox.review(site, published.trust)
-            released = outbox.release(site, published.trust)
+            stages.review(site, published.trust)
+            released = stages.release(site, published.trust)
         content = RecordDict({"done": ConfigRecord({"digest": released.name})})
         return Message(content, reply_to=message)
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ddm_fed.errors import FileSetError
-from ddm_fed.files import open_regular
 from ddm_fed.records import DataSpec
+from ddm_fed.storage.files import open_regular
 
 # Pillow goes by content, not by name, and knows kinds that start programs (EPS, Ghostscript): it is
 # told which it may try.

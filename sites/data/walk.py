@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ddm_fed.errors import FileSetError, printable
-from ddm_fed.files import open_regular
+from ddm_fed.storage.files import open_regular
 from sites.data.pictures import SUFFIXES
 from sites.data.report import DataReport, examples
 

@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
-import coordinator.cli
-import sites.cli
+import coordinator.cli.main
+import sites.cli.main
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def run(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "500")
 
     def ended(command, *arguments):
-        main = {"ddm-site": sites.cli.main, "ddm-coord": coordinator.cli.main}[command]
+        main = {"ddm-site": sites.cli.main.main, "ddm-coord": coordinator.cli.main.main}[command]
         monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
         capsys.readouterr()
         with pytest.raises(SystemExit) as caught:

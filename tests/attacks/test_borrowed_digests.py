@@ -7,12 +7,12 @@ import pytest
 from federation import SITES, Federation, forge, sign_files
 from member import Member, served
 
-from coordinator.admission import admit_arrivals
-from coordinator.sink import Sink
-from ddm_fed.bundle import ENVELOPE_FILE
+from coordinator.inbox.admission import admit_arrivals
+from coordinator.inbox.upload import Sink
+from ddm_fed.bundle.verify import ENVELOPE_FILE
 from ddm_fed.errors import DigestError, ReplayError
-from ddm_fed.store import BlobStore
-from sites.released import read_released
+from ddm_fed.storage.store import BlobStore
+from sites.outbox.released import read_released
 
 A, B, C = SITES
 

@@ -13,19 +13,19 @@ import pytest
 from federation import SITES, Federation
 
 from ddm_fed import limits
-from ddm_fed.bundle import read_weights, verify_bundle
+from ddm_fed.bundle.verify import read_weights, verify_bundle
 from ddm_fed.errors import DigestError, ExchangeError, QuotaError, RefusedError, SizeError
 from ddm_fed.exchange import messages, server_options, services
-from ddm_fed.files import copy_bounded, list_regular_files
 from ddm_fed.limits import MAX_DOCUMENT_BYTES, MAX_LEAF_BYTES, MAX_LOG_BYTES
-from ddm_fed.log import read_log
-from ddm_fed.published import read_published
 from ddm_fed.records import now
 from ddm_fed.remote import open_folder
-from sites import fetching
-from sites.address import Address
-from sites.fetching import fetch_ensemble, fetch_published
-from sites.seen import look
+from ddm_fed.storage.files import copy_bounded, list_regular_files
+from ddm_fed.trust.log import read_log
+from ddm_fed.trust.published import read_published
+from sites.published import look
+from sites.transport import fetch
+from sites.transport.address import Address
+from sites.transport.fetch import fetch_ensemble, fetch_published
 
 A, B, C = SITES
 SPARSE = 40 << 30
@@ -112,7 +112,7 @@ def endless(fed: Federation):
 def test_fetch_from_a_coordinator_without_end_stops_at_the_bound(
     fed, endless, monkeypatch, what, bound
 ):
-    monkeypatch.setattr(fetching, bound, 20 * MIB)  # the true one takes seconds more
+    monkeypatch.setattr(fetch, bound, 20 * MIB)  # the true one takes seconds more
     liar, address = endless(what)
     with pytest.raises(ExchangeError, match="without end"):
         fetch_published(fed.site(A), address, fed.trust, patience_s=5)
@@ -134,7 +134,7 @@ def test_ensemble_of_any_size_is_refused_before_a_byte(fed, endless, tmp_path):
 
 
 def test_ensemble_of_more_files_than_are_possible_is_refused(fed, endless, tmp_path, monkeypatch):
-    monkeypatch.setattr(fetching, "MAX_ENSEMBLE_FILES", 1000)
+    monkeypatch.setattr(fetch, "MAX_ENSEMBLE_FILES", 1000)
     _, address = endless("many")
     with pytest.raises(ExchangeError, match="5000 files"):
         fetch_ensemble(fed.site(A), address, fed.trust, tmp_path / "e", patience_s=5)
@@ -145,7 +145,7 @@ def test_ensemble_that_the_disk_cannot_hold_is_refused_before_a_byte(
 ):
     _, address = endless("disk")
     usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
-    monkeypatch.setattr(fetching.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(QuotaError, match="are free"):
         fetch_ensemble(fed.site(A), address, fed.trust, tmp_path / "e", patience_s=5)
 
@@ -156,8 +156,8 @@ READING = """
 import resource, sys
 from pathlib import Path
 from ddm_fed.errors import DdmFedError
-from sites.folder import SiteFolder
-from sites.seen import look
+from sites.workspace import SiteFolder
+from sites.published import look
 site = SiteFolder.open(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_AS, (int(sys.argv[3]),) * 2)
 try:

@@ -17,14 +17,14 @@ from federation import (
     move_to_plan,
 )
 
-from coordinator import rosters
-from coordinator.admission import admit, admit_arrivals, recover
-from coordinator.assemble import assemble
-from ddm_fed.assembly import verify_ensemble
-from ddm_fed.bundle import verify_bundle
+from coordinator.ensembles.assemble import assemble
+from coordinator.inbox.admission import admit, admit_arrivals, recover
+from coordinator.roster import proposals
+from ddm_fed.bundle.verify import verify_bundle
+from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.errors import PolicyError
 from ddm_fed.records import GaussianEvent, now, read_plan_toml
-from sites.ledger import open_ledger
+from sites.privacy.ledger import open_ledger
 
 A = "hospital-a"
 PRIVATE_AT_8 = PRIVATE.replace("max_epsilon = 10", "max_epsilon = 8")
@@ -248,7 +248,7 @@ def test_coordinator_refuses_a_forgetful_ledger_under_a_new_key(run, fed, scratc
 
 
 def test_coordinator_refuses_a_forgetful_ledger_under_a_new_plan(fed, scratch):
-    rosters.publish_plan(
+    proposals.publish_plan(
         fed.home, read_plan_toml(PLAN_TOML.replace("batch_size = 16", "batch_size = 8"))
     )
     verdict = offer(
@@ -278,7 +278,7 @@ def test_private_training_repeated_after_a_cut_is_refused_with_the_true_sum(run,
     """As it was found: both bundles were admitted at epsilon 7.9995, the true sum was 10.60."""
     fed = create_federation(scratch / "fed", sites=(A,))
     site = ("--site", fed.path / A, "--plan", fed.published)
-    rosters.publish_plan(
+    proposals.publish_plan(
         fed.home, read_plan_toml(PLAN_TOML.replace("max_epsilon = 3", PRIVATE_AT_8))
     )
     data = scratch / "images.npz"

@@ -10,12 +10,12 @@ import pytest
 from federation import SITES, Federation
 from member import BIN, Member, at_work, bundles_of, honest_wait, hostile_ledger, served
 
-from coordinator.pricing import Prices
+from coordinator.inbox.ledger_prices import Prices
+from ddm_fed.bundle.submission import read_submission
 from ddm_fed.errors import PolicyError, QuotaError
 from ddm_fed.privacy import epsilon
 from ddm_fed.records import SampledGaussianEvent
-from ddm_fed.submission import read_submission
-from sites.released import read_released
+from sites.outbox.released import read_released
 
 A, B, C = SITES
 DEAREST_S = 6.0  # of CPU; 1.3 s where the machine does nothing else

@@ -18,15 +18,16 @@ from federation import (
 )
 from safetensors.numpy import load_file, save
 
-from coordinator import rosters
-from coordinator.admission import current_members
-from coordinator.counts import count_members
-from ddm_fed.assembly import verify_ensemble
-from ddm_fed.loading import load_releases
+from coordinator.ensembles.image_counts import count_members
+from coordinator.inbox.admission import current_members
+from coordinator.roster import proposals
+from ddm_fed.ensemble.folder import verify_ensemble
+from ddm_fed.ensemble.load import load_releases
 from ddm_fed.records import read_plan_toml
 from ddm_fed.router import release_statistics, released_weights
-from sites import outbox, submitting
-from sites.movers import FolderMover
+from sites.outbox import stages
+from sites.transport import submit
+from sites.transport.ways import FolderMover
 
 A = "hospital-a"
 
@@ -132,13 +133,13 @@ def test_count_that_moves_within_the_noise_needs_no_decision(run, fed, scratch):
 def test_share_of_one_member_is_capped_by_the_plan(run, scratch):
     fed = create_federation(scratch / "fed")
     capped = PLAN_TOML.replace("radius = 3", 'radius = 3\nmax_share = "0.4"')
-    rosters.publish_plan(fed.home, read_plan_toml(capped))
+    proposals.publish_plan(fed.home, read_plan_toml(capped))
     for seed, name in enumerate(SITES):
         fed.look(name)
         train(fed.site(name), fed.trust, random_images(seed, 3000 if name == A else 400))
-        outbox.review(fed.site(name), fed.trust)
-        outbox.release(fed.site(name), fed.trust)
-        submitting.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
+        stages.review(fed.site(name), fed.trust)
+        stages.release(fed.site(name), fed.trust)
+        submit.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
     assert verify(run, fed)[0] == 0
     code, _, err = assemble(run, fed, scratch / "ensemble")
     assert code == 0, err

@@ -13,23 +13,23 @@ import pytest
 from federation import PLAN_TOML, SITES, Federation, forge, forge_manifest, sign_files, tensor_bytes
 from pydantic import TypeAdapter, ValidationError
 
-import coordinator.cli
-import coordinator.service
-import ddm_fed.assembly
-from coordinator.assemble import assemble
-from coordinator.ensembles import newest_ensemble
-from coordinator.metrics import ServerMetrics
-from coordinator.server import ServerOptions, serving
-from ddm_fed.assembly import verify_ensemble
+import coordinator.cli.main
+import coordinator.server.service
+import ddm_fed.ensemble.folder
+from coordinator.ensembles.assemble import assemble
+from coordinator.ensembles.newest import newest_ensemble
+from coordinator.server.server import ServerOptions, serving
+from coordinator.status.metrics import ServerMetrics
+from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.errors import DdmFedError, ExchangeError, PlanError
 from ddm_fed.exchange import failure_of, messages, services
 from ddm_fed.records import read_plan_toml
 from ddm_fed.records.base import Figure, Number, PlainText
 from ddm_fed.remote import open_folder
 from ddm_fed.signing import server_certificates_pem
-from sites.address import Address
-from sites.fetching import fetch_ensemble
-from sites.network import channel_to
+from sites.transport.address import Address
+from sites.transport.fetch import fetch_ensemble
+from sites.transport.grpc import channel_to
 
 A = SITES[0]
 
@@ -173,7 +173,7 @@ def test_file_that_goes_while_an_ensemble_is_verified_ends_without_a_traceback(
     stages, ensemble, monkeypatch
 ):
     (ensemble / "passing").write_bytes(b"x")
-    real = ddm_fed.assembly.read_published
+    real = ddm_fed.ensemble.folder.read_published
 
     def meanwhile(*arguments):
         (ensemble / "passing").unlink(missing_ok=True)
@@ -186,7 +186,7 @@ def test_file_that_goes_while_an_ensemble_is_verified_ends_without_a_traceback(
 def test_file_that_comes_while_an_ensemble_is_verified_is_refused_or_not_looked_at(
     stages, ensemble, monkeypatch
 ):
-    real = ddm_fed.assembly.read_log
+    real = ddm_fed.ensemble.folder.read_log
 
     def meanwhile(*arguments):
         (ensemble / "sites" / A / "head.safetensors").write_bytes(b"x")

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from federation import PLAN_TOML, Federation
 
-from ddm_fed.published import PLAN_FILE, read_published
 from ddm_fed.records import read_plan_toml
 from ddm_fed.signing import PLAN_PAYLOAD, seal
+from ddm_fed.trust.published import PLAN_FILE, read_published
 
 A = "hospital-a"
 

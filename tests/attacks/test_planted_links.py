@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ddm_fed.errors import DdmFedError, FileSetError
-from ddm_fed.files import append_durably, exclusive, new_folder, write_atomically
 from ddm_fed.remote import open_folder
+from ddm_fed.storage.files import append_durably, exclusive, new_folder, write_atomically
 
 VICTIM = b"what somebody else relies on"
 WRITES = 400

@@ -9,13 +9,13 @@ import pytest
 from federation import SITES, Federation, forge_manifest, sign_files, tensor_bytes
 from member import Member, at_work, bundles_of, honest_wait, served
 
-import coordinator.keeping as keeping
-from coordinator.admission import admit_arrivals
-from coordinator.keeping import EVIDENCE_KEPT, REFUSED_KEPT, owner_of
-from coordinator.sink import Limits, Sink
-from ddm_fed.bundle import ENVELOPE_FILE
+import coordinator.inbox.quotas as keeping
+from coordinator.inbox.admission import admit_arrivals
+from coordinator.inbox.quotas import EVIDENCE_KEPT, REFUSED_KEPT, owner_of
+from coordinator.inbox.upload import Limits, Sink
+from ddm_fed.bundle.verify import ENVELOPE_FILE
 from ddm_fed.errors import QuotaError
-from sites.released import read_released
+from sites.outbox.released import read_released
 
 A, B, C = SITES
 Disk = namedtuple("Disk", "total used free")

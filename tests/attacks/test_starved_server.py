@@ -23,16 +23,16 @@ import pytest
 from federation import SITES, Federation
 from hostile import attacking
 
-from coordinator.assemble import assemble
+from coordinator.ensembles.assemble import assemble
 from ddm_fed.errors import SizeError
 from ddm_fed.exchange import failure_of, messages, services
 from ddm_fed.signing import server_certificates_pem
-from sites import submitting
-from sites.address import Address
-from sites.folder import SiteFolder, SiteSettings
-from sites.network import NetworkMover, channel_to, enroll
-from sites.outbox import find_bundles
-from sites.released import read_released
+from sites.outbox.released import read_released
+from sites.outbox.stages import find_bundles
+from sites.transport import submit
+from sites.transport.address import Address
+from sites.transport.grpc import NetworkMover, channel_to, enroll
+from sites.workspace import SiteFolder, SiteSettings
 
 A, B, _ = SITES
 DESCRIPTORS, PATIENCE_S = 1024, 3
@@ -117,7 +117,7 @@ def member_gets_through(server: Server) -> None:
         Address("127.0.0.1", server.port, None), site, server.fed.trust, patience_s=60
     )
     began = time.monotonic()
-    assert [item.state for item in submitting.submit(site, server.fed.trust, mover)] == ["admitted"]
+    assert [item.state for item in submit.submit(site, server.fed.trust, mover)] == ["admitted"]
     assert time.monotonic() - began < 2 * SOON_S  # an offer, a stream, a verdict
 
 

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from federation import Federation, forge_manifest, payload_of
 
-from coordinator.admission import admit_arrivals, current_members
-from coordinator.book import append, publish_log
-from ddm_fed.log import read_log
-from ddm_fed.receipts import sign_receipt
+from coordinator.inbox.admission import admit_arrivals, current_members
+from coordinator.log import append, publish_log
+from ddm_fed.bundle.submission import MOST_UNSENT
 from ddm_fed.records import MAX_COUNT, Receipt, now, sha256_hex
 from ddm_fed.signing import peek_payload
-from ddm_fed.submission import MOST_UNSENT
+from ddm_fed.trust.log import read_log
+from ddm_fed.trust.receipts import sign_receipt
 
 A, B, C = "hospital-a", "hospital-b", "hospital-c"
 

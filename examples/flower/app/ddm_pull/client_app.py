@@ -1,5 +1,5 @@
 """The site's side."""
 
-from sites.flower_app import make_app
+from sites.transport.flower_app import make_app
 
 app = make_app()

@@ -1,5 +1,5 @@
 """The coordinator's side."""
 
-from coordinator.flower_app import make_app
+from coordinator.inbox.flower_app import make_app
 
 app = make_app()

@@ -1,0 +1,164 @@
+"""`ddm-coord plan`: what a plan would cost the sites, before anybody signs it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from coordinator.cli.options import CoordinatorOption, JsonOption, RootOption, pinned_root
+from ddm_fed import console
+
+if TYPE_CHECKING:
+    from ddm_fed.records import Plan
+
+app = typer.Typer(name="plan", no_args_is_help=True, help="Look at a plan before it is signed.")
+GIGA = 1e9
+
+
+@app.callback()
+def _group() -> None:
+    """Look at a plan before it is signed, or at the published one."""
+
+
+@app.command()
+def show(
+    plan: Annotated[
+        Path,
+        typer.Argument(help="A plan.toml, or a folder with a signed plan.", exists=True),
+    ],
+    coordinator: CoordinatorOption = Path(),
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show every network the plan allows, with its size and what a step of training costs.
+
+    Example: ddm-coord plan show examples/digits/plan.toml
+    """
+    agreed = _read(plan, coordinator, root)
+    rows = [_cost(agreed, name) for name in agreed.expert.architecture]
+    if as_json:
+        console.show_json({"plan": agreed.model_dump(mode="json"), "networks": rows})
+        return
+    channels, height, width = agreed.data.shape
+    console.show_table(
+        f"{agreed.federation}: networks for {channels} x {height} x {width} images",
+        [
+            "network",
+            "parameters",
+            "bundle",
+            "GFLOP per image",
+            "PFLOP per run",
+            "memory",
+            "a batch",
+        ],
+        [
+            [
+                row["architecture"],
+                f"{row['parameters']:,}",
+                f"{row['weights_bytes'] / 1e6:,.1f} MB",
+                f"{row['forward_flops'] / GIGA:,.3f}",
+                f"{row['training_flops'] / 1e15:,.3f}",
+                f"{row['training_bytes'] / 1e6:,.0f} MB",
+                f"{row['batch_bytes'] / 1e6:,.0f} MB",
+            ]
+            for row in rows
+        ],
+    )
+    console.say(
+        "A multiply-add counts as 2 FLOP. A run is the plan's steps times its batch, forward and "
+        "backward: a machine that keeps up 1 TFLOP a second takes 17 minutes for 1 PFLOP. Memory "
+        "is weights, gradients, optimizer and averages; a batch comes on top, less of it with "
+        "--micro-batch."
+    )
+    if agreed.privacy.sgd is not None:
+        console.say(
+            "With noise it takes longer and needs more: gradients are computed for every unit "
+            "alone. `ddm-site train` says how long after two steps."
+        )
+    limit = agreed.submission.max_bytes
+    for row in rows:
+        if row["weights_bytes"] > limit:
+            console.say(f"WARNING: a bundle of {row['architecture']} exceeds submission.max_bytes")
+
+
+@app.command()
+def anchors(
+    images: Annotated[
+        Path,
+        typer.Argument(
+            help="PUBLIC images: an .npz with `images`, or MedMNIST's `train_images`, of the "
+            "plan's shape.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
+    plan: Annotated[
+        Path,
+        typer.Option(
+            help="The plan.toml they are for, or a folder with a signed plan.", exists=True
+        ),
+    ],
+    components: Annotated[
+        int, typer.Option(min=2, max=64, help="How many anchors, and so Gaussians per site.")
+    ],
+    frequencies: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Lowest frequencies per channel that an anchor holds.", show_default="all"
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides the start.")] = 0,
+    coordinator: CoordinatorOption = Path(),
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print anchors for a mixture router of several components, found in public images.
+
+    Paste the lines into the plan, under its router. Anchors are signed and published with it: never
+    make them from private images, for that would be a release nobody paid for.
+
+    Example: ddm-coord plan anchors public.npz --plan plan.toml --components 10
+    """
+    from ddm_fed.evaluation.inputs import read_public
+    from ddm_fed.router.find_anchors import find_anchors
+
+    agreed = _read(plan, coordinator, root)
+    found = find_anchors(
+        read_public(images, agreed.data.shape).unit(), agreed, components, frequencies, seed
+    )
+    if as_json:
+        console.show_json({"anchors": found.rows, "images": found.counts})
+        return
+    console.show_text(found.toml())
+    console.say(
+        f"Public images nearest to each: {', '.join(map(str, found.counts))}. Paste the lines into "
+        "[router]. They become public: never make them from private images."
+    )
+
+
+def _read(plan: Path, coordinator: Path, root: str | None) -> "Plan":
+    if plan.is_file() and plan.suffix == ".toml":
+        from ddm_fed.records import read_plan_file
+
+        return read_plan_file(plan)
+    from ddm_fed.trust.published import published_folder, read_published
+
+    return read_published(published_folder(plan), pinned_root(root, coordinator)).plan
+
+
+def _cost(plan: "Plan", architecture: str) -> dict[str, Any]:
+    """Returns what one network of the plan costs a site."""
+    from ddm_fed.models import network_cost
+
+    cost = network_cost(architecture, plan.data.shape, len(plan.data.classes))
+    images = plan.training.steps * plan.training.batch_size
+    return {
+        "architecture": architecture,
+        "parameters": cost.parameters,
+        "weights_bytes": cost.weights_bytes,
+        "forward_flops": cost.flops_per_image,
+        # a backward pass costs twice a forward one
+        "training_flops": 3 * cost.flops_per_image * images,
+        "batch_bytes": plan.training.batch_size * cost.activation_bytes,
+        "training_bytes": cost.training_bytes(len(plan.training.ema_half_lives)),
+    }

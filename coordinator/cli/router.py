@@ -1,0 +1,197 @@
+"""`ddm-coord router`: routers from the experts' own samples, and comparisons of routers."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+import typer
+
+from coordinator.cli.options import CoordinatorOption, JsonOption, RootOption
+from ddm_fed import console
+
+if TYPE_CHECKING:
+    from ddm_fed.router import TimeQuality
+
+app = typer.Typer(
+    name="router",
+    no_args_is_help=True,
+    help="Make routers from the experts' own samples, and compare routers.",
+)
+BUILT = ("mixture", "heads", "replay", "hybrid")
+EnsembleArgument = Annotated[Path, typer.Argument(exists=True, file_okay=False)]
+SamplesOption = Annotated[
+    int, typer.Option("--samples-per-site", help="Images drawn from each expert.", min=16)
+]
+StepsOption = Annotated[int, typer.Option(help="Solver steps of each image.", min=1)]
+SeedOption = Annotated[int, typer.Option(help="Same seed, same router.", min=0)]
+DeviceOption = Annotated[
+    list[str] | None,
+    typer.Option(help="cpu, cuda or cuda:1; by default the GPU, if there is one."),
+]
+ResidentOption = Annotated[
+    int | None, typer.Option(help="Most experts in memory at once; all by default.", min=1)
+]
+
+
+@app.callback()
+def _group() -> None:
+    """Make routers from the experts' own samples, and compare routers."""
+
+
+@app.command()
+def build(
+    ensemble: EnsembleArgument,
+    out: Annotated[Path, typer.Option(help="Folder to make.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="replay: a network trained on samples. hybrid: the mixture at high noise, the "
+            "network (or the sites' heads, with --low heads) below --switch. mixture, heads: what "
+            "the sites sent, calibrated."
+        ),
+    ] = "replay",
+    low: Annotated[
+        str, typer.Option(help="What a hybrid asks below --switch: replay, or heads.")
+    ] = "replay",
+    coordinator: CoordinatorOption = Path(),
+    root: RootOption = None,
+    samples_per_site: SamplesOption = 1000,
+    steps: StepsOption = 20,
+    training_steps: Annotated[int, typer.Option(help="Steps of the network.", min=1)] = 3000,
+    frequencies: Annotated[
+        int | None,
+        typer.Option(help="DCT coefficients per channel it reads; all, up to 1024.", min=1),
+    ] = None,
+    width: Annotated[int, typer.Option(help="Channels of the network.", min=8, max=8192)] = 256,
+    depth: Annotated[int, typer.Option(help="Blocks of the network.", min=1, max=32)] = 3,
+    switch: Annotated[
+        float, typer.Option(help="Time below which a hybrid asks its network.", min=0.01, max=0.99)
+    ] = 0.7,
+    no_calibrate: Annotated[
+        bool, typer.Option("--no-calibrate", help="Leave the posterior as it is.")
+    ] = False,
+    seed: SeedOption = 0,
+    resident: ResidentOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Verify an ensemble, draw images from each expert, and make a router of them.
+
+    It costs no privacy: whatever the experts and the releases guarantee, the router does too. It
+    serves these experts only; `assemble --router OUT` puts it into a signed ensemble.
+
+    Example: ddm-coord router build ensemble --kind hybrid --out router
+    """
+    if kind not in BUILT:
+        raise typer.BadParameter(f"--kind is one of {', '.join(BUILT)}")
+    if low not in ("replay", "heads") or (low == "heads" and kind != "hybrid"):
+        raise typer.BadParameter("--low is replay or heads, and belongs to --kind hybrid")
+    from coordinator.cli.open_ensemble import open_current
+    from ddm_fed.ensemble.devices import chosen_devices
+    from ddm_fed.ensemble.replay import BuildOptions, Watch, build_from_samples
+    from ddm_fed.ensemble.router_folder import described, write_built
+    from ddm_fed.errors import StateError
+    from ddm_fed.records import RouterNetworkSpec
+
+    if out.exists():
+        raise StateError(f"{out} exists already", hint="choose another --out")
+    verified = open_current(ensemble, root, coordinator)
+    _, height, width_pixels = verified.trust.plan.data.shape
+    network = None
+    if kind == "replay" or (kind == "hybrid" and low == "replay"):
+        network = RouterNetworkSpec(
+            frequencies=frequencies or min(height * width_pixels, 1024),
+            width=width,
+            depth=depth,
+            steps=training_steps,
+        )
+    options = BuildOptions(
+        kind=cast(Literal["mixture", "heads", "replay", "hybrid"], kind),
+        samples_per_site=samples_per_site,
+        solver_steps=steps,
+        seed=seed,
+        network=network,
+        switch=switch,
+        calibrate=not no_calibrate,
+        resident=resident,
+        devices=chosen_devices(device),
+    )
+    total = len(verified.bundles) * samples_per_site
+    with (
+        console.counting("drawing from experts", total, "images") as show_drawn,
+        console.counting("training", training_steps, "steps") as show_trained,
+    ):
+        advanced = 0
+
+        def drawn(count: int) -> None:
+            nonlocal advanced
+            advanced += count
+            show_drawn(advanced // steps, "")
+
+        built = build_from_samples(
+            verified,
+            options,
+            Watch(drawn, lambda step, loss: show_trained(step, f"loss {loss:.3f}")),
+        )
+    write_built(out, built)
+    if as_json:
+        console.show_json({"before": described(built.before), "after": described(built.after)})
+        return
+    columns = {"as it was": built.before} | ({} if no_calibrate else {"calibrated": built.after})
+    _show(f"{kind}: how well it knows whose image it sees", columns)
+    console.next_step(console.typed("ddm-coord", "assemble", "ensemble-2", "--router", out))
+
+
+@app.command()
+def compare(
+    ensemble: EnsembleArgument,
+    built: Annotated[
+        list[Path] | None,
+        typer.Option("--router", help="Folder of `router build`. May be given several times."),
+    ] = None,
+    coordinator: CoordinatorOption = Path(),
+    root: RootOption = None,
+    samples_per_site: SamplesOption = 500,
+    steps: StepsOption = 20,
+    seed: Annotated[
+        int, typer.Option(help="Other than that of the routers: fresh images.", min=0)
+    ] = 1,
+    resident: ResidentOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Ask the routers an ensemble can have whose images the experts' samples are.
+
+    Example: ddm-coord router compare ensemble --router router-replay --router router-hybrid
+    """
+    from coordinator.cli.open_ensemble import open_current
+    from ddm_fed.ensemble.compare_routers import compare_routers
+    from ddm_fed.ensemble.devices import chosen_devices
+    from ddm_fed.ensemble.replay import BuildOptions
+    from ddm_fed.ensemble.router_folder import described
+
+    verified = open_current(ensemble, root, coordinator)
+    options = BuildOptions(
+        kind="mixture",
+        samples_per_site=samples_per_site,
+        solver_steps=steps,
+        seed=seed,
+        resident=resident,
+        devices=chosen_devices(device),
+    )
+    found = compare_routers(verified, built or [], options)
+    if as_json:
+        console.show_json({name: described(quality) for name, quality in found.items()})
+        return
+    _show("How well routers know whose image they see", found)
+
+
+def _show(title: str, columns: "dict[str, list[TimeQuality]]") -> None:
+    first = next(iter(columns.values()))
+    console.show_table(
+        f"{title}: NLL in nats (ECE) of {first[0].images} samples of the experts",
+        ["t", *columns],
+        [
+            [f"{at.t:g}", *(f"{c[row].nll:.3f} ({c[row].ece:.3f})" for c in columns.values())]
+            for row, at in enumerate(first)
+        ],
+    )

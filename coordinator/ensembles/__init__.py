@@ -1,0 +1,1 @@
+"""From what was admitted to signed ensembles."""

@@ -1,0 +1,1 @@
+"""What arrives: uploaded or carried in, judged, admitted or refused with a reason."""

@@ -1,0 +1,114 @@
+"""Whose a bundle says it is, before anything of it is believed; and whose files were admitted."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from coordinator.workspace import CoordinatorFolder
+from ddm_fed.bundle.submission import open_as_site
+from ddm_fed.bundle.verify import ENVELOPE_FILE, EXPERT_FILE, HEAD_FILE
+from ddm_fed.errors import RefusedError, ReplayError, StateError
+from ddm_fed.records import (
+    IN_TOTO_PAYLOAD,
+    MAX_DOCUMENT_BYTES,
+    Statement,
+    Submission,
+    sha256_hex,
+)
+from ddm_fed.signing import peek_payload
+from ddm_fed.storage.files import read_bounded
+from ddm_fed.trust import RosterChain
+from ddm_fed.trust.log import Log
+
+
+@dataclass(frozen=True)
+class Claim:
+    """The site that a manifest names, and whether a key of that site signed the manifest."""
+
+    site: str
+    signed: bool
+
+
+def claim_of(arrival: Path, chain: RosterChain) -> Claim | None:
+    """Returns what the manifest in `arrival` claims; None where it cannot be told.
+
+    Anybody who can write to the inbox can claim any site. A claim decides about nothing, and is
+    shown as proven only if it is signed.
+    """
+    what = "the bundle"
+    try:
+        if arrival.is_symlink():
+            return None
+        envelope = read_bounded(arrival / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+        payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=what)
+        site = Statement[Submission].from_json(payload, what=what).predicate.site
+    except (RefusedError, OSError):
+        return None
+    try:
+        open_as_site(envelope, chain, what=what)
+    except RefusedError:
+        return Claim(site, signed=False)
+    return Claim(site, signed=True)
+
+
+def admitted_digests(home: CoordinatorFolder, submission_sha256: str) -> Mapping[str, str]:
+    """Returns the digests of the files of an admitted submission, by name, from its manifest.
+
+    Raises:
+        StateError: the store has another manifest in its place.
+    """
+    return _digests(home.manifest(submission_sha256), submission_sha256)
+
+
+@lru_cache(maxsize=1 << 14)  # the digest says all there is to say about the file
+def _digests(file: Path, submission_sha256: str) -> Mapping[str, str]:
+    return {
+        item.name: item.digest.sha256 for item in read_admitted(file, submission_sha256)[1].subject
+    }
+
+
+def read_admitted(file: Path, submission_sha256: str) -> tuple[bytes, Statement[Submission]]:
+    """Returns the envelope in `file` of the store and its manifest; the log vouches for its digest.
+
+    Raises:
+        StateError: it is another manifest.
+    """
+    envelope = read_bounded(file, MAX_DOCUMENT_BYTES)
+    payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=file.name)
+    if sha256_hex(payload) != submission_sha256:
+        raise StateError(
+            f"{file} is not the manifest that was admitted",
+            hint="the store was damaged: restore it from backup",
+        )
+    return envelope, Statement[Submission].from_json(payload, what=file.name)
+
+
+def require_own_files(
+    home: CoordinatorFolder, log: Log, statement: Statement[Submission], what: str
+) -> None:
+    """Refuses a submission of an expert or a head that was admitted for another site.
+
+    Digests are public, and so are the files of ensembles; no two trainings end in the same bits.
+    A router's statistics may be a few noisy numbers, which can be equal by chance.
+
+    Raises:
+        ReplayError: naming the file, and the site it was admitted for.
+    """
+    site = statement.predicate.site
+    offered = {
+        item.digest.sha256: item.name
+        for item in statement.subject
+        if item.name in (EXPERT_FILE, HEAD_FILE)
+    }
+    for entry in log.receipts():
+        if entry.receipt is None or entry.receipt.site == site:
+            continue
+        for sha256 in admitted_digests(home, entry.submission_sha256).values():
+            if sha256 in offered:
+                raise ReplayError(
+                    f"{what} has as `{offered[sha256]}` the file {sha256[:16]}… that was admitted "
+                    f"for `{entry.receipt.site}` as entry {entry.index} of the log",
+                    hint="a site brings what it trained itself: ask the people of both, and let "
+                    "this one train again",
+                )

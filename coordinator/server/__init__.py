@@ -1,0 +1,1 @@
+"""What listens: connections, calls, the web page, and the edge of Flower."""

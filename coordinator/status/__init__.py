@@ -1,0 +1,1 @@
+"""Who is where, for people and for machines."""

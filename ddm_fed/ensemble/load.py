@@ -1,0 +1,197 @@
+"""From a verified ensemble to one that can be sampled: experts, releases and router in memory.
+
+Only what was verified is loaded, and the digest is taken again of the very bytes that are parsed.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import cast, get_args
+
+import torch
+
+from ddm_fed.bundle.verify import (
+    EXPERT_FILE,
+    HEAD_FILE,
+    ROUTER_FILE,
+    VerifiedBundle,
+    read_verified,
+    read_weights,
+)
+from ddm_fed.ensemble.folder import VerifiedEnsemble, require_common_reference
+from ddm_fed.ensemble.pool import ExpertPool, Precision
+from ddm_fed.ensemble.velocity import Ensemble
+from ddm_fed.errors import StateError
+from ddm_fed.flows import Expert
+from ddm_fed.limits import MAX_ROUTER_BYTES
+from ddm_fed.models import build_network
+from ddm_fed.records import BuiltRouter, DataSpec, ExpertDesign, RouterName, StatisticsSpec
+from ddm_fed.router import (
+    ClosedForm,
+    Router,
+    SiteRelease,
+    build_router,
+    built_tensors,
+    heads_router,
+    heads_spec,
+    needs_heads,
+    restore_router,
+)
+from ddm_fed.storage.files import open_regular
+from ddm_fed.storage.tensors import check_tensor_file
+
+
+def load_ensemble(
+    verified: VerifiedEnsemble,
+    *,
+    router: RouterName | None = None,
+    resident: int | None = None,
+    devices: Sequence[torch.device | str] = ("cpu",),
+    offload: bool = False,
+    precision: Precision = "float32",
+) -> Ensemble:
+    """Returns the experts and the router of a verified ensemble, ready to sample from.
+
+    Args:
+        verified: Only a verified ensemble is read.
+        router: Use another router than the one the ensemble was assembled with.
+        resident: The most experts in memory at once, loaded when they are asked; by default all,
+            loaded now.
+        devices: Where experts run, in turn.
+        offload: Keep experts that gave way in the processor's memory instead of loading them again.
+        precision: What experts multiply in.
+
+    Raises:
+        DigestError: an expert's file changed after it was verified; with `resident` when the
+            expert is asked.
+        StateError: this router has to be built from samples, and the ensemble has none.
+    """
+    plan = verified.trust.plan
+    experts = ExpertPool(
+        [partial(load_expert, plan.data, bundle) for bundle in verified.bundles],
+        resident=resident,
+        largest_time=min(_largest_time(bundle.submission.expert) for bundle in verified.bundles),
+        devices=devices,
+        offload=offload,
+        precision=precision,
+    )
+    if resident is None:
+        experts.load_all()
+    return Ensemble(experts, load_router(verified, router))
+
+
+def load_router(verified: VerifiedEnsemble, kind: RouterName | None = None) -> Router:
+    """Returns the router of a verified ensemble, or another that its releases can serve.
+
+    Raises:
+        StateError: `kind` has to be built from samples, and the ensemble has none of it.
+        DigestError: the router's file changed after it was verified.
+    """
+    plan, record = verified.trust.plan, verified.record
+    kind = kind or record.router
+    if record.built is not None and record.built.kind == kind:
+        if verified.router_sha256 is None:  # verification required the file
+            raise ValueError("a built router without a file")
+        file = verified.folder / ROUTER_FILE
+        return read_router(verified, record.built, file, verified.router_sha256)
+    if kind == "heads":
+        return heads_router(plan, load_heads(verified), load_releases(verified))
+    if kind not in get_args(ClosedForm):
+        raise StateError(
+            f"the ensemble has no {kind} router, it has a {record.router} router",
+            hint=f"make one with `ddm-coord router build --kind {kind}` and assemble with it",
+        )
+    return build_router(plan, cast(ClosedForm, kind), load_releases(verified))
+
+
+def read_router(verified: VerifiedEnsemble, built: BuiltRouter, file: Path, sha256: str) -> Router:
+    """Returns a router made from samples, over the sites of a verified ensemble.
+
+    Args:
+        verified: The ensemble.
+        built: What the file holds.
+        file: Its tensors.
+        sha256: Their digest.
+
+    Raises:
+        RefusedError: the file holds something else.
+    """
+    plan = verified.trust.plan
+    with open_regular(file) as opened:
+        check_tensor_file(opened, built_tensors(plan.data, built), what="the router")
+    tensors = read_verified(file, sha256, most_bytes=MAX_ROUTER_BYTES, what="the router")
+    heads = load_heads(verified) if needs_heads(built) else []
+    return restore_router(plan, built, tensors, load_releases(verified), heads)
+
+
+def frequencies_seen(verified: VerifiedEnsemble, kind: RouterName | None, until: float) -> int:
+    """Returns the least DCT coefficients per channel that a router looks at up to time `until`.
+
+    Fewer than a channel has pixels leave something of the image unseen; 0 is a router that looks
+    at none. A `hybrid` sees what its network does below the switch, and what both do from there on.
+
+    Args:
+        verified: The ensemble.
+        kind: As for `load_router`.
+        until: The largest time at which the router is asked.
+    """
+    kind, built = kind or verified.record.router, verified.record.built
+    spec = verified.trust.plan.router
+    released = spec.frequencies if isinstance(spec, StatisticsSpec) else 0
+    if kind == "prior":
+        return 0
+    if built is None or built.kind != kind or built.network is None:
+        return released
+    if built.switch is not None and until >= float(built.switch):
+        return min(released, built.network.frequencies)
+    return built.network.frequencies
+
+
+def load_releases(verified: VerifiedEnsemble) -> list[SiteRelease]:
+    """Returns what every site released for the router, in the ensemble's order."""
+    return [
+        SiteRelease(
+            {name: value.numpy() for name, value in read_weights(bundle, ROUTER_FILE).items()},
+            bundle.noise_multipliers,
+        )
+        for bundle in verified.bundles
+    ]
+
+
+def load_heads(verified: VerifiedEnsemble) -> list[dict[str, torch.Tensor]]:
+    """Returns the weights of every site's head, in the ensemble's order.
+
+    Raises:
+        StateError: the plan has no heads.
+        PlanMismatchError: a site sent none, or they were trained against different references.
+    """
+    heads_spec(verified.trust.plan)
+    require_common_reference({bundle.site: bundle.submission for bundle in verified.bundles})
+    return [read_weights(bundle, HEAD_FILE) for bundle in verified.bundles]
+
+
+def routers_without_samples(verified: VerifiedEnsemble) -> list[RouterName]:
+    """Returns the routers that can be made of what the sites of an ensemble sent."""
+    names: list[RouterName] = ["prior"]
+    if isinstance(verified.trust.plan.router, StatisticsSpec):
+        names.append("mixture")
+    references = {bundle.submission.reference_sha256 for bundle in verified.bundles}
+    if len(references) == 1 and None not in references:
+        names.append("heads")
+    return names
+
+
+def load_expert(data: DataSpec, bundle: VerifiedBundle) -> Expert:
+    """Returns the expert of a bundle. Its weights are in memory once, beside the file's bytes."""
+    design, weights = bundle.submission.expert, read_weights(bundle, EXPERT_FILE)
+    with torch.device("meta"):
+        network = build_network(data, design)
+    network.load_state_dict(weights, assign=True)
+    if any(value.is_meta for value in network.buffers()):  # tables that are no weights
+        network = build_network(data, design)
+        network.load_state_dict(weights, assign=True)
+    return Expert(network.eval().requires_grad_(False), design.path, design.prediction)
+
+
+def _largest_time(design: ExpertDesign) -> float:
+    return Expert(lambda x, *_: x, design.path, design.prediction).largest_time

@@ -1,0 +1,165 @@
+"""What `ddm-coord sample` may be asked for, what an ensemble can answer, and what to say of it."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from ddm_fed.ensemble.folder import VerifiedEnsemble
+from ddm_fed.ensemble.load import frequencies_seen, load_releases
+from ddm_fed.ensemble.pool import Precision
+from ddm_fed.ensemble.velocity import Ensemble, Strategy
+from ddm_fed.errors import StateError
+from ddm_fed.flows import Solver
+from ddm_fed.records import DataSpec, RouterName
+from ddm_fed.router import released_totals
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """How to sample; see `ddm-coord sample --help`."""
+
+    count: int
+    strategy: Strategy | None
+    router: RouterName | None
+    steps: int
+    solver: Solver
+    seed: int
+    label: str | None
+    batch_size: int
+    guidance: float = 1.0
+    in_flight: int = 1024
+    resident: int | None = None
+    precision: Precision = "float32"
+    png: bool = True
+    devices: tuple[str, ...] = ("cpu",)
+    offload: bool = False
+    attribution: bool = False
+
+
+@dataclass(frozen=True)
+class Content:
+    """What the images of an ensemble are, as its plan and its releases say.
+
+    Attributes:
+        data: Their form, and the classes of the plan.
+        totals: Units of every class at all sites as released, `(G,)`, 0 where no site has any;
+            None where the plan has no classes.
+        knows_no_class: Whether experts were also trained with the class withheld, which guidance
+            starts from.
+        frequencies: Coefficients per channel that the router sees, or None if nobody knows.
+    """
+
+    data: DataSpec
+    totals: Tensor | None
+    knows_no_class: bool = True
+    frequencies: int | None = None
+
+    @classmethod
+    def of(
+        cls, verified: VerifiedEnsemble, router: RouterName | None, strategy: Strategy
+    ) -> "Content":
+        """Returns what a verified ensemble says of its images, sampled by `strategy`."""
+        plan = verified.trust.plan
+        totals = None
+        if plan.data.classes:
+            totals = released_totals(plan, load_releases(verified))
+        return cls(
+            plan.data,
+            totals,
+            plan.training.label_dropout > 0,
+            frequencies_seen(verified, router, strategy.redraws_until),
+        )
+
+    @property
+    def held(self) -> tuple[str, ...]:
+        """The classes that some site has; all of the plan where none stands out of the noise."""
+        if self.totals is None or not self.totals.any():
+            return self.data.classes
+        pairs = zip(self.data.classes, self.totals.tolist(), strict=True)
+        return tuple(name for name, total in pairs if total > 0)
+
+    def weights(self, label: str | None) -> Tensor | None:
+        """Returns what classes are drawn in proportion to, `(G,)`, or None without classes.
+
+        Args:
+            label: The only class to draw; by default every class, as often as sites have it.
+        """
+        if self.totals is None:
+            return None
+        if label is None:
+            return self.totals if self.totals.any() else self.totals + 1
+        only = self.totals.new_zeros(self.totals.shape)
+        only[self.data.classes.index(label)] = 1
+        return only
+
+
+def require_fit(
+    ensemble: Ensemble, content: Content, options: DrawOptions, strategy: Strategy
+) -> None:
+    """Refuses options that the ensemble cannot answer.
+
+    Raises:
+        StateError: naming the option, and what to give instead.
+    """
+    classes = content.data.classes
+    if options.label is not None and options.label not in classes:
+        known = ", ".join(classes) or "none: the plan is unconditional"
+        raise StateError(
+            f"--class {options.label} is not in the plan", hint=f"its classes are {known}"
+        )
+    if options.label is not None and options.label not in content.held:
+        raise StateError(
+            f"--class {options.label}: no site released a count of `{options.label}` that stands "
+            "out of its noise, so no expert is known to have learnt it, and what came out would be "
+            "invented",
+            hint=f"the classes that sites have are {', '.join(content.held)}",
+        )
+    if options.guidance != 1.0 and not classes:
+        raise StateError(
+            f"--guidance {options.guidance:g} needs classes to guide to, and the plan has none",
+            hint="leave --guidance out",
+        )
+    if options.guidance != 1.0 and not content.knows_no_class:
+        raise StateError(
+            f"--guidance {options.guidance:g} starts from what experts say without a class, and "
+            "under this plan (training.label_dropout = 0) they never learnt to say anything",
+            hint="leave --guidance out; for guidance train under a plan with a label_dropout such "
+            "as 0.1",
+        )
+    if options.attribution and ensemble.sees_until <= 0:
+        raise StateError(
+            "--attribution asks the router whose an image is, and this router looks at no image",
+            hint="give --router mixture, or another that the ensemble has; the sites that were "
+            "drawn are in samples.npz anyway",
+        )
+    try:
+        ensemble.require(strategy)
+    except ValueError as error:
+        raise StateError(
+            str(error), hint="choose --strategy sticky, or --router mixture where the plan has it"
+        ) from None
+
+
+def notes_on(content: Content, options: DrawOptions, strategy: Strategy) -> list[str]:
+    """Returns what has to be known of such samples before anybody counts or compares them."""
+    notes, pixels = [], content.data.height * content.data.width
+    missing = [name for name in content.data.classes if name not in content.held]
+    if missing and options.label is None:
+        notes.append(f"no site is known to have {', '.join(missing)}: none were drawn")
+    if content.totals is not None and not content.totals.any():
+        notes.append(
+            "no released count of a class stands out of its noise: classes were drawn in equal "
+            "parts, whatever the sites have"
+        )
+    seen = content.frequencies
+    if strategy.asks_router and seen is not None and seen < pixels:
+        notes.append(
+            f"strategy {strategy} goes by a router that sees {seen} of {pixels} frequencies: what "
+            "sites differ in beyond those is mixed; --strategy sticky keeps it"
+        )
+    if options.guidance != 1.0:
+        text = f"under guidance {options.guidance:g} the shares of the sites are not exact"
+        if strategy.asks_router:
+            text += ": some may be far too large; use --strategy sticky, which draws sites by share"
+        notes.append(text)
+    return notes

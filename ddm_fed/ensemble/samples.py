@@ -1,0 +1,330 @@
+"""Draws images from a verified ensemble and writes them down with how they came about.
+
+Finished chunks lie in `.part-samples` until all are there. A killed run goes on from them when the
+same command is given again, and ends with the very files an unbroken run would have written. A
+folder belongs to one set of options and one ensemble: another is refused, never mixed in.
+"""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ddm_fed.ensemble.folder import VerifiedEnsemble
+from ddm_fed.ensemble.load import load_ensemble
+from ddm_fed.ensemble.sample_options import Content as Content
+from ddm_fed.ensemble.sample_options import DrawOptions as DrawOptions
+from ddm_fed.ensemble.sample_options import notes_on, require_fit
+from ddm_fed.ensemble.sampling import SamplingOptions, apportioned, sample_chunk
+from ddm_fed.ensemble.velocity import DEFAULT_STRATEGY, Ensemble, Strategy
+from ddm_fed.errors import StateError, names_its_path
+from ddm_fed.flows import CALLS_PER_STEP, ClassCondition
+from ddm_fed.pictures import write_grid, write_picture
+from ddm_fed.records import canonical_json, sha256_hex
+from ddm_fed.storage.files import (
+    PART_PREFIX,
+    exclusive,
+    new_file_at,
+    open_folder_at,
+    write_atomically,
+)
+from ddm_fed.storage.targets import require_ours
+
+GRID_SAMPLES = 100
+PARTS = f"{PART_PREFIX}samples"
+SUMMARY = "samples.json"
+
+
+def draw(
+    verified: VerifiedEnsemble,
+    out: Path,
+    options: DrawOptions,
+    *,
+    update: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Samples a verified ensemble, and writes what `write_samples` writes to `out`.
+
+    Raises:
+        RefusedError: a file of the ensemble is no longer what was verified.
+        StateError: options do not fit the plan or each other, or `out` holds other samples.
+    """
+    _require_ours(out)
+    ensemble = load_ensemble(
+        verified,
+        router=options.router,
+        resident=options.resident,
+        devices=options.devices,
+        offload=options.offload,
+        precision=options.precision,
+    )
+    source = {
+        "federation": verified.trust.plan.federation,
+        "ensemble_sha256": verified.sha256,
+        "plan_sha256": verified.trust.plan_sha256,
+        "members": {bundle.site: bundle.payload_sha256 for bundle in verified.bundles},
+        "router": options.router or verified.record.router,
+    }
+    content = Content.of(verified, options.router, options.strategy or DEFAULT_STRATEGY)
+    return write_samples(ensemble, content, out, options, source, update=update)
+
+
+def write_samples(
+    ensemble: Ensemble,
+    content: Content,
+    out: Path,
+    options: DrawOptions,
+    source: dict[str, Any],
+    *,
+    update: Callable[[int], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Samples an ensemble into samples.npz, grid.png, samples.json and images/ in `out`.
+
+    Args:
+        ensemble: What to sample.
+        content: What its images are.
+        out: Folder; made where it is missing.
+        options: How.
+        source: Says which ensemble it is; `members` names its sites in their order.
+        update: Told how many samples' worth of work is done.
+
+    Returns:
+        What samples.json holds: source, options, intended shares, what has to be known of them
+        (`notes`), calls of every expert, and where each sample has one site the number of samples
+        of every site.
+
+    Raises:
+        StateError: as for `draw`.
+    """
+    _require_ours(out)
+    strategy = options.strategy or DEFAULT_STRATEGY
+    require_fit(ensemble, content, options, strategy)
+    described = source | _described(ensemble, content, options, strategy)
+    digest = sha256_hex(canonical_json(json.loads(json.dumps(described), parse_float=str)))
+    out.mkdir(parents=True, exist_ok=True)
+    if (out / SUMMARY).exists():
+        finished: dict[str, Any] = json.loads((out / SUMMARY).read_bytes())
+        _require_same_digest(out, finished.get("options_sha256"), digest)
+        update(options.count)
+        return finished
+    parts = out / PARTS
+    parts.mkdir(exist_ok=True)
+    with exclusive(parts / "lock"):
+        if (parts / "options").exists():
+            _require_same_digest(out, (parts / "options").read_text(), digest)
+        write_atomically(parts / "options", digest.encode())
+        job = _Job(ensemble, content, out, options, strategy, tuple(source["members"]))
+        files = [job.part(indices, update) for indices in job.chunks]
+        summary = described | _counted(ensemble, files, tuple(source["members"]))
+        summary["options_sha256"] = digest
+        _write_archive(out / "samples.npz", files, options.count)
+        _write_first(out / "grid.png", files)
+        write_atomically(out / SUMMARY, json.dumps(summary, indent=2).encode())
+    shutil.rmtree(parts)
+    return summary
+
+
+def _require_ours(out: Path) -> None:
+    """Refuses to write samples among other things, which may be private images."""
+    hint = "give --out a new or an empty folder"
+    require_ours(out, (SUMMARY, PARTS), hint=hint)
+
+
+class _Job:
+    """One set of samples being drawn, chunk by chunk."""
+
+    def __init__(
+        self,
+        ensemble: Ensemble,
+        content: Content,
+        out: Path,
+        options: DrawOptions,
+        strategy: Strategy,
+        sites: Sequence[str],
+    ) -> None:
+        self._ensemble, self._data, self._out, self._sites = ensemble, content.data, out, sites
+        weights = content.weights(options.label)
+        self._labels = None if weights is None else apportioned(weights, options.count)
+        self._options = options
+        self._sampling = SamplingOptions(
+            strategy=strategy,
+            steps=options.steps,
+            solver=options.solver,
+            seed=options.seed,
+            guidance=options.guidance,
+            batch_size=options.batch_size,
+            in_flight=options.in_flight,
+            attribution=options.attribution,
+        )
+        self.chunks = self._sampling.chunks(options.count)
+
+    def part(self, indices: range, update: Callable[[int], None]) -> Path:
+        """Returns the file of a finished chunk, which is drawn where it is missing."""
+        file = self._out / PARTS / f"{indices.start:09d}.npz"
+        if file.exists():
+            update(indices.stop)
+            return file
+        labels = None
+        if self._labels is not None:
+            labels = self._labels[indices.start : indices.stop]
+        done, calls = 0, list(self._ensemble.experts.calls)
+
+        def advanced(count: int) -> None:
+            nonlocal done
+            done += count
+            update(indices.start + done // self._options.steps)
+
+        drawn = sample_chunk(
+            self._ensemble,
+            self._data.shape,
+            indices,
+            self._sampling,
+            condition=None if labels is None else ClassCondition(labels),
+            advanced=advanced,
+        )
+        images = ((drawn.images + 1) * 127.5).round().byte().numpy()
+        arrays: dict[str, Any] = {"images": images}
+        if drawn.sites is not None:
+            arrays["sites"] = drawn.sites.numpy()
+        if drawn.attribution is not None:
+            arrays["attribution"] = drawn.attribution.numpy()
+        if labels is not None:
+            arrays["labels"] = labels.numpy()
+        if self._options.png:
+            self._write_pictures(indices, arrays)
+        after = self._ensemble.experts.calls
+        arrays["calls"] = np.array([a - b for a, b in zip(after, calls, strict=True)])
+        content = BytesIO()
+        np.savez(content, **arrays)
+        write_atomically(file, content.getvalue())
+        return file
+
+    def _write_pictures(self, indices: range, arrays: dict[str, Any]) -> None:
+        folder = self._out / "images"
+        folder.mkdir(exist_ok=True)
+        for row, index in enumerate(indices):
+            notes = {"seed": str(self._options.seed), "index": str(index)}
+            if "labels" in arrays:
+                notes["class"] = self._data.classes[arrays["labels"][row]]
+            if "sites" in arrays:
+                notes["site"] = self._sites[arrays["sites"][row]]
+            write_picture(folder / f"{index:06d}.png", arrays["images"][row], notes)
+
+
+def _described(
+    ensemble: Ensemble, content: Content, options: DrawOptions, strategy: Strategy
+) -> dict[str, Any]:
+    """Returns all that decides about the images, to the last bit, and what to know of them."""
+    weights = content.weights(options.label)
+    shares = [] if weights is None else (weights / weights.sum()).tolist()
+    return {
+        "strategy": str(strategy),
+        "solver": options.solver,
+        "steps": options.steps,
+        "calls_per_step": CALLS_PER_STEP[options.solver],
+        "guidance": options.guidance,
+        "seed": options.seed,
+        "count": options.count,
+        "class": options.label,
+        "class_shares": dict(zip(content.data.classes, shares, strict=True)) or None,
+        "notes": notes_on(content, options, strategy),
+        "precision": options.precision,
+        "devices": [str(device) for device in ensemble.experts.devices],
+        "batch_size": options.batch_size,
+        "in_flight": options.in_flight,
+        "attribution": options.attribution,
+        "png": options.png,
+    }
+
+
+def _require_same_digest(out: Path, found: str | None, expected: str) -> None:
+    if found != expected:
+        raise StateError(
+            f"{out} holds samples of other options or of another ensemble: digest "
+            f"{(found or 'unknown')[:16]}…, asked for {expected[:16]}…",
+            hint="give another --out, or delete that folder; samples are never mixed",
+        )
+
+
+def _counted(ensemble: Ensemble, files: Sequence[Path], sites: Sequence[str]) -> dict[str, Any]:
+    shares = ensemble.router.log_prior(None).exp().tolist()
+    calls, counts = np.zeros(len(sites), int), np.zeros(len(sites), int)
+    drawn, mean, most, count = False, np.zeros(len(sites)), np.zeros(len(sites), int), 0
+    of_labels = np.zeros(len(sites))
+    for part in _read(files):
+        calls += part["calls"]
+        if "labels" in part:
+            condition = ClassCondition(torch.from_numpy(part["labels"]))
+            log_prior = ensemble.log_prior(len(part["labels"]), condition)
+            of_labels += log_prior.exp().sum(0).numpy()
+        if "attribution" in part:
+            count += len(part["attribution"])
+            mean += part["attribution"].sum(0, dtype=np.float64)
+            most += np.bincount(part["attribution"].argmax(1), minlength=len(sites))
+        if "sites" in part:
+            drawn = True
+            counts += np.bincount(part["sites"], minlength=len(sites))
+    return {
+        "intended_shares": dict(zip(sites, shares, strict=True)),
+        "intended_shares_of_labels": (
+            dict(zip(sites, (of_labels / of_labels.sum()).tolist(), strict=True))
+            if of_labels.any()
+            else None
+        ),
+        "site_counts": dict(zip(sites, counts.tolist(), strict=True)) if drawn else None,
+        "expert_calls": dict(zip(sites, calls.tolist(), strict=True)),
+        "attribution": _attribution(sites, mean / max(1, count), most) if count else None,
+    }
+
+
+def _attribution(
+    sites: Sequence[str], mean: NDArray[np.float64], most: NDArray[np.int64]
+) -> dict[str, dict[str, float]]:
+    """Returns each site's mean part in a sample, and in how many its part is the largest."""
+    rows = zip(sites, mean.tolist(), most.tolist(), strict=True)
+    return {site: {"mean_part": part, "largest_in": number} for site, part, number in rows}
+
+
+def _read(files: Sequence[Path]) -> Iterator[dict[str, NDArray[Any]]]:
+    for file in files:
+        with np.load(file) as archive:
+            yield dict(archive)
+
+
+@names_its_path
+def _write_archive(path: Path, files: Sequence[Path], count: int) -> None:
+    """Writes what `np.savez_compressed` would, one chunk in memory at a time."""
+    first = next(_read(files))
+    with (
+        open_folder_at(path.parent) as folder,
+        new_file_at(folder, path.name) as part,
+        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name in ("images", "sites", "labels", "attribution"):
+            if name not in first:
+                continue
+            # an entry of no date: the same samples are the same bytes
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            header = np.lib.format.header_data_from_array_1_0(first[name])
+            header["shape"] = (count, *first[name].shape[1:])
+            with archive.open(entry, "w", force_zip64=True) as target:
+                np.lib.format.write_array_header_1_0(target, header)
+                for chunk in _read(files):
+                    target.write(np.ascontiguousarray(chunk[name]).tobytes())
+
+
+def _write_first(path: Path, files: Sequence[Path]) -> None:
+    """Writes the first samples as one picture."""
+    found: list[NDArray[np.uint8]] = []
+    for chunk in _read(files):
+        found.append(chunk["images"][: GRID_SAMPLES - sum(map(len, found))])
+        if sum(map(len, found)) >= GRID_SAMPLES:
+            break
+    write_grid(path, torch.from_numpy(np.concatenate(found)).float() / 127.5 - 1)

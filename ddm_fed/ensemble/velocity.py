@@ -1,0 +1,326 @@
+"""Experts and router as one velocity: u(x_t, t, c) = sum_k p(k | x_t, t, c) v_k(x_t, t, c).
+
+The identity holds for any sites, overlapping or not. A strategy decides which experts are asked:
+
+| strategy             | asked per sample and call                          | shares of the sites  |
+| -------------------- | -------------------------------------------------- | -------------------- |
+| sticky, the default  | 1, drawn once from pi(c)                           | exact, by the draw   |
+| full                 | all, weighted by the posterior                     | exact if P x_t tells |
+| per-step             | 1, drawn anew from the posterior in every step     | exact if P x_t tells |
+| sticky-then-routed-T | 1, as sticky above time T and as per-step below it | exact if P x_t tells |
+| threshold-W          | those of at least weight W, renormalised           | small sites may fade |
+| top-K                | K, renormalised                                    | biased, K = 1 worst  |
+
+Why drawing is exact: let (x_t, k) be a joint draw, x_t of the noised images of the pool and k of
+their sites. Given k, x_t is a noised image of site k, and the ODE (or SDE) of expert k keeps it
+one, so (x_s, k) is a joint draw at the next time s. Drawing k anew from p(k | x_s, s, c) leaves
+the joint law as it is. Top-1 replaces the draw by its most probable value, and no such argument
+holds.
+
+But routers know p(k | P x_t, t, c): they look at some low frequencies P x_t. A redraw from that
+keeps the law of (P x_t, k) and forgets what the rest of x_t says of k, and `full` weights experts
+that the rest would rule out. Both are exact only where P x_t suffices: where, given it, the rest of
+x_t says nothing more of the site. What sites differ in beyond it is mixed, more in every step: with
+exact experts of two sites whose images differ in one coefficient outside P alone, its deviation
+was .401 under sticky, .168 under sticky-then-routed, .043 under full, and .403 in truth. Sticky
+asks no router, so it is the default (docs/adr/0024). The prior router sees nothing of x_t: the
+strategies that redraw refuse it.
+
+"Exact" is up to the errors of experts, router and solver, and without guidance.
+
+Classifier-free guidance: u = u_null + w (u_cond - u_null). Weighted strategies use the posterior
+of each branch; where a site was drawn, by the conditional posterior, it answers both branches.
+Guided states are no noised images of any site, so that the argument above does not hold: redraws
+and weights then favour some sites. Sticky's draw of the site is untouched.
+
+Source: McAllister et al. 2025, arXiv:2501.05450, eq. 4 to 7; Ho and Salimans 2022,
+arXiv:2207.12598, eq. 6 (guidance); the bias of top-k: docs/adr/0005.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import torch
+from torch import Tensor
+
+from ddm_fed.ensemble.pool import ExpertPool
+from ddm_fed.flows import Condition, VelocityModel, rows_of
+from ddm_fed.router import Router, log_posterior_of, reads_estimate, sees_until
+
+STICKY_UNTIL = 0.5
+"""Default time below which `sticky-then-routed` redraws.
+
+Above it x_t is mostly noise, the posterior is close to the prior, and a redraw buys no information
+for the loading of many experts.
+"""
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """Which experts answer.
+
+    Attributes:
+        kind: See the table above.
+        k: How many, for `top-k`.
+        level: The least weight for `threshold`; for `sticky-then-routed` the time T.
+    """
+
+    kind: Literal["full", "top-k", "threshold", "sticky", "per-step", "sticky-then-routed"]
+    k: int = 0
+    level: float = 0.0
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Returns the strategy of a name such as `full`, `top-2` or `threshold-0.05`.
+
+        Raises:
+            ValueError: naming what is allowed.
+        """
+        match text.rpartition("-"):
+            case ("", "", "full" | "sticky" as kind):
+                return cls(kind)
+            case ("per", "-", "step"):
+                return cls("per-step")
+            case ("sticky-then", "-", "routed"):
+                return cls("sticky-then-routed", level=STICKY_UNTIL)
+            case ("top", "-", k) if k.isdecimal() and int(k) >= 1:
+                return cls("top-k", k=int(k))
+            case ("threshold" | "sticky-then-routed" as kind, "-", level) if _is_fraction(level):
+                return cls(kind, level=float(level))
+        raise ValueError(
+            f"unknown strategy `{text}`; use sticky, sticky-then-routed, per-step, full, top-K "
+            "such as top-2, threshold-W such as threshold-0.05, or sticky-then-routed-T such as "
+            "sticky-then-routed-0.5"
+        )
+
+    def __str__(self) -> str:
+        match self.kind:
+            case "top-k":
+                return f"top-{self.k}"
+            case "threshold" | "sticky-then-routed":
+                return f"{self.kind}-{self.level:g}"
+        return self.kind
+
+    @property
+    def draws_sites(self) -> bool:
+        """Whether one site is drawn for each sample, rather than several weighted."""
+        return self.kind in ("sticky", "per-step", "sticky-then-routed")
+
+    @property
+    def sticky_until(self) -> float:
+        """The time above which a drawn site stays; 1 or more redraws in every step."""
+        return {"sticky": -1.0, "per-step": 1.0}.get(self.kind, self.level)
+
+    @property
+    def redraws_until(self) -> float:
+        """The largest time at which the router's view of the image decides who answers."""
+        return self.sticky_until if self.draws_sites else 1.0
+
+    @property
+    def asks_router(self) -> bool:
+        """Whether the router's view of the image decides who answers."""
+        return self.kind != "sticky"
+
+
+DEFAULT_STRATEGY = Strategy("sticky")
+"""Exact whatever the router sees, and one expert a call; see docs/adr/0024."""
+
+
+class Ensemble:
+    """The experts of K sites under one router.
+
+    Args:
+        experts: One velocity network per site, or a pool of them.
+        router: Scores the same sites in the same order. It runs on the processor.
+    """
+
+    def __init__(self, experts: Sequence[VelocityModel] | ExpertPool, router: Router) -> None:
+        self.experts = experts if isinstance(experts, ExpertPool) else ExpertPool.of(experts)
+        self.router = router
+
+    @property
+    def sees_until(self) -> float:
+        """The time up to which the router sees the image, so that sites may be redrawn; or 0."""
+        return sees_until(self.router)
+
+    @property
+    def reads_estimate(self) -> bool:
+        """Whether the router answers otherwise if it is given an image estimate."""
+        return reads_estimate(self.router)
+
+    def require(self, strategy: Strategy) -> None:
+        """Refuses a strategy that would switch sites blindly.
+
+        Raises:
+            ValueError: it redraws sites at times at which the router does not look at the image.
+        """
+        seen = self.sees_until
+        if not strategy.draws_sites or strategy.sticky_until <= seen:
+            return
+        if seen <= 0:
+            raise ValueError(
+                f"strategy {strategy} draws sites by what x_t looks like, and this router does not "
+                "look at it; use sticky, or another router"
+            )
+        routed = Strategy("sticky-then-routed", level=min(STICKY_UNTIL, seen))
+        raise ValueError(
+            f"strategy {strategy} draws sites by what x_t looks like up to t = "
+            f"{strategy.sticky_until:g}, and this router looks at it up to {seen:g} only; use "
+            f"sticky, {routed}, or another router"
+        )
+
+    def log_prior(self, count: int, condition: Condition | None) -> Tensor:
+        """Returns log pi_k(c) of `count` samples, `(count, K)` float64, on the processor."""
+        if condition is None:
+            return self.router.log_prior(None).expand(count, -1)
+        return self.router.log_prior(condition.to(torch.device("cpu")))
+
+    def log_posterior(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition | None,
+        estimate: Tensor | None = None,
+    ) -> Tensor:
+        """Returns log p(k | x_t, t, c), `(B, K)` float64, on the processor.
+
+        Args:
+            x_t: States, `(B, C, H, W)`.
+            t: Times, `(B,)`.
+            condition: What the images are asked to be, or None.
+            estimate: x̂_0 of the step before, `(B, C, H, W)`, for a router that reads it; or None.
+        """
+        here = torch.device("cpu")
+        asked = None if condition is None else condition.to(here)
+        seen = None if estimate is None else estimate.to(here)
+        return log_posterior_of(self.router, x_t.to(here), t.to(here), asked, seen)
+
+    def weights(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition | None,
+        strategy: Strategy,
+        sites: Tensor | None = None,
+        estimate: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the weight of every expert for every sample, `(B, K)` float64; rows sum to 1.
+
+        Args:
+            x_t: States, `(B, C, H, W)`.
+            t: Times, `(B,)`.
+            condition: What the images are asked to be, or None.
+            strategy: Which experts are asked.
+            sites: The drawn site of every sample `(B,)`, for strategies that draw.
+            estimate: As for `log_posterior`.
+        """
+        if strategy.draws_sites:
+            if sites is None:
+                raise ValueError(f"strategy {strategy} needs the drawn sites")
+            return torch.nn.functional.one_hot(sites, len(self.experts)).double()
+        log_posterior = self.log_posterior(x_t, t, condition, estimate)
+        if strategy.kind == "top-k":
+            kept = log_posterior.topk(min(strategy.k, len(self.experts)), dim=1).indices
+            log_posterior = _only(log_posterior, kept)
+        elif strategy.kind == "threshold":
+            kept = log_posterior.argmax(1, keepdim=True)
+            heavy = log_posterior.exp() >= strategy.level
+            log_posterior = torch.where(heavy, log_posterior, _only(log_posterior, kept))
+        return log_posterior.softmax(1)
+
+    def site_velocity(
+        self,
+        site: int,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition | None,
+        *,
+        guidance: float = 1.0,
+    ) -> Tensor:
+        """Returns what one expert says of every row, `(B, C, H, W)`; guided by itself."""
+        v = self.experts.ask(site, x_t, t, condition)
+        if guidance == 1.0:
+            return v
+        v_null = self.experts.ask(site, x_t, t, None)
+        return v_null + guidance * (v - v_null)
+
+    def velocity(
+        self,
+        x_t: Tensor,
+        t: Tensor,
+        condition: Condition | None = None,
+        *,
+        strategy: Strategy,
+        sites: Tensor | None = None,
+        estimate: Tensor | None = None,
+        guidance: float = 1.0,
+        batch_size: int | None = None,
+        descending: bool = False,
+    ) -> Tensor:
+        """Returns u(x_t, t, c), `(B, C, H, W)`.
+
+        Every expert runs once, on the rows of the batch that give it weight.
+
+        Args:
+            x_t: As for `weights`, and so are the next three.
+            t: Times.
+            condition: What the images are asked to be, or None.
+            strategy: Which experts are asked.
+            sites: The drawn sites.
+            estimate: As for `log_posterior`.
+            guidance: The factor w; 1 leaves the condition as strong as it was trained.
+            batch_size: The most rows an expert is given at once.
+            descending: Ask the experts in this order, to begin with the one asked last.
+
+        Raises:
+            ValueError: guidance without a condition.
+        """
+        require_condition(guidance, condition)
+        branches = [(condition, guidance)]
+        if guidance != 1.0:
+            branches.append((None, 1 - guidance))
+        weights = [self.weights(x_t, t, asked, strategy, sites, estimate) for asked, _ in branches]
+        total = torch.zeros_like(x_t)
+        for k in sorted(range(len(self.experts)), reverse=descending):
+            for (asked, factor), weight in zip(branches, weights, strict=True):
+                for rows in torch.split(weight[:, k].nonzero()[:, 0], batch_size or len(x_t)):
+                    if len(rows) == 0:
+                        continue
+                    here = rows.to(x_t.device)
+                    v = self.experts.ask(k, x_t[here], t[here], rows_of(asked, here))
+                    scale = (factor * weight[rows, k]).to(x_t)
+                    total[here] += scale.reshape(-1, *(1,) * (x_t.ndim - 1)) * v
+        return total
+
+
+def draw_sites(log_probability: Tensor, uniform: Tensor) -> Tensor:
+    """Returns a site for each row, `(B,)` int64, by inverting the distribution function.
+
+    Args:
+        log_probability: `(B, K)` float64; a site of probability 0 is never drawn.
+        uniform: Even draws from [0, 1), `(B,)` float64.
+    """
+    reached = log_probability.softmax(1).cumsum(1)
+    return (reached <= uniform[:, None] * reached[:, -1:]).sum(1)
+
+
+def require_condition(guidance: float, condition: Condition | None) -> None:
+    """Refuses guidance without a condition: it has nowhere to lead.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if guidance != 1.0 and condition is None:
+        raise ValueError(f"guidance {guidance:g} needs a condition; without one it has to be 1")
+
+
+def _only(log_posterior: Tensor, kept: Tensor) -> Tensor:
+    """Returns `log_posterior (B, K)` with every site but `kept (B, k)` impossible."""
+    return log_posterior + torch.full_like(log_posterior, -torch.inf).scatter(1, kept, 0.0)
+
+
+def _is_fraction(text: str) -> bool:
+    """Returns whether `text` is a decimal strictly between 0 and 1, such as 0.05."""
+    whole, point, digits = text.partition(".")
+    return whole == "0" and point == "." and digits.isdecimal() and float(text) > 0

@@ -1,0 +1,164 @@
+"""`train_private_expert`: DP-SGD from the first ledger entry to the last step.
+
+The order is the guarantee: the very step that will train is tried on made-up units, the ledger
+entry is on disk, the secret of the noise is in the checkpoint, and only then an image is looked at.
+Inclusion, noise and all that is drawn follow from that secret, so a run that was killed goes on
+with the very steps it would have taken, and nothing is spent twice. Some steps are computed again
+by another way; see `ddm_fed.privacy.proof`. The last checkpoint no longer holds the secret.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from ddm_fed.errors import CheckpointError, MechanismError, StateError
+from ddm_fed.privacy import (
+    ImageSet,
+    Private,
+    Randomness,
+    fresh_secret,
+    keep_freed_memory,
+)
+from ddm_fed.records import ExpertDesign, Plan
+from ddm_fed.training.loop import require_possible
+from ddm_fed.training.options import RunOptions, StepReport, TrainedExpert
+from ddm_fed.training.parallel import join_team
+from ddm_fed.training.private_options import Payment, PrivateTraining
+from ddm_fed.training.private_run import PrivateRun
+from ddm_fed.training.state import (
+    RunIdentity,
+    new_identity,
+    read_identity,
+    read_trained,
+    require_same_run,
+    steps_done,
+)
+
+
+def train_private_expert(
+    data: Private[ImageSet],
+    plan: Plan,
+    plan_sha256: str,
+    checkpoint: Path,
+    noise: PrivateTraining,
+    payment: Payment,
+    *,
+    design: ExpertDesign | None = None,
+    options: RunOptions | None = None,
+    randomness: Randomness | None = None,
+    on_step: Callable[[StepReport], None] = lambda _: None,
+    on_sample: Callable[[int, Tensor], None] = lambda *_: None,
+    say: Callable[[str], None] = lambda _: None,
+) -> TrainedExpert:
+    """Returns the expert of `plan` for `data`, trained with noise; continues from `checkpoint`.
+
+    Args:
+        data: The site's images.
+        plan: What to train.
+        plan_sha256: The plan's signed identity.
+        checkpoint: Where the state is kept. It is private, the secret of the noise above all.
+        noise: How it is made private.
+        payment: The ledger. It is asked once for a run, before its first step.
+        design: Network, path and prediction; None is the plan's first.
+        options: The site's own choices.
+        randomness: For tests only; what was made with another's secret may not leave.
+        on_step: Called after every step. The loss it is told is private.
+        on_sample: Called with the number of steps done and images `(N, C, H, W)` in [-1, 1].
+        say: Called with notices for people.
+
+    Raises:
+        BudgetError: from `payment`; nothing was looked at then.
+        MechanismError: the mechanism does not keep its promise on this network, and nothing was
+            spent; or a step was not what its ledger entry says, and nothing may leave.
+        CheckpointError: the checkpoint is damaged or of another run, or training was interrupted.
+        DataError, StateError: as `train_expert`.
+
+    Guarantees:
+        The weights of all steps are (epsilon, delta)-DP as the event of `noise` is priced, up to
+        floating point; tests compare the sums with a loop over units, on neighbouring data sets.
+    """
+    design, options = design or plan.expert.default, options or RunOptions()
+    images = data.reveal()
+    require_possible(images, plan, design, options)
+    _require_simple(options)
+    keep_freed_memory()
+    with join_team(shard=False) as team:
+        if team.size > 1:
+            raise StateError(
+                "training with noise runs in one process", hint="start it without torchrun"
+            )
+        data_sha256, begun = images.digest(), checkpoint.exists()
+        if begun:
+            finished = steps_done(checkpoint) >= plan.training.steps
+            run = require_same_run(
+                checkpoint, plan_sha256, data_sha256, design, options, team, finished=finished
+            )
+            _require_same_noise(run, noise, options, checkpoint)
+        else:
+            finished, secret = False, randomness or fresh_secret()
+            own = replace(options, seed=secret.seed("weights"))
+            run = replace(
+                new_identity(plan, plan_sha256, data_sha256, design, own, team, "float32"),
+                noise=noise.to_json(),
+                secret=secret.hex,
+                origin=secret.origin,
+            )
+        if finished:
+            payment.require_paid(run.paid_sha256)
+        else:
+            training = PrivateRun(images, plan, design, options, run, team, checkpoint)
+            passed = training.examine()
+            if not begun:
+                say(passed)
+                training.start(payment.pay())
+            training.run_steps(payment.require_paid(training.run.paid_sha256), on_step, on_sample)
+    if read_identity(checkpoint).secret:
+        raise MechanismError(
+            f"{checkpoint} still holds the secret of the noise",
+            hint="nothing of this training may leave: who reads the secret can subtract the noise",
+        )
+    return read_trained(checkpoint, plan, ema_half_life=options.ema_half_life)
+
+
+def _require_simple(options: RunOptions) -> None:
+    """Refuses what training with noise cannot do, instead of leaving it out silently."""
+    for name, asked in (
+        ("--compile", options.compile),
+        ("--shard", options.shard),
+        ("--precision bfloat16", options.precision == "bfloat16"),
+    ):
+        if asked:
+            raise StateError(
+                f"training with noise does not support {name}",
+                hint="leave it out: sums are computed in float32, in one process",
+            )
+    if options.seed is not None:
+        raise StateError(
+            "--seed does not go with training with noise",
+            hint="leave it out: all that is drawn follows from a secret, and who knew a seed of it "
+            "could subtract the noise",
+        )
+
+
+def _require_same_noise(
+    run: RunIdentity, noise: PrivateTraining, options: RunOptions, checkpoint: Path
+) -> None:
+    if not run.noise:
+        raise CheckpointError(
+            f"{checkpoint} is of a run without noise",
+            hint="start again with --restart",
+        )
+    found = PrivateTraining.from_json(run.noise)
+    if replace(found, gradients="") != replace(noise, gradients=""):
+        raise CheckpointError(
+            f"{checkpoint} was made with other noise than the plan and the release ask for",
+            hint="restore the site's folder as it was, or start again with --restart, which "
+            "spends the budget again",
+        )
+    if options.gradients not in ("auto", found.gradients):
+        raise CheckpointError(
+            f"{checkpoint} was made with {found.gradients} gradients",
+            hint="leave --gradients out, or start again with --restart",
+        )

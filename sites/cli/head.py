@@ -1,0 +1,77 @@
+"""`ddm-site head`: the site's part of a router that sites learn apart."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ddm_fed import console
+from sites.cli.options import (
+    DataOption,
+    MaxBadOption,
+    PlanOption,
+    SiteOption,
+    ValueRangeOption,
+    YesOption,
+    open_published,
+    settle_doubts,
+    show_data,
+)
+
+
+def head(
+    plan: PlanOption,
+    data: DataOption,
+    site: SiteOption = Path(),
+    value_range: ValueRangeOption = None,
+    max_bad_fraction: MaxBadOption = 0.05,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="For reproducible experiments without noise; random and secret otherwise."
+        ),
+    ] = None,
+    yes: YesOption = False,
+) -> None:
+    """Train the site's head of the router against the published reference, and sign it.
+
+    For plans with router.kind = "heads", after `train` and the coordinator's `reference`. The new
+    bundle holds the expert and the release again; it takes the first one's place.
+
+    Example: ddm-site head --plan published --data digits
+    """
+    from ddm_fed.bundle.reference import read_reference
+    from ddm_fed.trust.published import published_folder
+    from sites.data import load_images
+    from sites.outbox.stages import find_bundles
+    from sites.train.head import HeadScreen, run_head
+
+    home, published = open_published(site, plan)
+    trust, name = published.trust, home.settings.name
+    reference = read_reference(published_folder(plan), trust)
+    with home.changing():
+        with console.waiting(f"{name}: reading the images"):
+            images, report = load_images(
+                data,
+                trust.plan.data,
+                unit=trust.plan.privacy.unit,
+                value_range=value_range,
+                max_bad_fraction=max_bad_fraction,
+            )
+        show_data(name, report)
+        settle_doubts(report, yes=yes)
+        steps = trust.plan.router.head.steps if trust.plan.router.kind == "heads" else 0
+        with console.counting(f"training the head of {name}", steps, "steps") as update:
+            bundle = run_head(
+                home,
+                trust,
+                published.log,
+                reference,
+                images,
+                seed=seed,
+                screen=HeadScreen(lambda step, loss: update(step, f"loss {loss:.4f}"), console.say),
+            )
+        drafts = find_bundles(home.drafts)
+    console.say(f"{name}: signed bundle {bundle}")
+    step = ("review",) if bundle in drafts else ("submit", "--to", "INBOX")
+    console.next_step(console.typed("ddm-site", *step, "--site", site, "--plan", plan))

@@ -1,0 +1,200 @@
+"""Keys of a site and of its data-protection officer: made, approved with, replaced."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed import console
+from ddm_fed.errors import StateError
+from sites.cli.options import JsonOption, PlanOption, SiteOption, open_published
+
+if TYPE_CHECKING:
+    from ddm_fed.records import EgressRecord, PrivacyStatement
+    from ddm_fed.signing import SigningKey
+
+
+def keygen(
+    file: Annotated[Path, typer.Argument(help="Key file to make, for example dpo.pem.")],
+) -> None:
+    """Make a key of your own, for example as data-protection officer. Encrypt it: see the hint.
+
+    Example: ddm-site keygen dpo.pem
+    """
+    from ddm_fed.signing import PASSPHRASE_VARIABLE, is_encrypted, write_key
+
+    key = write_key(file)
+    typer.echo(key.public.keyid)
+    console.say(f"{file} is your key, and stays with you; {file.with_suffix('.pub')} is public")
+    if not is_encrypted(file):
+        console.say(f"it is not encrypted: set {PASSPHRASE_VARIABLE} before you make a key")
+
+
+def approve(
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="The folder of a review (outbox/reviews/DIGEST), or a request to be enrolled.",
+            exists=True,
+        ),
+    ],
+    key: Annotated[Path, typer.Option(help="Your key, a .pem file.", dir_okay=False)],
+    yes: Annotated[
+        bool,
+        typer.Option(
+            "--yes", help="Agree without being asked, where there is no terminal to ask at."
+        ),
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a site wants to send, or its request to be enrolled; ask; countersign it.
+
+    Works on any machine. What is signed stays as it is; only your signature is added, and only
+    with a key that the site names as its officer's. Example: ddm-site approve outbox/reviews/3f2a…
+    --key dpo.pem
+    """
+    from ddm_fed.signing import SigningKey
+
+    signing = SigningKey.read(key)
+    if target.is_dir():
+        _approve_review(target, signing, yes=yes, as_json=as_json)
+    else:
+        _approve_request(target, signing, yes=yes, as_json=as_json)
+
+
+def _approve_review(folder: Path, key: "SigningKey", *, yes: bool, as_json: bool) -> None:
+    from ddm_fed.privacy import describe_privacy
+    from sites.outbox.review import approve_review, open_for_approval
+    from sites.outbox.review_page import PAGE_FILE
+
+    found = open_for_approval(folder, key.public)
+    if not as_json:
+        show_review(found.egress, found.privacy)
+    if not found.page_is_ours:
+        console.say(
+            f"WARNING: {PAGE_FILE} in {folder} is not what this version writes for this manifest. "
+            "Believe what is shown here, and ask the site which version wrote the page."
+        )
+    _require_agreement(f"May this leave `{found.egress.site}`?", yes=yes)
+    approve_review(folder, key, found.egress)
+    if as_json:
+        told = {"privacy": describe_privacy(found.privacy), "approved_with": key.public.keyid}
+        console.show_json(found.egress.model_dump(mode="json") | told)
+        return
+    console.say(f"approved with {key.public.keyid}; bring {folder} back to the site")
+    console.next_step("ddm-site release --site SITE --plan PUBLISHED")
+
+
+def _approve_request(file: Path, key: "SigningKey", *, yes: bool, as_json: bool) -> None:
+    from ddm_fed.signing import VerifyKey
+    from sites.outbox.review import approve_request, open_request
+
+    request = open_request(file, key.public)
+    if not as_json:
+        console.show_table(
+            f"`{request.site}` asks to be enrolled in the federation {request.root}",
+            ["key of", "key"],
+            [[item.role, VerifyKey.from_hex(item.public_key).keyid] for item in request.keys],
+        )
+        console.say(
+            f"from then on its submissions need the signatures of {' and '.join(request.require)}"
+        )
+        for replaced in request.replaces:
+            console.say(f"it retires the key {VerifyKey.from_hex(replaced).keyid}")
+    _require_agreement(f"Sign the request of `{request.site}`?", yes=yes)
+    approve_request(file, key, request)
+    if as_json:
+        console.show_json(request.model_dump(mode="json"))
+        return
+    console.say(
+        f"signed the request of `{request.site}`, whose submissions need "
+        f"{' and '.join(request.require)}; send it to the coordinator"
+    )
+
+
+def _require_agreement(question: str, *, yes: bool) -> None:
+    """Asks a person.
+
+    Raises:
+        StateError: nobody can be asked, or the answer is no.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise StateError(
+            "nothing was signed: there is no terminal here to ask at",
+            hint="read what is shown above; to agree to it, run the same command with --yes",
+        )
+    if not typer.confirm(question, err=True):
+        raise StateError(
+            "nothing was signed: the answer was no",
+            hint="tell the site what must not leave; it can train or release something else",
+        )
+
+
+def show_review(egress: "EgressRecord", privacy: "PrivacyStatement") -> None:
+    """Prints what would leave, what it costs and what no epsilon covers: for review and approve."""
+    from ddm_fed.privacy import describe_privacy
+    from sites.outbox.review_page import LEDGER_COLUMNS, ledger_rows
+
+    console.show_table(
+        f"Would leave {egress.site} (submission {egress.submission_sha256[:16]}…)",
+        ["file", "bytes", "SHA-256"],
+        [[file.name, f"{file.size_bytes:,}", file.sha256[:16] + "…"] for file in egress.files],
+    )
+    console.say(
+        f"all that was ever released with noise: epsilon {egress.releases_epsilon} at delta "
+        f"{egress.delta}, {egress.ledger_entries} ledger entries; needs the signatures of "
+        f"{' and '.join(egress.require)}"
+    )
+    for line in describe_privacy(privacy):
+        console.say(f"- {line}")
+    console.show_table(
+        f"Ledger of {egress.site}: what carries noise adds up to epsilon "
+        f"{egress.releases_epsilon} at delta {egress.delta}",
+        LEDGER_COLUMNS,
+        ledger_rows(privacy),
+    )
+
+
+def rotate(
+    plan: PlanOption,
+    site: SiteOption = Path(),
+    dpo: Annotated[
+        Path | None,
+        typer.Option(help="Public key file of a new data-protection officer.", dir_okay=False),
+    ] = None,
+    lost: Annotated[
+        bool, typer.Option("--lost", help="The present key is lost: do not sign with it.")
+    ] = False,
+    certificate: Annotated[
+        bool,
+        typer.Option(
+            "--certificate", help="Only a new certificate to connect with; the keys stay."
+        ),
+    ] = False,
+) -> None:
+    """Make a new key or certificate, or name a new officer, and write the request for it.
+
+    Examples: ddm-site rotate --site hospital-a --plan published · ddm-site rotate --certificate
+    --site hospital-a --plan published
+    """
+    from ddm_fed.signing import read_public
+    from sites import enrolment
+
+    if certificate and (lost or dpo is not None):
+        raise typer.BadParameter("--certificate changes no key: give neither --lost nor --dpo")
+    home, published = open_published(site, plan)
+    with home.changing():
+        if certificate:
+            file = enrolment.add_certificate(home, published.trust)
+        elif dpo is None:
+            file = enrolment.replace_site_key(home, published.trust, lost=lost)
+        else:
+            file = enrolment.replace_officer(home, published.trust, read_public(dpo))
+    console.say(f"wrote {file}")
+    if dpo is not None:
+        console.say("the new officer signs it with `ddm-site approve` first")
+    words = ("ddm-coord", "roster", "rotate", file.name, *(("--lost",) if lost else ()))
+    console.next_step(f"the coordinator runs {console.typed(*words)}")

@@ -1,0 +1,116 @@
+"""Options that several commands of `ddm-site` share, and the way they open a site."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed import console
+
+if TYPE_CHECKING:
+    from sites.data import DataReport
+    from sites.published import Published
+    from sites.workspace import SiteFolder
+
+SiteOption = Annotated[
+    Path, typer.Option("--site", help="The site's folder.", envvar="DDM_SITE", file_okay=False)
+]
+PlanOption = Annotated[
+    Path, typer.Option("--plan", help="The coordinator's published folder, or the plan in it.")
+]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="`digits` (or digits:0-4), an .npz with images and labels, an .npy that is mapped "
+        "into memory, or a folder of images.",
+    ),
+]
+ValueRangeOption = Annotated[
+    tuple[float, float] | None,
+    typer.Option(
+        "--value-range", help="Values that mean black and white, if the dtype does not say."
+    ),
+]
+MaxBadOption = Annotated[
+    float,
+    typer.Option(
+        "--max-bad-fraction",
+        help="Most unreadable files in a folder, as a fraction.",
+        min=0,
+        max=1,
+    ),
+]
+YesOption = Annotated[
+    bool,
+    typer.Option(
+        "--yes", help="Go on although something about the data looks like a mistake; asks nothing."
+    ),
+]
+PatienceOption = Annotated[
+    float,
+    typer.Option(
+        "--patience", help="Seconds without any progress after which a network is given up.", min=1
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+
+
+def open_published(site: Path, plan: Path) -> "tuple[SiteFolder, Published]":
+    """Returns the site and what the published folder establishes, which it remembers."""
+    from ddm_fed.trust.published import published_folder
+    from sites import published as seen
+    from sites.workspace import SiteFolder
+
+    home = SiteFolder.open(site)
+    with home.changing():
+        published = seen.look(home, published_folder(plan))
+    for digest in seen.entries_not_ours(home, published.log):
+        console.say(
+            f"WARNING: the log has the submission {digest[:16]}… in this site's name, which is not "
+            "in its outbox. If nobody here released it, its key is stolen: have it revoked."
+        )
+    return home, published
+
+
+def show_data(name: str, report: "DataReport") -> None:
+    """Says what was found in the site's data, what was changed, and what was left out and why."""
+    console.say(f"{name}: {report.count} images from {report.source}")
+    if report.classes:
+        shares = ", ".join(f"{of} {count}" for of, count in report.classes.items())
+        console.say(f"  of the classes: {shares}")
+    for line in (*report.values, *report.notes):
+        console.say(f"  {line}")
+    if report.seen:
+        console.say(
+            f"  of {report.seen} files seen {report.count} were taken, "
+            f"{report.seen - report.count} left out"
+        )
+    for line in report.left_out_lines():
+        console.say(f"    {line}")
+    if report.skipped:
+        console.say(f"    {len(report.skipped)} files could not be read:")
+        for line in report.skipped:
+            console.say(f"      {line}")
+    for line in report.doubts:
+        console.say(f"  LOOK: {line}.")
+
+
+def settle_doubts(report: "DataReport", *, yes: bool) -> None:
+    """Asks a person whether to go on, if the data look like a mistake; call it before spending.
+
+    Raises:
+        DataError: nobody can be asked, and nobody said yes beforehand.
+        typer.Abort: the answer is no.
+    """
+    from ddm_fed.errors import DataError
+
+    if not report.doubts or yes:
+        return
+    if not sys.stdin.isatty():
+        raise DataError(
+            f"the data look like a mistake, and nobody can be asked: {'; '.join(report.doubts)}",
+            hint="correct the data, or say --yes if they are meant so; nothing was spent",
+        )
+    typer.confirm("Is that meant so? Go on, and spend privacy on it?", abort=True, err=True)

@@ -1,0 +1,259 @@
+"""`ddm-site train`: the site's whole job under a plan, and the choices that are its own."""
+
+import resource
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed import console
+from ddm_fed.progress import duration
+from sites.cli.options import (
+    DataOption,
+    MaxBadOption,
+    PlanOption,
+    SiteOption,
+    ValueRangeOption,
+    YesOption,
+    open_published,
+    settle_doubts,
+    show_data,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ddm_fed.privacy import ImageSet, Private
+    from ddm_fed.records import ExpertDesign, Plan
+    from ddm_fed.training import StepReport
+    from sites.data import DataReport
+    from sites.train.expert import Screen, TrainingOptions
+    from sites.workspace import SiteFolder
+
+    Choose = Callable[[Plan], TrainingOptions]
+    Load = Callable[[Plan], tuple[Private[ImageSet], DataReport]]
+
+
+LEAST_TIMED_S = 3.0  # a shorter look at the steps is wrong where a machine has other work
+
+
+class PrecisionName(StrEnum):
+    """Choices of `--precision`."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class GradientsName(StrEnum):
+    """Choices of `--gradients`."""
+
+    AUTO = "auto"
+    FUNCTIONAL = "functional"
+    OPACUS = "opacus"
+
+
+def train(
+    plan: PlanOption,
+    data: DataOption,
+    site: SiteOption = Path(),
+    value_range: ValueRangeOption = None,
+    max_bad_fraction: MaxBadOption = 0.05,
+    architecture: Annotated[
+        str | None, typer.Option(help="Out of the plan's; by default its first. So too below.")
+    ] = None,
+    path: Annotated[str | None, typer.Option(help="linear, cosine or vp.")] = None,
+    prediction: Annotated[str | None, typer.Option(help="velocity, noise or image.")] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="The plan's base checkpoint on this machine.")
+    ] = None,
+    ema_half_life: Annotated[
+        int | None,
+        typer.Option(help="Which of the plan's averages is the expert; also after training."),
+    ] = None,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="Of the arithmetic; auto measures which is faster here.")
+    ] = PrecisionName.AUTO,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Most images in memory at once; changes no result.", min=1)
+    ] = None,
+    compile_network: Annotated[
+        bool, typer.Option("--compile", help="Compile the network first, where torch can.")
+    ] = False,
+    shard: Annotated[
+        bool, typer.Option("--shard", help="Under torchrun: divide the weights as well.")
+    ] = False,
+    sample_every: Annotated[
+        int | None, typer.Option(help="Steps between pictures of samples, in private/.", min=1)
+    ] = None,
+    gradients: Annotated[
+        GradientsName,
+        typer.Option(help="Per-unit gradients of DP-SGD: auto measures which engine is faster."),
+    ] = GradientsName.AUTO,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            help="For reproducible experiments without noise; random and secret otherwise."
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(help="Seconds between checkpoints; 0 means every step.", min=0)
+    ] = 30.0,
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Forget the checkpoint and train from the start.")
+    ] = False,
+    yes: YesOption = False,
+) -> None:
+    """Do the whole job under a plan: train, compute the private release, write and sign the bundle.
+
+    The same command continues after a kill. Example: ddm-site train --plan published --data digits
+
+    With several GPUs: torchrun --nproc-per-node 8 -m sites train --plan published --data …
+    """
+    from ddm_fed.training import RunOptions, process_rank
+    from sites.train.expert import TrainingOptions
+
+    run = RunOptions(
+        seed=seed,
+        precision=precision.value,
+        checkpoint_every_s=checkpoint_every,
+        micro_batch=micro_batch,
+        compile=compile_network,
+        shard=shard,
+        base=base,
+        ema_half_life=ema_half_life,
+        sample_every=sample_every,
+        gradients=gradients.value,
+    )
+
+    def choose(agreed: "Plan") -> TrainingOptions:
+        return TrainingOptions(run, _design(agreed, architecture, path, prediction), restart)
+
+    def load(agreed: "Plan") -> "tuple[Private[ImageSet], DataReport]":
+        from sites.data import load_images
+
+        return load_images(
+            data,
+            agreed.data,
+            unit=agreed.privacy.unit,
+            value_range=value_range,
+            max_bad_fraction=max_bad_fraction,
+        )
+
+    if process_rank() != 0:
+        _help(site, plan, choose, load)
+        return
+    _lead(site, plan, choose, load, yes=yes)
+
+
+def _design(
+    plan: "Plan", architecture: str | None, path: str | None, prediction: str | None
+) -> "ExpertDesign":
+    """Returns the plan's default with what was chosen in its place."""
+    from pydantic import ValidationError
+
+    from ddm_fed.records import ExpertDesign, explain
+
+    chosen = {"architecture": architecture, "path": path, "prediction": prediction}
+    named = {name: value for name, value in chosen.items() if value is not None}
+    try:
+        return ExpertDesign.model_validate(plan.expert.default.model_dump() | named)
+    except ValidationError as error:
+        raise typer.BadParameter(explain(error, ExpertDesign)) from None
+
+
+def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) -> None:
+    from sites.outbox.stages import find_bundles
+    from sites.train.pipeline import run_plan
+
+    home, published = open_published(site, plan)
+    trust = published.trust
+    options = choose(trust.plan)
+    with home.changing():
+        with console.waiting(f"{home.settings.name}: reading the images"):
+            images, report = load(trust.plan)
+        show_data(home.settings.name, report)
+        settle_doubts(report, yes=yes)
+        with _screen(home, trust.plan_sha256, trust.plan.training.steps) as screen:
+            bundle = run_plan(home, trust, published.log, images, options, screen)
+        drafts = find_bundles(home.drafts)
+    console.say(f"{home.settings.name}: signed bundle {bundle}")
+    step = ("review",) if bundle in drafts else ("submit", "--to", "INBOX")
+    console.next_step(console.typed("ddm-site", *step, "--site", site, "--plan", plan))
+
+
+def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
+    """What every process but the first does: it holds no lock and writes nothing."""
+    from ddm_fed.trust.published import published_folder, read_published
+    from sites.train.pipeline import help_train
+    from sites.workspace import SiteFolder
+
+    home = SiteFolder.open(site)
+    trust = read_published(published_folder(plan), home.settings.root)
+    help_train(home, trust, load(trust.plan)[0], choose(trust.plan))
+
+
+class _Estimate:
+    """What the rest of a run takes, by the steps after the first, which pays for what is new."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._said = False
+
+    def after(self, report: "StepReport") -> str | None:
+        """Returns the estimate once, when steps have taken long enough to say anything."""
+        if self._said:
+            return None
+        if self._first is None:
+            self._first = report.step, monotonic()
+            return None
+        step, since = self._first
+        if monotonic() - since < LEAST_TIMED_S:
+            return None
+        self._said = True
+        took = (monotonic() - since) / (report.step - step)
+        left = duration(took * (report.steps - report.step))
+        return (
+            f"a step takes {took:.2g} s: about {left} for the {report.steps - report.step:,} that "
+            f"are left; memory so far {_most_memory()}"
+        )
+
+
+def _most_memory() -> str:
+    """Returns the most memory this process, and its GPU if it has one, had at once."""
+    import torch
+
+    per = 1 if sys.platform == "darwin" else 1 << 10  # Linux counts in KiB
+    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * per
+    shown = f"{own / 1e9:.1f} GB"
+    if torch.cuda.is_available():
+        shown += f", and {torch.cuda.max_memory_allocated() / 1e9:.1f} GB of the GPU"
+    return shown
+
+
+@contextmanager
+def _screen(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Screen]":
+    """Shows a bar of the steps; pictures of samples go to the site's private folder."""
+    from ddm_fed.pictures import write_grid
+    from sites.train.expert import Screen
+
+    with console.counting(f"training {home.settings.name}", steps, "steps") as update:
+        update(0, "getting ready: what is faster here is measured")
+        estimate = _Estimate()
+
+        def on_step(step: "StepReport") -> None:
+            left = duration(step.eta_s)
+            speed = f"{step.images_per_s:,.0f} images/s"
+            update(step.step, f"loss {step.loss:.4f}, {speed}, about {left} left")
+            if (said := estimate.after(step)) is not None:
+                console.say(said)
+
+        def on_sample(step: int, images: "Tensor") -> None:
+            write_grid(home.work(plan_sha256) / f"samples-{step:07d}.png", images)
+
+        yield Screen(on_step, on_sample, console.say)

@@ -1,0 +1,1 @@
+"""The way out of a site: draft, review, approval, release. Each needs the one before."""

@@ -1,0 +1,1 @@
+"""What a site has spent, what it may spend, and what it does after a loss."""

@@ -1,0 +1,51 @@
+"""The site's own privacy policy against a plan: a plan may ask for more, never for less."""
+
+from ddm_fed.errors import BudgetError
+from ddm_fed.records import Plan
+from ddm_fed.training.budget import planned_events
+from sites.workspace import SiteSettings
+
+
+def require_floors(settings: SiteSettings, plan: Plan) -> None:
+    """Refuses a plan that asks for less privacy than the site's own policy.
+
+    Raises:
+        BudgetError: naming the key of `site.toml` and what the plan says.
+    """
+    privacy = plan.privacy
+    if privacy.delta > settings.max_delta:
+        raise _below("max_delta", settings.max_delta, f"states epsilon at delta {privacy.delta}")
+    if settings.unit == "patient" and privacy.unit != "patient":
+        raise _below("unit", settings.unit, f"protects one {privacy.unit} only")
+    trained = set(settings.must_be_private) & {"expert", "head"}
+    if privacy.sgd is None:
+        # a plan without heads has none to protect
+        needed = trained - ({"head"} if plan.router.kind != "heads" else set())
+        if needed:
+            raise _below(
+                "must_be_private",
+                ", ".join(settings.must_be_private),
+                f"trains the {min(needed)} without noise",
+            )
+        return
+    least = settings.least_noise_multiplier
+    planned = planned_events(plan)
+    for what, event in (
+        ("trains the expert", planned.expert),
+        ("trains the head", planned.head),
+        ("makes central images", planned.central),
+    ):
+        if event is not None and event.noise_multiplier < least:
+            raise _below(
+                "least_noise_multiplier",
+                least,
+                f"{what} with a noise multiplier of {event.noise_multiplier}",
+            )
+
+
+def _below(key: str, limit: object, what: str) -> BudgetError:
+    return BudgetError(
+        f"this site's own policy (`{key} = {limit}` in site.toml) forbids it: the plan {what}",
+        hint="agree on another plan; if the policy itself is to change, that is for the site's "
+        "data-protection officer to decide",
+    )

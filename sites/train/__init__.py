@@ -1,0 +1,1 @@
+"""A site's own work under a plan: its expert, its head, and attacks on both."""

@@ -1,0 +1,380 @@
+"""The site's own attacks on what it makes: they read private images, and their figures stay here.
+
+private/PLAN/audit.json       everything that was found
+private/PLAN/canaries.json    what canaries found: the only part that may leave, if the site's
+policy says `share_audit = true`
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ddm_fed.auditing import (
+    CANARIES,
+    CanaryAudit,
+    Draws,
+    LabelledImages,
+    Membership,
+    OptimizerWatch,
+    RunCanaries,
+    audit_facts,
+    audit_run,
+    audit_step,
+    describe_audit,
+    describe_membership,
+    examine_expected_units,
+    examine_noise,
+    measure_membership,
+)
+from ddm_fed.bundle.verify import EXPERT_FILE, ROUTER_FILE
+from ddm_fed.errors import DataError, MechanismError, StateError
+from ddm_fed.evaluation import Memorization, measure_memorization
+from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
+from ddm_fed.models import build_network
+from ddm_fed.privacy import Finding, ImageSet, Private, Randomness
+from ddm_fed.records import AuditFacts, ExpertDesign, Plan, SampledGaussianEvent
+from ddm_fed.router import LOCATION, decode_location, exact_statistics, messages
+from ddm_fed.storage.files import write_atomically
+from ddm_fed.storage.tensors import read_own_tensors
+from ddm_fed.training import (
+    CentralImages,
+    Paid,
+    PrivateTraining,
+    Source,
+    TrainedPart,
+    seeded,
+    trial_run,
+)
+from ddm_fed.training.budget import planned_events
+from ddm_fed.trust import Trust
+from sites.train.expert import RELEASE_FILE, TRAINED_FILE, Recorded, is_released, recorded
+from sites.workspace import SiteFolder
+
+AUDIT_FILE, CANARIES_FILE = "audit.json", "canaries.json"
+STEPS = "steps of a training, computed again"
+KEPT_STEPS = "gradient, weights and averages as the ledger's event says"
+MOST_ATTACKED = 2000  # images of each kind that are attacked: more would only take longer
+SAMPLES, SOLVER_STEPS = 500, 20
+Rows = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AuditOptions:
+    """What is tried, and how hard.
+
+    Attributes:
+        canaries: How many.
+        most_steps: Of the training that the canaries go through; None for all.
+        run_steps: Of the short training that canaries go through as images do.
+        controls: Images like the site's own that no expert was trained on.
+        seed: Of times, noise and samples.
+    """
+
+    canaries: int = CANARIES
+    most_steps: int | None = None
+    run_steps: int = 20
+    controls: Private[ImageSet] | None = None
+    seed: int = 0
+
+
+@dataclass
+class AuditResult:
+    """What was found. Everything but `canaries` and the mechanism's findings is private.
+
+    Attributes:
+        mechanism: Of the step, on made-up units.
+        canaries: Through the step.
+        run: Canaries through a short training, with its loop and optimizer.
+        releases: Of what was released, against the images.
+        membership: Whether the expert's loss tells its images from others.
+        memorization: Whether samples are copies.
+        notes: What was left out, and why.
+    """
+
+    mechanism: list[Finding] = field(default_factory=list)
+    canaries: AuditFacts | None = None
+    run: AuditFacts | None = None
+    releases: list[Finding] = field(default_factory=list)
+    membership: Membership | None = None
+    memorization: Memorization | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def violates(self) -> bool:
+        """Whether something does not keep its promise."""
+        attacks = [attack for attack in (self.canaries, self.run) if attack is not None]
+        refuted = any(attack.verdict == "violates_claim" for attack in attacks)
+        return refuted or not all(found.passed for found in (*self.mechanism, *self.releases))
+
+    def sentences(self) -> list[str]:
+        """Returns what attacks found, in words."""
+        found = [] if self.canaries is None else [describe_audit(self.canaries)]
+        if self.run is not None:
+            found.append(f"Canaries went through a whole training too. {describe_audit(self.run)}")
+        if self.membership is not None:
+            claimed = None if self.canaries is None else self.canaries.claimed_eps
+            found.append(describe_membership(self.membership, claimed))
+        if self.memorization is not None:
+            near = self.memorization.near_copies
+            found.append(
+                f"Of {SAMPLES} samples, {self.memorization.closer.value:.1%} are nearer to an image"
+                " that was trained on than to as many others (50 % is chance), and "
+                f"{near.value:.1%} [{near.low:.1%}, {near.high:.1%}] are near copies (by chance at "
+                f"most {self.memorization.near_by_chance:.1%}). "
+                "These figures are local too."
+            )
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Returns everything as it is written."""
+        return {
+            "violates": self.violates,
+            "mechanism": [vars(finding) for finding in self.mechanism],
+            "canaries": None if self.canaries is None else self.canaries.model_dump(mode="json"),
+            "run": None if self.run is None else self.run.model_dump(mode="json"),
+            "releases": [vars(finding) for finding in self.releases],
+            "membership": None if self.membership is None else _plain(self.membership),
+            "memorization": None if self.memorization is None else _plain(self.memorization),
+            "notes": self.notes,
+        }
+
+
+def run_audit(
+    site: SiteFolder,
+    trust: Trust,
+    data: Private[ImageSet],
+    options: AuditOptions,
+    on_step: Callable[[int], None] = lambda _: None,
+) -> AuditResult:
+    """Returns what attacks on the site's training and releases find; keeps it in its folder.
+
+    Spends nothing, and works before training as after it: before, it tries the step as it would
+    be taken, and notes what is not there yet.
+
+    Args:
+        site: The site.
+        trust: The verified plan.
+        data: Its images.
+        options: What is tried.
+        on_step: Told each step of the canaries.
+
+    Raises:
+        DataError: the controls are among the images, or there are none.
+        StateError: the site has trained on, or released statistics of, other images.
+    """
+    plan, work, result = trust.plan, site.work(trust.plan_sha256), AuditResult()
+    known = recorded(work) if (work / TRAINED_FILE).exists() else None
+    _require_own(work, known, data)
+    _attack_step(plan, known, options, on_step, result)
+    _examine_releases(plan, work, data, known, result)
+    _attack_expert(plan, work, data, known, options, result)
+    write_atomically(work / AUDIT_FILE, json.dumps(result.facts(), indent=1).encode(), mode=0o600)
+    if result.canaries is not None:
+        write_atomically(work / CANARIES_FILE, result.canaries.to_json())
+    return result
+
+
+def _require_own(work: Path, known: Recorded | None, data: Private[ImageSet]) -> None:
+    """Refuses other images than those that were used: a release of theirs would look like a lie."""
+    sha256 = data.reveal().digest()
+    used = (work / RELEASE_FILE).exists() and not is_released(work, sha256)
+    if used or (known is not None and known.data_sha256 != sha256):
+        raise StateError(
+            "the site trained on, or released statistics of, other images than these",
+            hint="give the images it used under this plan",
+        )
+
+
+def shared_audit(work: Path) -> AuditFacts | None:
+    """Returns what canaries found, as it may leave; None if no audit was run."""
+    file = work / CANARIES_FILE
+    if not file.exists():
+        return None
+    return AuditFacts.from_json(file.read_bytes(), what=CANARIES_FILE)
+
+
+def _attack_step(
+    plan: Plan,
+    known: Recorded | None,
+    options: AuditOptions,
+    on_step: Callable[[int], None],
+    result: AuditResult,
+) -> None:
+    event, means = planned_events(plan).expert, planned_events(plan).central
+    if event is None:
+        result.notes.append("the plan trains without noise: there is no claim to be rejected")
+        return
+    if known is not None and known.noise:
+        noise, design = PrivateTraining.from_json(known.noise), known.design
+    else:
+        sgd = plan.privacy.sgd
+        assumed = 1.0 if sgd is None else float(sgd.units)
+        noise, design = PrivateTraining.planned(plan, event, assumed), plan.expert.default
+        result.notes.append("nothing is trained yet: this is the step as it would be taken")
+    noise = replace(noise, central=noise.central or CentralImages.planned(plan, means, []))
+    delta = float(plan.privacy.delta)
+    with trial_run(plan, design, noise) as training:
+        result.mechanism = training.findings()
+        found = audit_step(
+            training.update.step,
+            event,
+            delta=delta,
+            canaries=options.canaries,
+            most_steps=options.most_steps,
+            clip_norm=noise.clip_norm,
+            on_step=on_step,
+        )
+    result.canaries = audit_facts(found)
+    try:
+        result.run = audit_facts(_attack_run(plan, design, noise, event, options, delta))
+    except MechanismError as error:
+        result.mechanism.append(Finding(STEPS, False, error.message, KEPT_STEPS))
+    else:
+        result.mechanism.append(Finding(STEPS, True, "as claimed", KEPT_STEPS))
+
+
+def _attack_run(
+    plan: Plan,
+    design: ExpertDesign,
+    noise: PrivateTraining,
+    event: SampledGaussianEvent,
+    options: AuditOptions,
+    delta: float,
+) -> CanaryAudit:
+    """Returns what canaries find that go through a whole short training, its loop and all."""
+    steps = min(event.steps, options.run_steps)
+    claim = event.model_copy(update={"steps": steps})
+    made: list[RunCanaries] = []
+
+    def source(part: TrainedPart) -> Source:
+        longest = max(noise.clip_norm, noise.clip_norm_end)
+        coins = Randomness.from_system()
+        made.append(RunCanaries(part.trained, options.canaries, coins, longest))
+        return Source(made[0], made[0].gradients, made[0].slow)
+
+    alone = replace(noise, central=None)  # its rounds are noisy sums, which the tests looked at
+    with trial_run(plan, design, alone, steps=steps, source=source) as training:
+        watch = OptimizerWatch(training, made[0], claim, noise.expected_units)
+        training.start("0" * 64)
+        training.run_steps(Paid(claim), lambda report: watch.look(report.step - 1))
+    return audit_run(watch, made[0], claim, training_steps=event.steps, delta=delta)
+
+
+def _examine_releases(
+    plan: Plan,
+    work: Path,
+    data: Private[ImageSet],
+    known: Recorded | None,
+    result: AuditResult,
+) -> None:
+    if not (work / ROUTER_FILE).exists():
+        result.notes.append("nothing is released yet")
+        return
+    released = read_own_tensors(work / ROUTER_FILE)
+    exact = exact_statistics(data, plan, released)
+    planned = planned_events(plan).router
+    for message, event in zip(messages(plan), planned, strict=True):
+        scale = message.l2_sensitivity * float(event.noise_multiplier)
+        vector = np.asarray(released[message.name])
+        result.releases.append(examine_noise(vector, exact[message.name].reveal(), scale))
+    if known is None or not known.noise:
+        return
+    noise = PrivateTraining.from_json(known.noise)
+    count = decode_location(plan, released[LOCATION], float(planned[0].noise_multiplier)).count
+    images = data.reveal()
+    result.releases.append(
+        examine_expected_units(
+            noise.expected_units,
+            sampling_rate=noise.sampling_rate,
+            released_count=count,
+            exact_count=images.unit_count,
+        )
+    )
+
+
+def _attack_expert(
+    plan: Plan,
+    work: Path,
+    data: Private[ImageSet],
+    known: Recorded | None,
+    options: AuditOptions,
+    result: AuditResult,
+) -> None:
+    if known is None:
+        return
+    if options.controls is None:
+        result.notes.append("no --controls: images nobody trained on are needed to attack weights")
+        return
+    own, others = data.reveal(), options.controls.reveal()
+    _require_apart(own, others)
+    network = build_network(plan.data, known.design)
+    weights = read_own_tensors(work / EXPERT_FILE)
+    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    network.eval()
+    expert = Expert(network, known.design.path, known.design.prediction)
+    draws = Draws.at(plan.data.shape, seeded(options.seed, "audit", 0))
+    members, controls = (_labelled(images, plan, options.seed) for images in (own, others))
+    result.membership = measure_membership(expert, members, controls, draws)
+    samples = _samples(expert, plan, options.seed)
+    result.memorization = measure_memorization(
+        samples,
+        members.images.flatten(1).numpy().astype(np.float64),
+        controls.images.flatten(1).numpy().astype(np.float64),
+        generator=np.random.default_rng(options.seed),
+    )
+
+
+def _require_apart(own: ImageSet, others: ImageSet) -> None:
+    """Refuses controls that were trained on: they would make every attack look harmless."""
+    if len(others) == 0:
+        raise DataError("--controls holds no images", hint="check the path")
+    seen = {_fingerprint(own.batch(slice(row, row + 1))) for row in range(len(own))}
+    both = sum(_fingerprint(others.batch(slice(r, r + 1))) in seen for r in range(len(others)))
+    if both:
+        raise DataError(
+            f"{both} of the {len(others)} controls are among the images that were trained on",
+            hint="give images of the same kind that no expert has seen",
+        )
+
+
+def _fingerprint(image: Tensor) -> bytes:
+    return hashlib.sha256(image.numpy().tobytes()).digest()
+
+
+def _labelled(images: ImageSet, plan: Plan, seed: int) -> LabelledImages:
+    """Returns at most `MOST_ATTACKED` images, drawn without replacement."""
+    order = torch.randperm(len(images), generator=seeded(seed, "attacked", len(images)))
+    rows = order[:MOST_ATTACKED].sort().values
+    labels = images.labels[rows] if plan.data.classes and images.labels is not None else None
+    return LabelledImages(images.batch(rows), labels)
+
+
+@torch.no_grad()
+def _samples(expert: Expert, plan: Plan, seed: int) -> Rows:
+    """Returns samples of the expert alone, the classes in turn, `(SAMPLES, C H W)`."""
+    noise = torch.randn((SAMPLES, *plan.data.shape), generator=seeded(seed, "samples", 0))
+    condition = None
+    if plan.data.classes:
+        condition = ClassCondition(torch.arange(SAMPLES) % len(plan.data.classes))
+
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        return expert(x, t.expand(len(x)), condition)
+
+    times = time_grid(SOLVER_STEPS, start=expert.largest_time)
+    images = integrate(velocity, noise, times, "heun").clamp(-1, 1)
+    return images.flatten(1).double().numpy()
+
+
+def _plain(value: Any) -> Any:
+    """Returns nested named tuples as dictionaries."""
+    if hasattr(value, "_asdict"):
+        return {name: _plain(part) for name, part in value._asdict().items()}
+    return value

@@ -1,0 +1,45 @@
+"""From the words of a person to the way that leads to a coordinator."""
+
+from pathlib import Path
+
+from ddm_fed.errors import StateError
+from ddm_fed.trust import Trust
+from sites.transport.address import SCHEME, Address
+from sites.transport.ways import FolderMover, Mover
+from sites.workspace import SiteFolder
+
+PULLED = "flower:"
+
+
+def mover_to(text: str, site: SiteFolder, trust: Trust, *, patience_s: float) -> Mover:
+    """Returns the way to `text`: a folder, a URL that fsspec knows, or `grpcs://HOST:PORT`.
+
+    `flower:FOLDER` is a way as well: there a SuperNode lays down receipts for what was fetched.
+
+    Args:
+        text: Where to.
+        site: The sender.
+        trust: Its federation: it names the coordinator's certificate.
+        patience_s: How long to try on without progress.
+
+    Raises:
+        StateError: there is no such place.
+    """
+    if not text.removeprefix(PULLED).strip():
+        raise StateError(
+            "it is not said where to",
+            hint="name a folder, a URL, or grpcs://HOST:PORT with --to",
+        )
+    if text.startswith(SCHEME):
+        from sites.transport.grpc import NetworkMover
+
+        return NetworkMover(Address.parse(text), site, trust, patience_s=patience_s)
+    if text.startswith(PULLED):
+        from sites.transport.flower import PulledMover
+
+        return PulledMover(Path(text.removeprefix(PULLED)), trust)
+    if "://" in text:
+        from sites.transport.remote_folder import RemoteMover
+
+        return RemoteMover(text, patience_s=patience_s)
+    return FolderMover(Path(text))

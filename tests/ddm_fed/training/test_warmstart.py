@@ -1,0 +1,170 @@
+"""Starting from a public checkpoint: what is kept, what is drawn anew, and what is refused."""
+
+import hashlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ddm_fed.errors import CheckpointError, DigestError, StateError, ValuesError, WeightsError
+from ddm_fed.models import build_network
+from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.records import Plan, read_plan_toml
+from ddm_fed.storage.tensors import write_tensors
+from ddm_fed.training import RunOptions, train_expert
+from ddm_fed.training.warmstart import in_last_layer
+
+PLAN_SHA256 = "0" * 64
+BASE_STEPS = 400
+OPTIONS = RunOptions(seed=5, precision="float32", checkpoint_every_s=600)
+HEAD = ("head.weight", "head.bias")
+
+
+def a_plan(
+    prediction: str, steps: int, *, base: str = "", architecture: str = "DiT-Nano/4"
+) -> Plan:
+    return read_plan_toml(
+        f"""
+federation = "warm"
+expires_at = 2036-01-01
+[data]
+channels = 1
+height = 8
+width = 8
+[expert]
+architecture = "{architecture}"
+prediction = "{prediction}"
+{base}
+[training]
+steps = {steps}
+batch_size = 32
+warmup_steps = 5
+learning_rate = 0.002
+ema_half_lives = [10]
+[router]
+kind = "prior"
+epsilon = 1
+[privacy]
+max_epsilon = 1
+"""
+    )
+
+
+def images() -> Private[ImageSet]:
+    """Pictures of one bright bar each, whose place a network has to find in the noise."""
+    place = torch.arange(64) % 8
+    pixels = torch.full((64, 1, 8, 8), -0.8)
+    pixels[torch.arange(64), 0, :, place] = 0.8
+    return Private(ImageSet(pixels, None))
+
+
+def train(plan: Plan, checkpoint, *, options: RunOptions = OPTIONS):
+    losses: list[float] = []
+    on_step = lambda report: losses.append(report.loss)  # noqa: E731
+    done = train_expert(images(), plan, PLAN_SHA256, checkpoint, options=options, on_step=on_step)
+    return done, losses
+
+
+def base_table(path, *, sha256: str | None = None, prediction: str = "noise") -> str:
+    sha256 = sha256 or hashlib.sha256(path.read_bytes()).hexdigest()
+    return f'[expert.base]\nsha256 = "{sha256}"\nprediction = "{prediction}"'
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A public checkpoint that predicts noise, and the losses of its last steps."""
+    folder = tmp_path_factory.mktemp("base")
+    expert, losses = train(a_plan("noise", BASE_STEPS), folder / "checkpoint")
+    write_tensors(folder / "base.safetensors", expert.state)
+    return folder / "base.safetensors", losses
+
+
+def test_warm_start_for_another_prediction_learns_faster(base, tmp_path):
+    path, _ = base
+    cold, cold_losses = train(a_plan("velocity", 60), tmp_path / "cold")
+    warm_plan = a_plan("velocity", 60, base=base_table(path))
+    warm, warm_losses = train(warm_plan, tmp_path / "warm", options=replace(OPTIONS, base=path))
+    assert np.mean(warm_losses[-20:]) < 0.9 * np.mean(cold_losses[-20:])
+    assert warm.state.keys() == cold.state.keys()
+
+
+def test_warm_start_for_the_same_prediction_starts_where_the_base_ended(base, tmp_path):
+    path, base_losses = base
+    plan = a_plan("noise", 3, base=base_table(path))
+    _, losses = train(plan, tmp_path / "warm", options=replace(OPTIONS, base=path))
+    _, cold_losses = train(a_plan("noise", 3), tmp_path / "cold")
+    assert losses[0] == pytest.approx(np.mean(base_losses[-50:]), rel=0.25)
+    assert losses[0] < 0.6 * cold_losses[0]
+
+
+@pytest.mark.parametrize("prediction", ["noise", "velocity"])
+def test_all_but_the_last_layer_is_the_base_at_the_start(base, tmp_path, prediction):
+    path, _ = base
+    plan = a_plan(prediction, 5, base=base_table(path))
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    options = replace(OPTIONS, base=path)
+    with pytest.raises(CheckpointError):
+        train_expert(images(), plan, PLAN_SHA256, tmp_path / "a", options=options, on_step=stop)
+    start, public = load_file(tmp_path / "a"), load_file(path)
+    changed = [name for name in public if not torch.equal(start[f"model.{name}"], public[name])]
+    assert sorted(changed) == ([] if prediction == "noise" else sorted(HEAD))
+    if prediction == "velocity":
+        assert all(start[f"model.{name}"].abs().max() == 0 for name in HEAD)
+    # the base is not needed again
+    train(plan, tmp_path / "a")
+
+
+@pytest.mark.parametrize("name", ["DiT-Nano/4", "DiT-Nano/4-single", "MMDiT-Nano/4", "UNet-Nano"])
+def test_every_kind_of_network_has_a_last_layer(name):
+    plan = a_plan("velocity", 1, architecture=name)
+    model = build_network(plan.data, plan.expert.default)
+    last = [name for name, _ in model.named_parameters() if in_last_layer(name)]
+    assert [name.rpartition(".")[2] for name in sorted(last)] == ["bias", "weight"]
+
+
+def test_base_over_a_link_is_read(base, tmp_path):
+    path, _ = base
+    (tmp_path / "link").symlink_to(path)
+    plan = a_plan("noise", 1, base=base_table(path))
+    train(plan, tmp_path / "a", options=replace(OPTIONS, base=tmp_path / "link"))
+
+
+def test_missing_or_unasked_base_is_refused(base, tmp_path):
+    path, _ = base
+    plan = a_plan("noise", 1, base=base_table(path))
+    with pytest.raises(StateError, match="--base is missing"):
+        train(plan, tmp_path / "a")
+    with pytest.raises(StateError, match="there is no file"):
+        train(plan, tmp_path / "a", options=replace(OPTIONS, base=tmp_path / "nothing"))
+    with pytest.raises(StateError, match="is a folder"):
+        train(plan, tmp_path / "a", options=replace(OPTIONS, base=path.parent))
+    with pytest.raises(StateError, match="start from no checkpoint"):
+        train(a_plan("noise", 1), tmp_path / "a", options=replace(OPTIONS, base=path))
+    assert not (tmp_path / "a").exists()
+
+
+def test_base_with_another_digest_is_refused(base, tmp_path):
+    path, _ = base
+    plan = a_plan("noise", 1, base=base_table(path, sha256="1" * 64))
+    with pytest.raises(DigestError, match="is not the checkpoint of the plan") as caught:
+        train(plan, tmp_path / "a", options=replace(OPTIONS, base=path))
+    assert "--base names another file" in caught.value.hint
+
+
+def test_base_of_another_network_or_without_finite_values_is_refused(base, tmp_path):
+    path, _ = base
+    plan = a_plan("noise", 1, base=base_table(path), architecture="DiT-Nano/2")
+    with pytest.raises(WeightsError, match="the plan asks for"):
+        train(plan, tmp_path / "a", options=replace(OPTIONS, base=path))
+
+    tensors = load_file(path)
+    tensors["embed.bias"][0] = float("nan")
+    write_tensors(tmp_path / "bad.safetensors", tensors)
+    plan = a_plan("noise", 1, base=base_table(tmp_path / "bad.safetensors"))
+    with pytest.raises(ValuesError, match="NaN"):
+        train(plan, tmp_path / "a", options=replace(OPTIONS, base=tmp_path / "bad.safetensors"))

@@ -1,0 +1,411 @@
+"""Who may import what. The tables are the design; the walk over the source holds it to them."""
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("ddm_fed", "sites", "coordinator")
+APPLICATIONS = ("sites", "coordinator")
+GENERATED = ROOT / "ddm_fed" / "exchange" / "v1"
+MAX_LINES = 450
+
+# Folder or file of each tree: what it may import of the same tree. A row names only rows above it.
+LAYERS: dict[str, dict[str, set[str]]] = {
+    "ddm_fed": {
+        "_version": set(),
+        "errors": set(),
+        "limits": set(),
+        "progress": set(),
+        "console": {"errors", "progress"},
+        "pictures": {"errors"},
+        "records": {"errors", "limits"},
+        "storage": {"errors", "limits", "records"},
+        "signing": {"errors", "records", "storage"},
+        "trust": {"errors", "limits", "records", "storage", "signing"},
+        "flows": {"records"},
+        "privacy": {"errors", "records"},
+        "embedding": {"errors", "storage"},
+        "models": {"records", "storage", "flows"},
+        "router": {"errors", "records", "storage", "flows", "privacy", "embedding"},
+        "remote": {"errors", "limits", "storage"},
+        "exchange": {"errors", "records", "storage"},
+        "training": {
+            "_version",
+            "errors",
+            "records",
+            "storage",
+            "flows",
+            "privacy",
+            "models",
+            "router",
+        },
+        "bundle": {
+            "errors",
+            "limits",
+            "records",
+            "storage",
+            "signing",
+            "trust",
+            "privacy",
+            "models",
+            "router",
+        },
+        "evaluation": {"errors", "pictures", "records", "storage"},
+        "ensemble": {
+            "errors",
+            "limits",
+            "pictures",
+            "records",
+            "storage",
+            "signing",
+            "trust",
+            "flows",
+            "embedding",
+            "models",
+            "router",
+            "bundle",
+        },
+        "auditing": {"records", "flows", "privacy", "evaluation"},
+    },
+    "sites": {
+        "workspace": set(),
+        "published": {"workspace"},
+        "data": set(),
+        "privacy": {"workspace"},
+        "outbox": {"workspace", "privacy"},
+        "enrolment": {"workspace", "outbox"},
+        "train": {"workspace", "privacy", "outbox"},
+        "transport": {"workspace", "published", "outbox"},
+        "cli": {
+            "workspace",
+            "published",
+            "data",
+            "privacy",
+            "outbox",
+            "enrolment",
+            "train",
+            "transport",
+        },
+        "__main__": {"cli"},
+    },
+    "coordinator": {
+        "workspace": set(),
+        "journal": {"workspace"},
+        "log": {"workspace"},
+        "published": {"workspace"},
+        "roster": {"workspace", "journal", "log"},
+        "inbox": {"workspace", "journal", "log", "published", "roster"},
+        "ensembles": {"workspace", "journal", "log", "inbox"},
+        "status": {"workspace", "journal", "roster", "inbox", "ensembles"},
+        "server": {"workspace", "published", "inbox", "ensembles", "status"},
+        "cli": {"workspace", "log", "roster", "inbox", "ensembles", "status", "server"},
+    },
+}
+
+# Outside package: the only places that may import it.
+DOORS = {
+    "cryptography": {"ddm_fed.signing", "ddm_fed.privacy.randomness"},
+    "dp_accounting": {"ddm_fed.privacy.accountant"},
+    "opendp": {"ddm_fed.privacy.mechanisms"},
+    "opacus": {"ddm_fed.privacy.opacus_gradients"},
+    "diffusers": {"ddm_fed.models"},
+    "PIL": {"sites.data", "ddm_fed.pictures"},
+    "sklearn": {
+        "sites.data",
+        "ddm_fed.evaluation.twosample",
+        "ddm_fed.router.anchors",
+        "ddm_fed.router.find_anchors",
+    },
+    "scipy": {"ddm_fed.router.sphere", "ddm_fed.privacy.selftest", "ddm_fed.auditing"},
+    "clip": {"ddm_fed.embedding.clip"},
+    "timm": {"ddm_fed.embedding.timm"},
+    "torchvision": {"ddm_fed.embedding.checkpoint"},
+    "matplotlib": {"ddm_fed.evaluation.figures"},
+    "google": {"ddm_fed.exchange"},
+    "grpc": {
+        "ddm_fed.exchange",
+        "sites.transport.grpc",
+        "coordinator.server.calls",
+        "coordinator.server.server",
+        "coordinator.server.service",
+    },
+    "grpc_health": {"coordinator.server.health"},
+    "fsspec": {"ddm_fed.remote"},
+    "paramiko": {"ddm_fed.remote"},
+    "rich": {"ddm_fed.console"},
+    "typer": {"sites.cli", "coordinator.cli"},
+    "safetensors": {
+        "ddm_fed.storage.tensors",
+        "ddm_fed.training",
+        "ddm_fed.evaluation.features",
+        "ddm_fed.embedding.checkpoint",
+    },
+    "pydantic": {
+        "ddm_fed.records",
+        "ddm_fed.signing.envelope",
+        "ddm_fed.storage.workspace",
+        "sites.cli",
+        "coordinator.cli",
+    },
+    "keyring": {"ddm_fed.signing.passphrase"},
+    "fcntl": {"ddm_fed.storage.files"},
+    "flwr": {"sites.transport.flower_app", "coordinator.inbox.flower_app"},
+    "httpx": {"coordinator.server.flower_edge"},
+    "starlette": {"coordinator.server.flower_edge"},
+    "uvicorn": {"coordinator.server.flower_edge"},
+    "jinja2": {"coordinator.server.web_pages"},
+    "prometheus_client": {"coordinator.status.metrics"},
+    # the read-only web page
+    "http": {"coordinator.server.web"},
+    "socket": {"coordinator.server.gate", "coordinator.server.web"},
+    "socketserver": {"coordinator.server.web"},
+    # nowhere: they run code out of files, reach a network, or start programs
+    "pickle": set(),
+    "marshal": set(),
+    "shelve": set(),
+    "dill": set(),
+    "cloudpickle": set(),
+    "joblib": set(),
+    "urllib": set(),
+    "requests": set(),
+    "subprocess": set(),
+    "random": set(),
+}
+
+# Read before anything is trusted, or by people who only want help: fast, and no tensor library.
+TORCH_FREE = (
+    "ddm_fed._version",
+    "ddm_fed.errors",
+    "ddm_fed.limits",
+    "ddm_fed.console",
+    "ddm_fed.storage.files",
+    "ddm_fed.records",
+    "ddm_fed.signing",
+    "ddm_fed.storage.tensors",
+    "ddm_fed.trust.published",
+)
+
+DYNAMIC_IMPORTS = ("__import__", "import_module", "importlib.import_module")
+RUNS_CODE = {("torch", "load"), ("torch", "save"), ("torch", "jit"), ("torch", "hub")}
+
+
+def module_of(path: Path, root: Path = ROOT) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def source_files():
+    found = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
+    return [path for path in found if not path.is_relative_to(GENERATED)]
+
+
+def imports_of(source: str) -> set[str]:
+    """Returns every dotted name `source` imports anywhere, also inside functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports are not used"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in DYNAMIC_IMPORTS:
+            found.add(getattr(node.args[0], "value", "unknown"))
+    return found
+
+
+def within(name: str, place: str) -> bool:
+    return name == place or name.startswith(f"{place}.")
+
+
+def layer_violations(module: str, source: str) -> list[str]:
+    """Returns the imports of `module` that the tables of layers forbid."""
+    package, _, rest = module.partition(".")
+    concept = rest.partition(".")[0]
+    allowed = {concept} | LAYERS[package].get(concept, set())
+    problems = []
+    for name in sorted(imports_of(source)):
+        target, _, inner = name.partition(".")
+        other = inner.partition(".")[0]
+        if target not in PACKAGES or (target == "ddm_fed" and package in APPLICATIONS):
+            continue
+        if target != package:
+            problems.append(f"{module} imports {name}")
+        elif not concept:  # the package itself is imported by everything below it
+            problems += [f"{module} imports {name}"] if other != "_version" else []
+        elif other not in allowed:
+            problems.append(f"{module} imports {name}")
+    return problems
+
+
+def files_imported(modules: dict[str, Path]) -> dict[str, set[str]]:
+    """Returns the modules of this project that each of `modules` imports."""
+    graph = {}
+    for module, path in modules.items():
+        names = imports_of(path.read_text())
+        found = {name if name in modules else name.rpartition(".")[0] for name in names}
+        graph[module] = (found & set(modules)) - {module}
+    return graph
+
+
+def door_violations(module: str, source: str) -> list[str]:
+    """Returns the outside packages that `module` imports past their door."""
+    problems = []
+    for name in sorted(imports_of(source)):
+        outside = name.partition(".")[0]
+        door = DOORS.get(outside)
+        if door is not None and not any(within(module, place) for place in door):
+            problems.append(f"{module} imports {name}")
+        if outside == "torch" and any(within(module, place) for place in TORCH_FREE):
+            problems.append(f"{module} imports {name}")
+    return problems
+
+
+def code_runners(module: str, source: str) -> list[str]:
+    """Returns the places of `module` that would run code out of a file: pickle in any dress."""
+    problems = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if (node.value.id, node.attr) in RUNS_CODE:
+                problems.append(f"{module}:{node.lineno} uses {node.value.id}.{node.attr}")
+        elif isinstance(node, ast.ImportFrom) and node.module == "torch":
+            problems += [
+                f"{module}:{node.lineno} imports torch.{alias.name}"
+                for alias in node.names
+                if ("torch", alias.name) in RUNS_CODE
+            ]
+        elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            if ast.unparse(node.value) != "False":
+                problems.append(f"{module}:{node.lineno} allows pickle")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("eval", "exec"):
+            problems.append(f"{module}:{node.lineno} runs text")
+    return problems
+
+
+def exported_by(package: Path) -> set[str]:
+    """Returns the names the `__init__.py` of `package` hands on."""
+    nodes = ast.walk(ast.parse((package / "__init__.py").read_text()))
+    return {
+        alias.asname or alias.name
+        for node in nodes
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+
+
+def back_doors(module: str, source: str) -> list[str]:
+    """Returns names taken from an inner module although its package exports them."""
+    problems = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.ImportFrom) or (node.module or "").count(".") != 2:
+            continue
+        package = node.module.rpartition(".")[0]
+        folder = ROOT / package.replace(".", "/")
+        if package.startswith("ddm_fed.") and not within(module, package) and folder.is_dir():
+            taken = {alias.name for alias in node.names} & exported_by(folder)
+            problems += [f"{module} takes {name} from {node.module}" for name in sorted(taken)]
+    return problems
+
+
+def everywhere(check):
+    return [
+        problem for path in source_files() for problem in check(module_of(path), path.read_text())
+    ]
+
+
+@pytest.mark.parametrize("tree", LAYERS)
+def test_layers_of_the_table_point_one_way(tree):
+    rows = list(LAYERS[tree])
+    assert [
+        (row, used)
+        for index, row in enumerate(rows)
+        for used in sorted(LAYERS[tree][row] - set(rows[:index]))
+    ] == []
+
+
+@pytest.mark.parametrize("tree", LAYERS)
+def test_layers_have_a_row_for_every_folder_and_file_at_the_top(tree):
+    entries = (ROOT / tree).iterdir()
+    concepts = {path.stem for path in entries if path.suffix == ".py" or path.is_dir()}
+    assert concepts - {"__init__", "__pycache__"} == set(LAYERS[tree])
+
+
+def test_files_import_one_another_without_circles():
+    graph = files_imported({module_of(path): path for path in source_files()})
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_imports_keep_to_the_layers():
+    assert everywhere(layer_violations) == []
+
+
+def test_outside_packages_come_in_by_their_door():
+    assert everywhere(door_violations) == []
+
+
+def test_source_never_unpickles():
+    assert everywhere(code_runners) == []
+
+
+def test_packages_are_entered_by_what_they_export():
+    assert everywhere(back_doors) == []
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_of)
+def test_file_is_short_enough_to_read(path):
+    assert len(path.read_text().splitlines()) <= MAX_LINES
+
+
+@pytest.mark.parametrize(
+    ("check", "module", "source"),
+    [
+        (layer_violations, "sites.train.pipeline", "import coordinator.cli.main"),
+        (
+            layer_violations,
+            "coordinator.cli.main",
+            "def f():\n    from sites.data import load_images",
+        ),
+        (layer_violations, "ddm_fed.training", "from sites import data"),
+        (layer_violations, "ddm_fed.records.plan", "from ddm_fed import console"),
+        (layer_violations, "ddm_fed.privacy.accountant", "import ddm_fed.router.closed_form"),
+        (
+            layer_violations,
+            "ddm_fed.bundle.verify",
+            "from ddm_fed.ensemble.folder import STATEMENT_FILE",
+        ),
+        (layer_violations, "ddm_fed.nowhere", "from ddm_fed.errors import DataError"),
+        (layer_violations, "sites.outbox.stages", "from sites.train.expert import recorded"),
+        (layer_violations, "coordinator.inbox.upload", "from coordinator.cli import main"),
+        (layer_violations, "ddm_fed", "from ddm_fed import records"),
+        (layer_violations, "sites.x", "import importlib\nimportlib.import_module('coordinator')"),
+        (door_violations, "ddm_fed.bundle.verify", "from cryptography.hazmat import primitives"),
+        (door_violations, "sites.outbox.stages", "import rich.console"),
+        (door_violations, "sites.train.pipeline", "if TYPE_CHECKING:\n    from PIL import Image"),
+        (door_violations, "ddm_fed.privacy", "class A:\n    def f(self):\n        import opendp"),
+        (door_violations, "ddm_fed.training", "import pickle"),
+        (door_violations, "ddm_fed.signing.keys", "import torch"),
+        (door_violations, "ddm_fed.storage.tensors", "from torch.nn import Module"),
+        (code_runners, "ddm_fed.bundle.verify", "import torch\ntorch.load('x')"),
+        (code_runners, "ddm_fed.bundle.verify", "from torch import load"),
+        (code_runners, "sites.data", "np.load('x', allow_pickle=True)"),
+        (back_doors, "sites.data", "from ddm_fed.privacy.private_value import Private"),
+    ],
+)
+def test_walk_with_a_forbidden_line_finds_it(check, module, source):
+    assert len(check(module, source)) == 1
+
+
+@pytest.mark.parametrize(
+    ("check", "module", "source"),
+    [
+        (layer_violations, "sites.cli.main", "from ddm_fed import __version__, console"),
+        (layer_violations, "sites.cli.main", "from sites import workspace"),
+        (layer_violations, "ddm_fed.router.closed_form", "from ddm_fed.router.base import Router"),
+        (door_violations, "ddm_fed.signing.keys", "import cryptography.exceptions"),
+        (code_runners, "sites.data", "np.load('x', allow_pickle=False)"),
+        (back_doors, "ddm_fed.privacy", "from ddm_fed.privacy.private_value import Private"),
+    ],
+)
+def test_walk_with_an_allowed_line_finds_nothing(check, module, source):
+    assert check(module, source) == []

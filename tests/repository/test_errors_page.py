@@ -1,0 +1,150 @@
+"""docs/errors.md explains every code, docs/plan.md every key, and every error is worth reading."""
+
+import ast
+import inspect
+import re
+from pathlib import Path
+from types import NoneType
+from typing import get_args
+
+import pytest
+from pydantic import BaseModel
+
+from ddm_fed import errors
+from ddm_fed.errors import DdmFedError
+from ddm_fed.records import HeadsRouterSpec, MixtureRouterSpec, Plan, PriorRouterSpec
+
+ROOT = Path(__file__).parents[2]
+ERRORS = (ROOT / "docs" / "errors.md").read_text()
+PLAN = (ROOT / "docs" / "plan.md").read_text()
+SECTION = re.compile(r"^## (DDM\d{3}) (\w+)\n\n(.+?)(?=\n## |\Z)", re.MULTILINE | re.DOTALL)
+
+ALL = {
+    name: kind
+    for name, kind in inspect.getmembers(errors, inspect.isclass)
+    if issubclass(kind, DdmFedError)
+}
+CONCRETE = {
+    name: kind for name, kind in ALL.items() if "code" in vars(kind) and kind is not DdmFedError
+}
+
+
+def raised():
+    """Returns every place that makes an error, as `file:line` and the call."""
+    packages = ("ddm_fed", "sites", "coordinator")
+    return [
+        (f"{path.relative_to(ROOT)}:{node.lineno}", node)
+        for package in packages
+        for path in sorted((ROOT / package).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ALL
+    ]
+
+
+def endings(node: ast.expr) -> list[str]:
+    """Returns the literal texts that `node` may end with; none where it ends with a value."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return [text]
+        case ast.JoinedStr(values=[*_, last]):
+            return endings(last)
+        case ast.BinOp(op=ast.Add(), right=right):
+            return endings(right)
+        case ast.IfExp(body=body, orelse=orelse):
+            return endings(body) + endings(orelse)
+        case _:
+            return []
+
+
+def keys_of(record: type[BaseModel], prefix: str = ""):
+    """Yields the dotted name of every key that a person may write."""
+    parts = {"router": (PriorRouterSpec, MixtureRouterSpec, HeadsRouterSpec)}
+    for name, field in record.model_fields.items():
+        optional = [kind for kind in get_args(field.annotation) if kind is not NoneType]
+        inner = parts.get(name, tuple(optional) or (field.annotation,))
+        if all(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in inner):
+            for kind in inner:
+                yield from keys_of(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+RAISED = raised()
+KEYS = sorted(set(keys_of(Plan)))
+
+
+def test_page_has_a_section_for_every_concrete_error_and_no_other():
+    on_page = [(code, name) for code, name, _ in SECTION.findall(ERRORS)]
+    assert on_page == sorted((kind.code, name) for name, kind in CONCRETE.items())
+
+
+@pytest.mark.parametrize(
+    ("code", "text"), [(code, text) for code, _, text in SECTION.findall(ERRORS)]
+)
+def test_section_is_short(code, text):
+    assert 2 <= len(text.strip().splitlines()) <= 5
+
+
+def test_docstring_of_the_errors_module_lists_the_same_codes():
+    listed = re.findall(r"(\w+)\s+(DDM\d{3})", errors.__doc__)
+    assert sorted(listed) == sorted((name, kind.code) for name, kind in CONCRETE.items())
+
+
+def test_codes_are_unique():
+    codes = [kind.code for kind in CONCRETE.values()]
+    assert len(set(codes)) == len(codes)
+
+
+@pytest.mark.parametrize("kind", CONCRETE.values())
+def test_code_is_stated_by_the_class_itself(kind):
+    assert re.fullmatch(r"DDM[1-9]\d\d", vars(kind)["code"])
+
+
+def test_code_of_a_group_is_the_reserved_one():
+    assert {kind.code for name, kind in ALL.items() if name not in CONCRETE} == {"DDM000"}
+
+
+@pytest.mark.parametrize("name", CONCRETE)
+def test_error_class_is_used_somewhere(name):
+    assert name in {ast.unparse(node.func).split(".")[-1] for _, node in RAISED}
+
+
+def test_errors_are_raised_by_their_concrete_class():
+    groups = ALL.keys() - CONCRETE.keys()
+    assert [place for place, node in RAISED if ast.unparse(node.func) in groups] == []
+
+
+@pytest.mark.parametrize(("place", "call"), RAISED, ids=[place for place, _ in RAISED])
+def test_error_has_a_message_and_a_hint(place, call):
+    hint = next((item.value for item in call.keywords if item.arg == "hint"), None)
+    assert len(call.args) == 1
+    assert hint is not None
+    assert ast.unparse(hint) not in ("''", "None")
+
+
+@pytest.mark.parametrize(("place", "call"), RAISED, ids=[place for place, _ in RAISED])
+def test_error_text_does_not_end_with_a_full_stop(place, call):
+    texts = [call.args[0], *(item.value for item in call.keywords)]
+    found = [end for text in texts for end in endings(text)]
+    assert [end for end in found if end.rstrip().endswith(".")] == []
+
+
+def test_error_shows_code_message_and_hint():
+    shown = str(errors.DataError("what and why", hint="what to do"))
+    assert shown == "error[DDM102]: what and why\n\nhint: what to do"
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_plan_page_has_a_row_for_the_key(key):
+    rows = [line.split("|")[1] for line in PLAN.splitlines() if line.startswith("| `")]
+    assert sum(f"`{key}`" in row for row in rows) == 1
+
+
+def test_plan_page_has_no_row_for_a_key_that_is_gone():
+    rows = "".join(line.split("|")[1] for line in PLAN.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`([a-z0-9_.]+)`", rows)) == set(KEYS)
+
+
+def test_keys_of_the_plan_are_all_found():
+    assert {"expires_at", "data.width", "router.radius", "submission.valid_days"} <= set(KEYS)
+    assert "router" not in KEYS

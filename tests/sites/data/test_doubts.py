@@ -1,0 +1,154 @@
+"""Doubtful data are shown, and asked about, before anything is spent: the real command."""
+
+import os
+import pty
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from federation import PLAN_TOML, create_federation
+from PIL import Image
+
+from coordinator.roster import proposals
+from ddm_fed.records import read_plan_toml
+from sites.privacy.ledger import open_ledger
+
+SITE = "hospital-a"
+PLAN = PLAN_TOML.replace(
+    "width = 8", 'width = 8\nconditioning = "class"\nclasses = ["cat", "dog", "owl"]'
+)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    fed = create_federation(tmp_path_factory.mktemp("doubts"), sites=(SITE,))
+    proposals.publish_plan(fed.home, read_plan_toml(PLAN))
+    return fed
+
+
+@pytest.fixture
+def fed(published, scratch):
+    return published.copy(scratch / "team", "consortium", SITE)
+
+
+@pytest.fixture
+def pets(tmp_path):
+    for kind in ("cat", "dog"):
+        (tmp_path / "pets" / kind).mkdir(parents=True)
+        for i in range(8):
+            pixels = np.random.default_rng(i).integers(0, 256, (8, 8), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / kind / f"{i}.png")
+    (tmp_path / "owls").mkdir()
+    (tmp_path / "pets" / "owl").symlink_to(tmp_path / "owls")
+    return tmp_path / "pets"
+
+
+def command(fed, data, *more):
+    at = ("--site", str(fed.path / SITE), "--plan", str(fed.published), "--data", str(data))
+    quick = ("--precision", "float32", "--seed", "0")
+    return [sys.executable, "-m", "sites", "train", *at, *quick, *more]
+
+
+def run(fed, data, *more):
+    return subprocess.run(
+        command(fed, data, *more),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+
+
+def answered(fed, data, answer):
+    """Runs the command on a terminal, where it asks; returns the exit status and what it showed."""
+    leader, terminal = pty.openpty()
+    process = subprocess.Popen(
+        command(fed, data),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    os.close(terminal)
+    shown, deadline, asked = b"", time.monotonic() + 120, False
+    while time.monotonic() < deadline:
+        if not select.select([leader], [], [], 1)[0]:
+            continue
+        try:
+            block = os.read(leader, 4096)
+        except OSError:  # the other end is closed
+            break
+        shown += block
+        if not block:
+            break
+        if not asked and b"[y/N]" in shown:
+            assert spent(fed) == 0
+            os.write(leader, answer)
+            asked = True
+    os.close(leader)
+    try:
+        return process.wait(timeout=30), asked, shown.decode()
+    finally:
+        process.kill()
+
+
+def spent(fed):
+    return len(open_ledger(fed.site(SITE)).entries())
+
+
+def test_class_without_images_is_refused_before_anything_is_spent_where_nobody_can_be_asked(
+    fed, pets
+):
+    done = run(fed, pets)
+    assert done.returncode == 1
+    assert "error[DDM102]" in done.stderr
+    assert "1 of the plan's 3 classes have no image here: owl" in done.stderr
+    assert "1 links were not followed: owl" in done.stderr
+    assert "--yes" in done.stderr
+    assert spent(fed) == 0
+
+
+@pytest.mark.processes
+def test_class_without_images_that_is_meant_so_is_trained_with_yes(fed, pets):
+    (pets / "notes.txt").write_text("")
+    done = run(fed, pets, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "of the classes: cat 8, dog 8, owl 0" in done.stderr
+    assert "of 18 files seen 16 were taken, 2 left out" in done.stderr
+    assert "1 .txt files are no images: notes.txt" in done.stderr
+    assert spent(fed) > 0
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(("answer", "goes_on"), [(b"n\n", False), (b"\n", False), (b"y\n", True)])
+def test_person_at_a_terminal_is_asked_before_anything_is_spent(fed, pets, answer, goes_on):
+    status, asked, shown = answered(fed, pets, answer)
+    assert asked, shown
+    assert "LOOK: " in shown
+    assert (status == 0, spent(fed) > 0) == (goes_on, goes_on), shown
+
+
+@pytest.mark.processes
+def test_data_without_doubts_are_trained_without_a_question(fed, pets):
+    (pets / "owl").unlink()
+    (pets / "owl").mkdir()
+    (pets / "cat" / "0.png").rename(pets / "owl" / "0.png")
+    done = run(fed, pets)
+    assert done.returncode == 0, done.stderr
+    assert "LOOK" not in done.stderr
+
+
+def test_every_command_that_spends_privacy_on_images_settles_their_doubts():
+    # `audit` opens images as well, and spends nothing
+    found = {}
+    for path in (Path(__file__).parents[3] / "sites").glob("cli*.py"):
+        text = path.read_text(encoding="utf-8")
+        if "load_images(" in text:
+            found[path.name] = "settle_doubts(" in text
+    assert found == {"cli_train.py": True, "cli_head.py": True, "cli_privacy.py": False}
