@@ -45,7 +45,7 @@ from sites.train.expert import TrainingOptions
 from sites.train.pipeline import run_plan
 from sites.transport import submit
 from sites.transport.address import Address
-from sites.transport.grpc import NetworkMover
+from sites.transport.grpc import GrpcTransport
 from sites.workspace import SiteFolder, SiteSettings
 
 BIN = Path(sys.executable).parent
@@ -214,8 +214,10 @@ def many(count: int, architecture: str) -> None:
             began = time.perf_counter()
 
             def send(site: SiteFolder) -> None:
-                mover = NetworkMover(Address("127.0.0.1", port), site, hub.trust(), patience_s=600)
-                (found,) = submit.submit(site, hub.trust(), mover)
+                transport = GrpcTransport(
+                    Address("127.0.0.1", port), site, hub.trust(), timeout_s=600
+                )
+                (found,) = submit.submit(site, hub.trust(), transport)
                 if found.state == "admitted":
                     done[site.settings.name] = time.perf_counter() - began
 

@@ -41,7 +41,7 @@ from sites.outbox import stages
 from sites.outbox.released import read_released
 from sites.outbox.stages import find_bundles
 from sites.transport.address import Address
-from sites.transport.grpc import channel_to, enroll, with_patience
+from sites.transport.grpc import channel_to, enroll, retried
 from sites.workspace import SiteFolder, SiteSettings
 
 BIN = Path(sys.executable).parent
@@ -113,14 +113,14 @@ def ask_as_member(server: Running) -> None:
             stub = services.ExchangeServiceStub(channel)
             stub.GetStatus(messages.GetStatusRequest(), timeout=GIVEN_UP_S)
 
-    with_patience(call, address, patience_s=GIVEN_UP_S)
+    retried(call, address, timeout_s=GIVEN_UP_S)
 
 
 def ask_as_newcomer(server: Running) -> None:
     """One honest request to be enrolled."""
     data = (server.newcomer.path / "enrolment.dsse.json").read_bytes()
     address = Address("127.0.0.1", server.enroll_port, server.fingerprint)
-    enroll(address, data, patience_s=GIVEN_UP_S)
+    enroll(address, data, timeout_s=GIVEN_UP_S)
 
 
 def ask_for_page(server: Running) -> None:

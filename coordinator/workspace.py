@@ -7,7 +7,7 @@ enrolled/                 the requests that were accepted, as evidence
 requests/                 requests that came over a network and wait for people
 pending/                  a roster that waits for signatures of root keys
 published/                plan, rosters and log, for everybody; made again from the rest if lost
-inbox/incoming/           where movers put bundles; nothing here is trusted
+inbox/incoming/           where transports put bundles; nothing here is trusted
 inbox/partial/            bundles on their way over a network; see `coordinator.inbox.upload`
 inbox/receipts/           signed receipts, for the sites to fetch
 store/blobs/SHA256        admitted weights, by digest; private, read-only
@@ -221,7 +221,7 @@ class CoordinatorFolder(Home):
 
     @property
     def incoming(self) -> Path:
-        """Where movers put bundles."""
+        """Where transports put bundles."""
         return self.path / "inbox" / "incoming"
 
     @property

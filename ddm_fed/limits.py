@@ -1,9 +1,9 @@
 """How many bytes of another party's are read: the one place of these bounds.
 
-Whoever signs, sends or hands over a stick may write anything of any size. Every reader of it stops
-at one of these, or at a size that a signed manifest states and a plan allows; docs/format.md has
-the table. A file may also grow while it is read, so a reader counts what it takes and believes no
-size that it was told.
+Whoever signs, sends or hands over a removable medium may write anything of any size. Every
+reader of it stops at one of these, or at a size that a signed manifest states and a plan allows;
+docs/format.md has the table. A file may also grow while it is read, so a reader counts what it
+takes and believes no size that it was told.
 """
 
 KIB, MIB = 1 << 10, 1 << 20

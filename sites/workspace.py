@@ -9,7 +9,7 @@ private/PLAN/             checkpoint, expert, release in the making; never leave
 seen/                     the newest rosters and log this site was shown, to notice a second history
 outbox/draft/DIGEST/      a signed bundle nobody has reviewed
 outbox/reviews/DIGEST/    what a person saw before releasing it, signed; what a DPO countersigns
-outbox/released/DIGEST/   what a mover may send: the only place it may read
+outbox/released/DIGEST/   what a transport may send: the only place it may read
 receipts/DIGEST.dsse.json the coordinator's proof that it was admitted
 """
 

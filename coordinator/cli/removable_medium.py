@@ -20,12 +20,12 @@ def import_(
     coordinator: CoordinatorOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Take in bundles from a stick, a share or a bucket; verify them; write the receipts back.
+    """Take in bundles from a medium, a share or a bucket; verify them; write the receipts back.
 
     Copies that are not whole are named and left alone. Safe to run again at any time: it goes on
     from where it came to, and deletes nothing there.
 
-    Examples: ddm-coord import /media/stick/ddm · ddm-coord import sftp://files.example/exchange
+    Examples: ddm-coord import /media/usb/ddm · ddm-coord import sftp://files.example/exchange
     """
     from coordinator.ensembles.reference import waits_for_reference
     from coordinator.inbox.removable_medium import (

@@ -47,7 +47,7 @@ def serve(
     uploads: Annotated[
         int, typer.Option(help="Unfinished bundles of one site at a time.", min=1)
     ] = 2,
-    patience: Annotated[
+    timeout: Annotated[
         float,
         typer.Option(help="Seconds a stream may bring less than 64 KiB before it is ended.", min=1),
     ] = 60.0,
@@ -78,7 +78,7 @@ def serve(
         listen=listen,
         enroll=enroll,
         limits=Limits(reserve_bytes=int(reserve * GIB), open_uploads=uploads),
-        patience_s=patience,
+        timeout_s=timeout,
         share_ensemble=share_ensemble,
     )
     with ExitStack() as stack:

@@ -7,7 +7,7 @@ from coordinator import journal
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.errors import StateError
 from ddm_fed.storage.files import list_regular_files
-from ddm_fed.storage.junk import is_litter
+from ddm_fed.storage.junk import is_junk
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def newest_ensemble(home: CoordinatorFolder) -> Offered:
         folder = Path(str(event.get("folder", "")))
         if event["event"] == "assembled" and folder.is_dir():
             names = list_regular_files(folder, what="the ensemble")
-            offered = sorted(name for name in names if not is_litter(name))
+            offered = sorted(name for name in names if not is_junk(name))
             sizes = {name: (folder / name).stat().st_size for name in offered}
             return Offered(str(event["ensemble_sha256"]), folder, sizes)
     raise StateError(

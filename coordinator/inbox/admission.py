@@ -67,7 +67,7 @@ from ddm_fed.storage.files import (
     sweep_parts,
     write_atomically,
 )
-from ddm_fed.storage.junk import is_litter
+from ddm_fed.storage.junk import is_junk
 from ddm_fed.trust import Trust, require_in_force
 from ddm_fed.trust.log import Log, LogEntry
 from ddm_fed.trust.published import PLAN_FILE
@@ -294,8 +294,8 @@ def admit_arrivals(
     log = recover(home, trust)
     verdicts = []
     for arrival in sorted(home.incoming.iterdir()):
-        # a mover is still writing it, or a file manager looked in
-        if arrival.name.startswith(".") or is_litter(arrival.name):
+        # a transport is still writing it, or a file manager looked in
+        if arrival.name.startswith(".") or is_junk(arrival.name):
             continue
         if arrival.name in later or only not in (None, arrival.name):
             continue

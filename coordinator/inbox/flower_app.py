@@ -1,9 +1,9 @@
 """The coordinator's half of the exchange over Flower: it pulls what sites have released.
 
 One message per checkpoint lost uploads whenever a link broke, so a bundle comes in parts, each its
-own message, asked for again until it is there. The bytes go into the same sink as over gRPC, and
-the same verification decides. Flower's word on who answered chooses whose bundles are taken from
-whom; that a bundle is that site's is decided by its signatures alone.
+own message, asked for again until it is there. The bytes go into the same resumable upload as over
+gRPC, and the same verification decides. Flower's word on who answered chooses whose bundles are
+taken from whom; that a bundle is that site's is decided by its signatures alone.
 """
 
 import json
@@ -19,7 +19,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can impo
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from coordinator.inbox.flower_pull import FINE, Answer, Ask, Event, State, Talk, Visit
-from coordinator.inbox.upload import Sink
+from coordinator.inbox.upload import Uploads
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.errors import ExchangeError, StateError
 from ddm_fed.exchange.flower import (
@@ -55,7 +55,7 @@ class Pulling:
         wait_s: How long to wait for them.
         part_bytes: Most bytes of one message.
         answer_s: How long one message may take, both ways.
-        patience_s: How long a site may answer nothing before the run goes on without it.
+        timeout_s: How long a site may answer nothing before the run goes on without it.
         parallel: Parts under way at once; each is held in memory.
         couriers: Whether a node may bring bundles of another site than it is registered for.
     """
@@ -65,7 +65,7 @@ class Pulling:
     wait_s: float = 60
     part_bytes: int = 128 * MIB
     answer_s: float = 900
-    patience_s: float = 1800
+    timeout_s: float = 1800
     parallel: int = 4
     couriers: bool = False
 
@@ -92,7 +92,7 @@ class Pulling:
                 wait_s=float(config["wait-s"]),
                 part_bytes=round(float(config["part-mib"]) * MIB),
                 answer_s=float(config["answer-s"]),
-                patience_s=float(config["patience-s"]),
+                timeout_s=float(config["timeout-s"]),
                 parallel=int(config["parallel"]),
                 couriers=bool(config["couriers"]),
             )
@@ -154,18 +154,18 @@ def pull(grid: Grid, pulling: Pulling) -> list[Event]:
         if event.state is not None:
             events.append(event)
 
-    sink = Sink(home)
-    sink.expire()
+    uploads = Uploads(home)
+    uploads.expire()
     try:
         conversations = []
         for node in _nodes(grid, pulling):
             carrier = f"flower:{node.name or node.node_id}"
             site = None if pulling.couriers else node.name
-            visit = Visit(home, sink, carrier, site, pulling.part_bytes, report)
+            visit = Visit(home, uploads, carrier, site, pulling.part_bytes, report)
             conversations.append(_Conversation(grid, node, visit, pulling))
         _hold(grid, conversations, pulling.parallel)
     finally:
-        sink.close()
+        uploads.close()
     wrong = [event for event in events if event.state not in FINE]
     if wrong:
         names = ", ".join(sorted({event.carrier for event in wrong}))
@@ -315,7 +315,7 @@ class _Conversation:
         if self.ask is None or self._silent_since is None:
             return
         silent = monotonic() - self._silent_since
-        if silent > self._pulling.patience_s:
+        if silent > self._pulling.timeout_s:
             self._end("unreachable", f"nothing was heard for {silent:.0f} s")
         elif self.message_id is not None and monotonic() - self.sent_at > self._pulling.answer_s:
             self.message_id = None

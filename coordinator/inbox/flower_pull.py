@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coordinator.inbox.outcome import Refusal, deliver
-from coordinator.inbox.upload import Arrived, Sink, Upload
+from coordinator.inbox.upload import Arrived, Upload, Uploads
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.errors import DdmFedError, ExchangeError, MalformedError, RefusedError, SizeError
 from ddm_fed.exchange.flower import (
@@ -80,7 +80,7 @@ class Visit:
 
     Attributes:
         home: The coordinator.
-        sink: Where its bundles arrive.
+        uploads: Where its bundles arrive.
         carrier: The site's name with the transport, for limits and records.
         site: Whose bundles it may bring; None lets it be a courier.
         part_bytes: Most bytes of one part.
@@ -88,7 +88,7 @@ class Visit:
     """
 
     home: CoordinatorFolder
-    sink: Sink
+    uploads: Uploads
     carrier: str
     site: str | None
     part_bytes: int
@@ -110,7 +110,7 @@ class Visit:
         newest = max((submission.sequence for _, submission in offered.values()), default=0)
         for manifest, (digest, submission) in offered.items():
             try:
-                if submission.plan_sha256 == self.sink.view.current().trust.plan_sha256:
+                if submission.plan_sha256 == self.uploads.view.current().trust.plan_sha256:
                     yield from self._take(manifest)
                 else:
                     self._tell("earlier", digest=digest)
@@ -121,9 +121,9 @@ class Visit:
                 self._tell("failed", digest=digest, error=error)
 
     def _take(self, manifest: bytes) -> Talk:
-        found = self.sink.begin(manifest, carrier=self.carrier, site=self.site)
+        found = self.uploads.begin(manifest, carrier=self.carrier, site=self.site)
         if not isinstance(found, Arrived):
-            with self.sink.finishing(found):
+            with self.uploads.finishing(found):
                 try:
                     yield from self._pull(found)
                     found.commit()

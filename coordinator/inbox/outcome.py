@@ -37,19 +37,19 @@ class Outcome:
     refusal: Refusal | None = None
 
 
-def deliver(home: CoordinatorFolder, digest: str, *, patience_s: float = 60.0) -> Outcome:
+def deliver(home: CoordinatorFolder, digest: str, *, timeout_s: float = 60.0) -> Outcome:
     """Verifies and admits the bundle `digest` in the inbox; returns what became of it.
 
     Args:
         home: The coordinator.
         digest: Of the bundle's manifest.
-        patience_s: How long another command may hold the folder; after that the bundle waits.
+        timeout_s: How long another command may hold the folder; after that the bundle waits.
 
     Raises:
         ExpiredError: the plan or the roster is no longer in force.
         StateError: a new coordinator key still waits for signatures.
     """
-    until = monotonic() + patience_s
+    until = monotonic() + timeout_s
     while outcome_of(home, digest) == Outcome():
         try:
             with home.changing():

@@ -1,11 +1,12 @@
-"""Bundles that a courier brings: on a stick, on a share, or in a folder at any URL.
+"""Bundles that a courier brings: on a removable medium, on a share, or in a folder at any URL.
 
     SOURCE/incoming/DIGEST/     what is there: whole, partial, or not ours
     SOURCE/receipts/            what goes back: signed receipts
     SOURCE/published/           and the present plan, rosters and log
 
-Nothing on a medium is believed. A bundle comes in by the same sink as over a network, so that a
-kill loses no byte that is safe, and it is verified after it has arrived. Nothing is deleted there.
+Nothing on a medium is believed. A bundle comes in by the same resumable upload as over a network,
+so that a kill loses no byte that is safe, and it is verified after it has arrived. Nothing is
+deleted there.
 """
 
 import re
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from coordinator.inbox import outcome as delivery
-from coordinator.inbox.upload import Arrived, Limits, Sink, Upload
+from coordinator.inbox.upload import Arrived, Limits, Upload, Uploads
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.bundle.submission import read_submission
 from ddm_fed.bundle.verify import ENVELOPE_FILE
@@ -43,7 +44,7 @@ from ddm_fed.records import (
 from ddm_fed.remote import Entry, RemoteFolder
 from ddm_fed.signing import peek_payload
 from ddm_fed.storage.files import BLOCK_BYTES, PART_PREFIX, Advance
-from ddm_fed.storage.junk import is_litter
+from ddm_fed.storage.junk import is_junk
 from ddm_fed.trust import require_in_force
 from ddm_fed.trust.published import published_files
 
@@ -110,7 +111,7 @@ def require_medium(home: CoordinatorFolder, medium: RemoteFolder) -> None:
     if kind is None:
         raise StateError(
             f"there is no folder `incoming` in {medium.name}",
-            hint="name the folder that `ddm-site export` wrote, not the stick it lies on",
+            hint="name the folder that `ddm-site export` wrote, not the medium it lies on",
         )
     if kind != "folder":
         raise FileSetError(
@@ -130,7 +131,7 @@ def candidates(medium: RemoteFolder) -> tuple[list[Entry], int]:
     Somebody may have filled the medium with junk; it must not keep bundles from being found. Those
     of one site come in the order of their numbers: the later one would refuse the earlier.
     """
-    found = [entry for entry in medium.entries("incoming") if not is_litter(entry.name)]
+    found = [entry for entry in medium.entries("incoming") if not is_junk(entry.name)]
     found.sort(key=lambda entry: (_DIGEST.fullmatch(entry.name) is None, entry.name))
     named = found[:MOST_FOLDERS]
     named.sort(key=lambda entry: (_DIGEST.fullmatch(entry.name) is None, _number(medium, entry)))
@@ -155,7 +156,7 @@ class Importer:
     Args:
         home: The coordinator.
         medium: Where the bundles are.
-        patience_s: How long another command may hold the coordinator's folder.
+        timeout_s: How long another command may hold the coordinator's folder.
         reserve_bytes: Left free on the coordinator's disk.
 
     Raises:
@@ -168,13 +169,15 @@ class Importer:
         home: CoordinatorFolder,
         medium: RemoteFolder,
         *,
-        patience_s: float = 60.0,
+        timeout_s: float = 60.0,
         reserve_bytes: int = Limits.reserve_bytes,
     ) -> None:
-        self._home, self._medium, self._patience_s = home, medium, patience_s
-        # one person stands behind every stick, and may leave any of them unfinished
-        self._sink = Sink(home, Limits(reserve_bytes=reserve_bytes, open_uploads=MOST_FOLDERS))
-        require_in_force(self._sink.view.current().trust, now())
+        self._home, self._medium, self._timeout_s = home, medium, timeout_s
+        # one person stands behind every medium, and may leave any of them unfinished
+        self._uploads = Uploads(
+            home, Limits(reserve_bytes=reserve_bytes, open_uploads=MOST_FOLDERS)
+        )
+        require_in_force(self._uploads.view.current().trust, now())
 
     def take(self, entry: Entry, advance: Advance = lambda _: None) -> Found:
         """Takes in one thing of `incoming`, from where an earlier attempt came to.
@@ -193,7 +196,7 @@ class Importer:
         except RefusedError as error:
             return _because(error, name, "refused")
         finally:
-            self._sink.close()  # what came in is safe, and another process may go on
+            self._uploads.close()  # what came in is safe, and another process may go on
 
     def _take(self, entry: Entry, name: str, advance: Advance) -> Found:
         if entry.name.startswith(PART_PREFIX):
@@ -202,12 +205,12 @@ class Importer:
         manifest = files.pop(ENVELOPE_FILE, None)
         if manifest is None:
             return _because(_without_manifest(name, files), name, "partial")
-        if manifest == 0:  # a stick that was pulled out keeps names, and loses bytes
+        if manifest == 0:  # a removable medium that was pulled out keeps names, and loses bytes
             return _because(_partial(name, [f"`{ENVELOPE_FILE}` has 0 bytes"]), name, "partial")
         path = f"incoming/{entry.name}"
         envelope = self._medium.read(f"{path}/{ENVELOPE_FILE}", MAX_DOCUMENT_BYTES) or b""
         digest = sha256_hex(peek_payload(envelope, IN_TOTO_PAYLOAD, what=_called(name)))
-        published = self._sink.view.current()
+        published = self._uploads.view.current()
         entry_of_log = published.log.find(digest)
         if entry_of_log is not None and entry_of_log.receipt is not None:
             return self._outcome(name, digest, entry_of_log.receipt.site)
@@ -222,10 +225,10 @@ class Importer:
         if problems:
             return _because(_partial(name, problems), name, "partial", digest, site)
         try:
-            upload = self._sink.begin(envelope, carrier=CARRIER)
+            upload = self._uploads.begin(envelope, carrier=CARRIER)
             if not isinstance(upload, Arrived):
                 self._copy(upload, path, advance)
-                with self._sink.finishing(upload):
+                with self._uploads.finishing(upload):
                     upload.commit()
         except (QuotaError, BusyError) as error:
             return _because(error, name, "waiting", digest, site)
@@ -246,7 +249,7 @@ class Importer:
             item
             for item in self._medium.entries(f"incoming/{entry.name}")
             # nothing of it is read or taken in
-            if not (is_litter(item.name) and item.kind in ("file", "folder"))
+            if not (is_junk(item.name) and item.kind in ("file", "folder"))
         ]
         odd = [item for item in inside if item.kind != "file"]
         if odd:
@@ -271,7 +274,7 @@ class Importer:
                     advance(len(block))
 
     def _outcome(self, name: str, digest: str, site: str) -> Found:
-        outcome = delivery.deliver(self._home, digest, patience_s=self._patience_s)
+        outcome = delivery.deliver(self._home, digest, timeout_s=self._timeout_s)
         if outcome.receipt is not None:
             return Found(name, "admitted", digest, site, receipt=outcome.receipt)
         if outcome.refusal is not None:

@@ -53,7 +53,7 @@ from ddm_fed.storage.files import (
     sync_folder,
     write_atomically,
 )
-from ddm_fed.storage.junk import is_litter
+from ddm_fed.storage.junk import is_junk
 from ddm_fed.trust import require_in_force
 from ddm_fed.trust.log import LogEntry
 
@@ -85,7 +85,7 @@ class Arrived:
 
 
 class Upload:
-    """An unfinished bundle. `Sink` makes it; threads may share it."""
+    """An unfinished bundle. `Uploads` makes it; threads may share it."""
 
     def __init__(
         self, folder: Path, target: Path, statement: Statement[Submission], carrier: str
@@ -269,7 +269,7 @@ class Upload:
         self._held.close()
 
 
-class Sink:
+class Uploads:
     """Takes bundles in, for one coordinator. Threads may share it.
 
     Args:
@@ -371,7 +371,7 @@ class Sink:
         gone = []
         with self._lock:
             for folder in sorted(self.home.partial.iterdir()):
-                if not folder.is_dir() or is_litter(folder.name):
+                if not folder.is_dir() or is_junk(folder.name):
                     continue
                 known = read_progress(folder)
                 moved_on = not (folder / BUNDLE_FOLDER).exists()  # a kill came right after that

@@ -25,7 +25,7 @@ from typing import Any
 import grpc
 
 from coordinator.server.callers import Caller, Guard
-from coordinator.server.watchdog import Patience
+from coordinator.server.watchdog import Watchdog
 from coordinator.status.metrics import ServerMetrics
 from ddm_fed import console
 from ddm_fed.errors import DdmFedError, MalformedError
@@ -42,13 +42,13 @@ class Desk:
     Attributes:
         guard: Says who calls, and whether it may.
         metrics: Counts calls.
-        patience: Ends those that make no progress.
+        watchdog: Ends those that make no progress.
         refused: Says when calls that were refused for their number are logged.
     """
 
     guard: Guard
     metrics: ServerMetrics
-    patience: Patience
+    watchdog: Watchdog
     refused: "Seldom" = field(default_factory=lambda: Seldom(REFUSED_LINE_S))
 
 
@@ -98,7 +98,7 @@ class Answering(AbstractContextManager["Answering"]):
 
     def watching(self, seconds: float | None = None) -> AbstractContextManager[Callable[[], None]]:
         """Gives the call up if the function that is yielded is not called for too long."""
-        return self._desk.patience.watching(self.give_up, seconds)
+        return self._desk.watchdog.watching(self.give_up, seconds)
 
     def caller(self) -> Caller:
         """Returns who asks, by the roster of this moment; the call ends here if it is nobody."""

@@ -42,7 +42,7 @@ FLEET = re.compile(rb"/v1/fleet/[a-z-]+")
 """The whole of a path that is forwarded: no dots, no escapes, no second slash, no query."""
 MAX_BODY_BYTES = 32 * MIB  # Flower sends objects of at most 5 MiB
 MAX_HEADER_BYTES = 16 << 10
-PATIENCE_S, PROGRESS_BYTES = 60.0, 64 << 10  # a body that brings less in that time is ended
+TIMEOUT_S, PROGRESS_BYTES = 60.0, 64 << 10  # a body that brings less in that time is ended
 HOP_BY_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer trailers "
     b"transfer-encoding upgrade host forwarded x-forwarded-for x-forwarded-host x-forwarded-proto "
@@ -167,7 +167,7 @@ async def _bounded(request: Request) -> AsyncIterator[bytes]:
     taken = marked = 0
     chunks = aiter(request.stream())
     loop = asyncio.get_running_loop()
-    until = loop.time() + PATIENCE_S
+    until = loop.time() + TIMEOUT_S
     while True:
         async with asyncio.timeout_at(until):
             chunk = await anext(chunks, None)
@@ -175,7 +175,7 @@ async def _bounded(request: Request) -> AsyncIterator[bytes]:
             return
         taken += len(chunk)
         if taken - marked >= PROGRESS_BYTES:
-            marked, until = taken, loop.time() + PATIENCE_S
+            marked, until = taken, loop.time() + TIMEOUT_S
         if taken > MAX_BODY_BYTES:
             raise SizeError(
                 f"a body of more than {MAX_BODY_BYTES} bytes",

@@ -17,7 +17,7 @@ from time import monotonic
 
 import grpc
 
-from coordinator.inbox.upload import Limits, Sink, has_room
+from coordinator.inbox.upload import Limits, Uploads, has_room
 from coordinator.published import PublishedView
 from coordinator.server.callers import CALLS_AT_ONCE, Members, Strangers
 from coordinator.server.calls import Desk
@@ -25,7 +25,7 @@ from coordinator.server.gate import Gate
 from coordinator.server.health import HEALTH, HealthService
 from coordinator.server.seats import seats
 from coordinator.server.service import EnrolmentService, ExchangeService
-from coordinator.server.watchdog import Patience
+from coordinator.server.watchdog import Watchdog
 from coordinator.status.metrics import ServerMetrics
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed import console
@@ -51,14 +51,14 @@ class ServerOptions:
         listen: HOST:PORT for members; port 0 takes a free one.
         enroll: HOST:PORT for requests of strangers; None takes none.
         limits: What a sender may take up.
-        patience_s: How long a stream may go without progress.
+        timeout_s: How long a stream may go without progress.
         share_ensemble: Whether members may fetch the newest ensemble.
     """
 
     listen: str
     enroll: str | None = None
     limits: Limits = field(default_factory=Limits)
-    patience_s: float = 60.0
+    timeout_s: float = 60.0
     share_ensemble: bool = False
 
 
@@ -97,12 +97,12 @@ def serving(
         MachineError: it cannot listen there.
     """
     view, key = PublishedView(home), home.tls(home.chain())
-    sink = Sink(home, options.limits, view)
-    sink.expire()
-    patience = Patience(options.patience_s)
+    uploads = Uploads(home, options.limits, view)
+    uploads.expire()
+    watchdog = Watchdog(options.timeout_s)
     gate = Gate(options.listen, seats(1 / 2, MOST_WAITING, MOST_MEMBERS), metrics.ended)
-    desk = Desk(Members(view, gate), metrics, patience)
-    service = ExchangeService(home, sink, view, desk, share_ensemble=options.share_ensemble)
+    desk = Desk(Members(view, gate), metrics, watchdog)
+    service = ExchangeService(home, uploads, view, desk, share_ensemble=options.share_ensemble)
     health = HealthService(desk, EXCHANGE.full_name)
     members = Door(
         gate,
@@ -115,7 +115,7 @@ def serving(
     if options.enroll is not None:
         few = seats(3 / 8, MOST_STRANGERS, 0, STRANGER_S)
         outer = Gate(options.enroll, few, metrics.ended)
-        strangers = EnrolmentService(take_request, Desk(Strangers(outer), metrics, patience))
+        strangers = EnrolmentService(take_request, Desk(Strangers(outer), metrics, watchdog))
         doors.append(
             Door(
                 outer,
@@ -127,13 +127,13 @@ def serving(
         )
     ended = Event()
     with ExitStack() as stack:
-        stack.callback(sink.close)
-        stack.callback(patience.close)
+        stack.callback(uploads.close)
+        stack.callback(watchdog.close)
         for door in doors:
             stack.callback(door.close)
             door.open()
         with ThreadPoolExecutor(1, "tending") as tending:
-            tending.submit(_tend, home, sink, health, doors, ended)
+            tending.submit(_tend, home, uploads, health, doors, ended)
             try:
                 enroll_port = doors[1].port if options.enroll is not None else None
                 yield Listening(doors[0].port, enroll_port, key.fingerprint)
@@ -284,7 +284,7 @@ class Door:
 
 def _tend(
     home: CoordinatorFolder,
-    sink: Sink,
+    uploads: Uploads,
     health: HealthService,
     doors: list[Door],
     ended: Event,
@@ -294,8 +294,8 @@ def _tend(
     while not ended.is_set():
         if monotonic() - checked >= TEND_S:
             checked = monotonic()
-            health.serving = has_room(home, sink.limits)
-            for digest in sink.expire():
+            health.serving = has_room(home, uploads.limits)
+            for digest in uploads.expire():
                 console.log_line({"event": "expired", "submission_sha256": digest})
         try:
             for door in doors:

@@ -10,7 +10,7 @@ from threading import Lock
 
 from coordinator.ensembles.newest import newest_ensemble
 from coordinator.inbox.outcome import Outcome, claimed_site, deliver, outcome_of
-from coordinator.inbox.upload import SYNC_BYTES, Sink, Upload
+from coordinator.inbox.upload import SYNC_BYTES, Upload, Uploads
 from coordinator.published import PublishedView
 from coordinator.server.callers import Caller
 from coordinator.server.calls import Answering, Desk, answers, streams, takes
@@ -24,8 +24,8 @@ from ddm_fed.storage.files import open_regular, read_bounded
 from ddm_fed.trust.published import PLAN_FILE, roster_files
 
 DOCUMENTS_BYTES = 1 << 20  # of one answer; a single document may be as long
-COMMIT_PATIENCE_S = 60.0
-PROGRESS_BYTES = 64 << 10  # less than that within patience is no progress
+COMMIT_TIMEOUT_S = 60.0
+PROGRESS_BYTES = 64 << 10  # less than that within the timeout is no progress
 
 
 class ExchangeService(services.ExchangeServiceServicer):
@@ -33,7 +33,7 @@ class ExchangeService(services.ExchangeServiceServicer):
 
     Args:
         home: The coordinator.
-        sink: Takes bundles in.
+        uploads: Takes bundles in.
         view: What is published.
         desk: What every call needs.
         share_ensemble: Whether members may fetch the newest ensemble.
@@ -42,14 +42,14 @@ class ExchangeService(services.ExchangeServiceServicer):
     def __init__(
         self,
         home: CoordinatorFolder,
-        sink: Sink,
+        uploads: Uploads,
         view: PublishedView,
         desk: Desk,
         *,
         share_ensemble: bool,
     ) -> None:
         self.desk = desk
-        self._home, self._sink, self._view = home, sink, view
+        self._home, self._uploads, self._view = home, uploads, view
         self._share_ensemble = share_ensemble
         self._admitting = Lock()  # one thread verifies; the others find their bundle admitted
         self._deciding: set[str] = set()
@@ -113,7 +113,7 @@ class ExchangeService(services.ExchangeServiceServicer):
     ) -> messages.BeginUploadResponse:
         """Verifies a manifest, and says where its bundle stands."""
         site = call.caller().site
-        found = self._sink.begin(request.submission_envelope, carrier=site, site=site)
+        found = self._uploads.begin(request.submission_envelope, carrier=site, site=site)
         if isinstance(found, Upload):
             return messages.BeginUploadResponse(
                 submission_sha256=found.digest,
@@ -159,7 +159,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         return messages.WriteUploadResponse(committed_bytes=upload.have() if upload else 0)
 
     def _own(self, digest: str, caller: Caller) -> Upload:
-        upload = self._sink.find(digest)
+        upload = self._uploads.find(digest)
         if upload is None:
             raise _unknown(digest)
         if upload.carrier != caller.site:
@@ -183,7 +183,7 @@ class ExchangeService(services.ExchangeServiceServicer):
     ) -> messages.QueryWriteStatusResponse:
         """Says where a bundle stands that this member began to send."""
         caller, digest = call.caller(), request.submission_sha256
-        if self._sink.find(digest) is not None:
+        if self._uploads.find(digest) is not None:
             return messages.QueryWriteStatusResponse(
                 state=messages.UPLOAD_STATE_OPEN, committed_bytes=self._own(digest, caller).have()
             )
@@ -204,14 +204,14 @@ class ExchangeService(services.ExchangeServiceServicer):
     ) -> messages.CommitUploadResponse:
         """Verifies and admits what was sent."""
         caller, digest = call.caller(), request.submission_sha256
-        if self._sink.find(digest) is not None:
+        if self._uploads.find(digest) is not None:
             upload = self._own(digest, caller)
-            with self._sink.finishing(upload):
+            with self._uploads.finishing(upload):
                 upload.commit()
         elif self._outcome(digest, caller) != Outcome():
             return _committed(self._outcome(digest, caller))
         with self._one_each(caller.site), self._admitting:
-            return _committed(deliver(self._home, digest, patience_s=COMMIT_PATIENCE_S))
+            return _committed(deliver(self._home, digest, timeout_s=COMMIT_TIMEOUT_S))
 
     @contextmanager
     def _one_each(self, site: str) -> Iterator[None]:

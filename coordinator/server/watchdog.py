@@ -8,7 +8,7 @@ from time import monotonic
 CHECK_S = 0.5
 
 
-class Patience:
+class Watchdog:
     """Watches calls in a thread of its own.
 
     Args:
@@ -19,7 +19,7 @@ class Patience:
         self.seconds = seconds
         self._calls: dict[object, tuple[float, Callable[[], object]]] = {}
         self._lock, self._ended = Lock(), Event()
-        self._thread = Thread(target=self._watch, name="patience", daemon=True)
+        self._thread = Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
 
     @contextmanager
@@ -32,11 +32,11 @@ class Patience:
             end: Called once, from another thread.
             seconds: How long that is; by default, and at most, what this one was made with.
         """
-        key, patience = object(), min(self.seconds, seconds or self.seconds)
+        key, limit = object(), min(self.seconds, seconds or self.seconds)
 
         def progress() -> None:
             with self._lock:
-                self._calls[key] = (monotonic() + patience, end)
+                self._calls[key] = (monotonic() + limit, end)
 
         progress()
         try:

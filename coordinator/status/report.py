@@ -17,7 +17,7 @@ from ddm_fed.bundle.reference import reference_sha256
 from ddm_fed.errors import RefusedError, StateError, printable
 from ddm_fed.records import Roster, RosterSite
 from ddm_fed.signing import VerifyKey
-from ddm_fed.storage.junk import is_litter
+from ddm_fed.storage.junk import is_junk
 from ddm_fed.trust import Trust
 from ddm_fed.trust.log import Log, read_log
 from ddm_fed.trust.published import PLAN_FILE, roster_files
@@ -176,7 +176,7 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
         "arrivals": sorted(
             printable(path.name)
             for path in home.incoming.iterdir()
-            if path.name[0] != "." and not is_litter(path.name)
+            if path.name[0] != "." and not is_junk(path.name)
         ),
         "refused": [event for event in happened if event["event"] == "refused"],
     }

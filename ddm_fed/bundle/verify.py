@@ -9,7 +9,7 @@ Verification, in this order, failing closed. Nothing of a file is parsed before 
 the manifest's claim of a site: it is looked at to pick the key of step 4, and believed after it.
 
  1. exactly these regular files, no links; the head only where the manifest has one; in an arrival
-    listed litter of file managers is passed over (`ddm_fed.storage.junk`)
+    listed junk of file managers is passed over (`ddm_fed.storage.junk`)
  2. the envelope is at most 1 MiB of unambiguous JSON
  3. of the in-toto payload type
  4. every signature that names a key of the claimed site holds, and at least one is there
@@ -82,7 +82,7 @@ from ddm_fed.storage.files import (
     require_file_set,
     write_atomically,
 )
-from ddm_fed.storage.junk import is_litter
+from ddm_fed.storage.junk import is_junk
 from ddm_fed.storage.store import BlobStore
 from ddm_fed.storage.tensors import ITEM_BYTES, Bounds, check_tensor_file
 from ddm_fed.trust import Trust
@@ -136,8 +136,8 @@ def arrived_files(folder: Path, *, what: str, travelled: bool = False) -> tuple[
     """
     found = list_regular_files(folder, what=what)
     names = (*TENSOR_FILES, HEAD_FILE) if HEAD_FILE in found else TENSOR_FILES
-    litter = {name for name in found if travelled and is_litter(name)}
-    require_file_set(folder, {*names, ENVELOPE_FILE, *litter}, what=what)
+    junk = {name for name in found if travelled and is_junk(name)}
+    require_file_set(folder, {*names, ENVELOPE_FILE, *junk}, what=what)
     return names
 
 

@@ -1,4 +1,4 @@
-"""A folder that this machine's own file system leads to: a stick, a disk, a mounted share."""
+"""A folder that this machine's own file system leads to: a medium, a disk, a mounted share."""
 
 import os
 import stat
@@ -36,7 +36,7 @@ class LocalFolder(RemoteFolder):
         if not self.path.is_dir():
             raise StateError(
                 f"there is no folder {self.name}",
-                hint="mount the stick or the share, and check the path",
+                hint="mount the medium or the share, and check the path",
             )
 
     def entries(self, folder: str) -> list[Entry]:

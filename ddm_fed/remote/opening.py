@@ -9,12 +9,12 @@ from ddm_fed.remote.local import LocalFolder
 FILE = "file://"
 
 
-def open_folder(text: str, *, patience_s: float = 300.0) -> RemoteFolder:
+def open_folder(text: str, *, timeout_s: float = 300.0) -> RemoteFolder:
     """Returns the folder at `text`: a path, or a URL that fsspec knows.
 
     Args:
         text: Where it is.
-        patience_s: How long a network may be silent.
+        timeout_s: How long a network may be silent.
 
     Raises:
         StateError: it is not there, it has no driver here, or refused us.
@@ -26,7 +26,7 @@ def open_folder(text: str, *, patience_s: float = 300.0) -> RemoteFolder:
     elif "://" in text:
         from ddm_fed.remote.url import UrlFolder
 
-        folder = UrlFolder(text, patience_s=patience_s)
+        folder = UrlFolder(text, timeout_s=timeout_s)
     else:
         folder = LocalFolder(Path(text))
     folder.require()

@@ -26,15 +26,15 @@ class UrlFolder(RemoteFolder):
 
     Args:
         url: The URL; user name and password in it are never shown.
-        patience_s: How long the other side may be silent.
+        timeout_s: How long the other side may be silent.
 
     Raises:
         StateError: there is no driver for it, or it refused us.
         ExchangeError: it cannot be reached just now.
     """
 
-    def __init__(self, url: str, *, patience_s: float) -> None:
-        self.name, self._url, self._patience_s = without_secrets(url), url, patience_s
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        self.name, self._url, self._timeout_s = without_secrets(url), url, timeout_s
         self._protocol = url.partition("://")[0]
         self._secrets: tuple[str, ...] = ()
         try:
@@ -60,7 +60,7 @@ class UrlFolder(RemoteFolder):
                 from ddm_fed.remote.hosts import known_hosts_only
 
                 options["host_key_policy"] = known_hosts_only()
-                wait = min(self._patience_s, KEEPALIVE_S)
+                wait = min(self._timeout_s, KEEPALIVE_S)
                 options |= {"timeout": wait, "banner_timeout": wait, "auth_timeout": wait}
             if self._protocol in BUCKETS:
                 options["use_listings_cache"] = False
@@ -70,7 +70,7 @@ class UrlFolder(RemoteFolder):
             self.renames, self.appends = bool(names & RENAMING), bool(names & APPENDING)
             if "SFTPFileSystem" in names:  # a link that died must not hold us for ever
                 channel = self._files.ftp.get_channel()
-                channel.settimeout(self._patience_s)
+                channel.settimeout(self._timeout_s)
                 channel.get_transport().set_keepalive(KEEPALIVE_S)
 
     def require(self) -> None:

@@ -32,7 +32,7 @@ from ddm_fed.signing.passphrase import (
 )
 from ddm_fed.storage.files import PART_PREFIX, sync_folder
 
-# what file systems of sticks and some shares say where a file cannot have two names
+# what file systems of removable media and some shares say where a file cannot have two names
 NO_HARD_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV)
 _P = 2**255 - 19
 _L = 2**252 + 27742317777372353535851937790883648493  # order of the base point

@@ -1,6 +1,6 @@
 """What file managers and storage boxes leave in folders without being asked: an exact list.
 
-In folders that bundles travel in (an inbox, a stick, an outbox) these are passed over, and nothing
+In folders that bundles travel in (an inbox, a medium, an outbox) these are passed over, and nothing
 of them is read. A folder that was signed holds exactly its signed files: there they are refused
 like any other file, by a name that people recognise.
 """
@@ -26,7 +26,7 @@ _FOLDERS = {
     "@eaDir": "a Synology box",
     "lost+found": "a Linux file system",
 }
-_APPLE_DOUBLE = "._"  # beside every file that macOS copies to a stick
+_APPLE_DOUBLE = "._"  # beside every file that macOS copies to a removable medium
 
 
 def writer_of(path: str) -> str | None:
@@ -44,13 +44,13 @@ def writer_of(path: str) -> str | None:
     return _FILES.get(name) or _FOLDERS.get(name)
 
 
-def is_litter(name: str) -> bool:
+def is_junk(name: str) -> bool:
     """Returns whether `name` is one of the listed files or folders."""
     return writer_of(name) is not None
 
 
 def hint_about(names: Iterable[str]) -> str | None:
-    """Returns what to do if every one of `names` is litter; None if one of them is not."""
+    """Returns what to do if every one of `names` is junk; None if one of them is not."""
     found = [(name, writer_of(name)) for name in names]
     if not found or any(writer is None for _, writer in found):
         return None

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from ddm_fed.errors import StateError
-from ddm_fed.storage.junk import is_litter
+from ddm_fed.storage.junk import is_junk
 
 SHOWN = 3
 
@@ -29,7 +29,7 @@ def require_ours(folder: Path, marks: Collection[str], *, hint: str) -> None:
         return
     if not folder.is_dir():
         raise StateError(f"{folder} is not a folder", hint=hint)
-    names = sorted(path.name for path in folder.iterdir() if not is_litter(path.name))
+    names = sorted(path.name for path in folder.iterdir() if not is_junk(path.name))
     if names and not set(names) & set(marks):
         told = ", ".join(f"`{name}`" for name in names[:SHOWN])
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ddm_fed.errors import StateError
 
 # The longest that one process may wait for another: for a checkpoint to be written, above all.
-PATIENCE_S = 600.0
+TIMEOUT_S = 600.0
 
 
 def process_rank() -> int:
@@ -96,14 +96,14 @@ class Team:
 
 
 @contextmanager
-def join_team(*, shard: bool, patience_s: float = PATIENCE_S) -> Iterator[Team]:
+def join_team(*, shard: bool, timeout_s: float = TIMEOUT_S) -> Iterator[Team]:
     """Yields the team torchrun started this process in; alone without torchrun.
 
     When a process ends, for whatever reason, the others' next exchange with it fails.
 
     Args:
         shard: Whether to divide the weights.
-        patience_s: The longest wait for another process.
+        timeout_s: The longest wait for another process.
 
     Raises:
         StateError: weights are to be divided, but among one process.
@@ -123,7 +123,7 @@ def join_team(*, shard: bool, patience_s: float = PATIENCE_S) -> Iterator[Team]:
         torch.cuda.set_device(device)
     torch.distributed.init_process_group(
         "nccl" if on_gpu else "gloo",
-        timeout=timedelta(seconds=patience_s),
+        timeout=timedelta(seconds=timeout_s),
         device_id=device if on_gpu else None,
     )
     try:

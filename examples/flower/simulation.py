@@ -45,9 +45,9 @@ from sites.published import look
 from sites.train.expert import TrainingOptions
 from sites.train.pipeline import run_plan
 from sites.transport import flower_app
+from sites.transport.base import FolderTransport
 from sites.transport.flower_app import Places
 from sites.transport.submit import submit
-from sites.transport.ways import FolderMover
 from sites.workspace import SiteFolder, SiteSettings
 
 ON_LOOPBACK = {  # what Ray says; it listens at every address all the same, see docs/flower.md
@@ -96,7 +96,7 @@ def main() -> None:
         run / "consortium",
         min_nodes=given.sites,
         part_bytes=round(given.part_mib * (1 << 20)),
-        patience_s=600,
+        timeout_s=600,
         couriers=True,  # virtual nodes have no registered keys; signatures decide as always
     )
     run_simulation(
@@ -211,7 +211,7 @@ def deliver_by_folder(run: Path, sites: int) -> dict[str, tuple[str, dict[str, s
     home = CoordinatorFolder.open(run / "consortium-by-folder")
     for number in range(sites):
         site = SiteFolder.open(run / name_of(number))
-        submit(site, home.trust(), FolderMover(home.path / "inbox"))
+        submit(site, home.trust(), FolderTransport(home.path / "inbox"))
     with home.changing():
         admit_arrivals(home, home.trust())
     return admitted(home.path)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from ddm_fed import console
-from sites.cli.options import PatienceOption, PlanOption, SiteOption, open_published
+from sites.cli.options import PlanOption, SiteOption, TimeoutOption, open_published
 
 AddressOption = Annotated[
     str,
@@ -30,7 +30,7 @@ def enroll(
         Path | None,
         typer.Option(help="Another request than the site's enrolment, such as rotation.dsse.json."),
     ] = None,
-    patience: PatienceOption = 60.0,
+    timeout: TimeoutOption = 60.0,
 ) -> None:
     """Send the request to be enrolled, or to have keys replaced. People decide about it.
 
@@ -44,7 +44,7 @@ def enroll(
 
     home, address = SiteFolder.open(site), Address.parse(to)
     data = read_bounded(request or home.path / ENROLMENT_FILE, MAX_DOCUMENT_BYTES)
-    if enroll(address, data, patience_s=patience):
+    if enroll(address, data, timeout_s=timeout):
         console.say("its keys are in the roster already")
         return
     console.say("the coordinator's people have the request, and decide about it")
@@ -55,9 +55,7 @@ def enroll(
     )
 
 
-def fetch(
-    source: AddressOption, site: SiteOption = Path(), patience: PatienceOption = 60.0
-) -> None:
+def fetch(source: AddressOption, site: SiteOption = Path(), timeout: TimeoutOption = 60.0) -> None:
     """Fetch plan, rosters, log and reference into the site's published folder, verified.
 
     Example: ddm-site fetch --site hospital-a --from grpcs://consortium.example:8443
@@ -69,7 +67,7 @@ def fetch(
 
     home, address = SiteFolder.open(site), Address.parse(source)
     with home.changing():
-        found = fetch_published(home, address, known_trust(home), patience_s=patience)
+        found = fetch_published(home, address, known_trust(home), timeout_s=timeout)
     console.say(
         f"plan {found.trust.plan_sha256[:16]}…, roster {found.trust.roster.version}, log of "
         f"{found.log.size} leaves: {home.path / PUBLISHED}"
@@ -83,7 +81,7 @@ def ensemble(
     source: AddressOption,
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     site: SiteOption = Path(),
-    patience: PatienceOption = 300.0,
+    timeout: TimeoutOption = 300.0,
 ) -> None:
     """Fetch the newest ensemble, and verify it. Cut off, the same command goes on.
 
@@ -96,7 +94,7 @@ def ensemble(
     address = Address.parse(source)
     with console.moving_bytes("fetching the ensemble", 0) as advance:
         found = fetch_ensemble(
-            home, address, published.trust, out, patience_s=patience, advance=advance
+            home, address, published.trust, out, timeout_s=timeout, advance=advance
         )
     members = ", ".join(member.site for member in found.record.members)
     console.say(f"{out} is a verified ensemble of {members}")

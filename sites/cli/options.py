@@ -48,10 +48,10 @@ YesOption = Annotated[
         "--yes", help="Go on although something about the data looks like a mistake; asks nothing."
     ),
 ]
-PatienceOption = Annotated[
+TimeoutOption = Annotated[
     float,
     typer.Option(
-        "--patience", help="Seconds without any progress after which a network is given up.", min=1
+        "--timeout", help="Seconds without any progress after which a network is given up.", min=1
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]

@@ -14,18 +14,18 @@ from sites.cli.submit import show_submitted
 def export(
     folder: Annotated[
         Path,
-        typer.Argument(help="Folder on the stick; made if it is not there.", file_okay=False),
+        typer.Argument(help="Folder on the medium; made if it is not there.", file_okay=False),
     ],
     plan: PlanOption,
     site: SiteOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Write released bundles to a stick, for a coordinator that no network leads to.
+    """Write released bundles to a removable medium, for a coordinator that no network leads to.
 
     Safe to run again at any time: it goes on from where it came to. Bundles of several sites may
-    share a stick. They stay here in any case.
+    share a removable medium. They stay here in any case.
 
-    Example: ddm-site export /media/stick/ddm --site hospital-a --plan published
+    Example: ddm-site export /media/usb/ddm --site hospital-a --plan published
     """
     from sites.transport import removable_medium
 
@@ -36,7 +36,7 @@ def export(
             found = removable_medium.export(home, published.trust, folder, advance=advance)
     show_submitted(found, as_json)
     console.next_step(
-        "unmount the stick, and take it to the coordinator",
+        "unmount the medium, and take it to the coordinator",
         console.typed("ddm-coord", "import", folder),
         f"{console.typed('ddm-site', 'import', folder, '--site', site)}, when it is back",
     )
@@ -45,16 +45,16 @@ def export(
 def import_(
     folder: Annotated[
         Path,
-        typer.Argument(help="Folder on the stick.", exists=True, file_okay=False),
+        typer.Argument(help="Folder on the medium.", exists=True, file_okay=False),
     ],
     site: SiteOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Take from a stick what the coordinator wrote: signed receipts, and its published folder.
+    """Take from a medium what the coordinator wrote: signed receipts, and its published folder.
 
     Everything is verified before it is kept. The published folder becomes published/ of the site.
 
-    Example: ddm-site import /media/stick/ddm --site hospital-a
+    Example: ddm-site import /media/usb/ddm --site hospital-a
     """
     from sites.transport import removable_medium
     from sites.workspace import SiteFolder
@@ -79,14 +79,14 @@ def import_(
         for digest in found.admitted:
             console.say(f"{digest[:16]}… admitted; the signed receipt is in receipts/")
         for digest in found.waiting:
-            console.say(f"{digest[:16]}… has no receipt on this stick")
+            console.say(f"{digest[:16]}… has no receipt on this medium")
     if found.older:
         console.say(
-            "WARNING: published/ on the stick is older than what this site saw before; it was left "
-            "alone"
+            "WARNING: published/ on the medium is older than what this site saw before; it was "
+            "left alone"
         )
     elif found.published is None:
-        console.say("there is no published/ on the stick: receipts were checked by the last one")
+        console.say("there is no published/ on the medium: receipts were checked by the last one")
     else:
         console.say(f"{found.published} is the coordinator's newest: use it with --plan")
     for error in found.wrong.values():

@@ -9,9 +9,9 @@ from ddm_fed import console
 from ddm_fed.storage.files import size_below
 from sites.cli.options import (
     JsonOption,
-    PatienceOption,
     PlanOption,
     SiteOption,
+    TimeoutOption,
     open_published,
 )
 
@@ -43,12 +43,12 @@ def submit(
     to: Annotated[
         str,
         typer.Option(
-            help="A folder (the coordinator's inbox, a share, a stick), a URL that fsspec knows "
+            help="A folder (the coordinator's inbox, a share, a medium), a URL that fsspec knows "
             "(s3://…, sftp://…), or grpcs://HOST:PORT."
         ),
     ],
     site: SiteOption = Path(),
-    patience: PatienceOption = 300.0,
+    timeout: TimeoutOption = 300.0,
     as_json: JsonOption = False,
 ) -> None:
     """Send released bundles and collect receipts. Safe to run again at any time.
@@ -58,15 +58,15 @@ def submit(
     Examples: ddm-site submit --plan published --to /mnt/share/inbox · ddm-site submit --plan
     published --to grpcs://consortium.example:8443
     """
-    from sites.transport.opening import mover_to
+    from sites.transport.opening import transport_to
     from sites.transport.submit import submit
 
     home, published = open_published(site, plan)
     with home.changing():
-        mover = mover_to(to, home, published.trust, patience_s=patience)
+        transport = transport_to(to, home, published.trust, timeout_s=timeout)
         size = size_below(home.released)
         with console.moving_bytes(f"sending {home.settings.name}", size) as advance:
-            found = submit(home, published.trust, mover, advance=advance)
+            found = submit(home, published.trust, transport, advance=advance)
     show_submitted(found, as_json)
 
 

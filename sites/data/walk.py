@@ -58,7 +58,7 @@ def image_files(folder: Path, report: DataReport) -> list[Path]:
 
 
 def _everything(folder: Path, report: DataReport, lost: set[str]) -> Iterator[tuple[Path, str]]:
-    """Yields every plain file below `folder` that is no litter, and its name as it is shown."""
+    """Yields every plain file below `folder` that is no junk, and its name as it is shown."""
     waiting = [folder]
     while waiting:
         here = waiting.pop()

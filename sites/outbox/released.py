@@ -1,4 +1,4 @@
-"""What movers see of a site: bundles in `outbox/released`, and a folder for receipts. No more."""
+"""What a transport sees of a site: bundles in `outbox/released`, and a folder for receipts."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,9 @@ from ddm_fed.exchange.body import Body, BodyReader, open_body
 from ddm_fed.records import IN_TOTO_PAYLOAD, MAX_DOCUMENT_BYTES, Statement, Submission, sha256_hex
 from ddm_fed.signing import peek_payload
 from ddm_fed.storage.files import read_bounded
-from ddm_fed.trust.log import SUBMISSION_FILE  # not from `bundle`: movers need no tensor library
+from ddm_fed.trust.log import (
+    SUBMISSION_FILE,  # not from `bundle`: transports need no tensor library
+)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from ddm_fed.records import (
 )
 from ddm_fed.signing import VerifyKey, merge_signatures, open_envelope, peek_payload
 from ddm_fed.storage.files import new_folder, read_bounded, write_atomically
-from ddm_fed.storage.junk import is_litter
+from ddm_fed.storage.junk import is_junk
 from ddm_fed.trust import Trust
 from ddm_fed.trust.log import Log
 from sites.outbox.review import (
@@ -57,7 +57,7 @@ def find_bundles(folder: Path) -> list[Path]:
     found = [
         path
         for path in folder.iterdir()
-        if path.is_dir() and not path.name.startswith(".") and not is_litter(path.name)
+        if path.is_dir() and not path.name.startswith(".") and not is_junk(path.name)
     ]
     return sorted(found, key=_age)
 
@@ -141,7 +141,7 @@ def review(site: SiteFolder, trust: Trust) -> Reviewed:
 
 
 def release(site: SiteFolder, trust: Trust) -> Path:
-    """Moves the newest draft to where movers may read, if it was reviewed and approved.
+    """Moves the newest draft to where transports may read, if it was reviewed and approved.
 
     Signatures that an officer added in the review's folder are taken into the manifest, whose
     payload stays as it is. Returns the released folder.

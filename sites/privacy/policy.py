@@ -6,7 +6,7 @@ from ddm_fed.training.budget import planned_events
 from sites.workspace import SiteSettings
 
 
-def require_floors(settings: SiteSettings, plan: Plan) -> None:
+def require_policy(settings: SiteSettings, plan: Plan) -> None:
     """Refuses a plan that asks for less privacy than the site's own policy.
 
     Raises:

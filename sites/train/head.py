@@ -35,7 +35,7 @@ from ddm_fed.trust import Trust
 from ddm_fed.trust.log import Log
 from sites.outbox.stages import require_number_left
 from sites.privacy.ledger import SiteLedger, open_ledger
-from sites.privacy.policy import require_floors
+from sites.privacy.policy import require_policy
 from sites.train.expert import paid_event, released_location
 from sites.train.pipeline import (
     record_head,
@@ -89,7 +89,7 @@ def run_head(
     """
     require_member(site, trust)
     require_number_left(site, log)
-    require_floors(site.settings, trust.plan)
+    require_policy(site.settings, trust.plan)
     screen = screen or HeadScreen()
     plan, work = trust.plan, site.work(trust.plan_sha256)
     data_sha256 = data.reveal().digest()

@@ -60,7 +60,7 @@ from sites.outbox.stages import (
     sequence_for_next,
 )
 from sites.privacy.ledger import SiteLedger, open_ledger
-from sites.privacy.policy import require_floors
+from sites.privacy.policy import require_policy
 from sites.train.audit import shared_audit
 from sites.train.expert import (
     CHECKPOINT_FILE,
@@ -109,7 +109,7 @@ def run_plan(
     require_member(site, trust)
     require_number_left(site, log)
     plan = trust.plan
-    require_floors(site.settings, plan)
+    require_policy(site.settings, plan)
     screen = screen or Screen()
     work, ledger = site.work(trust.plan_sha256), open_ledger(site, log)
     data_sha256 = data.reveal().digest()

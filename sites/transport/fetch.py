@@ -32,14 +32,14 @@ from ddm_fed.trust.published import PLAN_FILE, roster_file
 from sites.outbox.stages import member_of
 from sites.published import Published, look
 from sites.transport.address import Address
-from sites.transport.grpc import CALL_S, STREAM_S, channel_to, server_pem, with_patience
+from sites.transport.grpc import CALL_S, STREAM_S, channel_to, retried, server_pem
 from sites.workspace import SiteFolder
 
 PUBLISHED = "published"
 
 
 def fetch_published(
-    site: SiteFolder, address: Address, trust: Trust | None, *, patience_s: float
+    site: SiteFolder, address: Address, trust: Trust | None, *, timeout_s: float
 ) -> Published:
     """Returns what the coordinator has published, which is now in the site's `published/`.
 
@@ -50,7 +50,7 @@ def fetch_published(
         site: Who asks.
         address: The coordinator.
         trust: What the site knows of its federation; None before the first time.
-        patience_s: How long to try.
+        timeout_s: How long to try.
 
     Raises:
         RefusedError: a document does not hold, or it is another history.
@@ -59,7 +59,7 @@ def fetch_published(
     client = _identity(site, trust)
     part, target = site.path / ".fetched", site.path / PUBLISHED
     shutil.rmtree(part, ignore_errors=True)
-    pem = server_pem(address, trust, patience_s=patience_s)
+    pem = server_pem(address, trust, timeout_s=timeout_s)
     with channel_to(address, pem, client) as channel:
         service = services.ExchangeServiceStub(channel)
 
@@ -67,7 +67,7 @@ def fetch_published(
             with new_folder(part) as folder:
                 _fetch_all(service, folder)
 
-        with_patience(fetch, address, patience_s=patience_s)
+        retried(fetch, address, timeout_s=timeout_s)
     found = look(site, part)
     old = site.path / ".published-before"
     shutil.rmtree(old, ignore_errors=True)
@@ -144,7 +144,7 @@ def fetch_ensemble(
     trust: Trust,
     target: Path,
     *,
-    patience_s: float,
+    timeout_s: float,
     advance: Advance = lambda _: None,
 ) -> VerifiedEnsemble:
     """Returns the coordinator's newest ensemble, verified, in the new folder `target`.
@@ -160,13 +160,13 @@ def fetch_ensemble(
         raise StateError(
             f"{target} exists already", hint="an ensemble is never changed; choose another folder"
         )
-    pem = server_pem(address, trust, patience_s=patience_s)
+    pem = server_pem(address, trust, timeout_s=timeout_s)
     with channel_to(address, pem, _identity(site, trust)) as channel:
         service = services.ExchangeServiceStub(channel)
-        listed = with_patience(
+        listed = retried(
             lambda: service.GetEnsemble(messages.GetEnsembleRequest(), timeout=CALL_S),
             address,
-            patience_s=patience_s,
+            timeout_s=timeout_s,
         )
         target.parent.mkdir(parents=True, exist_ok=True)
         _require_believable(listed, trust, target.parent)
@@ -185,7 +185,7 @@ def fetch_ensemble(
             ) -> None:
                 _fetch_file(service, wanted, path, size, advance)
 
-            with_patience(fetch, address, patience_s=patience_s)
+            retried(fetch, address, timeout_s=timeout_s)
     verify_ensemble(part, site.settings.root)
     part.rename(target)
     sync_folder(target.parent)

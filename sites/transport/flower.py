@@ -8,10 +8,10 @@ from ddm_fed.records import MAX_DOCUMENT_BYTES
 from ddm_fed.storage.files import Advance, read_bounded
 from ddm_fed.trust import Trust
 from ddm_fed.trust.receipts import read_receipt
-from sites.transport.ways import Sent
+from sites.transport.base import Sent
 
 
-class PulledMover:
+class FlowerTransport:
     """Sends nothing, and collects the receipts that the SuperNode was given.
 
     Args:

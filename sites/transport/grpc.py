@@ -1,7 +1,7 @@
 """The way over a network: gRPC with mutual TLS, both certificates pinned by the roster.
 
 A site only connects outwards. Whatever breaks, it asks where the coordinator stands and goes on
-from there, until nothing has moved for as long as its patience lasts.
+from there, until nothing has moved for as long as its timeout.
 """
 
 import ssl
@@ -41,7 +41,7 @@ from ddm_fed.storage.files import Advance
 from ddm_fed.trust import Trust
 from sites.outbox.stages import member_of
 from sites.transport.address import Address
-from sites.transport.ways import Sent
+from sites.transport.base import Sent
 from sites.workspace import SiteFolder
 
 CALL_S, COMMIT_S, STREAM_S = 30.0, 600.0, 20 * 60.0
@@ -60,13 +60,13 @@ PASSING = {
 _PROXY_HINT = "ask whether the proxy lets CONNECT through, or name the host in no_proxy; "
 _DIRECT_HINT = (
     "; its certificate is looked at directly, not through the proxy that is set here: bring what "
-    "is published another way first, such as by a stick, and no such look is needed"
+    "is published another way first, such as by a removable medium, and no such look is needed"
 )
 STRANGER = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 Answer = TypeVar("Answer")
 
 
-class Patience:
+class Retries:
     """Waits longer and longer between tries, and gives up when nothing moved for too long.
 
     Args:
@@ -135,33 +135,33 @@ def _words(failure: Failure) -> str:
     return failure.details[:300] or "no reason was given"
 
 
-def with_patience(call: Callable[[], Answer], address: Address, *, patience_s: float) -> Answer:
+def retried(call: Callable[[], Answer], address: Address, *, timeout_s: float) -> Answer:
     """Returns what `call` does, tried again while the other side cannot be reached.
 
     Raises:
-        DdmFedError: nothing moved for `patience_s`, or the coordinator refused.
+        DdmFedError: nothing moved for `timeout_s`, or the coordinator refused.
     """
-    patience = Patience(patience_s, address)
+    retries = Retries(timeout_s, address)
     while True:
         try:
             return call()
         except grpc.RpcError as raised:
             failure = failure_of(raised)
             judge(failure, address)
-            patience.wait(failure)
+            retries.wait(failure)
 
 
-def pinned_certificate(address: Address, *, patience_s: float) -> bytes:
+def pinned_certificate(address: Address, *, timeout_s: float) -> bytes:
     """Returns the certificate that `address` shows, as PEM, if it is the one in the address.
 
     Args:
         address: Where it is, with its pin.
-        patience_s: How long to try.
+        timeout_s: How long to try.
 
     Raises:
         ExchangeError: it is another, or nothing answers.
     """
-    host, patience = address.host.strip("[]"), Patience(patience_s, address)
+    host, retries = address.host.strip("[]"), Retries(timeout_s, address)
     directly = _DIRECT_HINT if proxy_to(address.host) else ""
     pem = ""
     while not pem:
@@ -173,7 +173,7 @@ def pinned_certificate(address: Address, *, patience_s: float) -> bytes:
                 hint="check the address and the network, and that the coordinator runs `ddm-coord "
                 f"serve`{directly}",
             )
-            patience.wait(Failure(grpc.StatusCode.UNAVAILABLE, str(error), unreached))
+            retries.wait(Failure(grpc.StatusCode.UNAVAILABLE, str(error), unreached))
     found = f"sha256:{sha256_hex(ssl.PEM_cert_to_DER_cert(pem))}"
     if found != address.pin:
         raise ExchangeError(
@@ -201,13 +201,13 @@ def channel_to(
         yield channel
 
 
-def server_pem(address: Address, trust: Trust | None, *, patience_s: float) -> bytes:
+def server_pem(address: Address, trust: Trust | None, *, timeout_s: float) -> bytes:
     """Returns the certificates that the coordinator may show.
 
     Args:
         address: Where it is; its pin counts where no roster is known.
         trust: What is known of the federation.
-        patience_s: How long to try where it has to be asked.
+        timeout_s: How long to try where it has to be asked.
 
     Raises:
         StateError: neither names one.
@@ -221,26 +221,26 @@ def server_pem(address: Address, trust: Trust | None, *, patience_s: float) -> b
             f"nothing says which certificate {address.target} has to show",
             hint="use the whole address that `ddm-coord serve` prints, grpcs://HOST:PORT#sha256:…",
         )
-    return pinned_certificate(address, patience_s=patience_s)
+    return pinned_certificate(address, timeout_s=timeout_s)
 
 
-class NetworkMover:
+class GrpcTransport:
     """Sends bundles to `ddm-coord serve`.
 
     Args:
         address: Where it listens.
         site: The sender.
         trust: Its federation, whose roster pins the certificates of both.
-        patience_s: How long to go on without progress.
+        timeout_s: How long to go on without progress.
     """
 
     def __init__(
-        self, address: Address, site: SiteFolder, trust: Trust, *, patience_s: float
+        self, address: Address, site: SiteFolder, trust: Trust, *, timeout_s: float
     ) -> None:
-        self._address, self._patience_s = address, patience_s
+        self._address, self._timeout_s = address, timeout_s
         key = site.tls(member_of(site, trust))
         self._client = (key.private_pem, key.certificate_pem)
-        self._server_pem = server_pem(address, trust, patience_s=patience_s)
+        self._server_pem = server_pem(address, trust, timeout_s=timeout_s)
 
     @contextmanager
     def _service(self) -> Iterator[services.ExchangeServiceStub]:
@@ -260,18 +260,18 @@ class NetworkMover:
                         return None  # it was never offered there
                     raise
 
-            return with_patience(ask, self._address, patience_s=self._patience_s)
+            return retried(ask, self._address, timeout_s=self._timeout_s)
 
     def send(self, bundle: VerifiedBundle, folder: Path, advance: Advance) -> Sent:
         """Offers the manifest, sends what is missing of the body, and waits for the verdict.
 
         Raises:
             RefusedError: the coordinator refused it, with its reason.
-            ExchangeError: nothing moved for as long as patience lasts.
+            ExchangeError: nothing moved for the timeout.
         """
         body = Body(bundle.submission.files)
         with self._service() as service, open_body(folder, body) as reader:
-            return _Sending(service, self._address, self._patience_s, bundle, reader, advance).run()
+            return _Sending(service, self._address, self._timeout_s, bundle, reader, advance).run()
 
 
 class _Sending:
@@ -281,14 +281,14 @@ class _Sending:
         self,
         service: services.ExchangeServiceStub,
         address: Address,
-        patience_s: float,
+        timeout_s: float,
         bundle: VerifiedBundle,
         reader: BodyReader,
         advance: Advance,
     ) -> None:
         self._service, self._address, self._bundle = service, address, bundle
         self._reader, self._advance = reader, advance
-        self._patience = Patience(patience_s, address)
+        self._retries = Retries(timeout_s, address)
         self._shown = self._damaged = self._safe = 0
 
     def run(self) -> Sent:
@@ -300,7 +300,7 @@ class _Sending:
                 failure = failure_of(raised)
                 judge(failure, self._address)
                 self._note_damage(failure.error)
-                self._patience.wait(failure)
+                self._retries.wait(failure)
 
     def _note_damage(self, told: DdmFedError | None) -> None:
         if isinstance(told, DigestError):
@@ -330,7 +330,7 @@ class _Sending:
 
     def _moved_to(self, safe: int) -> None:
         if safe > self._safe:
-            self._patience.progress()
+            self._retries.progress()
         self._safe = safe
         if safe > self._shown:
             self._advance(safe - self._shown)
@@ -347,23 +347,21 @@ class _Sending:
             digest = ""  # said once in a stream
 
 
-def enroll(address: Address, request: bytes, *, patience_s: float) -> bool:
+def enroll(address: Address, request: bytes, *, timeout_s: float) -> bool:
     """Leaves a signed request with the coordinator; returns whether its keys are in the roster.
 
     Args:
         address: Where it takes requests of strangers, with its certificate.
         request: The envelope.
-        patience_s: How long to try.
+        timeout_s: How long to try.
 
     Raises:
         RefusedError: the coordinator refused it, with its reason.
         ExchangeError: nothing answers.
     """
-    pem = server_pem(address, None, patience_s=patience_s)
+    pem = server_pem(address, None, timeout_s=timeout_s)
     with channel_to(address, pem, None) as channel:
         service = services.EnrolmentServiceStub(channel)
         wish = messages.EnrollRequest(request_envelope=request)
-        answer = with_patience(
-            lambda: service.Enroll(wish, timeout=CALL_S), address, patience_s=patience_s
-        )
+        answer = retried(lambda: service.Enroll(wish, timeout=CALL_S), address, timeout_s=timeout_s)
     return bool(answer.state == messages.ENROLMENT_STATE_MEMBER)

@@ -5,13 +5,13 @@ from pathlib import Path
 from ddm_fed.errors import StateError
 from ddm_fed.trust import Trust
 from sites.transport.address import SCHEME, Address
-from sites.transport.ways import FolderMover, Mover
+from sites.transport.base import FolderTransport, Transport
 from sites.workspace import SiteFolder
 
 PULLED = "flower:"
 
 
-def mover_to(text: str, site: SiteFolder, trust: Trust, *, patience_s: float) -> Mover:
+def transport_to(text: str, site: SiteFolder, trust: Trust, *, timeout_s: float) -> Transport:
     """Returns the way to `text`: a folder, a URL that fsspec knows, or `grpcs://HOST:PORT`.
 
     `flower:FOLDER` is a way as well: there a SuperNode lays down receipts for what was fetched.
@@ -20,7 +20,7 @@ def mover_to(text: str, site: SiteFolder, trust: Trust, *, patience_s: float) ->
         text: Where to.
         site: The sender.
         trust: Its federation: it names the coordinator's certificate.
-        patience_s: How long to try on without progress.
+        timeout_s: How long to try on without progress.
 
     Raises:
         StateError: there is no such place.
@@ -31,15 +31,15 @@ def mover_to(text: str, site: SiteFolder, trust: Trust, *, patience_s: float) ->
             hint="name a folder, a URL, or grpcs://HOST:PORT with --to",
         )
     if text.startswith(SCHEME):
-        from sites.transport.grpc import NetworkMover
+        from sites.transport.grpc import GrpcTransport
 
-        return NetworkMover(Address.parse(text), site, trust, patience_s=patience_s)
+        return GrpcTransport(Address.parse(text), site, trust, timeout_s=timeout_s)
     if text.startswith(PULLED):
-        from sites.transport.flower import PulledMover
+        from sites.transport.flower import FlowerTransport
 
-        return PulledMover(Path(text.removeprefix(PULLED)), trust)
+        return FlowerTransport(Path(text.removeprefix(PULLED)), trust)
     if "://" in text:
-        from sites.transport.remote_folder import RemoteMover
+        from sites.transport.remote_folder import RemoteFolderTransport
 
-        return RemoteMover(text, patience_s=patience_s)
-    return FolderMover(Path(text))
+        return RemoteFolderTransport(text, timeout_s=timeout_s)
+    return FolderTransport(Path(text))

@@ -1,4 +1,4 @@
-"""A bundle to a folder elsewhere: a bucket, an SFTP server, a stick; whatever fsspec reaches.
+"""A bundle to a folder elsewhere: a bucket, an SFTP server, a medium; whatever fsspec reaches.
 
     incoming/DIGEST/            the tensor files, and the manifest last: without it, it is partial
     incoming/.part-DIGEST/      the same under way, where a whole folder can be renamed in one step
@@ -20,7 +20,7 @@ from ddm_fed.records import MAX_DOCUMENT_BYTES, FileSize
 from ddm_fed.remote import open_folder
 from ddm_fed.storage.files import BLOCK_BYTES, PART_PREFIX, Advance, open_regular
 from ddm_fed.storage.targets import require_ours
-from sites.transport.ways import INBOX_MARKS, Sent
+from sites.transport.base import INBOX_MARKS, Sent
 
 if TYPE_CHECKING:
     from ddm_fed.remote import RemoteFolder, Source
@@ -30,20 +30,20 @@ Result = TypeVar("Result")
 _INBOX = "an inbox has a folder `incoming`: name the folder it is in, or make it there"
 
 
-class RemoteMover:
+class RemoteFolderTransport:
     """A folder elsewhere, with the folders of a coordinator's inbox in it.
 
     Args:
         text: A URL that fsspec knows, or a path.
-        patience_s: How long to try on without progress.
+        timeout_s: How long to try on without progress.
 
     Raises:
         StateError: it is not there, has no driver here, or refused us.
         ExchangeError: it could not be reached for as long as that.
     """
 
-    def __init__(self, text: str, *, patience_s: float = 300.0) -> None:
-        self._patience_s = patience_s
+    def __init__(self, text: str, *, timeout_s: float = 300.0) -> None:
+        self._timeout_s = timeout_s
         self._moved_at = monotonic()
         self._remote: RemoteFolder | None = None
         self._text = text
@@ -59,7 +59,7 @@ class RemoteMover:
 
         Raises:
             DigestError: a file here is no longer what was signed; its copy is removed.
-            ExchangeError: the other side is gone for longer than our patience.
+            ExchangeError: the other side is gone for longer than the timeout.
         """
         furthest = 0
 
@@ -77,7 +77,7 @@ class RemoteMover:
             before = self._moved_at
             try:
                 if self._remote is None:
-                    self._remote = open_folder(self._text, patience_s=self._patience_s)
+                    self._remote = open_folder(self._text, timeout_s=self._timeout_s)
                     if self._remote.path is not None:
                         require_ours(self._remote.path, INBOX_MARKS, hint=_INBOX)
                 return action(self._remote)
@@ -85,7 +85,7 @@ class RemoteMover:
                 self._remote = None  # the next attempt connects anew
                 if self._moved_at > before:
                     wait_s = FIRST_WAIT_S
-                if monotonic() + wait_s - self._moved_at > self._patience_s:
+                if monotonic() + wait_s - self._moved_at > self._timeout_s:
                     raise
             sleep(wait_s)
             wait_s = min(2 * wait_s, LONGEST_WAIT_S)

@@ -1,11 +1,11 @@
-"""A stick that carries bundles out of a place without a network, and brings back what came of it.
+"""A medium that carries bundles out of a place without a network, and receipts back to it.
 
     incoming/DIGEST/            bundles, as in a coordinator's inbox
     DIGEST.sha256               what `sha256sum -c` compares them with
-    README.txt                  for whoever finds the stick
+    README.txt                  for whoever finds the medium
     receipts/, published/       written by `ddm-coord import`
 
-Bundles of several sites may travel on one stick.
+Bundles of several sites may travel on one medium.
 """
 
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ from ddm_fed.trust import Trust
 from ddm_fed.trust.published import PLAN_FILE, published_files, read_published
 from sites.outbox.stages import find_bundles
 from sites.published import look
-from sites.transport.remote_folder import RemoteMover
+from sites.transport.base import INBOX_MARKS
+from sites.transport.remote_folder import RemoteFolderTransport
 from sites.transport.submit import Submitted, keep_receipt, signed_statement, submit
-from sites.transport.ways import INBOX_MARKS
 from sites.workspace import SiteFolder
 
 README_FILE = "README.txt"
@@ -40,14 +40,14 @@ published/      what the coordinator published last: plan, rosters and log
 2. At the coordinator:  ddm-coord import FOLDER
 3. At the site again:   ddm-site import FOLDER
 
-Unmount the stick before you pull it out. A copy that is not complete is recognised and named;
+Unmount the medium before you pull it out. A copy that is not complete is recognised and named;
 run the same command again, and it goes on from there. Please leave names and files as they are.
 """
 
 
 @dataclass(frozen=True)
 class Returned:
-    """What a stick brought back.
+    """What a removable medium brought back.
 
     Attributes:
         admitted: Digests of bundles whose receipts it brought.
@@ -81,12 +81,12 @@ def export(
     require_ours(
         folder,
         INBOX_MARKS,
-        hint="name a folder of its own on the stick, which is made if it is not there",
+        hint="name a folder of its own on the medium, which is made if it is not there",
     )
     (folder / "incoming").mkdir(parents=True, exist_ok=True)
     medium = open_folder(str(folder))
     medium.write(README_FILE, README.encode())
-    found = submit(site, trust, RemoteMover(str(folder)), advance=advance)
+    found = submit(site, trust, RemoteFolderTransport(str(folder)), advance=advance)
     for item in found:
         if item.state in ("sent", "waiting"):
             medium.write(f"{item.digest}.sha256", _sums(site, trust, item.digest))
@@ -100,7 +100,7 @@ def _sums(site: SiteFolder, trust: Trust, digest: str) -> bytes:
 
 
 def bring_back(site: SiteFolder, folder: Path) -> Returned:
-    """Takes receipts and a newer published folder from a stick. Needs the site's lock.
+    """Takes receipts and a newer published folder from a removable medium. Needs the site's lock.
 
     Nothing is kept that does not hold; one receipt that does not holds up no other.
 
@@ -143,7 +143,7 @@ def _take_published(site: SiteFolder, medium: RemoteFolder, folder: Path) -> Pat
     look(site, folder / "published")
     target = site.path / "published"
     target.mkdir(exist_ok=True)
-    for name in published_files(site.seen):  # what was verified, not what lies on the stick
+    for name in published_files(site.seen):  # what was verified, not what lies on the medium
         with (site.seen / name).open("rb") as file:
             write_atomically(target / name, file.read())
     return target

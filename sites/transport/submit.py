@@ -1,6 +1,6 @@
 """Released bundles, one after the other, to the coordinator; their receipts back.
 
-A site keeps its own copy of a bundle, whatever a mover says. Done is what has a signed receipt.
+A site keeps its own copy of a bundle, whatever a transport says. Done is what has a signed receipt.
 Each bundle has a state of its own: one that cannot go holds up no other.
 """
 
@@ -28,7 +28,7 @@ from ddm_fed.storage.files import Advance, read_bounded, write_atomically
 from ddm_fed.trust import Trust
 from ddm_fed.trust.receipts import read_receipt
 from sites.outbox.stages import find_bundles, member_of
-from sites.transport.ways import Mover
+from sites.transport.base import Transport
 from sites.workspace import SiteFolder
 
 State = Literal[
@@ -79,7 +79,7 @@ class _Outgoing:
 
 
 def submit(
-    site: SiteFolder, trust: Trust, mover: Mover, *, advance: Advance = lambda _: None
+    site: SiteFolder, trust: Trust, transport: Transport, *, advance: Advance = lambda _: None
 ) -> list[Submitted]:
     """Sends released bundles and collects receipts, oldest first.
 
@@ -88,7 +88,7 @@ def submit(
     Args:
         site: The sender.
         trust: Whose receipts are believed.
-        mover: The way.
+        transport: The way.
         advance: Told the bytes that arrived.
 
     Raises:
@@ -98,7 +98,7 @@ def submit(
     outgoing = [_read(folder, trust) for folder in find_bundles(site.released)]
     if not outgoing:
         raise StateError("nothing is released", hint="run `ddm-site release` first")
-    settled = {item.folder.name: _collect(site, trust, mover, item) for item in outgoing}
+    settled = {item.folder.name: _collect(site, trust, transport, item) for item in outgoing}
     last = max(
         (
             item.submission.sequence
@@ -109,7 +109,7 @@ def submit(
     )
     newest = next((i.submission for i in reversed(outgoing) if i.submission is not None), None)
     return [
-        settled[item.folder.name] or _send(site, trust, mover, item, newest, last, advance)
+        settled[item.folder.name] or _send(site, trust, transport, item, newest, last, advance)
         for item in outgoing
     ]
 
@@ -125,7 +125,9 @@ def _read(folder: Path, trust: Trust) -> _Outgoing:
         return _Outgoing(folder, None, error)
 
 
-def _collect(site: SiteFolder, trust: Trust, mover: Mover, item: _Outgoing) -> Submitted | None:
+def _collect(
+    site: SiteFolder, trust: Trust, transport: Transport, item: _Outgoing
+) -> Submitted | None:
     """Returns that a bundle is admitted, or has a receipt that does not hold; else None."""
     digest = item.folder.name
     kept = site.receipts / f"{digest}.dsse.json"
@@ -133,7 +135,7 @@ def _collect(site: SiteFolder, trust: Trust, mover: Mover, item: _Outgoing) -> S
         if kept.exists():
             keep_receipt(site, trust, digest, read_bounded(kept, MAX_DOCUMENT_BYTES))
             return Submitted(digest, "admitted")
-        receipt = mover.collect(digest)
+        receipt = transport.collect(digest)
         if receipt is None:
             return None
         keep_receipt(site, trust, digest, receipt)
@@ -145,7 +147,7 @@ def _collect(site: SiteFolder, trust: Trust, mover: Mover, item: _Outgoing) -> S
 def _send(
     site: SiteFolder,
     trust: Trust,
-    mover: Mover,
+    transport: Transport,
     item: _Outgoing,
     newest: Submission | None,
     last: int,
@@ -168,7 +170,7 @@ def _send(
         verified = verify_bundle(item.folder, trust, now())
     except RefusedError as error:
         return _not_sent(site, trust, digest, submission, error)
-    return _deliver(site, trust, mover, item.folder, verified, advance)
+    return _deliver(site, trust, transport, item.folder, verified, advance)
 
 
 def _not_sent(
@@ -191,14 +193,14 @@ def _not_sent(
 def _deliver(
     site: SiteFolder,
     trust: Trust,
-    mover: Mover,
+    transport: Transport,
     folder: Path,
     verified: VerifiedBundle,
     advance: Advance,
 ) -> Submitted:
     digest = folder.name
     try:
-        sent = mover.send(verified, folder, advance)
+        sent = transport.send(verified, folder, advance)
     except RefusedError as error:
         return Submitted(digest, "refused", error)
     if sent.receipt is not None:

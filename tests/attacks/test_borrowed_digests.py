@@ -8,7 +8,7 @@ from federation import SITES, Federation, forge, sign_files
 from member import Member, served
 
 from coordinator.inbox.admission import admit_arrivals
-from coordinator.inbox.upload import Sink
+from coordinator.inbox.upload import Uploads
 from ddm_fed.bundle.verify import ENVELOPE_FILE
 from ddm_fed.errors import DigestError, ReplayError
 from ddm_fed.storage.store import BlobStore
@@ -81,7 +81,7 @@ def test_expert_of_another_site_is_refused_with_its_name(fed, scratch, empty):
 def test_expert_of_another_site_is_refused_over_the_network_before_a_byte(fed, scratch):
     bundle = read_released(borrowed(fed, scratch / "borrowed", empty=False))
     with pytest.raises(ReplayError, match="was admitted for"):
-        Sink(fed.home).begin(bundle.envelope, carrier=B, site=B)
+        Uploads(fed.home).begin(bundle.envelope, carrier=B, site=B)
     with served(fed, "--reserve", "0") as port:
         answer = Member(fed, port, B).bring(bundle)
     assert getattr(answer, "code", answer) == ReplayError.code

@@ -115,7 +115,7 @@ def test_fetch_from_a_coordinator_without_end_stops_at_the_bound(
     monkeypatch.setattr(fetch, bound, 20 * MIB)  # the true one takes seconds more
     liar, address = endless(what)
     with pytest.raises(ExchangeError, match="without end"):
-        fetch_published(fed.site(A), address, fed.trust, patience_s=5)
+        fetch_published(fed.site(A), address, fed.trust, timeout_s=5)
     assert liar.sent < 60
     assert not (fed.site(A).path / ".fetched").exists()
 
@@ -129,7 +129,7 @@ def test_stated_bounds_of_a_fetch_are_below_what_was_taken_before():
 def test_ensemble_of_any_size_is_refused_before_a_byte(fed, endless, tmp_path):
     _, address = endless("ensemble")
     with pytest.raises(ExchangeError, match="are possible"):
-        fetch_ensemble(fed.site(A), address, fed.trust, tmp_path / "e", patience_s=5)
+        fetch_ensemble(fed.site(A), address, fed.trust, tmp_path / "e", timeout_s=5)
     assert not list(tmp_path.glob("*ensemble*"))
 
 
@@ -137,7 +137,7 @@ def test_ensemble_of_more_files_than_are_possible_is_refused(fed, endless, tmp_p
     monkeypatch.setattr(fetch, "MAX_ENSEMBLE_FILES", 1000)
     _, address = endless("many")
     with pytest.raises(ExchangeError, match="5000 files"):
-        fetch_ensemble(fed.site(A), address, fed.trust, tmp_path / "e", patience_s=5)
+        fetch_ensemble(fed.site(A), address, fed.trust, tmp_path / "e", timeout_s=5)
 
 
 def test_ensemble_that_the_disk_cannot_hold_is_refused_before_a_byte(
@@ -147,7 +147,7 @@ def test_ensemble_that_the_disk_cannot_hold_is_refused_before_a_byte(
     usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(QuotaError, match="are free"):
-        fetch_ensemble(fed.site(A), address, fed.trust, tmp_path / "e", patience_s=5)
+        fetch_ensemble(fed.site(A), address, fed.trust, tmp_path / "e", timeout_s=5)
 
 
 # A share: files of 40 GB that hold nothing, read by a process which may not have that much memory

@@ -27,7 +27,7 @@ from ddm_fed.records import read_plan_toml
 from ddm_fed.router import release_statistics, released_weights
 from sites.outbox import stages
 from sites.transport import submit
-from sites.transport.ways import FolderMover
+from sites.transport.base import FolderTransport
 
 A = "hospital-a"
 
@@ -139,7 +139,7 @@ def test_share_of_one_member_is_capped_by_the_plan(run, scratch):
         train(fed.site(name), fed.trust, random_images(seed, 3000 if name == A else 400))
         stages.review(fed.site(name), fed.trust)
         stages.release(fed.site(name), fed.trust)
-        submit.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
+        submit.submit(fed.site(name), fed.trust, FolderTransport(fed.inbox))
     assert verify(run, fed)[0] == 0
     code, _, err = assemble(run, fed, scratch / "ensemble")
     assert code == 0, err

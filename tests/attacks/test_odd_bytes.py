@@ -219,7 +219,7 @@ def test_file_that_goes_while_a_medium_is_listed_hides_no_other(tmp_path, monkey
 
 @contextmanager
 def serving_of(fed: Federation):
-    options = ServerOptions(listen="127.0.0.1:0", patience_s=5.0, share_ensemble=True)
+    options = ServerOptions(listen="127.0.0.1:0", timeout_s=5.0, share_ensemble=True)
     with serving(fed.home, options, ServerMetrics(), lambda _: True) as found:
         yield Address("127.0.0.1", found.port, None)
 
@@ -296,7 +296,7 @@ def test_coordinator_whose_ensemble_has_an_odd_digest_writes_nothing(
         serving_of(shared) as address,
         pytest.raises(ExchangeError, match="offered an ensemble called"),
     ):
-        fetch_ensemble(shared.site(A), address, shared.trust, target, patience_s=5)
+        fetch_ensemble(shared.site(A), address, shared.trust, target, timeout_s=5)
     assert list(target.parent.iterdir()) == []
 
 
@@ -309,7 +309,7 @@ def test_coordinator_whose_ensemble_has_an_odd_name_writes_nothing(
     monkeypatch.setattr(coordinator.service, "newest_ensemble", lambda _: odd)
     target = scratch / "fetched" / "ensemble"
     with serving_of(shared) as address, pytest.raises(ExchangeError, match="a file called"):
-        fetch_ensemble(shared.site(A), address, shared.trust, target, patience_s=5)
+        fetch_ensemble(shared.site(A), address, shared.trust, target, timeout_s=5)
     assert not [path for path in scratch.rglob("*") if path.name == "x"]
 
 

@@ -67,14 +67,14 @@ def test_older_plan_beside_the_newest_rosters_and_log_is_refused(run, fed, scrat
     assert read_published(fed.path / A / "seen", fed.root).plan.version == 2
 
 
-def test_older_plan_on_a_stick_is_left_alone(run, fed, scratch):
+def test_older_plan_on_a_medium_is_left_alone(run, fed, scratch):
     older = (fed.published / PLAN_FILE).read_bytes()
     publish(run, fed, scratch, "4")
     assert see(run, fed, fed.published)[0] == 0
-    stick = scratch / "stick"
-    shutil.copytree(fed.published, stick / "published")
-    (stick / "published" / PLAN_FILE).write_bytes(older)
-    code, _, err = run("ddm-site", "import", stick, "--site", fed.path / A)
+    medium = scratch / "medium"
+    shutil.copytree(fed.published, medium / "published")
+    (medium / "published" / PLAN_FILE).write_bytes(older)
+    code, _, err = run("ddm-site", "import", medium, "--site", fed.path / A)
     assert code == 0, err
     assert read_published(fed.path / A / "seen", fed.root).plan.version == 2
 

@@ -109,10 +109,10 @@ def test_folder_of_a_medium_that_is_a_link_leads_nowhere(tmp_path, at, action):
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "f").write_bytes(VICTIM)
-    stick = tmp_path / "stick"
-    (stick / at).parent.mkdir(parents=True)
-    (stick / at).symlink_to(elsewhere)
-    medium = open_folder(str(stick))
+    medium = tmp_path / "medium"
+    (medium / at).parent.mkdir(parents=True)
+    (medium / at).symlink_to(elsewhere)
+    medium = open_folder(str(medium))
 
     def act() -> None:
         match action:

@@ -12,7 +12,7 @@ from member import Member, at_work, bundles_of, honest_wait, served
 import coordinator.inbox.quotas as keeping
 from coordinator.inbox.admission import admit_arrivals
 from coordinator.inbox.quotas import EVIDENCE_KEPT, REFUSED_KEPT, owner_of
-from coordinator.inbox.upload import Limits, Sink
+from coordinator.inbox.upload import Limits, Uploads
 from ddm_fed.bundle.verify import ENVELOPE_FILE
 from ddm_fed.errors import QuotaError
 from sites.outbox.released import read_released
@@ -129,13 +129,13 @@ def test_member_with_its_share_of_the_disk_leaves_room_for_the_others(
     forge_manifest(path, edit, fed.key(A))
     bundle = read_released(path)
     size = bundle.body.size_bytes
-    sink = Sink(fed.home, Limits(reserve_bytes=0))
+    uploads = Uploads(fed.home, Limits(reserve_bytes=0))
     free = 4 * size
     monkeypatch.setattr(keeping.shutil, "disk_usage", lambda _: Disk(0, 0, free))
     with pytest.raises(QuotaError, match="its share of the disk"):
-        sink.begin(bundle.envelope, carrier=A, site=A)
+        uploads.begin(bundle.envelope, carrier=A, site=A)
     free = 20 * size
-    sink.begin(bundle.envelope, carrier=A, site=A).discard()
+    uploads.begin(bundle.envelope, carrier=A, site=A).discard()
 
 
 def test_many_waiting_bundles_of_one_site_are_enough(fed, scratch):
@@ -148,11 +148,11 @@ def test_many_waiting_bundles_of_one_site_are_enough(fed, scratch):
     )
     for bundle in waiting:
         shutil.copytree(bundle.folder, fed.home.incoming / bundle.digest)
-    sink = Sink(fed.home)
+    uploads = Uploads(fed.home)
     with pytest.raises(QuotaError, match="wait in the inbox"):
-        sink.begin(last.envelope, carrier=A, site=A)
+        uploads.begin(last.envelope, carrier=A, site=A)
     honest = read_released(Member(fed, 0, B).original)
-    sink.begin(honest.envelope, carrier=B, site=B).discard()
+    uploads.begin(honest.envelope, carrier=B, site=B).discard()
 
 
 def test_refused_bundles_give_way_where_the_disk_is_full(fed, scratch, monkeypatch):
@@ -168,6 +168,6 @@ def test_refused_bundles_give_way_where_the_disk_is_full(fed, scratch, monkeypat
         return Disk(0, 0, 100 if len(list(fed.home.refused.iterdir())) > 1 else 10**9)
 
     monkeypatch.setattr(keeping.shutil, "disk_usage", free)
-    Sink(fed.home, Limits(reserve_bytes=0)).begin(bundle.envelope, carrier=A, site=A).discard()
+    Uploads(fed.home, Limits(reserve_bytes=0)).begin(bundle.envelope, carrier=A, site=A).discard()
     assert [path.name for path in fed.home.refused.iterdir()] == [newest]
     assert (fed.home.refused / newest / ENVELOPE_FILE).exists()

@@ -31,11 +31,11 @@ from sites.outbox.released import read_released
 from sites.outbox.stages import find_bundles
 from sites.transport import submit
 from sites.transport.address import Address
-from sites.transport.grpc import NetworkMover, channel_to, enroll
+from sites.transport.grpc import GrpcTransport, channel_to, enroll
 from sites.workspace import SiteFolder, SiteSettings
 
 A, B, _ = SITES
-DESCRIPTORS, PATIENCE_S = 1024, 3
+DESCRIPTORS, TIMEOUT_S = 1024, 3
 SOON_S = 10.0  # on a machine that does much else; see benchmarks/hostile_waiting.py
 PLAN = "/ddm_fed.exchange.v1.ExchangeService/GetPlan"
 LOG = "/ddm_fed.exchange.v1.ExchangeService/GetLog"
@@ -69,7 +69,7 @@ class Server(NamedTuple):
 def serving(fed: Federation, log: Path, *options: str) -> Iterator[Server]:
     program = Path(sys.executable).with_name("ddm-coord")
     words = [program, "serve", "--json", "--coordinator", fed.home.path, "--reserve", "0"]
-    words += ["--patience", PATIENCE_S, *options]
+    words += ["--timeout", TIMEOUT_S, *options]
     for door in ("listen", "enroll", "web"):
         words += [f"--{door}", "127.0.0.1:0"]
     limited = ["/bin/sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh"]
@@ -113,11 +113,11 @@ def as_member(server: Server, name: str):
 
 def member_gets_through(server: Server) -> None:
     site = server.fed.site(B)
-    mover = NetworkMover(
-        Address("127.0.0.1", server.port, None), site, server.fed.trust, patience_s=60
+    transport = GrpcTransport(
+        Address("127.0.0.1", server.port, None), site, server.fed.trust, timeout_s=60
     )
     began = time.monotonic()
-    assert [item.state for item in submit.submit(site, server.fed.trust, mover)] == ["admitted"]
+    assert [item.state for item in submit.submit(site, server.fed.trust, transport)] == ["admitted"]
     assert time.monotonic() - began < 2 * SOON_S  # an offer, a stream, a verdict
 
 
@@ -127,7 +127,7 @@ def newcomer_gets_through(server: Server) -> None:
     data = (site.path / "enrolment.dsse.json").read_bytes()
     began = time.monotonic()
     address = Address("127.0.0.1", server.enroll_port, server.fingerprint)
-    assert enroll(address, data, patience_s=60) is False
+    assert enroll(address, data, timeout_s=60) is False
     assert time.monotonic() - began < SOON_S
 
 
@@ -207,7 +207,7 @@ def test_call_whose_message_never_comes_is_ended_and_logged(server):
     with attacking("call", server.port, 1, **server.identity(A)):
         found = wait_for(lambda: [x for x in server.lines() if x.get("code") == "TOO_SLOW"])
     assert (found[0]["rpc"], found[0]["site"]) == ("GetPlan", A)
-    assert found[0]["ms"] < 1000 * PATIENCE_S + 2000
+    assert found[0]["ms"] < 1000 * TIMEOUT_S + 2000
 
 
 def test_answer_that_is_never_read_is_ended_and_logged(copy_of, scratch):
@@ -268,7 +268,7 @@ def test_piece_of_no_bytes_is_refused(server):
 
     began = time.monotonic()
     assert isinstance(failure_of(write(server, pieces)).error, SizeError)
-    assert time.monotonic() - began < PATIENCE_S
+    assert time.monotonic() - began < TIMEOUT_S
 
 
 def test_pieces_of_a_byte_at_a_time_are_no_progress(server):
@@ -287,7 +287,7 @@ def test_pieces_of_a_byte_at_a_time_are_no_progress(server):
     failure = failure_of(write(server, pieces))
     stop.set()
     assert failure.status == grpc.StatusCode.CANCELLED
-    assert time.monotonic() - began < PATIENCE_S + 5
+    assert time.monotonic() - began < TIMEOUT_S + 5
     found = wait_for(lambda: [x for x in server.lines() if x.get("code") == "TOO_SLOW"])
     assert (found[0]["rpc"], found[0]["site"]) == ("WriteUpload", A)
 

@@ -83,7 +83,7 @@ from sites.outbox import stages as outbox
 from sites.outbox.review import approve_request, approve_review
 from sites.published import look
 from sites.transport import submit
-from sites.transport.ways import FolderMover
+from sites.transport.base import FolderTransport
 from sites.workspace import ROTATION_FILE
 
 A, B, C = SITES
@@ -702,12 +702,12 @@ def test_threat_16_missing_countersignature_is_added_later(copy_of, stages, scra
     folder = outbox.review(fed.site(A), fed.trust).folder
     with refusal(CountersignatureError, "DDM215"):
         outbox.release(fed.site(A), fed.trust)
-    elsewhere = Path(shutil.copytree(folder, scratch / "stick"))
+    elsewhere = Path(shutil.copytree(folder, scratch / "medium"))
     approve_review(elsewhere, officer)
     shutil.copytree(elsewhere, folder, dirs_exist_ok=True)
     released = outbox.release(fed.site(A), fed.trust)
     assert payload_of(released / ENVELOPE_FILE) == before
-    submit.submit(fed.site(A), fed.trust, FolderMover(fed.inbox))
+    submit.submit(fed.site(A), fed.trust, FolderTransport(fed.inbox))
     (verdict,) = admit_arrivals(fed.home, fed.trust)
     assert verdict.admitted.payload_sha256 == released.name
 

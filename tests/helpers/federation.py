@@ -36,7 +36,7 @@ from sites.published import Published, look
 from sites.train.expert import TrainingOptions
 from sites.train.pipeline import run_plan
 from sites.transport import submit
-from sites.transport.ways import FolderMover
+from sites.transport.base import FolderTransport
 from sites.workspace import SiteFolder, SiteSettings
 
 SITES = ("hospital-a", "hospital-b", "hospital-c")
@@ -236,7 +236,7 @@ def build_stages(base: Path) -> Stages:
         stages.release(fed.site(name), fed.trust)
     released = fed.copy(base / "released", "consortium", *SITES)
     for name in SITES:
-        submit.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
+        submit.submit(fed.site(name), fed.trust, FolderTransport(fed.inbox))
     submitted = fed.copy(base / "submitted", "consortium", *SITES)
     admit_arrivals(fed.home, fed.trust)
     assemble(fed.home, base / "ensemble", router=None, without=())

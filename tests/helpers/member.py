@@ -22,7 +22,7 @@ from sites.outbox.released import Released, read_released
 from sites.outbox.stages import find_bundles
 from sites.transport import submit
 from sites.transport.address import Address
-from sites.transport.grpc import NetworkMover, channel_to
+from sites.transport.grpc import GrpcTransport, channel_to
 
 BIN = Path(sys.executable).parent
 PIECE = 250_000
@@ -48,12 +48,14 @@ def served(fed: Federation, *options: str) -> Iterator[int]:
         process.stdout.close()
 
 
-def honest_wait(fed: Federation, port: int, name: str, *, patience_s: float = 200.0) -> float:
+def honest_wait(fed: Federation, port: int, name: str, *, timeout_s: float = 200.0) -> float:
     """Returns the seconds from the first word of an honest site until its bundle is admitted."""
     site = fed.site(name)
     started = time.monotonic()
-    mover = NetworkMover(Address("127.0.0.1", port, None), site, fed.trust, patience_s=patience_s)
-    (found,) = submit.submit(site, fed.trust, mover)
+    transport = GrpcTransport(
+        Address("127.0.0.1", port, None), site, fed.trust, timeout_s=timeout_s
+    )
+    (found,) = submit.submit(site, fed.trust, transport)
     assert found.state == "admitted", found
     return time.monotonic() - started
 

@@ -62,12 +62,12 @@ class BadLink:
             server.settimeout(None)
             with self._lock:
                 self._open |= {client, server}
-            for source, sink, counted in ((client, server, True), (server, client, False)):
+            for source, uploads, counted in ((client, server, True), (server, client, False)):
                 threading.Thread(
-                    target=self._carry, args=(source, sink, counted), daemon=True
+                    target=self._carry, args=(source, uploads, counted), daemon=True
                 ).start()
 
-    def _carry(self, source: socket.socket, sink: socket.socket, counted: bool) -> None:
+    def _carry(self, source: socket.socket, uploads: socket.socket, counted: bool) -> None:
         with suppress(OSError):
             while data := source.recv(16_384):
                 while self.frozen.is_set() and not self._ended:
@@ -84,7 +84,7 @@ class BadLink:
                         return
                     if self.bytes_per_s is not None:
                         sleep(len(data) / self.bytes_per_s)
-                sink.sendall(data)
-        for end in (source, sink):
+                uploads.sendall(data)
+        for end in (source, uploads):
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)

@@ -10,7 +10,7 @@ from coordinator.inbox.removable_medium import Importer, candidates
 from coordinator.server.server import ServerOptions, serving
 from coordinator.status.metrics import ServerMetrics
 from ddm_fed.remote import open_folder
-from sites.transport.opening import mover_to
+from sites.transport.opening import transport_to
 from sites.transport.submit import submit
 
 
@@ -34,16 +34,16 @@ def by_bucket(fed: Federation) -> None:
 
 
 def by_stick(fed: Federation) -> None:
-    stick = fed.path / "stick"
-    stick.mkdir()
+    medium = fed.path / "medium"
+    medium.mkdir()
     for name in SITES:
-        send(fed, name, str(stick))
-    bring(fed, str(stick))
+        send(fed, name, str(medium))
+    bring(fed, str(medium))
 
 
 def send(fed: Federation, name: str, to: str) -> None:
     site = fed.site(name)
-    submit(site, fed.trust, mover_to(to, site, fed.trust, patience_s=30))
+    submit(site, fed.trust, transport_to(to, site, fed.trust, timeout_s=30))
 
 
 def bring(fed: Federation, source: str) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 from federation import PLAN_TOML, Federation, random_images, snapshot
 
-from ddm_fed.storage.junk import is_litter
+from ddm_fed.storage.junk import is_junk
 from sites.outbox.stages import find_bundles
 from sites.workspace import SiteFolder
 
@@ -216,33 +216,33 @@ def test_inbox_that_a_file_manager_looked_into_is_verified_all_the_same(copy_of)
     for name in (*LITTER, "@eaDir/x", "__MACOSX/y"):
         for folder in (fed.home.incoming, arrival):
             (folder / name).parent.mkdir(exist_ok=True)
-            (folder / name).write_bytes(b"litter")
+            (folder / name).write_bytes(b"junk")
     ended = run("ddm-coord", "verify", "--coordinator", fed.home.path)
     assert ended.code == 0, ended.said
     left = {path.name for path in fed.home.incoming.iterdir()}
     assert left == {*LITTER, "@eaDir", "__MACOSX"}
-    assert all(is_litter(name) for name in left)
+    assert all(is_junk(name) for name in left)
     for blob in fed.home.blobs.folder.iterdir():
-        assert blob.read_bytes() != b"litter"
+        assert blob.read_bytes() != b"junk"
 
 
-def test_stick_that_a_file_manager_looked_into_is_imported_all_the_same(
+def test_medium_that_a_file_manager_looked_into_is_imported_all_the_same(
     fed: Federation, site: SiteFolder
 ):
-    stick = fed.path / "stick"
+    medium = fed.path / "medium"
     at = ("--site", site.path, "--plan", fed.published)
-    assert run("ddm-site", "export", stick, *at).code == 0
-    (bundle,) = (stick / "incoming").iterdir()
+    assert run("ddm-site", "export", medium, *at).code == 0
+    (bundle,) = (medium / "incoming").iterdir()
     for name in LITTER:
-        (bundle / name).write_bytes(b"litter")
-        (stick / "incoming" / name).write_bytes(b"litter")
-    ended = run("ddm-coord", "import", stick, "--coordinator", fed.home.path)
+        (bundle / name).write_bytes(b"junk")
+        (medium / "incoming" / name).write_bytes(b"junk")
+    ended = run("ddm-coord", "import", medium, "--coordinator", fed.home.path)
     assert ended.code == 0, ended.said
 
 
 @pytest.mark.parametrize("name", LITTER[::3])
-def test_signed_folder_with_litter_says_which_file_to_delete(stages, ensemble: Path, name: str):
-    (ensemble / "sites" / name).write_bytes(b"litter")
+def test_signed_folder_with_junk_says_which_file_to_delete(stages, ensemble: Path, name: str):
+    (ensemble / "sites" / name).write_bytes(b"junk")
     arguments = ["verify", ensemble, "--root", stages.admitted.root]
     ended = run("ddm-coord", *arguments)
     assert ended.code == 1

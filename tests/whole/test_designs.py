@@ -37,7 +37,7 @@ from ddm_fed.training import RunOptions
 from sites.outbox import stages
 from sites.train.pipeline import TRAINED_FILE, TrainingOptions, run_plan
 from sites.transport import submit
-from sites.transport.ways import FolderMover
+from sites.transport.base import FolderTransport
 
 A, B, C = SITES
 DESIGNS = {
@@ -82,7 +82,7 @@ def test_experts_of_three_designs_become_one_ensemble_that_samples(fed: Federati
     for name in SITES:
         stages.review(fed.site(name), fed.trust)
         stages.release(fed.site(name), fed.trust)
-        submit.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
+        submit.submit(fed.site(name), fed.trust, FolderTransport(fed.inbox))
     assert [verdict.error for verdict in admit_arrivals(fed.home, fed.trust)] == [None] * 3
     assemble(fed.home, scratch / "ensemble", router=None, without=())
     verified = verify_ensemble(scratch / "ensemble", fed.root)

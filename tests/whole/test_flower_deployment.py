@@ -23,7 +23,7 @@ from federation import SITES, Federation, snapshot
 from flower_deployment import PULL, Deployment, deployment, free_port, write_node_key
 
 from sites.outbox import stages as outbox
-from sites.transport.opening import mover_to
+from sites.transport.opening import transport_to
 from sites.transport.submit import submit
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
@@ -128,7 +128,7 @@ def scene(stages, tmp_path_factory):
             min_nodes=4,
             part_mib=PART_MIB,
             answer_s=30,
-            patience_s=120,
+            timeout_s=120,
             parallel=8,
         )
         asked = {"from": f"flower:{KILLED}", "event": "part"}
@@ -261,8 +261,10 @@ def test_receipts_reach_the_sites_and_are_verified_there(scene):
     scene.ends()
     for name in SITES:
         site = scene.fed.site(name)
-        mover = mover_to(f"flower:{scene.receipts(name)}", site, scene.fed.trust, patience_s=1)
-        assert [item.state for item in submit(site, scene.fed.trust, mover)] == ["admitted"]
+        transport = transport_to(
+            f"flower:{scene.receipts(name)}", site, scene.fed.trust, timeout_s=1
+        )
+        assert [item.state for item in submit(site, scene.fed.trust, transport)] == ["admitted"]
 
 
 def test_site_that_lies_is_refused_and_leaves_nothing_behind(scene):

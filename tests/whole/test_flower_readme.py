@@ -148,7 +148,7 @@ def test_readme_of_flower_run_line_by_line_ends_with_an_admitted_bundle(machine)
 
     status, said = machine(
         f"{certificates}\n{start}\nlistens 18000; listens 443\n"
-        f"cd /srv/site\n{prepare}\ncp mover.key.pub /srv/coordinator/hospital-a.pub\n"
+        f"cd /srv/site\n{prepare}\ncp transport.key.pub /srv/coordinator/hospital-a.pub\n"
         f"cp /srv/coordinator/ca.crt .\n(\n{pin}\n{supernode}\n) &\n"
         f"cd /srv/coordinator\n{register}\n{pull}\n"
         f"cd /srv/site\nrunuser -u clerk -- bash -euc {shlex.quote(collect)}\necho all was run\n"

@@ -81,7 +81,7 @@ def test_damaged_key_without_encryption_does_not_ask_for_a_passphrase(tmp_path: 
 
 @pytest.mark.parametrize("link", [True, False])
 def test_key_is_never_written_over_another(tmp_path: Path, monkeypatch, link: bool):
-    if not link:  # as on a stick whose file system knows no second name
+    if not link:  # as on a medium whose file system knows no second name
         monkeypatch.setattr(keys.os, "link", _refuse)
     first = write_key(tmp_path / "key.pem")
     assert (tmp_path / "key.pem").stat().st_mode & 0o777 == 0o600

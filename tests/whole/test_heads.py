@@ -32,7 +32,7 @@ from sites.cli.main import app as site_app
 from sites.outbox import stages
 from sites.train.head import HeadScreen, run_head
 from sites.transport import submit
-from sites.transport.ways import FolderMover
+from sites.transport.base import FolderTransport
 
 A, B, C = SITES
 PLAN = """
@@ -67,7 +67,7 @@ def deliver(fed: Federation, name: str) -> None:
     fed.look(name)
     stages.review(fed.site(name), fed.trust)
     stages.release(fed.site(name), fed.trust)
-    submit.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
+    submit.submit(fed.site(name), fed.trust, FolderTransport(fed.inbox))
 
 
 def admit(fed: Federation) -> list:

@@ -30,7 +30,7 @@ from sites.published import look
 from sites.train.expert import TrainingOptions
 from sites.train.pipeline import run_plan
 from sites.transport import submit
-from sites.transport.ways import FolderMover
+from sites.transport.base import FolderTransport
 from sites.workspace import SiteFolder, SiteSettings
 
 pytestmark = pytest.mark.slow
@@ -155,7 +155,7 @@ def deliver(folder: Path) -> None:
     """Lets both sites submit, in this process."""
     for name in ("one", "two"):
         site, hub = SiteFolder.open(folder / name), folder / "hub"
-        submit.submit(site, CoordinatorFolder.open(hub).trust(), FolderMover(hub / "inbox"))
+        submit.submit(site, CoordinatorFolder.open(hub).trust(), FolderTransport(hub / "inbox"))
 
 
 def admit(folder: Path) -> int:
@@ -231,31 +231,31 @@ def test_assemble_killed_half_way_leaves_no_ensemble_and_then_completes(copy):
 def test_export_killed_half_way_leaves_a_partial_copy_that_is_named_and_then_completes(
     copy, at_least
 ):
-    stick, hub = copy / "stick", copy / "hub"
-    command = ("ddm-site", "export", stick, "--site", copy / "one", "--plan", hub / "published")
-    take_in = ("ddm-coord", "import", stick, "--coordinator", hub)
+    medium, hub = copy / "medium", copy / "hub"
+    command = ("ddm-site", "export", medium, "--site", copy / "one", "--plan", hub / "published")
+    take_in = ("ddm-coord", "import", medium, "--coordinator", hub)
 
-    kill_when(grows_in(stick / "incoming", at_least), *command)
+    kill_when(grows_in(medium / "incoming", at_least), *command)
     refused = start(*take_in)
     _, stderr = refused.communicate(timeout=120)
     assert refused.returncode == 1
     assert "its copy was broken off" in stderr.decode()
     assert admit(copy) == 0
 
-    (part,) = (stick / "incoming").iterdir()
+    (part,) = (medium / "incoming").iterdir()
     kept = (part / "expert.safetensors").stat()
     finish(*command)
-    (bundle,) = (stick / "incoming").iterdir()
+    (bundle,) = (medium / "incoming").iterdir()
     assert (bundle / "expert.safetensors").stat().st_ino == kept.st_ino  # it went on with it
     finish(*take_in)
     assert admit(copy) == 1
 
 
 def test_import_killed_half_way_admits_nothing_and_then_goes_on_from_there(copy):
-    stick, hub = copy / "stick", copy / "hub"
+    medium, hub = copy / "medium", copy / "hub"
     for name in ("one", "two"):
-        finish("ddm-site", "export", stick, "--site", copy / name, "--plan", hub / "published")
-    command = ("ddm-coord", "import", stick, "--coordinator", hub)
+        finish("ddm-site", "export", medium, "--site", copy / name, "--plan", hub / "published")
+    command = ("ddm-coord", "import", medium, "--coordinator", hub)
     home = CoordinatorFolder.open(hub)
 
     def committed() -> int:
@@ -270,4 +270,4 @@ def test_import_killed_half_way_admits_nothing_and_then_goes_on_from_there(copy)
     finish(*command)
     assert list(home.partial.iterdir()) == []
     assert admit(copy) == 2
-    assert len(list((stick / "receipts").glob("*.dsse.json"))) == 2
+    assert len(list((medium / "receipts").glob("*.dsse.json"))) == 2

@@ -72,9 +72,9 @@ def serve(fed: Federation, *options: str):
         process.stdout.close()
 
 
-def submitting(fed: Federation, port: int, patience: int = 60) -> subprocess.Popen:
+def submitting(fed: Federation, port: int, timeout: int = 60) -> subprocess.Popen:
     command = [BIN / "ddm-site", "submit", "--site", fed.path / A, "--plan", fed.published]
-    command += ["--to", f"grpcs://127.0.0.1:{port}", "--patience", patience, "--json"]
+    command += ["--to", f"grpcs://127.0.0.1:{port}", "--timeout", timeout, "--json"]
     return subprocess.Popen(
         list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -188,7 +188,7 @@ def test_storm_of_connections_that_say_nothing_leaves_the_server_standing(fed):
 
 def test_server_killed_while_it_admits_has_the_bundle_admitted_or_waiting(fed):
     with serve(fed) as (first, port):
-        client = submitting(fed, port, patience=60)
+        client = submitting(fed, port, timeout=60)
         wait_for(
             lambda: (
                 any(fed.home.incoming.iterdir()) or fed.home.log.joinpath("leaves.jsonl").exists()

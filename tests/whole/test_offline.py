@@ -84,7 +84,7 @@ class Offline:
 @pytest.mark.processes
 @pytest.mark.timeout(900)
 def test_folder_way_needs_no_network_and_nothing_tries_to_call_out(tmp_path):
-    offline, hub, stick = Offline(tmp_path), tmp_path / "hub", tmp_path / "stick"
+    offline, hub, medium = Offline(tmp_path), tmp_path / "hub", tmp_path / "medium"
     plan = tmp_path / "plan.toml"
     plan.write_text(PLAN_TOML.replace("radius = 3", "radius = 5"))
     root = offline("ddm-coord", "init", hub, "--federation", "test").strip()
@@ -98,10 +98,12 @@ def test_folder_way_needs_no_network_and_nothing_tries_to_call_out(tmp_path):
         offline("ddm-site", "train", *options, "--data", data)
         offline("ddm-site", "review", *options)
         offline("ddm-site", "release", *options)
-        offline("ddm-site", "export", stick, *options)
-    offline("ddm-coord", "import", stick, "--coordinator", hub)
+        offline("ddm-site", "export", medium, *options)
+    offline("ddm-coord", "import", medium, "--coordinator", hub)
     for name in SITES:
-        told = json.loads(offline("ddm-site", "import", stick, "--json", "--site", tmp_path / name))
+        told = json.loads(
+            offline("ddm-site", "import", medium, "--json", "--site", tmp_path / name)
+        )
         assert [item["state"] for item in told["submissions"]] == ["admitted"]
     offline("ddm-coord", "assemble", tmp_path / "ensemble", "--coordinator", hub)
     verified = offline("ddm-coord", "verify", tmp_path / "ensemble", "--root", root, "--json")

@@ -39,7 +39,7 @@ from sites.privacy.ledger import open_ledger
 from sites.train.expert import CHECKPOINT_FILE
 from sites.train.head import RUN_FILE, HeadScreen, run_head
 from sites.transport import submit
-from sites.transport.ways import FolderMover
+from sites.transport.base import FolderTransport
 from sites.workspace import SiteFolder, write_settings
 
 A = SITES[0]
@@ -68,7 +68,7 @@ def deliver(fed, name):
     fed.look(name)
     stages.review(fed.site(name), fed.trust)
     stages.release(fed.site(name), fed.trust)
-    submit.submit(fed.site(name), fed.trust, FolderMover(fed.inbox))
+    submit.submit(fed.site(name), fed.trust, FolderTransport(fed.inbox))
 
 
 def entries(fed, name=A):

@@ -24,7 +24,7 @@ from ddm_fed.records import read_plan_toml
 from ddm_fed.router import released_totals
 from sites.outbox import stages
 from sites.transport import submit
-from sites.transport.ways import FolderMover
+from sites.transport.base import FolderTransport
 from sites.workspace import SiteFolder, SiteSettings
 
 PLAN = read_plan_toml("""
@@ -65,7 +65,7 @@ def deliver(fed, site, seed=0):
     train(fed.site(site), fed.trust, images(site, seed), seed=seed, restart=seed > 0)
     stages.review(fed.site(site), fed.trust)
     stages.release(fed.site(site), fed.trust)
-    submit.submit(fed.site(site), fed.trust, FolderMover(fed.inbox))
+    submit.submit(fed.site(site), fed.trust, FolderTransport(fed.inbox))
     admit_arrivals(fed.home, fed.trust)
 
 

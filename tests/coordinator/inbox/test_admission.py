@@ -276,7 +276,7 @@ def test_expired_plan_admits_nothing(fed: Federation):
 # Odd arrivals
 
 
-def test_copy_a_mover_is_still_writing_is_left_alone(fed: Federation):
+def test_copy_a_transport_is_still_writing_is_left_alone(fed: Federation):
     part = fed.home.incoming / f"{PART_PREFIX}{fed.arrival(A).name}"
     fed.arrival(A).rename(part)
     assert admit(fed) == []

@@ -22,7 +22,7 @@ from coordinator.inbox import flower_app as coordinator_side
 from coordinator.inbox.admission import current_members
 from coordinator.inbox.flower_app import Pulling, pull
 from coordinator.inbox.outcome import deliver
-from coordinator.inbox.upload import Sink
+from coordinator.inbox.upload import Uploads
 from coordinator.inbox.upload_progress import read_progress
 from coordinator.roster import proposals
 from ddm_fed.bundle.reference import read_reference
@@ -32,7 +32,7 @@ from ddm_fed.records import read_plan_toml
 from sites.outbox import stages as outbox
 from sites.train.head import run_head
 from sites.transport import flower_app as site_side
-from sites.transport.opening import mover_to
+from sites.transport.opening import transport_to
 from sites.transport.submit import submit
 
 PART = 200_000  # bytes: five parts a bundle
@@ -145,15 +145,15 @@ def nodes(fed, tmp_path):
 
 def run(fed, *nodes, **options):
     """Pulls once; returns what became of every bundle, in order, and the error if it failed."""
-    options = {"part_bytes": PART, "patience_s": 30, "answer_s": 5} | options
+    options = {"part_bytes": PART, "timeout_s": 30, "answer_s": 5} | options
     return pull(Link(*nodes), Pulling(fed.home.path, wait_s=0, **options))
 
 
 def submitted(fed, node):
     """What `ddm-site submit --to flower:RECEIPTS` says of everything the site has released."""
     site = fed.site(node.name)
-    mover = mover_to(f"flower:{node.receipts}", site, fed.trust, patience_s=1)
-    return [(item.digest, item.state) for item in submit(site, fed.trust, mover)]
+    transport = transport_to(f"flower:{node.receipts}", site, fed.trust, timeout_s=1)
+    return [(item.digest, item.state) for item in submit(site, fed.trust, transport)]
 
 
 def printed(capsys):
@@ -335,7 +335,7 @@ def test_run_that_ends_in_the_middle_is_resumed_from_the_bytes_that_are_safe(fed
     digest = digest_of(fed, node.name)
     node.fate = lambda ask: LOST if ask[1].get("offset") == 600_000 else ANSWERED
     with pytest.raises(ExchangeError, match="flower:hospital-a"):
-        run(fed, node, patience_s=0.5)
+        run(fed, node, timeout_s=0.5)
     assert read_progress(fed.home.partial / digest).committed_bytes == 600_000
     assert [*fed.home.incoming.iterdir(), *fed.home.blobs.folder.iterdir()] == []
 
@@ -349,7 +349,7 @@ def test_site_that_never_answers_does_not_stop_the_others(fed, nodes, capsys):
     nodes[0].fate = lambda ask: LOST
 
     with pytest.raises(ExchangeError, match="1 of 3 did not end well: flower:hospital-a"):
-        run(fed, *nodes, patience_s=0.5)
+        run(fed, *nodes, timeout_s=0.5)
 
     ends = {event["from"]: event["state"] for event in printed(capsys) if event["state"]}
     assert ends == {
@@ -366,7 +366,7 @@ def test_silent_site_does_not_take_the_places_of_the_others(
     nodes[0].fate = lambda ask: SILENT if ask[0] == silent_at else ANSWERED
 
     with pytest.raises(ExchangeError, match="1 of 3"):
-        run(fed, *nodes, parallel=parallel, answer_s=2, patience_s=5)
+        run(fed, *nodes, parallel=parallel, answer_s=2, timeout_s=5)
 
     ends = [(event["from"], event["state"]) for event in printed(capsys) if event["state"]]
     assert sorted(ends[:2]) == [(f"flower:{name}", "admitted") for name in SITES[1:]]
@@ -673,10 +673,10 @@ def test_configuration_that_cannot_work_is_refused(tmp_path, wrong):
         Pulling(tmp_path, **wrong)
 
 
-def test_sink_that_another_process_fills_fails_one_bundle_only(fed, nodes, capsys):
+def test_uploads_that_another_process_fills_fails_one_bundle_only(fed, nodes, capsys):
     digest = digest_of(fed, "hospital-a")
     envelope = (fed.site("hospital-a").released / digest / "submission.dsse.json").read_bytes()
-    other = Sink(fed.home)
+    other = Uploads(fed.home)
     other.begin(envelope, carrier="grpc:hospital-a")
     try:
         with pytest.raises(ExchangeError, match="1 of 3"):

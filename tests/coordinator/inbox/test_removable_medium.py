@@ -49,12 +49,12 @@ BIN = Path(sys.executable).parent
 
 @pytest.fixture(scope="module")
 def exported(stages, tmp_path_factory) -> Federation:
-    """Three sites that released their bundles, and the stick of a courier who was at each."""
-    fed = stages.drafted.copy(tmp_path_factory.mktemp("stick"), "consortium", *SITES)
+    """Three sites that released their bundles, and the medium of a courier who was at each."""
+    fed = stages.drafted.copy(tmp_path_factory.mktemp("medium"), "consortium", *SITES)
     for name in SITES:
         outbox.review(fed.site(name), fed.trust)
         outbox.release(fed.site(name), fed.trust)
-        (found,) = removable_medium.export(fed.site(name), fed.trust, fed.path / "stick")
+        (found,) = removable_medium.export(fed.site(name), fed.trust, fed.path / "medium")
         assert found.state == "sent"
     return fed
 
@@ -67,8 +67,8 @@ def fed(exported: Federation, scratch: Path) -> Federation:
 
 @pytest.fixture
 def medium(exported: Federation, scratch: Path) -> Path:
-    """The stick."""
-    return Path(shutil.copytree(exported.path / "stick", scratch / "stick" / "ddm"))
+    """The medium."""
+    return Path(shutil.copytree(exported.path / "medium", scratch / "medium" / "ddm"))
 
 
 def bundle_of(fed: Federation, medium: Path, name: str) -> Path:
@@ -96,7 +96,7 @@ def command(program: str, *arguments: object) -> subprocess.CompletedProcess:
 # The journey
 
 
-def test_stick_with_three_sites_is_admitted_like_three_folders(fed, medium, stages):
+def test_medium_with_three_sites_is_admitted_like_three_folders(fed, medium, stages):
     found = take(fed, medium)
     assert states(found) == ["admitted"] * 3
     assert {item.site for item in found.values()} == set(SITES)
@@ -126,7 +126,7 @@ def test_receipts_and_the_published_folder_come_back_and_are_verified(fed, mediu
         assert fed.look(name).log.size == 3
 
 
-def test_stick_that_comes_twice_is_admitted_once(fed, medium):
+def test_medium_that_comes_twice_is_admitted_once(fed, medium):
     first = take(fed, medium)
     shutil.rmtree(medium / "receipts", ignore_errors=True)
     second = take(fed, medium)
@@ -157,8 +157,8 @@ def test_export_says_what_the_folder_is_and_adds_nothing_to_a_bundle(fed, medium
 def test_export_without_anything_released_writes_nothing(copy_of, scratch):
     fed = copy_of("drafted", A)
     with pytest.raises(StateError, match="nothing is released"):
-        removable_medium.export(fed.site(A), fed.trust, scratch / "stick")
-    assert not (scratch / "stick").exists()
+        removable_medium.export(fed.site(A), fed.trust, scratch / "medium")
+    assert not (scratch / "medium").exists()
 
 
 def test_export_again_keeps_what_is_whole_and_repairs_what_is_not(fed, medium):
@@ -238,7 +238,7 @@ def test_partial_copy_that_is_exported_again_is_admitted(fed, medium, case):
     assert states(take(fed, medium)) == ["admitted"] * 3
 
 
-def test_bundle_damaged_on_the_stick_is_refused_and_admitted_once_repaired(fed, medium):
+def test_bundle_damaged_on_the_medium_is_refused_and_admitted_once_repaired(fed, medium):
     bundle = bundle_of(fed, medium, A)
     flip(bundle / EXPERT_FILE, 4000)
     refused = take(fed, medium)[bundle.name]
@@ -396,7 +396,7 @@ def test_medium_that_fails_half_way_loses_nothing_that_came_in(fed, medium, monk
     def fail(count):
         read.append(count)
         if len(read) == 4:
-            raise MachineError("the stick was pulled out", hint="put it back")
+            raise MachineError("the medium was pulled out", hint="put it back")
 
     with pytest.raises(MachineError):
         importer.take(first, fail)
@@ -490,7 +490,7 @@ def test_published_folder_that_is_a_link_is_refused(fed, medium):
         removable_medium.bring_back(fed.site(A), medium)
 
 
-def test_stick_without_anything_for_the_site_says_what_waits(fed, medium):
+def test_medium_without_anything_for_the_site_says_what_waits(fed, medium):
     returned = removable_medium.bring_back(fed.site(A), medium)
     assert returned.admitted == ()
     assert returned.waiting == (bundle_of(fed, medium, A).name,)
@@ -501,7 +501,7 @@ def test_stick_without_anything_for_the_site_says_what_waits(fed, medium):
 
 
 def test_commands_take_a_bundle_to_the_coordinator_and_bring_the_receipt_back(fed, scratch):
-    folder, site, hub = scratch / "stick", fed.site(A).path, fed.home.path
+    folder, site, hub = scratch / "medium", fed.site(A).path, fed.home.path
     ended = command("ddm-site", "export", folder, "--site", site, "--plan", fed.published)
     assert ended.returncode == 0, ended.stderr
     assert "ddm-coord import" in ended.stderr

@@ -341,7 +341,7 @@ def test_body_that_drips_is_ended(monkeypatch):
 
     from coordinator.server import flower_edge as module
 
-    monkeypatch.setattr(module, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.5)
 
     async def drips():
         await asyncio.sleep(0.1)

@@ -40,7 +40,7 @@ from sites.transport import grpc as network
 from sites.transport import submit
 from sites.transport.address import Address
 from sites.transport.fetch import PUBLISHED, _path_in, fetch_ensemble, fetch_published
-from sites.transport.grpc import NetworkMover, channel_to, enroll
+from sites.transport.grpc import GrpcTransport, channel_to, enroll
 from sites.workspace import SiteFolder, SiteSettings
 
 A, B, C = SITES
@@ -59,7 +59,7 @@ def fed(copy_of) -> Federation:
 
 @contextmanager
 def listening(fed: Federation, **options):
-    chosen = {"listen": "127.0.0.1:0", "patience_s": 5.0, **options}
+    chosen = {"listen": "127.0.0.1:0", "timeout_s": 5.0, **options}
     home = fed.home
 
     def take(data: bytes) -> bool:
@@ -102,10 +102,10 @@ def as_member(fed: Federation, port: int, name: str = A):
         yield services.ExchangeServiceStub(found)
 
 
-def send(fed: Federation, port: int, name: str = A, *, patience_s: float = 20.0):
+def send(fed: Federation, port: int, name: str = A, *, timeout_s: float = 20.0):
     site = fed.site(name)
-    mover = NetworkMover(address(port), site, fed.trust, patience_s=patience_s)
-    return submit.submit(site, fed.trust, mover)
+    transport = GrpcTransport(address(port), site, fed.trust, timeout_s=timeout_s)
+    return submit.submit(site, fed.trust, transport)
 
 
 def begin(stub, bundle: Released):
@@ -162,11 +162,11 @@ def test_fetched_documents_are_those_published(fed, server):
     send(fed, server.port)
     site = fed.site(B)
     pinned = address(server.port, server.fingerprint)
-    found = fetch_published(site, pinned, None, patience_s=5)
+    found = fetch_published(site, pinned, None, timeout_s=5)
     assert found.log.size == 1
     fetched = snapshot(site.path / PUBLISHED)
     assert fetched == {n: d for n, d in snapshot(fed.published).items() if n in fetched}
-    again = fetch_published(site, address(server.port), found.trust, patience_s=5)
+    again = fetch_published(site, address(server.port), found.trust, timeout_s=5)
     assert again.trust == found.trust
 
 
@@ -178,7 +178,7 @@ def test_ensemble_is_fetched_and_verified_and_a_cut_resumes(fed):
         with BadLink(server.port) as link:
             threading.Timer(0.05, link.drop).start()
             got = fetch_ensemble(
-                fed.site(A), address(link.port), fed.trust, fed.path / "got", patience_s=10
+                fed.site(A), address(link.port), fed.trust, fed.path / "got", timeout_s=10
             )
         assert got.sha256 == made.sha256
         assert snapshot(fed.path / "got") == snapshot(fed.path / "made")
@@ -186,7 +186,7 @@ def test_ensemble_is_fetched_and_verified_and_a_cut_resumes(fed):
 
 def test_ensemble_is_handed_out_only_if_the_coordinator_says_so(fed, server):
     with pytest.raises(StateError, match="hands out no ensembles"):
-        fetch_ensemble(fed.site(A), address(server.port), fed.trust, fed.path / "got", patience_s=5)
+        fetch_ensemble(fed.site(A), address(server.port), fed.trust, fed.path / "got", timeout_s=5)
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/x", "a//b", "a/../../b", ".hidden", "a\\b", ""])
@@ -268,7 +268,7 @@ def test_impostor_with_another_certificate_is_not_spoken_to(fed, server):
 def test_first_fetch_from_another_certificate_than_the_address_says_is_refused(fed, server):
     wrong = address(server.port, "sha256:" + "0" * 64)
     with pytest.raises(ExchangeError, match="shows the certificate"):
-        fetch_published(fed.site(A), wrong, None, patience_s=2)
+        fetch_published(fed.site(A), wrong, None, timeout_s=2)
 
 
 def test_bundle_of_another_member_is_refused(fed, server):
@@ -310,22 +310,22 @@ def test_request_over_the_network_waits_for_people_and_changes_no_roster(fed):
     with listening(fed, enroll="127.0.0.1:0") as server:
         door = address(server.enroll_port, server.fingerprint)
         before = fed.trust.roster
-        assert enroll(door, data, patience_s=5) is False
-        assert enroll(door, data, patience_s=5) is False
+        assert enroll(door, data, timeout_s=5) is False
+        assert enroll(door, data, timeout_s=5) is False
         assert fed.trust.roster == before
         (waiting,) = waiting_requests(fed.home)
         assert waiting.site == "newcomer"
         changes.add(fed.home, [waiting.file])
-        assert enroll(door, data, patience_s=5) is True
+        assert enroll(door, data, timeout_s=5) is True
 
 
 def test_newcomer_is_a_member_soon_after_the_roster_says_so(fed, server):
     site = newcomer(fed)
     pinned = address(server.port, server.fingerprint)
     with pytest.raises(ExchangeError):
-        fetch_published(site, pinned, None, patience_s=1)
+        fetch_published(site, pinned, None, timeout_s=1)
     changes.add(fed.home, [site.path / "enrolment.dsse.json"])
-    assert fetch_published(site, pinned, None, patience_s=5).trust.roster.site("newcomer")
+    assert fetch_published(site, pinned, None, timeout_s=5).trust.roster.site("newcomer")
 
 
 def test_door_for_strangers_answers_nothing_else(fed):
@@ -343,7 +343,7 @@ def test_request_that_does_not_hold_is_refused_with_the_reason(fed):
     with listening(fed, enroll="127.0.0.1:0") as server:
         door = address(server.enroll_port, server.fingerprint)
         with pytest.raises(Exception, match="not a valid"):
-            enroll(door, b"{}", patience_s=2)
+            enroll(door, b"{}", timeout_s=2)
         assert waiting_requests(fed.home) == []
 
 
@@ -409,14 +409,14 @@ def test_full_disk_ends_in_a_clear_refusal_and_then_goes_on(fed):
         listening(fed, limits=Limits(reserve_bytes=1 << 60)) as server,
         pytest.raises(QuotaError, match="bytes free"),
     ):
-        send(fed, server.port, patience_s=1)
+        send(fed, server.port, timeout_s=1)
     with listening(fed) as server:
         assert send(fed, server.port)[0].state == "admitted"
 
 
 def test_stream_that_stalls_is_ended_and_what_it_sent_is_kept(fed):
     bundle = released(fed)
-    with listening(fed, patience_s=1.0) as server, as_member(fed, server.port) as stub:
+    with listening(fed, timeout_s=1.0) as server, as_member(fed, server.port) as stub:
         begin(stub, bundle)
         released_again = threading.Event()
 
@@ -448,10 +448,10 @@ def test_roster_that_changes_in_mid_upload_cuts_nobody_off_for_good(fed, server)
             1.0, changes.add, [fed.home, [newcomer(fed).path / "enrolment.dsse.json"]]
         )
         joined.start()
-        assert send(fed, link.port, patience_s=30)[0].state == "admitted"
+        assert send(fed, link.port, timeout_s=30)[0].state == "admitted"
         joined.join()
     assert fetch_published(
-        fed.site(B), address(server.port, server.fingerprint), None, patience_s=10
+        fed.site(B), address(server.port, server.fingerprint), None, timeout_s=10
     ).trust.roster.site("newcomer")
 
 
@@ -476,7 +476,7 @@ def test_two_machines_of_one_site_end_with_one_bundle(fed, server):
     results = {}
 
     def run(place: Federation) -> None:
-        results[place.path.name] = send(place, server.port, patience_s=30)[0].state
+        results[place.path.name] = send(place, server.port, timeout_s=30)[0].state
 
     threads = [threading.Thread(target=run, args=[place]) for place in (fed, twin)]
     for thread in threads:
@@ -525,29 +525,29 @@ def test_site_revoked_in_mid_stream_is_stopped(fed, server, monkeypatch):
     assert failure_of(caught.value).status in {*NOT_LET_IN, grpc.StatusCode.CANCELLED}
     assert list(fed.home.incoming.iterdir()) == []
     with pytest.raises(RevokedKeyError):
-        send(fed, server.port, patience_s=1)
+        send(fed, server.port, timeout_s=1)
 
 
 def test_link_that_freezes_for_a_while_only_delays(fed, server):
     with BadLink(server.port, bytes_per_s=2e6) as link:
         threading.Timer(0.2, link.frozen.set).start()
         threading.Timer(2.0, link.frozen.clear).start()
-        assert send(fed, link.port, patience_s=30)[0].state == "admitted"
+        assert send(fed, link.port, timeout_s=30)[0].state == "admitted"
 
 
 def test_port_that_refuses_for_a_while_only_delays(fed, server):
     with BadLink(server.port) as link:
         link.refusing = True
         threading.Timer(2.0, lambda: setattr(link, "refusing", False)).start()
-        assert send(fed, link.port, patience_s=30)[0].state == "admitted"
+        assert send(fed, link.port, timeout_s=30)[0].state == "admitted"
 
 
-def test_coordinator_that_is_not_there_is_given_up_after_patience(fed):
+def test_coordinator_that_is_not_there_is_given_up_after_the_timeout(fed):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     began = time.monotonic()
     with pytest.raises(ExchangeError, match="nothing has moved") as caught:
-        send(fed, port, patience_s=2)
+        send(fed, port, timeout_s=2)
     assert 2 <= time.monotonic() - began < 10
     assert "serve" in caught.value.hint
     assert find_bundles(fed.site(A).released)
@@ -690,8 +690,8 @@ def test_address_is_read_as_it_is_printed():
 
 
 def test_path_of_a_folder_is_still_a_folder(fed):
-    from sites.transport.opening import mover_to
-    from sites.transport.ways import FolderMover
+    from sites.transport.base import FolderTransport
+    from sites.transport.opening import transport_to
 
-    found = mover_to(str(fed.inbox), fed.site(A), fed.trust, patience_s=1)
-    assert isinstance(found, FolderMover)
+    found = transport_to(str(fed.inbox), fed.site(A), fed.trust, timeout_s=1)
+    assert isinstance(found, FolderTransport)

@@ -35,8 +35,8 @@ from ddm_fed.signing import SigningKey
 from ddm_fed.storage.files import exclusive
 from sites.outbox import stages as outbox
 from sites.published import look
+from sites.transport.base import FolderTransport
 from sites.transport.submit import submit
-from sites.transport.ways import FolderMover
 
 A, B, C = SITES
 MOMENT = datetime(2026, 11, 28, 9, 0, tzinfo=UTC)
@@ -64,7 +64,7 @@ def states(fed: Federation) -> dict[str, str]:
 
 
 def put_progress(fed: Federation, *, name: str = "a" * 64, **changed) -> Path:
-    """Writes what a sink says about an unfinished upload; returns the file."""
+    """Writes what a uploads says about an unfinished upload; returns the file."""
     folder = fed.inbox / "partial" / name
     folder.mkdir(parents=True, exist_ok=True)
     facts = {
@@ -207,7 +207,7 @@ def test_status_waits_for_no_assembly_after_it_until_something_is_newer(copy_of,
     train(site, fed.trust, random_images(7), seed=7, restart=True)
     outbox.review(site, fed.trust)
     outbox.release(site, fed.trust)
-    submit(site, fed.trust, FolderMover(fed.inbox))
+    submit(site, fed.trust, FolderTransport(fed.inbox))
     admit_arrivals(fed.home, fed.trust)
     assert rows(fed)[A]["waiting_for"] == "`ddm-coord assemble`"
     assert rows(fed)[B]["waiting_for"] == "nothing; it is in the ensemble our ensemble"

@@ -11,7 +11,7 @@ from ddm_fed.exchange import messages, services
 from ddm_fed.remote.failures import Calling
 from ddm_fed.remote.proxies import EVERYBODYS, EXCEPTIONS, VARIABLES, proxies_named, proxy_to
 from sites.transport.address import Address
-from sites.transport.grpc import channel_to, pinned_certificate, with_patience
+from sites.transport.grpc import channel_to, pinned_certificate, retried
 
 HOST = "127.0.0.1"
 NAMES = {*VARIABLES, *EXCEPTIONS, *EVERYBODYS, "NO_PROXY", "GRPC_PROXY"}
@@ -104,7 +104,7 @@ def test_coordinator_out_of_reach_through_a_proxy_is_said_with_it(monkeypatch):
     with channel_to(address, b"", None) as channel:
         service = services.EnrolmentServiceStub(channel)
         with pytest.raises(ExchangeError) as caught:
-            with_patience(lambda: service.Enroll(request, timeout=2), address, patience_s=0.3)
+            retried(lambda: service.Enroll(request, timeout=2), address, timeout_s=0.3)
 
     assert f"through the proxy {place}, which https_proxy names" in caught.value.message
     assert "no_proxy" in caught.value.hint
@@ -114,11 +114,11 @@ def test_coordinator_out_of_reach_through_a_proxy_is_said_with_it(monkeypatch):
 def test_certificate_that_is_looked_at_directly_says_so_where_a_proxy_is_set(monkeypatch):
     address = Address(HOST, closed_port(), "sha256:" + "0" * 64)
     with pytest.raises(ExchangeError) as caught:
-        pinned_certificate(address, patience_s=0.5)
+        pinned_certificate(address, timeout_s=0.5)
     assert "proxy" not in str(caught.value)
     monkeypatch.setenv("https_proxy", "http://proxy.example:3128")
     with pytest.raises(ExchangeError) as caught:
-        pinned_certificate(address, patience_s=0.5)
+        pinned_certificate(address, timeout_s=0.5)
     assert "looked at directly, not through the proxy" in caught.value.hint
 
 

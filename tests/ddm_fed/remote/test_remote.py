@@ -28,7 +28,7 @@ from ddm_fed.remote import RemoteFolder, open_folder, shown
 from ddm_fed.storage.files import PART_PREFIX
 from sites.outbox import stages
 from sites.transport import submit
-from sites.transport.remote_folder import RemoteMover
+from sites.transport.remote_folder import RemoteFolderTransport
 from sites.workspace import SiteFolder
 
 A = "hospital-a"
@@ -146,8 +146,8 @@ def flaky(request, scratch: Path, monkeypatch) -> tuple[str, type[Flaky]]:
 
 
 def send(fed: Federation, site: SiteFolder, text: str, **options) -> str:
-    mover = RemoteMover(text, **{"patience_s": 5, **options})
-    (found,) = submit.submit(site, fed.trust, mover)
+    transport = RemoteFolderTransport(text, **{"timeout_s": 5, **options})
+    (found,) = submit.submit(site, fed.trust, transport)
     return found.state
 
 
@@ -202,7 +202,7 @@ def test_folder_under_way_has_no_name_that_a_coordinator_would_take(fed, site, s
         raise StopError
 
     with pytest.raises(StopError):
-        submit.submit(site, fed.trust, RemoteMover(f"file://{inbox}"), advance=look)
+        submit.submit(site, fed.trust, RemoteFolderTransport(f"file://{inbox}"), advance=look)
     assert admit_arrivals(fed.home, fed.trust) == []
     assert send(fed, site, f"file://{inbox}") == "sent"
     (verdict,) = admit_arrivals(fed.home, fed.trust)
@@ -214,7 +214,7 @@ def test_manifest_is_written_last_in_a_bucket(fed, site, flaky):
     total = sum(whole(site).values())
     link.budget = total - 1  # within the manifest
     with pytest.raises(ExchangeError):
-        send(fed, site, text, patience_s=0.1)
+        send(fed, site, text, timeout_s=0.1)
     remote = open_folder(text)
     (place,) = remote.entries("incoming")
     found = sizes(remote, f"incoming/{place.name}")
@@ -250,7 +250,7 @@ def test_file_system_that_appends_sends_no_byte_twice(fed, site, flaky):
     expected = whole(site)
     link.budget = expected[EXPERT_FILE] // 2
     with pytest.raises(ExchangeError):
-        send(fed, site, text, patience_s=0.1)
+        send(fed, site, text, timeout_s=0.1)
     wrote = []
     original = Wire.write
     try:
@@ -266,17 +266,17 @@ def test_progress_counts_every_byte_once_however_often_the_link_breaks(fed, site
     text, link = flaky
     link.budget = 5000
     seen = []
-    submit.submit(site, fed.trust, RemoteMover(text, patience_s=5), advance=seen.append)
+    submit.submit(site, fed.trust, RemoteFolderTransport(text, timeout_s=5), advance=seen.append)
     assert link.breaks == 1
     assert sum(seen) == whole(site)[EXPERT_FILE] + whole(site)[ROUTER_FILE]
 
 
-def test_silence_longer_than_patience_is_an_error_and_the_bundle_stays(fed, site, flaky):
+def test_silence_longer_than_the_timeout_is_an_error_and_the_bundle_stays(fed, site, flaky):
     text, link = flaky
     before, link.budget = snapshot(site.released), 0
     began = time.monotonic()
     with pytest.raises(ExchangeError, match="connection reset by peer"):
-        send(fed, site, text, patience_s=0.3)
+        send(fed, site, text, timeout_s=0.3)
     assert time.monotonic() - began < 20
     assert snapshot(site.released) == before
 
@@ -288,28 +288,28 @@ def test_silence_longer_than_patience_is_an_error_and_the_bundle_stays(fed, site
 def test_file_damaged_here_on_its_way_is_refused_and_its_copy_removed(
     fed, site, way, memory, scratch
 ):
-    (scratch / "stick").mkdir()
-    text = memory if way == "memory" else f"file://{scratch / 'stick'}"
+    (scratch / "medium").mkdir()
+    text = memory if way == "memory" else f"file://{scratch / 'medium'}"
     verified = verify_bundle(released(site), fed.trust, now())
     flip(released(site) / EXPERT_FILE, -1)  # after it was verified, while it is read
-    mover = RemoteMover(text)
+    transport = RemoteFolderTransport(text)
     with pytest.raises(DigestError, match="no longer what was signed"):
-        mover.send(verified, released(site), lambda _: None)
+        transport.send(verified, released(site), lambda _: None)
     remote = open_folder(text)
     (place,) = [entry.name for entry in remote.entries("incoming")] or [""]
     assert EXPERT_FILE not in sizes(remote, f"incoming/{place}")
 
 
-def test_copy_damaged_on_a_stick_is_written_again(fed, site, scratch):
-    stick = scratch / "stick"
-    stick.mkdir()
-    assert send(fed, site, str(stick)) == "sent"
-    copy = stick / "incoming" / released(site).name
+def test_copy_damaged_on_a_medium_is_written_again(fed, site, scratch):
+    medium = scratch / "medium"
+    medium.mkdir()
+    assert send(fed, site, str(medium)) == "sent"
+    copy = medium / "incoming" / released(site).name
     for name in FILES:
         flip(copy / name, 100)
-        assert send(fed, site, str(stick)) == "sent"
+        assert send(fed, site, str(medium)) == "sent"
         assert snapshot(copy) == snapshot(released(site))
-    assert send(fed, site, str(stick)) == "waiting"
+    assert send(fed, site, str(medium)) == "waiting"
 
 
 def test_copy_that_somebody_cut_short_is_completed(fed, site, memory):
@@ -326,29 +326,29 @@ def test_copy_that_somebody_cut_short_is_completed(fed, site, memory):
 
 @pytest.mark.parametrize("link", ["incoming", "receipts"])
 def test_link_in_place_of_a_folder_is_never_followed(fed, site, scratch, link):
-    elsewhere, stick = scratch / "elsewhere", scratch / "stick"
+    elsewhere, medium = scratch / "elsewhere", scratch / "medium"
     elsewhere.mkdir()
-    stick.mkdir()
-    (stick / link).symlink_to(elsewhere)
-    medium = open_folder(str(stick))
+    medium.mkdir()
+    (medium / link).symlink_to(elsewhere)
+    opened = open_folder(str(medium))
     if link == "incoming":
-        (found,) = submit.submit(site, fed.trust, RemoteMover(str(stick), patience_s=5))
+        (found,) = submit.submit(site, fed.trust, RemoteFolderTransport(str(medium), timeout_s=5))
         assert (found.state, type(found.error)) == ("refused", FileSetError)
         assert "symbolic link" in str(found.error)
     else:
         with pytest.raises(FileSetError, match="symbolic link"):
-            medium.write("receipts/x.dsse.json", b"x")
+            opened.write("receipts/x.dsse.json", b"x")
     assert list(elsewhere.iterdir()) == []
 
 
 def test_link_in_place_of_a_file_is_not_written_through(fed, site, scratch):
     victim = scratch / "victim"
     victim.write_text("mine")
-    place = scratch / "stick" / "incoming" / f"{PART_PREFIX}{released(site).name}"
+    place = scratch / "medium" / "incoming" / f"{PART_PREFIX}{released(site).name}"
     place.mkdir(parents=True)
     (place / EXPERT_FILE).symlink_to(victim)
     with pytest.raises(MachineError):
-        send(fed, site, str(scratch / "stick"))
+        send(fed, site, str(scratch / "medium"))
     assert victim.read_text() == "mine"
 
 
@@ -367,7 +367,7 @@ def test_link_in_place_of_a_file_is_not_written_through(fed, site, scratch):
 )
 def test_place_that_cannot_be_is_refused_at_once(text, says):
     with pytest.raises(StateError, match=says):
-        RemoteMover(text, patience_s=30)
+        RemoteFolderTransport(text, timeout_s=30)
 
 
 @pytest.mark.parametrize(("protocol", "extra"), [("s3", "s3"), ("sftp", "sftp")])
@@ -393,7 +393,7 @@ SECRET = "sesame%2Fopen"
 )
 def test_password_in_a_url_is_in_no_message(text):
     with pytest.raises((StateError, ExchangeError)) as caught:
-        RemoteMover(text, patience_s=0.1)
+        RemoteFolderTransport(text, timeout_s=0.1)
     assert "sesame" not in str(caught.value)
     assert "user" not in str(caught.value).partition("hint:")[0]
     assert "sesame" not in repr(caught.value.__context__ and str(caught.value))
@@ -404,14 +404,14 @@ def test_shown_url_has_no_user_and_no_password():
     assert shown("s3://bucket/folder") == "s3://bucket/folder"
 
 
-def test_host_that_does_not_answer_is_tried_for_as_long_as_patience_lasts():
+def test_host_that_does_not_answer_is_tried_for_as_long_as_the_timeout_says():
     pytest.importorskip("paramiko", reason="the extra `sftp` is not installed")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]  # bound, and nobody listens
         began = time.monotonic()
         with pytest.raises(ExchangeError, match="cannot be reached"):
-            RemoteMover(f"sftp://127.0.0.1:{port}/x", patience_s=1.2)
+            RemoteFolderTransport(f"sftp://127.0.0.1:{port}/x", timeout_s=1.2)
     assert 0.4 < time.monotonic() - began < 20
 
 
@@ -506,8 +506,8 @@ def test_ssh_session_that_is_killed_in_the_middle_of_a_file_is_opened_again(
                 os.kill(int(child), signal.SIGKILL)
                 killed.append(child)
 
-    mover = RemoteMover(sftp, patience_s=30)
-    (found,) = submit.submit(site, fed.trust, mover, advance=kill_once)
+    transport = RemoteFolderTransport(sftp, timeout_s=30)
+    (found,) = submit.submit(site, fed.trust, transport, advance=kill_once)
     assert killed
     assert found.state == "sent"
     copy = scratch / "far" / "incoming" / released(site).name

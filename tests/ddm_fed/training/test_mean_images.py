@@ -53,7 +53,7 @@ from sites.outbox import stages
 from sites.privacy.ledger import open_ledger
 from sites.train.audit import AuditOptions, run_audit
 from sites.transport import submit
-from sites.transport.ways import FolderMover
+from sites.transport.base import FolderTransport
 
 A = SITES[0]
 CENTRAL = (
@@ -513,7 +513,7 @@ def test_bundle_with_central_images_is_admitted(drafted, scratch):
     fed.look(A)
     stages.review(fed.site(A), fed.trust)
     stages.release(fed.site(A), fed.trust)
-    submit.submit(fed.site(A), fed.trust, FolderMover(fed.inbox))
+    submit.submit(fed.site(A), fed.trust, FolderTransport(fed.inbox))
     assert all(verdict.error is None for verdict in admit_arrivals(fed.home, fed.trust))
     privacy = verify(stages.newest_draft(drafted.site(A)), drafted).submission.privacy
     assert float(privacy.releases_epsilon) <= 8

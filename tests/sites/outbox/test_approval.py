@@ -47,7 +47,7 @@ from sites.outbox.review import (
 )
 from sites.outbox.review_page import PAGE_FILE
 from sites.transport import submit
-from sites.transport.ways import FolderMover
+from sites.transport.base import FolderTransport
 from sites.workspace import ENROLMENT_FILE, SiteFolder, SiteSettings
 
 A = "hospital-a"
@@ -133,14 +133,14 @@ def test_approval_elsewhere_keeps_both_payloads_and_lets_the_draft_leave(
     review = stages.review(site, fed.trust)
     before = {name: payload_bytes(review.folder / name) for name in (REVIEW_FILE, SUBMISSION_FILE)}
     egress = (review.folder / EGRESS_FILE).read_bytes()
-    stick = Path(shutil.copytree(review.folder, scratch / "stick"))
-    assert approve_review(stick, officer) == review.egress
-    assert {name: payload_bytes(stick / name) for name in before} == before
-    assert (stick / EGRESS_FILE).read_bytes() == egress
+    medium = Path(shutil.copytree(review.folder, scratch / "medium"))
+    assert approve_review(medium, officer) == review.egress
+    assert {name: payload_bytes(medium / name) for name in before} == before
+    assert (medium / EGRESS_FILE).read_bytes() == egress
     both = {site.newest_key().public.keyid, officer.public.keyid}
-    assert [signers(stick / name) for name in before] == [both, both]
+    assert [signers(medium / name) for name in before] == [both, both]
 
-    shutil.copytree(stick, review.folder, dirs_exist_ok=True)
+    shutil.copytree(medium, review.folder, dirs_exist_ok=True)
     digest = review.bundle.payload_sha256
     target = stages.release(site, fed.trust)
     assert target == site.released / digest
@@ -152,7 +152,7 @@ def test_approval_elsewhere_keeps_both_payloads_and_lets_the_draft_leave(
 def test_approved_submission_is_admitted(fed: Federation, site: SiteFolder, officer: SigningKey):
     approve_review(stages.review(site, fed.trust).folder, officer)
     stages.release(site, fed.trust)
-    submit.submit(site, fed.trust, FolderMover(fed.inbox))
+    submit.submit(site, fed.trust, FolderTransport(fed.inbox))
     (verdict,) = admit_arrivals(fed.home, fed.trust)
     assert verdict.error is None
 
@@ -267,7 +267,7 @@ def test_arrival_that_one_of_the_two_signed_is_refused(
 ):
     approve_review(stages.review(site, fed.trust).folder, officer)
     stages.release(site, fed.trust)
-    submit.submit(site, fed.trust, FolderMover(fed.inbox))
+    submit.submit(site, fed.trust, FolderTransport(fed.inbox))
     key = {"officer": officer, "site": site.newest_key()}[alone]
     sign_alone(fed.arrival(A) / ENVELOPE_FILE, key)
     (verdict,) = admit_arrivals(fed.home, fed.trust)

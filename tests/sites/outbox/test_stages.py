@@ -40,7 +40,7 @@ from sites.outbox.review import EGRESS_FILE
 from sites.outbox.stages import find_bundles
 from sites.privacy.ledger import open_ledger
 from sites.transport import submit as submitting
-from sites.transport.ways import FolderMover
+from sites.transport.base import FolderTransport
 from sites.workspace import SiteFolder
 
 A = "hospital-a"
@@ -63,13 +63,13 @@ def released(site: SiteFolder, trust: Trust) -> Path:
 
 
 def submit(fed: Federation) -> list[tuple[str, str]]:
-    found = submitting.submit(fed.site(A), fed.trust, FolderMover(fed.inbox))
+    found = submitting.submit(fed.site(A), fed.trust, FolderTransport(fed.inbox))
     return [(item.digest, item.state) for item in found]
 
 
 def wrong(fed: Federation) -> submitting.Submitted:
     """Returns the one bundle that is not as it should be."""
-    found = submitting.submit(fed.site(A), fed.trust, FolderMover(fed.inbox))
+    found = submitting.submit(fed.site(A), fed.trust, FolderTransport(fed.inbox))
     (item,) = [item for item in found if item.error is not None]
     return item
 
@@ -227,9 +227,9 @@ def test_submit_of_a_draft_alone_is_refused(fed: Federation):
 
 def test_submit_to_an_inbox_that_is_not_there_is_refused(fed: Federation, site: SiteFolder):
     released(site, fed.trust)
-    missing = fed.path / "stick"
+    missing = fed.path / "medium"
     with pytest.raises(StateError, match=f"the inbox {missing} does not exist"):
-        submitting.submit(site, fed.trust, FolderMover(missing))
+        submitting.submit(site, fed.trust, FolderTransport(missing))
     assert not missing.exists()
 
 

@@ -178,14 +178,14 @@ def test_draft_signed_with_a_clock_ahead_is_signed_anew_and_never_reviewed(copy_
 def test_receipt_that_does_not_hold_does_not_hold_up_the_others(fed: Federation, site: SiteFolder):
     first = find_bundles(site.released)[0]
     second = another(site, 2)
-    stick = fed.path / "stick"
-    exported = process("ddm-site", "export", stick, "--site", site.path, "--plan", fed.published)
+    medium = fed.path / "medium"
+    exported = process("ddm-site", "export", medium, "--site", site.path, "--plan", fed.published)
     assert exported.code == 0, exported.err
-    assert {path.name for path in (stick / "incoming").iterdir()} == {first.name, second.name}
-    imported = process("ddm-coord", "import", stick, "--coordinator", fed.home.path)
+    assert {path.name for path in (medium / "incoming").iterdir()} == {first.name, second.name}
+    imported = process("ddm-coord", "import", medium, "--coordinator", fed.home.path)
     assert imported.code == 0, imported.out + imported.err
-    flip(stick / "receipts" / f"{first.name}.dsse.json", 300)
-    ended = process("ddm-site", "import", stick, "--site", site.path)
+    flip(medium / "receipts" / f"{first.name}.dsse.json", 300)
+    ended = process("ddm-site", "import", medium, "--site", site.path)
     assert ended.code == 1
     assert f"{second.name[:16]}… admitted" in ended.err
     assert [path.name for path in site.receipts.iterdir()] == [f"{second.name}.dsse.json"]

@@ -1,7 +1,7 @@
 """Ways for a released bundle to reach the coordinator, all behind one interface.
 
-A mover sees a released bundle and reports bytes; it decides nothing. What it delivers is verified
-at the coordinator, after arrival, whichever way it came.
+A transport sees a released bundle and reports bytes; it decides nothing. What it delivers is
+verified at the coordinator, after arrival, whichever way it came.
 """
 
 import shutil
@@ -32,7 +32,7 @@ class Sent:
     receipt: bytes | None = None
 
 
-class Mover(Protocol):
+class Transport(Protocol):
     """One way to the coordinator. Everything it does may be done again."""
 
     def collect(self, digest: str) -> bytes | None:
@@ -51,8 +51,8 @@ class Mover(Protocol):
         """
 
 
-class FolderMover:
-    """A folder that both sides can reach: a share, or a stick that travels.
+class FolderTransport:
+    """A folder that both sides can reach: a share, or a removable medium that travels.
 
     Args:
         inbox: The coordinator's, or one like it; `incoming` and `receipts` are inside it.
@@ -65,7 +65,7 @@ class FolderMover:
         if not inbox.is_dir():
             raise StateError(
                 f"the inbox {inbox} does not exist",
-                hint="mount the share or the stick; a coordinator's inbox has a folder `incoming`",
+                hint="mount the share or the medium; a coordinator's inbox has a folder `incoming`",
             )
         require_ours(
             inbox,
