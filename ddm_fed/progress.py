@@ -1,13 +1,58 @@
-"""A sign of life for logs and pipes: a line a minute that says how far something has come."""
+"""How far something has come: what long work tells its caller, and a line a minute for logs."""
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Advance = Callable[[int], None]
+"""Is told how many more bytes, samples or steps are done since it was last told."""
 
 EVERY_S = 60.0
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
+
+
+class StepReport(NamedTuple):
+    """What a training tells its caller after a step; for the screen of its own machine only.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps of the whole run.
+        loss: Mean over the batch. On a GPU that of the step before, so that it is not waited for.
+        images_per_s: Of all processes together, smoothed over the last steps; 0 if not measured.
+        eta_s: Seconds that the rest will take at that speed; 0 if not measured.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    images_per_s: float = 0.0
+    eta_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how a training goes: nobody by default. All of it stays on this machine.
+
+    Attributes:
+        on_step: Called after every step.
+        on_sample: Called with the number of steps done and images `(N, C, H, W)` in [-1, 1].
+        say: Called with notices for people.
+        advance: Called with how many more images are drawn, where images are drawn first.
+    """
+
+    on_step: Callable[[StepReport], None] = lambda _: None
+    on_sample: "Callable[[int, Tensor], None]" = lambda *_: None
+    say: Callable[[str], None] = lambda _: None
+    advance: Advance = lambda _: None
+
+
+QUIET = Watch()
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from ddm_fed import console
 from ddm_fed.ensemble.folder import VerifiedEnsemble, verify_ensemble
 from ddm_fed.ensemble.staleness import find_staleness
 from ddm_fed.errors import StateError
-from ddm_fed.storage.files import Advance
+from ddm_fed.progress import Advance
 from ddm_fed.trust.published import read_seen
 
 

@@ -87,9 +87,10 @@ def build(
         raise typer.BadParameter("--low is replay or heads, and belongs to --kind hybrid")
     from coordinator.cli.open_ensemble import open_current
     from ddm_fed.ensemble.devices import chosen_devices
-    from ddm_fed.ensemble.replay import BuildOptions, Watch, build_from_samples
+    from ddm_fed.ensemble.replay import BuildOptions, build_from_samples
     from ddm_fed.ensemble.router_folder import described, write_built
     from ddm_fed.errors import StateError
+    from ddm_fed.progress import Watch
     from ddm_fed.records import RouterNetworkSpec
 
     if out.exists():
@@ -130,7 +131,7 @@ def build(
         built = build_from_samples(
             verified,
             options,
-            Watch(drawn, lambda step, loss: show_trained(step, f"loss {loss:.3f}")),
+            Watch(lambda now: show_trained(now.step, f"loss {now.loss:.3f}"), advance=drawn),
         )
     write_built(out, built)
     if as_json:

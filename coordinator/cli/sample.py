@@ -115,15 +115,16 @@ def sample(
     )
     verified = open_current(ensemble, root, coordinator)
     with console.counting("sampling", count, "samples") as show:
-        started, before = monotonic(), -1
+        started, before, done = monotonic(), -1, 0
 
-        def update(done: int) -> None:
-            nonlocal started, before
+        def advance(more: int) -> None:
+            nonlocal started, before, done
+            done += more
             if before < 0:  # loading and what an earlier run finished are no part of the speed
                 started, before = monotonic(), done
             show(done, f"{(done - before) / max(monotonic() - started, 1e-9):.1f} images/s")
 
-        summary = draw(verified, out, options, update=update)
+        summary = draw(verified, out, options, advance=advance)
     console.say(f"{count} samples in {out}, for example {out / 'grid.png'}")
     if summary["site_counts"] is not None:
         drawn = (f"{site} {count}" for site, count in summary["site_counts"].items())

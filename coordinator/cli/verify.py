@@ -9,7 +9,8 @@ import typer
 from coordinator.cli.options import CoordinatorOption, JsonOption, RootOption, pinned_root
 from ddm_fed import console
 from ddm_fed.errors import StateError
-from ddm_fed.storage.files import Advance, size_below
+from ddm_fed.progress import Advance
+from ddm_fed.storage.files import size_below
 
 if TYPE_CHECKING:
     from coordinator.inbox.admission import Verdict

@@ -17,9 +17,9 @@ from ddm_fed.ensemble.folder import (
     write_ensemble,
 )
 from ddm_fed.errors import StateError
+from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_REASON, Removal, RouterName, is_plain, now
 from ddm_fed.router import needs_heads
-from ddm_fed.storage.files import Advance
 from ddm_fed.trust import Trust
 from ddm_fed.trust.log import Log
 from ddm_fed.trust.receipts import sign_removal

@@ -54,6 +54,7 @@ from ddm_fed.errors import (
 )
 from ddm_fed.models import expert_tensors
 from ddm_fed.privacy import expected_units
+from ddm_fed.progress import Advance
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
@@ -75,7 +76,6 @@ from ddm_fed.router import (
 from ddm_fed.signing import SigningKey, seal
 from ddm_fed.storage.digests import check_file
 from ddm_fed.storage.files import (
-    Advance,
     list_regular_files,
     open_regular,
     read_bounded,

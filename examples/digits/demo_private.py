@@ -25,6 +25,7 @@ from taken_up import say_taken_up
 from ddm_fed import console
 from ddm_fed.pictures import write_grid
 from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.progress import Watch
 from ddm_fed.records import read_plan_toml
 from ddm_fed.training import RunOptions, train_expert
 
@@ -77,7 +78,7 @@ def make_plan() -> tuple[Path, Path]:
                 hashlib.sha256(public.to_json()).hexdigest(),
                 RUN / "base.checkpoint",
                 options=RunOptions(seed=0),
-                on_step=lambda report: update(report.step, f"loss {report.loss:.3f}"),
+                watch=Watch(lambda now: update(now.step, f"loss {now.loss:.3f}")),
             )
         save_file(expert.state, base)
         digest = hashlib.sha256(base.read_bytes()).hexdigest()

@@ -359,7 +359,14 @@ def audit(
         )
         total = min(steps or trust.plan.training.steps, trust.plan.training.steps)
         with console.counting("canaries", total, "steps") as update:
-            found = run_audit(home, trust, load(data), options, lambda step: update(step + 1, ""))
+            done = 0
+
+            def advance(more: int) -> None:
+                nonlocal done
+                done += more
+                update(done, "")
+
+            found = run_audit(home, trust, load(data), options, advance)
     if as_json:
         console.show_json(found.facts())
     else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddm_fed import console
-from ddm_fed.progress import duration
+from ddm_fed.progress import StepReport, Watch, duration
 from sites.cli.options import (
     DataOption,
     MaxBadOption,
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
     from ddm_fed.privacy import ImageSet, Private
     from ddm_fed.records import ExpertDesign, Plan
-    from ddm_fed.training import StepReport
     from sites.data import DataReport
-    from sites.train.expert import Screen, TrainingOptions
+    from sites.train.expert import TrainingOptions
     from sites.workspace import SiteFolder
 
     Choose = Callable[[Plan], TrainingOptions]
@@ -179,8 +178,8 @@ def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) 
             images, report = load(trust.plan)
         show_data(home.settings.name, report)
         settle_doubts(report, yes=yes)
-        with _screen(home, trust.plan_sha256, trust.plan.training.steps) as screen:
-            bundle = run_plan(home, trust, published.log, images, options, screen)
+        with _watched(home, trust.plan_sha256, trust.plan.training.steps) as watch:
+            bundle = run_plan(home, trust, published.log, images, options, watch)
         drafts = find_bundles(home.drafts)
     console.say(f"{home.settings.name}: signed bundle {bundle}")
     step = ("review",) if bundle in drafts else ("submit", "--to", "INBOX")
@@ -205,7 +204,7 @@ class _Estimate:
         self._first: tuple[int, float] | None = None
         self._said = False
 
-    def after(self, report: "StepReport") -> str | None:
+    def after(self, report: StepReport) -> str | None:
         """Returns the estimate once, when steps have taken long enough to say anything."""
         if self._said:
             return None
@@ -237,16 +236,15 @@ def _most_memory() -> str:
 
 
 @contextmanager
-def _screen(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Screen]":
+def _watched(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Watch]":
     """Shows a bar of the steps; pictures of samples go to the site's private folder."""
     from ddm_fed.pictures import write_grid
-    from sites.train.expert import Screen
 
     with console.counting(f"training {home.settings.name}", steps, "steps") as update:
         update(0, "getting ready: what is faster here is measured")
         estimate = _Estimate()
 
-        def on_step(step: "StepReport") -> None:
+        def on_step(step: StepReport) -> None:
             left = duration(step.eta_s)
             speed = f"{step.images_per_s:,.0f} images/s"
             update(step.step, f"loss {step.loss:.4f}, {speed}, about {left} left")
@@ -256,4 +254,4 @@ def _screen(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Scree
         def on_sample(step: int, images: "Tensor") -> None:
             write_grid(home.work(plan_sha256) / f"samples-{step:07d}.png", images)
 
-        yield Screen(on_step, on_sample, console.say)
+        yield Watch(on_step, on_sample, console.say)

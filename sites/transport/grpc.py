@@ -34,10 +34,10 @@ from ddm_fed.exchange import (
     services,
 )
 from ddm_fed.exchange.body import Body, BodyReader, open_body
+from ddm_fed.progress import Advance
 from ddm_fed.records import sha256_hex
 from ddm_fed.remote.proxies import proxy_to
 from ddm_fed.signing import server_certificates_pem
-from ddm_fed.storage.files import Advance
 from ddm_fed.trust import Trust
 from sites.outbox.stages import member_of
 from sites.transport.address import Address

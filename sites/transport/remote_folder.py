@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ddm_fed.bundle.verify import ENVELOPE_FILE, VerifiedBundle
 from ddm_fed.errors import DigestError, ExchangeError
+from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_DOCUMENT_BYTES, FileSize
 from ddm_fed.remote import open_folder
-from ddm_fed.storage.files import BLOCK_BYTES, PART_PREFIX, Advance, open_regular
+from ddm_fed.storage.files import BLOCK_BYTES, PART_PREFIX, open_regular
 from ddm_fed.storage.targets import require_ours
 from sites.transport.base import INBOX_MARKS, Sent
 

@@ -144,9 +144,9 @@ def test_summary_of_drawn_sites_counts_the_samples_of_each(tmp_path):
 
 def test_progress_counts_up_to_every_sample(tmp_path):
     told = []
-    write(tmp_path / "out", update=told.append)
-    assert told == sorted(told)
-    assert told[-1] == 11
+    write(tmp_path / "out", advance=told.append)
+    assert min(told) >= 0
+    assert sum(told) == 11
 
 
 # --- going on ---
@@ -171,7 +171,7 @@ def test_run_that_failed_goes_on_to_the_very_files_of_an_unbroken_one(
         write(tmp_path / "broken", data=data)
     monkeypatch.setattr(samples, "sample_chunk", real)
     redone = []
-    write(tmp_path / "broken", data=data, update=redone.append)
+    write(tmp_path / "broken", data=data, advance=redone.append)
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
     if chunks:
         assert redone[0] == 4
@@ -181,18 +181,21 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_drawing as here
+import test_samples as here
 
-def update(done):
+done = 0
+def advance(more):
+    global done
+    done += more
     if done >= 6:
         os.kill(os.getpid(), signal.SIGKILL)
 
-here.write(Path(sys.argv[1]), update=update)
+here.write(Path(sys.argv[1]), advance=advance)
 """
 
 
 def test_run_that_was_killed_goes_on_to_the_very_files_of_an_unbroken_one(tmp_path):
-    program = KILLED.format(tests=str(Path(__file__).parents[2] / "helpers"))
+    program = KILLED.format(tests=str(Path(__file__).parent))
     root = str(Path(__file__).parents[3])
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "killed")],

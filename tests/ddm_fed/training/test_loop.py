@@ -11,10 +11,10 @@ from ddm_fed.errors import CheckpointError, DataError, StateError
 from ddm_fed.flows import ClassCondition, denoising_loss, path_named
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.progress import StepReport, Watch
 from ddm_fed.records import ExpertDesign, Plan, read_plan_toml
 from ddm_fed.training import (
     RunOptions,
-    StepReport,
     TrainedExpert,
     choose_precision,
     read_identity,
@@ -68,7 +68,8 @@ def images(count: int = 40, seed: int = 0, *, labels: bool = False) -> Private[I
 
 def train(plan: Plan, data: Private[ImageSet], checkpoint, *, callbacks=None, **options):
     options = replace(BASE_OPTIONS, **options)
-    return train_expert(data, plan, PLAN_SHA256, checkpoint, options=options, **(callbacks or {}))
+    watch = Watch(**(callbacks or {}))
+    return train_expert(data, plan, PLAN_SHA256, checkpoint, options=options, watch=watch)
 
 
 def interrupt_after(steps: int) -> dict:

@@ -37,6 +37,7 @@ from ddm_fed.privacy import (
     epsilon,
     private_events,
 )
+from ddm_fed.progress import Watch
 from ddm_fed.records import LedgerEntry, SampledGaussianEvent, now
 from ddm_fed.training import (
     CentralImages,
@@ -355,7 +356,7 @@ def learn(path, *, plan=WITH_CLASSES, ledger=None, data=CLASSED, noise=None, sec
         # whether Opacus is faster is measured, and may be judged otherwise in the next run
         options=RunOptions(**{"gradients": "functional", **options}),
         randomness=Randomness.for_tests(secret),
-        on_step=on_step,
+        watch=Watch(on_step),
     )
 
 

@@ -44,8 +44,9 @@ max_epsilon = 1
 # which process 0 ends without a word.
 WORKER = f"""
 import os, sys, torch
-sys.path.insert(0, {str(Path(__file__).parents[2] / "helpers")!r})
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from ddm_fed.privacy import Private
+from ddm_fed.progress import Watch
 from ddm_fed.training import RunOptions, train_expert
 import test_parallel as shared
 checkpoint, shard, micro_batch, fatal_step = sys.argv[1:]
@@ -60,7 +61,7 @@ options = RunOptions(
 )
 train_expert(
     shared.images(), shared.plan(), shared.PLAN_SHA256, shared.Path(checkpoint),
-    options=options, on_step=on_step, on_sample=on_sample,
+    options=options, watch=Watch(on_step, on_sample),
 )
 """
 

@@ -17,6 +17,7 @@ from ddm_fed.errors import (
 )
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private, PrivateStep, Randomness
+from ddm_fed.progress import Watch
 from ddm_fed.records import SampledGaussianEvent
 from ddm_fed.training import (
     Payment,
@@ -88,7 +89,7 @@ def train(path, plan, *, ledger=None, data=None, noise=None, secret=0, **options
         # whether Opacus is faster is measured, and may be judged otherwise in the next run
         options=RunOptions(**{"gradients": "functional", **options}),
         randomness=Randomness.for_tests(secret),
-        **callbacks,
+        watch=Watch(**callbacks),
     )
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from ddm_fed.errors import CheckpointError, DigestError, StateError, ValuesError, WeightsError
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.progress import Watch
 from ddm_fed.records import Plan, read_plan_toml
 from ddm_fed.storage.tensors import write_tensors
 from ddm_fed.training import RunOptions, train_expert
@@ -62,8 +63,8 @@ def images() -> Private[ImageSet]:
 
 def train(plan: Plan, checkpoint, *, options: RunOptions = OPTIONS):
     losses: list[float] = []
-    on_step = lambda report: losses.append(report.loss)  # noqa: E731
-    done = train_expert(images(), plan, PLAN_SHA256, checkpoint, options=options, on_step=on_step)
+    watch = Watch(lambda report: losses.append(report.loss))
+    done = train_expert(images(), plan, PLAN_SHA256, checkpoint, options=options, watch=watch)
     return done, losses
 
 
@@ -109,7 +110,9 @@ def test_all_but_the_last_layer_is_the_base_at_the_start(base, tmp_path, predict
 
     options = replace(OPTIONS, base=path)
     with pytest.raises(CheckpointError):
-        train_expert(images(), plan, PLAN_SHA256, tmp_path / "a", options=options, on_step=stop)
+        train_expert(
+            images(), plan, PLAN_SHA256, tmp_path / "a", options=options, watch=Watch(stop)
+        )
     start, public = load_file(tmp_path / "a"), load_file(path)
     changed = [name for name in public if not torch.equal(start[f"model.{name}"], public[name])]
     assert sorted(changed) == ([] if prediction == "noise" else sorted(HEAD))
