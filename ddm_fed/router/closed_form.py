@@ -72,15 +72,6 @@ def released_weights(plan: Plan, releases: Sequence[SiteRelease]) -> Tensor:
     return weights if plan.data.classes else weights.sum(1, keepdim=True)
 
 
-def known_classes(plan: Plan, releases: Sequence[SiteRelease]) -> Tensor:
-    """Returns which classes stand out of the noise at which sites, `(K, G)`, or `(K, 1)` without.
-
-    Of the others nobody can tell whether a site has any image of them.
-    """
-    known = torch.stack([_location(plan, site).known for site in releases])
-    return known if plan.data.classes else known.any(1, keepdim=True)
-
-
 @dataclass(frozen=True)
 class Moments:
     """What releases say of their sites' images, the noise undone as far as it is known.

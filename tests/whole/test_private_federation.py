@@ -33,7 +33,7 @@ from ddm_fed.progress import Watch
 from ddm_fed.records import SampledGaussianEvent, now, read_plan_toml
 from ddm_fed.router import HeadNoise, fit_private_head, pooled_reference
 from ddm_fed.training import read_identity
-from ddm_fed.training.budget import advice, outlook, planned_epsilon, planned_events
+from ddm_fed.training.budget import advice, outlook, planned_events
 from sites.cli.main import app
 from sites.outbox import stages
 from sites.privacy.ledger import open_ledger
@@ -514,4 +514,4 @@ def test_plan_of_the_private_demo_is_a_plan_and_costs_what_it_says():
     text = (Path(__file__).parents[2] / "examples/digits/plan-private.toml").read_text()
     plan = read_plan_toml(text.replace("BASE", "ab" * 32))
     assert plan.privacy.sgd.trainable.startswith("lora")
-    assert 7.9 < planned_epsilon(plan) <= 8
+    assert 7.9 < epsilon(planned_events(plan).all, float(plan.privacy.delta)) <= 8

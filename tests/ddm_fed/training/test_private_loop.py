@@ -16,7 +16,7 @@ from ddm_fed.errors import (
     StateError,
 )
 from ddm_fed.models import build_network
-from ddm_fed.privacy import ImageSet, Private, PrivateStep, Randomness
+from ddm_fed.privacy import ImageSet, Private, PrivateStep, Randomness, epsilon
 from ddm_fed.progress import Watch
 from ddm_fed.records import SampledGaussianEvent
 from ddm_fed.training import (
@@ -30,7 +30,7 @@ from ddm_fed.training import (
     train_expert,
     train_private_expert,
 )
-from ddm_fed.training.budget import planned_epsilon, planned_events
+from ddm_fed.training.budget import planned_events
 
 SGD = """
 max_epsilon = 10
@@ -111,7 +111,7 @@ def equal(first, second):
 
 
 def test_planned_events_cost_what_the_plan_allows(plan):
-    assert 7.9 < planned_epsilon(plan) <= 8
+    assert 7.9 < epsilon(planned_events(plan).all, float(plan.privacy.delta)) <= 8
     assert planned_events(plan).head is None
 
 
