@@ -232,10 +232,10 @@ def ledger(
         _recover_ledger(home, manifests or [])
     if plan is not None:
         _record_lost_run(site, plan)
-    book = open_ledger(home, known_log(home))
-    entries, cut = book.present(), None
+    kept = open_ledger(home, known_log(home))
+    entries, cut = kept.present(), None
     try:
-        book.entries()
+        kept.entries()
     except PolicyError as error:
         cut = error
     total = epsilon_text(private_events(entries), delta)

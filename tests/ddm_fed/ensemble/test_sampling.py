@@ -62,7 +62,7 @@ def four_sites():
 
 
 def drawn(ensemble, count, *, strategy=FULL, solver="heun", steps=5, seed=1, **more):
-    passed = {name: more.pop(name) for name in ("condition", "advanced") if name in more}
+    passed = {name: more.pop(name) for name in ("condition", "advance") if name in more}
     options = SamplingOptions(strategy, steps=steps, solver=solver, seed=seed, **more)
     return sample(ensemble, SHAPE, count, options, **passed)
 

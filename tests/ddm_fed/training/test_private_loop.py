@@ -202,7 +202,7 @@ def test_two_runs_of_the_same_images_share_no_secret(tmp_path, plan):
                 noise_of(plan),
                 Ledger().payment(noise_of(plan)),
                 options=RunOptions(checkpoint_every_s=0),
-                on_step=kill_after(1),
+                watch=Watch(kill_after(1)),
             )
         run = read_identity(tmp_path / name)
         secrets |= {run.secret, str(run.seed)}
