@@ -1,4 +1,4 @@
-"""How far something has come: what long work tells its caller, and a line a minute for logs."""
+"""How far something has come: what long work tells its caller, and lines for logs."""
 
 import threading
 from collections.abc import Callable
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]
 """Is told how many more bytes, samples or steps are done since it was last told."""
 
-EVERY_S = 60.0
+FIRST_S, EVERY_S = 10.0, 60.0
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 
 
@@ -68,14 +68,17 @@ def duration(seconds: float) -> str:
 
 
 class Heartbeat:
-    """Says every minute how far a count has come, also while nothing moves.
+    """Says how far a count has come, also while nothing moves.
+
+    The first line comes soon, so that a short task says something; each pause is twice the one
+    before, up to `every_s`.
 
     Args:
         description: What is under way.
         total: How many things there are; 0 if nobody can count.
         unit: What they are.
         say: Writes a line.
-        every_s: Seconds between two lines.
+        every_s: Most seconds between two lines.
     """
 
     def __init__(
@@ -116,8 +119,10 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
-        while not self._ended.wait(self._every_s):
+        pause = min(FIRST_S, self._every_s)
+        while not self._ended.wait(pause):
             self._say(self._line(self._completed, monotonic() - self._begun))
+            pause = min(2 * pause, self._every_s)
 
     def _line(self, completed: int, passed_s: float) -> str:
         count = f": {completed:,} of {self._total:,} {self._unit}" if self._total else ""

@@ -209,6 +209,13 @@ def verify_ensemble(
 
     Raises:
         RefusedError: the first rule that fails; the message names the item.
+
+    Example:
+        >>> verified = verify_ensemble(ensemble, root)
+        >>> [bundle.site for bundle in verified.bundles], verified.record.router
+        (['hospital-a', 'hospital-b', 'hospital-c'], 'mixture')
+        >>> verified.log.size
+        3
     """
     what = "the ensemble"
     # before anything in it is read

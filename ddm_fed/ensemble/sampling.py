@@ -109,6 +109,14 @@ def sample(
     Raises:
         ValueError: a count is not positive, guidance has no condition, or the strategy needs
             another router.
+
+    Example:
+        With an ensemble of three sites:
+
+        >>> options = SamplingOptions(Strategy("sticky"), steps=3, solver="heun", seed=0)
+        >>> drawn = sample(ensemble, (1, 8, 8), 20, options)
+        >>> tuple(drawn.images.shape), tuple(drawn.sites.shape)  # the site that drew each
+        ((20, 1, 8, 8), (20,))
     """
     if count < 1:
         raise ValueError(f"count must be positive, got {count}")

@@ -45,6 +45,14 @@ def build_router(plan: Plan, kind: ClosedForm, releases: Sequence[SiteRelease]) 
     Raises:
         StateError: `mixture` was asked for, but the plan releases counts only; or no site
             released a usable count.
+
+    Example:
+        With a plan and the releases of three sites:
+
+        >>> router = build_router(plan, "prior", releases)
+        >>> shares = router.log_prior(None).exp()
+        >>> len(shares), round(shares.sum().item(), 6)
+        (3, 1.0)
     """
     if kind == "prior":
         return PriorRouter(released_weights(plan, releases))

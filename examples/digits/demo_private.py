@@ -7,22 +7,20 @@ far the samples are from real digits: before, after, and how far real digits are
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from processes import run, run_all, together
 from public import printed_digits
 from safetensors.torch import save_file
-from scipy import linalg
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from taken_up import say_taken_up
 
 from ddm_fed import console
+from ddm_fed.evaluation import frechet_distance
 from ddm_fed.pictures import write_grid
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.progress import Watch
@@ -36,7 +34,7 @@ SAMPLES, PER_CLASS = 1000, 8
 PUBLIC_IMAGES, PUBLIC_STEPS = 6000, 3000
 
 
-def main() -> None:
+async def main() -> None:
     """Runs the federation from the public checkpoint to the picture."""
     started = time.monotonic()
     RUN.mkdir(exist_ok=True)
@@ -45,17 +43,16 @@ def main() -> None:
     made = {"the ensemble": RUN / "ensemble", "samples": RUN / "samples" / "samples.json"}
     say_taken_up(RUN, {**public, **bundles, **made})
     plan, base = make_plan()
-    run("ddm-site", "budget", "--plan", plan, "--units", 354)
-    root = set_up(plan)
-    for site, digits in SITES.items():
-        train_and_send(site, digits, base)
+    await run("ddm-site", "budget", "--plan", plan, "--units", 354)
+    root = await set_up(plan)
+    await together(train_and_send(site, digits, base) for site, digits in SITES.items())
     if not (RUN / "ensemble").exists():
-        coord("verify")
-        coord("assemble", RUN / "ensemble")
-    draw(root)
+        await coord("verify")
+        await coord("assemble", RUN / "ensemble")
+    await draw(root)
     show()
     for site in SITES:
-        run("ddm-site", "ledger", "--site", RUN / site)
+        await run("ddm-site", "ledger", "--site", RUN / site)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.say(f"\nDone in {minutes} min {seconds} s: see {RUN / 'digits.png'}")
 
@@ -86,42 +83,41 @@ def make_plan() -> tuple[Path, Path]:
     return plan, base
 
 
-def set_up(plan: Path) -> str:
+async def set_up(plan: Path) -> str:
     """Makes coordinator and sites, enrols them, publishes; returns the fingerprint to pin."""
     fingerprint = RUN / "fingerprint.txt"
     if not (RUN / "consortium" / "coordinator.toml").exists():
-        fingerprint.write_text(
-            run("ddm-coord", "init", RUN / "consortium", "--federation", "private-digits")
-        )
+        made = await run("ddm-coord", "init", RUN / "consortium", "--federation", "private-digits")
+        fingerprint.write_text(made)
     root = fingerprint.read_text().strip()
     for site in SITES:
         if not (RUN / site / "site.toml").exists():
             policy = ("--max-epsilon", 8, "--must-be-private", "expert")
-            run("ddm-site", "init", RUN / site, "--name", site, "--root", root, *policy)
-    coord("roster", "add", *(RUN / site / "enrolment.dsse.json" for site in SITES))
+            await run("ddm-site", "init", RUN / site, "--name", site, "--root", root, *policy)
+    await coord("roster", "add", *(RUN / site / "enrolment.dsse.json" for site in SITES))
     if not (RUN / "consortium" / "published" / "plan.dsse.json").exists():
-        coord("publish", plan)
+        await coord("publish", plan)
     return root
 
 
-def train_and_send(site: str, digits: range, base: Path) -> None:
-    """Lets one site do its whole job and hand in what it released."""
-    if any((RUN / site / "outbox" / "released").iterdir()):
-        return
+async def train_and_send(site: str, digits: range, base: Path) -> None:
+    """Lets one site do its whole job and hand in what it released, as far as that is not done."""
     source = f"digits:{digits[0]}-{digits[-1]}"
     at = ("--site", RUN / site, "--plan", RUN / "consortium" / "published")
-    run("ddm-site", "train", *at, "--data", source, "--base", base)
-    run("ddm-site", "audit", *at, "--data", source, "--canaries", 50_000)
-    run("ddm-site", "review", *at)
-    run("ddm-site", "release", *at)
-    run("ddm-site", "submit", *at, "--to", RUN / "consortium" / "inbox")
+    if not any((RUN / site / "outbox" / "released").iterdir()):
+        await run("ddm-site", "train", *at, "--data", source, "--base", base, who=site)
+        await run("ddm-site", "audit", *at, "--data", source, "--canaries", 50_000, who=site)
+        await run("ddm-site", "review", *at, who=site)
+        await run("ddm-site", "release", *at, who=site)
+    if not (RUN / "ensemble").exists():
+        await run("ddm-site", "submit", *at, "--to", RUN / "consortium" / "inbox", who=site)
 
 
-def draw(root: str) -> None:
+async def draw(root: str) -> None:
     """Samples the ensemble, unless that is done."""
     if not (RUN / "samples" / "samples.json").exists():
         options = ("--count", SAMPLES, "--steps", 15, "--no-png", "--out", RUN / "samples")
-        run("ddm-coord", "sample", RUN / "ensemble", "--root", root, *options)
+        await run("ddm-coord", "sample", RUN / "ensemble", "--root", root, *options)
 
 
 def show() -> None:
@@ -141,7 +137,7 @@ def show() -> None:
         other = real[1::2] if name.startswith("half") else real
         margins = np.sort(judge.decision_function(images), axis=1)
         sure = float((margins[:, -1] - margins[:, -2] > 1).mean())
-        rows.append([name, f"{frechet(images, other):.0f}", f"{sure:.2f}"])
+        rows.append([name, f"{frechet_distance(other, images):.0f}", f"{sure:.2f}"])
     console.show_table(
         "How far from real digits (Frechet distance), and how many a classifier is sure of",
         ["images", "distance", "sure"],
@@ -158,32 +154,10 @@ def show() -> None:
     (RUN / "shares.json").write_text(json.dumps(shares))
 
 
-def frechet(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns the squared Frechet distance of two sets of rows, as Gaussians."""
-    apart = np.square(first.mean(0) - second.mean(0)).sum()
-    covariances = [np.cov(rows, rowvar=False) for rows in (first, second)]
-    small = 1e-6 * np.eye(len(covariances[0]))  # some pixels of real digits never change
-    root = linalg.sqrtm((covariances[0] + small) @ (covariances[1] + small)).real
-    return float(apart + np.trace(covariances[0] + covariances[1] - 2 * root))
-
-
-def coord(*arguments: object) -> None:
+async def coord(*arguments: object) -> None:
     """Runs `ddm-coord` for this coordinator."""
-    run("ddm-coord", *arguments, "--coordinator", RUN / "consortium")
-
-
-def run(*command: object) -> str:
-    """Runs one of the commands; shows it, and returns what it wrote to stdout."""
-    words = [str(part) for part in command]
-    console.say(f"\n$ {' '.join(words)}")
-    words[0] = str(Path(sys.executable).with_name(words[0]))
-    environment = os.environ | {"COLUMNS": "100"}
-    done = subprocess.run(words, check=False, stdout=subprocess.PIPE, text=True, env=environment)
-    console.say(done.stdout.rstrip())
-    if done.returncode:
-        sys.exit(done.returncode)
-    return done.stdout
+    await run("ddm-coord", *arguments, "--coordinator", RUN / "consortium")
 
 
 if __name__ == "__main__":
-    main()
+    run_all(main)

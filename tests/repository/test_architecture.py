@@ -1,6 +1,7 @@
 """Who may import what. The tables are the design; the walk over the source holds it to them."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -193,6 +194,13 @@ TORCH_FREE = (
 
 DYNAMIC_IMPORTS = ("__import__", "import_module", "importlib.import_module")
 RUNS_CODE = {("torch", "load"), ("torch", "save"), ("torch", "jit"), ("torch", "hub")}
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+ON_PAGE = re.compile(
+    rf"\b(?:{'|'.join((*PACKAGES, 'protos', 'tests', 'examples', 'benchmarks', 'docs'))})/[\w./]*\w"
+)
+ROW_OF_PAGE = re.compile(r"^\| `([^`]+)` \| .+\? \|$", re.MULTILINE)
 
 
 def module_of(path: Path, root: Path = ROOT) -> str:
@@ -412,3 +420,27 @@ def test_walk_with_a_forbidden_line_finds_it(check, module, source):
 )
 def test_walk_with_an_allowed_line_finds_nothing(check, module, source):
     assert check(module, source) == []
+
+
+# docs/architecture.md
+
+
+@pytest.mark.parametrize("path", sorted(set(ON_PAGE.findall(PAGE))))
+def test_path_on_the_page_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_page_draws_three_journeys():
+    drawn = re.findall(r"```mermaid\n(.+?)```", PAGE, re.DOTALL)
+    assert [len(set(ON_PAGE.findall(journey))) >= 7 for journey in drawn] == [True] * 3
+
+
+@pytest.mark.parametrize("tree", LAYERS)
+def test_table_of_a_tree_on_the_page_is_its_import_order(tree):
+    rows = [row for row in ROW_OF_PAGE.findall(PAGE) if row.startswith(f"{tree}/")]
+    assert [row.removeprefix(f"{tree}/").removesuffix(".py") for row in rows] == list(LAYERS[tree])
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_page_is_found_from(document):
+    assert "docs/architecture.md" in (ROOT / document).read_text()
