@@ -159,13 +159,13 @@ DOORS = {
     "flwr": {"sites.transport.flower_app", "coordinator.inbox.flower_app"},
     "httpx": {"coordinator.server.flower_edge"},
     "starlette": {"coordinator.server.flower_edge"},
-    "uvicorn": {"coordinator.server.flower_edge"},
+    "uvicorn": {"coordinator.server.flower_edge", "coordinator.server.web"},
+    "h11": {"coordinator.server.web"},
     "jinja2": {"coordinator.server.web_pages"},
     "prometheus_client": {"coordinator.status.metrics"},
     # the read-only web page
     "http": {"coordinator.server.web"},
     "socket": {"coordinator.server.gate", "coordinator.server.web"},
-    "socketserver": {"coordinator.server.web"},
     # nowhere: they run code out of files, reach a network, or start programs
     "pickle": set(),
     "marshal": set(),
@@ -173,6 +173,7 @@ DOORS = {
     "dill": set(),
     "cloudpickle": set(),
     "joblib": set(),
+    "socketserver": set(),
     "urllib": set(),
     "requests": set(),
     "subprocess": set(),
