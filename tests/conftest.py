@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,10 @@ from hypothesis import settings
 
 # the tests' keys are no business of the keyring of whoever runs them
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
+
+# a shell ignores Ctrl-C for what it starts in the background, and every process started here would
+# inherit that; a handler is not inherited, so they end as they do in a terminal
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # the same examples in every run: a failure here is a failure everywhere
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)

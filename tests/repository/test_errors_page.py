@@ -7,7 +7,6 @@ from pathlib import Path
 from types import NoneType
 from typing import get_args
 
-import pytest
 from pydantic import BaseModel
 
 from ddm_fed import errors
@@ -78,11 +77,9 @@ def test_page_has_a_section_for_every_concrete_error_and_no_other():
     assert on_page == sorted((kind.code, name) for name, kind in CONCRETE.items())
 
 
-@pytest.mark.parametrize(
-    ("code", "text"), [(code, text) for code, _, text in SECTION.findall(ERRORS)]
-)
-def test_section_is_short(code, text):
-    assert 2 <= len(text.strip().splitlines()) <= 5
+def test_every_section_is_short():
+    lines = {code: len(text.strip().splitlines()) for code, _, text in SECTION.findall(ERRORS)}
+    assert {code: count for code, count in lines.items() if not 2 <= count <= 5} == {}
 
 
 def test_docstring_of_the_errors_module_lists_the_same_codes():
@@ -95,18 +92,18 @@ def test_codes_are_unique():
     assert len(set(codes)) == len(codes)
 
 
-@pytest.mark.parametrize("kind", CONCRETE.values())
-def test_code_is_stated_by_the_class_itself(kind):
-    assert re.fullmatch(r"DDM[1-9]\d\d", vars(kind)["code"])
+def test_every_code_is_stated_by_the_class_itself():
+    stated = {name: vars(kind)["code"] for name, kind in CONCRETE.items()}
+    assert [name for name in stated if not re.fullmatch(r"DDM[1-9]\d\d", stated[name])] == []
 
 
 def test_code_of_a_group_is_the_reserved_one():
     assert {kind.code for name, kind in ALL.items() if name not in CONCRETE} == {"DDM000"}
 
 
-@pytest.mark.parametrize("name", CONCRETE)
-def test_error_class_is_used_somewhere(name):
-    assert name in {ast.unparse(node.func).split(".")[-1] for _, node in RAISED}
+def test_every_error_class_is_used_somewhere():
+    used = {ast.unparse(node.func).split(".")[-1] for _, node in RAISED}
+    assert set(CONCRETE) - used == set()
 
 
 def test_errors_are_raised_by_their_concrete_class():
@@ -114,19 +111,23 @@ def test_errors_are_raised_by_their_concrete_class():
     assert [place for place, node in RAISED if ast.unparse(node.func) in groups] == []
 
 
-@pytest.mark.parametrize(("place", "call"), RAISED, ids=[place for place, _ in RAISED])
-def test_error_has_a_message_and_a_hint(place, call):
+def has_message_and_hint(call: ast.Call) -> bool:
     hint = next((item.value for item in call.keywords if item.arg == "hint"), None)
-    assert len(call.args) == 1
-    assert hint is not None
-    assert ast.unparse(hint) not in ("''", "None")
+    return len(call.args) == 1 and hint is not None and ast.unparse(hint) not in ("''", "None")
 
 
-@pytest.mark.parametrize(("place", "call"), RAISED, ids=[place for place, _ in RAISED])
-def test_error_text_does_not_end_with_a_full_stop(place, call):
-    texts = [call.args[0], *(item.value for item in call.keywords)]
-    found = [end for text in texts for end in endings(text)]
-    assert [end for end in found if end.rstrip().endswith(".")] == []
+def test_every_error_has_a_message_and_a_hint():
+    assert [place for place, call in RAISED if not has_message_and_hint(call)] == []
+
+
+def test_no_error_text_ends_with_a_full_stop():
+    assert [
+        (place, end)
+        for place, call in RAISED
+        for text in [*call.args, *(item.value for item in call.keywords)]
+        for end in endings(text)
+        if end.rstrip().endswith(".")
+    ] == []
 
 
 def test_error_shows_code_message_and_hint():
@@ -134,10 +135,10 @@ def test_error_shows_code_message_and_hint():
     assert shown == "error[DDM102]: what and why\n\nhint: what to do"
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_plan_page_has_a_row_for_the_key(key):
+def test_plan_page_has_a_row_for_every_key():
     rows = [line.split("|")[1] for line in PLAN.splitlines() if line.startswith("| `")]
-    assert sum(f"`{key}`" in row for row in rows) == 1
+    found = {key: sum(f"`{key}`" in row for row in rows) for key in KEYS}
+    assert found == dict.fromkeys(KEYS, 1)
 
 
 def test_plan_page_has_no_row_for_a_key_that_is_gone():
