@@ -39,7 +39,7 @@ def main() -> None:
     for site in SITES:
         train_and_send(site)
     if not (RUN / "ensemble").exists():
-        coord("verify")
+        coord("admit")
         coord("assemble", RUN / "ensemble")
     # From here on, anyone could do it: the folder and the fingerprint are enough.
     verified = json.loads(run("ddm-coord", "verify", RUN / "ensemble", "--root", root, "--json"))

@@ -49,7 +49,7 @@ def main() -> None:
     for site, digits in SITES.items():
         train_and_send(site, digits, base)
     if not (RUN / "ensemble").exists():
-        coord("verify")
+        coord("admit")
         coord("assemble", RUN / "ensemble")
     draw(root)
     show()
