@@ -12,6 +12,8 @@ import typer
 import typer.core
 
 from coordinator.cli import (
+    admit,
+    check_consistency,
     evaluate,
     reference,
     removable_medium,
@@ -45,23 +47,24 @@ app = typer.Typer(
     help="""Bring the experts of several sites together, and prove what came from whom.
 
 Everything that arrives is refused unless every signature, digest and policy holds.
-verify, audit and sample work for outsiders too: they need
+verify, check-consistency and sample work for outsiders too: they need
 the ensemble's folder and the federation's fingerprint, nothing else.""",
     epilog="""Example: ddm-coord init consortium --federation digits, then roster add, publish,
-verify, assemble, sample""",
+admit, assemble, sample""",
 )
 SETUP, WORK, USE = "Set up", "Admit and assemble", "Use an ensemble"
 
 app.add_typer(roster.app, rich_help_panel=SETUP)
 app.add_typer(cli_plan.app, rich_help_panel=SETUP)
 app.add_typer(cli_router.app, rich_help_panel=WORK)
-app.command(rich_help_panel=WORK)(verify.verify)
+app.command(rich_help_panel=WORK)(admit.admit)
 app.command("import", rich_help_panel=WORK)(removable_medium.import_)
 app.command(rich_help_panel=WORK)(reference.reference)
 app.command(rich_help_panel=WORK)(status.status)
 app.command(rich_help_panel=WORK)(web.web)
 app.command(rich_help_panel=WORK)(serve.serve)
-app.command(rich_help_panel=USE)(verify.audit)
+app.command(rich_help_panel=USE)(verify.verify)
+app.command(rich_help_panel=USE)(check_consistency.check_consistency)
 app.command(rich_help_panel=USE)(sample.sample)
 app.command(rich_help_panel=USE)(evaluate.evaluate)
 

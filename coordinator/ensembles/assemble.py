@@ -65,7 +65,7 @@ def _choose(
     if missing:
         raise StateError(
             f"nothing is admitted yet from {', '.join(missing)}",
-            hint="run `ddm-coord verify` when it has arrived, or leave it out on purpose: "
+            hint="run `ddm-coord admit` when it has arrived, or leave it out on purpose: "
             + " ".join(f"--without {name}" for name in missing),
         )
     if not members:

@@ -122,7 +122,7 @@ def require_medium(home: CoordinatorFolder, medium: RemoteFolder) -> None:
     if medium.path is not None and (medium.path / "incoming").resolve() == home.incoming.resolve():
         raise StateError(
             f"{medium.name} is this coordinator's own inbox",
-            hint="run `ddm-coord verify`: what lies there has arrived already",
+            hint="run `ddm-coord admit`: what lies there has arrived already",
         )
 
 

@@ -39,7 +39,7 @@ async def main() -> None:
     root = await set_up()
     await together(train_and_send(site) for site in SITES)
     if not (RUN / "ensemble").exists():
-        await coord("verify")
+        await coord("admit")
         await coord("assemble", RUN / "ensemble")
     # From here on, anyone could do it: the folder and the fingerprint are enough.
     verified = json.loads(

@@ -47,7 +47,7 @@ async def main() -> None:
     root = await set_up(plan)
     await together(train_and_send(site, digits, base) for site, digits in SITES.items())
     if not (RUN / "ensemble").exists():
-        await coord("verify")
+        await coord("admit")
         await coord("assemble", RUN / "ensemble")
     await draw(root)
     show()

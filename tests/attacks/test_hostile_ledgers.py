@@ -118,7 +118,7 @@ def test_hostile_ledgers_in_a_folder_are_refused_by_the_command_and_honest_ones_
     hostile = bundles_of(attacker, scratch / "hostile", 2, hostile_ledger)
     for bundle in (*hostile, read_released(Member(fed, 0, B).original)):
         shutil.copytree(bundle.folder, fed.home.incoming / bundle.digest)
-    command = [BIN / "ddm-coord", "verify", "--json", "--coordinator", fed.home.path]
+    command = [BIN / "ddm-coord", "admit", "--json", "--coordinator", fed.home.path]
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, timeout=100, check=False
     )

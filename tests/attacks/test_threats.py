@@ -733,7 +733,7 @@ def test_threat_17_coordinator_that_shows_two_histories(stages, scratch: Path):
     assert all(word in caught.value.message for head in heads for word in head)
     command = Path(sys.executable).with_name("ddm-coord")
     ended = subprocess.run(
-        [command, "audit", one.path / A, one.path / B, "--root", one.root],
+        [command, "check-consistency", one.path / A, one.path / B, "--root", one.root],
         env={"PATH": os.environ["PATH"], "HOME": str(scratch), "COLUMNS": "200"},
         stdin=subprocess.DEVNULL,
         capture_output=True,

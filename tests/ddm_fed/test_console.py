@@ -225,7 +225,7 @@ def test_status_on_a_narrow_terminal_cuts_no_word(stages):
 
     assert re.search(r"^hospital-a\r?$", shown, re.MULTILINE)
     assert re.search(r"^  state: arrived\r?$", shown, re.MULTILINE)
-    assert re.search(r"^  waiting for: `ddm-coord verify`\r?$", shown, re.MULTILINE)
+    assert re.search(r"^  waiting for: `ddm-coord admit`\r?$", shown, re.MULTILINE)
 
 
 def test_keys_on_a_narrow_terminal_stay_whole(stages):

@@ -282,7 +282,7 @@ def test_ledger_at_a_delta_that_is_no_probability_ends_with_2(run, make_site, de
         ["ddm-coord", "roster", "renew"],
         ["ddm-coord", "roster", "show"],
         ["ddm-coord", "publish", str(EXAMPLE_PLAN)],
-        ["ddm-coord", "verify"],
+        ["ddm-coord", "admit"],
         ["ddm-coord", "assemble", "e"],
     ],
     ids=lambda arguments: " ".join(arguments[:2]),

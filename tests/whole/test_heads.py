@@ -382,7 +382,7 @@ def test_status_says_what_each_site_waits_for(first, drafted, scratch):
         return {row["waiting_for"] for row in site_states(fed.home)["sites"]}
 
     assert waiting(first) == {"`ddm-coord reference`"}
-    assert waiting(drafted) == {"its head: `ddm-site head` there, then `ddm-coord verify`"}
+    assert waiting(drafted) == {"its head: `ddm-site head` there, then `ddm-coord admit`"}
     fed = drafted.copy(scratch / "whole", "consortium", *SITES)
     for name in SITES:
         deliver(fed, name)
