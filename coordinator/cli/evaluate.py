@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import typer
 
-from coordinator.cli.options import JsonOption
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
 
 FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "FID": lambda row: f"{row['frechet']:.3f}",
@@ -35,7 +35,8 @@ def evaluate(
         ),
     ] = None,
     features: Annotated[
-        str, typer.Option(help="classifier, trained here on --train, or inception.")
+        Literal["classifier", "inception"],
+        typer.Option(help="What measures: a classifier that is trained here on --train, or this."),
     ] = "classifier",
     weights: Annotated[
         Path | None,
@@ -53,12 +54,10 @@ def evaluate(
     Test images only measure: nothing is chosen by them. What cannot be measured is named.
     Example: ddm-coord evaluate samples --real pneumonia.npz --train pneumonia.npz
     """
-    if features not in ("classifier", "inception"):
-        raise typer.BadParameter("--features is classifier or inception")
     from ddm_fed.evaluation.report import EvaluateOptions, evaluate
 
     options = EvaluateOptions(
-        features=cast(Literal["classifier", "inception"], features),
+        features=features,
         weights=weights,
         seed=seed,
         steps=steps,

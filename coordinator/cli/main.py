@@ -30,8 +30,10 @@ from coordinator.cli import (
 from coordinator.cli import (
     router as cli_router,
 )
-from coordinator.cli.options import CoordinatorOption, RouterName, router_name
+from coordinator.cli.options import CoordinatorOption, RouterName, require_enough_keys, router_name
 from ddm_fed import __version__, console
+from ddm_fed.commands.options import options_error
+from ddm_fed.errors import OptionError
 from ddm_fed.storage.files import size_below
 
 if TYPE_CHECKING:
@@ -112,14 +114,15 @@ def init(
 
     from coordinator.roster import proposals
     from coordinator.workspace import CoordinatorFolder
-    from ddm_fed.records import Roster, explain
+    from ddm_fed.records import Roster
     from ddm_fed.signing import PASSPHRASE_VARIABLE, is_encrypted, key_files, read_public
 
+    require_enough_keys(threshold, len(root_key or ()) or 1)
     holders = [read_public(file).hex for file in root_key or ()]
     try:
         home = CoordinatorFolder.create(folder, federation, holders, threshold)
     except ValidationError as error:
-        raise typer.BadParameter(explain(error, Roster)) from None
+        raise options_error(error, Roster, "see `ddm-coord init --help`") from None
     with home.changing():
         proposal = proposals.complete_genesis(home)
     console.say("Fingerprint of the federation; tell it to every site by telephone or on paper:")
@@ -174,7 +177,9 @@ def publish(
     try:
         written = read_plan_file(plan)
     except OSError as error:
-        raise typer.BadParameter(f"{plan} cannot be read: {error.strerror}") from None
+        raise OptionError(
+            f"PLAN {plan} cannot be read: {error.strerror}", hint="give the path of a plan.toml"
+        ) from None
     with home.changing():
         before = home.trust().plan_sha256 if (home.published / PLAN_FILE).exists() else None
         plan_sha256 = proposals.publish_plan(home, written)
@@ -235,9 +240,9 @@ def _chosen_router(router: str | None) -> "RouterName | BuiltRouterFile | None":
         return read_built(Path(router))
     kind = router_name(router)
     if kind in ("replay", "hybrid"):
-        raise typer.BadParameter(
-            f"a {kind} router is made of samples: give the folder that `ddm-coord router build "
-            f"--kind {kind}` made"
+        raise OptionError(
+            f"--router {kind}: such a router is made of samples",
+            hint=f"give the folder that `ddm-coord router build --kind {kind}` made",
         )
     return kind
 

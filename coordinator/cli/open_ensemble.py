@@ -31,7 +31,8 @@ def open_current(
 
     Raises:
         RefusedError: the ensemble does not verify, or is no part of the coordinator's history.
-        StateError: it is stale, or no fingerprint is given.
+        StateError: it is stale.
+        OptionError: no fingerprint is given.
     """
     pin = pinned_root(root, coordinator)
     verified = verify_ensemble(ensemble, pin, advance=advance)

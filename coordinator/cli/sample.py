@@ -1,14 +1,17 @@
 """`ddm-coord sample`: images from an ensemble that verifies."""
 
-from math import isfinite
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, cast, get_args
+from typing import Annotated, Literal
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, RootOption, router_name
+from coordinator.cli.options import CoordinatorOption, RootOption, RouterName
 from ddm_fed import console
+from ddm_fed.commands.options import finite
+from ddm_fed.errors import OptionError
+
+SolverName = Literal["euler", "midpoint", "heun", "dpm++2m", "sde"]  # flows' own would load torch
 
 
 def sample(
@@ -27,12 +30,15 @@ def sample(
         ),
     ] = None,
     router: Annotated[
-        str | None, typer.Option(help="prior or mixture; by default what it was assembled with.")
+        RouterName | None, typer.Option(help="By default what it was assembled with.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Solver steps.", min=1)] = 50,
-    solver: Annotated[str, typer.Option(help="euler, midpoint, heun, dpm++2m or sde.")] = "heun",
+    solver: Annotated[SolverName, typer.Option(help="How a step is made.")] = "heun",
     guidance: Annotated[
-        float, typer.Option(help="Strength of the class; 1 is as trained, more costs twice.")
+        float,
+        typer.Option(
+            help="Strength of the class; 1 is as trained, more costs twice.", callback=finite
+        ),
     ] = 1.0,
     seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0,
     label: Annotated[
@@ -51,7 +57,9 @@ def sample(
     resident: Annotated[
         int | None, typer.Option(help="Most experts in memory at once; all by default.", min=1)
     ] = None,
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the arithmetic.")
+    ] = "float32",
     device: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,33 +89,26 @@ def sample(
     """
     from coordinator.cli.open_ensemble import open_current
     from ddm_fed.ensemble.devices import chosen_devices
-    from ddm_fed.ensemble.pool import Precision
     from ddm_fed.ensemble.samples import DrawOptions, draw
     from ddm_fed.ensemble.velocity import Strategy
-    from ddm_fed.flows import Solver
 
     try:
         chosen = None if strategy is None else Strategy.parse(strategy)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
-    for name, value, allowed in (("solver", solver, Solver), ("precision", precision, Precision)):
-        if value not in get_args(allowed):
-            raise typer.BadParameter(f"--{name} is one of {', '.join(get_args(allowed))}")
-    if not isfinite(guidance):
-        raise typer.BadParameter("--guidance is a finite number")
+        raise OptionError(f"--strategy: {error}", hint="see `ddm-coord sample --help`") from None
     options = DrawOptions(
         count=count,
         strategy=chosen,
-        router=router_name(router),
+        router=router,
         steps=steps,
-        solver=cast(Solver, solver),
+        solver=solver,
         seed=seed,
         label=label,
         batch_size=batch_size,
         guidance=guidance,
         in_flight=in_flight,
         resident=resident,
-        precision=cast(Precision, precision),
+        precision=precision,
         png=not no_png,
         devices=chosen_devices(device),
         offload=offload,

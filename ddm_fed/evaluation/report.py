@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddm_fed.errors import DataError, StateError
+from ddm_fed.errors import DataError, OptionError, StateError
 from ddm_fed.evaluation import (
     Extractor,
     Matched,
@@ -82,11 +82,12 @@ def evaluate(
 
     Raises:
         DataError: an input cannot be used.
+        OptionError: options contradict each other.
         StateError: there are no samples, or `out` holds an evaluation of other inputs or options.
     """
     if (options.weights is not None) != (options.features == "inception"):
-        raise StateError(
-            "--weights FILE and --features inception go together",
+        raise OptionError(
+            "--weights and --features inception need each other",
             hint="give both, or neither for features of a classifier trained here",
         )
     require_ours(out, (REPORT, "counts.png"), hint="give --out a new or an empty folder")

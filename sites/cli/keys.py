@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddm_fed import console
-from ddm_fed.errors import StateError
-from sites.cli.options import JsonOption, PlanOption, SiteOption, open_published
+from ddm_fed.commands.options import JsonOption
+from ddm_fed.errors import OptionError, StateError
+from sites.cli.options import PlanOption, SiteOption, open_published
 
 if TYPE_CHECKING:
     from ddm_fed.records import EgressRecord, PrivacyStatement
@@ -184,7 +185,10 @@ def rotate(
     from sites import enrolment
 
     if certificate and (lost or dpo is not None):
-        raise typer.BadParameter("--certificate changes no key: give neither --lost nor --dpo")
+        raise OptionError(
+            "--certificate changes no key, so --lost and --dpo mean nothing with it",
+            hint="leave them out, or leave --certificate out",
+        )
     home, published = open_published(site, plan)
     with home.changing():
         if certificate:

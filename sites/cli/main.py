@@ -7,12 +7,13 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 import typer.core
 
 from ddm_fed import __version__, console
+from ddm_fed.commands.options import JsonOption, options_error
 from sites.cli import (
     head,
     keys,
@@ -22,7 +23,7 @@ from sites.cli import (
     submit,
     train,
 )
-from sites.cli.options import JsonOption, PlanOption, SiteOption, open_published
+from sites.cli.options import PlanOption, SiteOption, open_published
 
 app = typer.Typer(
     name="ddm-site",
@@ -61,13 +62,6 @@ class PrivatePartName(StrEnum):
     ROUTER = "router"
     EXPERT = "expert"
     HEAD = "head"
-
-
-class UnitName(StrEnum):
-    """Choices of `--unit`."""
-
-    IMAGE = "image"
-    PATIENT = "patient"
 
 
 def main() -> None:
@@ -110,8 +104,8 @@ def init(
         typer.Option(help="What this site only trains or releases with noise; several times."),
     ] = None,
     unit: Annotated[
-        UnitName, typer.Option(help="What epsilon has to protect at least.")
-    ] = UnitName.IMAGE,
+        Literal["image", "patient"], typer.Option(help="What epsilon has to protect at least.")
+    ] = "image",
     dpo: Annotated[
         Path | None,
         typer.Option(
@@ -127,7 +121,7 @@ def init(
     """
     from pydantic import ValidationError
 
-    from ddm_fed.records import canonical_json, explain
+    from ddm_fed.records import canonical_json
     from ddm_fed.signing import PASSPHRASE_VARIABLE, is_encrypted, key_files, read_public
     from sites.workspace import ENROLMENT_FILE, SiteFolder, SiteSettings
 
@@ -137,14 +131,14 @@ def init(
         "root": root,
         "max_epsilon": max_epsilon,
         "must_be_private": list(dict.fromkeys(parts)),
-        "unit": unit.value,
+        "unit": unit,
     }
     if dpo is not None:
         facts["dpo_key"] = read_public(dpo).hex
     try:
         settings = SiteSettings.model_validate_json(canonical_json(facts))
     except ValidationError as error:
-        raise typer.BadParameter(explain(error, SiteSettings)) from None
+        raise options_error(error, SiteSettings, "see `ddm-site init --help`") from None
     site = SiteFolder.create(folder, settings)
     console.say(f"{folder} is the site `{name}`; its key is {site.newest_key().public.keyid}")
     if not is_encrypted(key_files(site.keys, "site")[0]):

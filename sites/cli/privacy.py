@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
+from ddm_fed.errors import OptionError
 from sites.cli.options import (
     DataOption,
-    JsonOption,
     MaxBadOption,
     PlanOption,
     SiteOption,
@@ -114,7 +115,10 @@ def _agreed(plan: Path, site: Path | None) -> "tuple[Plan, str | None]":
     if plan.suffix == ".toml":
         return read_plan_file(plan), None
     if site is None:
-        raise typer.BadParameter("a published folder is checked for a site: give --site as well")
+        raise OptionError(
+            "--site is missing: a published folder is verified for a site",
+            hint="give --site as well",
+        )
     _, published = open_published(site, plan)
     return published.trust.plan, published.trust.plan_sha256
 
@@ -222,11 +226,11 @@ def ledger(
     from sites.workspace import SiteFolder
 
     if not 0 < delta < 1:
-        raise typer.BadParameter("--delta lies between 0 and 1")
+        raise OptionError(f"--delta {delta}: not between 0 and 1", hint="give one such as 1e-5")
     if lost != (plan is not None):
-        raise typer.BadParameter("--lost counts a run under --plan: give both")
+        raise OptionError("--lost and --plan need each other", hint="give both, or neither")
     if manifests and not recover:
-        raise typer.BadParameter("--from belongs to --recover")
+        raise OptionError("--from belongs to --recover", hint="give --recover as well")
     home = SiteFolder.open(site)
     if recover:
         _recover_ledger(home, manifests or [])

@@ -6,8 +6,9 @@ from typing import Annotated
 import typer
 
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
 from ddm_fed.storage.files import size_below
-from sites.cli.options import JsonOption, PlanOption, SiteOption, open_published
+from sites.cli.options import PlanOption, SiteOption, open_published
 from sites.cli.submit import show_submitted
 
 

@@ -69,6 +69,8 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "bundle",
         },
         "auditing": {"records", "flows", "privacy", "evaluation"},
+        # command lines that both applications have
+        "commands": {"errors", "records"},
     },
     "sites": {
         "workspace": set(),
@@ -136,7 +138,7 @@ DOORS = {
     "fsspec": {"ddm_fed.remote"},
     "paramiko": {"ddm_fed.remote"},
     "rich": {"ddm_fed.console"},
-    "typer": {"sites.cli", "coordinator.cli"},
+    "typer": {"sites.cli", "coordinator.cli", "ddm_fed.commands"},
     "safetensors": {
         "ddm_fed.storage.tensors",
         "ddm_fed.training",
@@ -147,6 +149,7 @@ DOORS = {
         "ddm_fed.records",
         "ddm_fed.signing.envelope",
         "ddm_fed.storage.workspace",
+        "ddm_fed.commands.options",
         "sites.cli",
         "coordinator.cli",
     },

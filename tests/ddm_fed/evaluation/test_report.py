@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from coordinator.cli.evaluate import evaluate as command
 from coordinator.cli.evaluate import rows_of
-from ddm_fed.errors import DataError, DdmFedError, StateError
+from ddm_fed.errors import DataError, DdmFedError, OptionError, StateError
 from ddm_fed.evaluation import Extractor, weights_digest
 from ddm_fed.evaluation.report import EvaluateOptions, evaluate
 
@@ -308,7 +308,7 @@ def test_damaged_and_missing_files_are_refused(inputs):
     [EvaluateOptions("inception"), EvaluateOptions("classifier", weights="w.safetensors")],
 )
 def test_weights_and_inception_go_together(inputs, options):
-    with pytest.raises(StateError, match="go together"):
+    with pytest.raises(OptionError, match="need each other"):
         run(inputs, options)
 
 
