@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal, cast, get_args
+from typing import Annotated, Literal
 
 import typer
 
@@ -77,13 +77,3 @@ def listening_address(param: typer.CallbackParam, text: str | None) -> str | Non
             hint="give HOST:PORT, for example 0.0.0.0:8443 or [::1]:8443, with a port up to 65535",
         )
     return text
-
-
-def router_name(name: str | None) -> RouterName | None:
-    """Returns the router of that name; none stays none."""
-    if name is None or name in get_args(RouterName):
-        return cast(RouterName | None, name)
-    raise OptionError(
-        f"--router {name}: neither a router nor a folder",
-        hint=f"give one of {', '.join(get_args(RouterName))}, or the folder of a built router",
-    )

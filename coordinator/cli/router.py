@@ -8,6 +8,7 @@ import typer
 from coordinator.cli.options import CoordinatorOption, RootOption
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption, finite
+from ddm_fed.commands.sample import EnsembleArgument
 from ddm_fed.errors import OptionError, StateError
 
 if TYPE_CHECKING:
@@ -18,7 +19,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Make routers from the experts' own samples, and compare routers.",
 )
-EnsembleArgument = Annotated[Path, typer.Argument(exists=True, file_okay=False)]
 SamplesOption = Annotated[
     int, typer.Option("--samples-per-site", help="Images drawn from each expert.", min=16)
 ]

@@ -1,4 +1,4 @@
-"""What `ddm-coord sample` may be asked for, what an ensemble can answer, and what to say of it."""
+"""What `sample` may be asked for, what an ensemble can answer, and what to say of it."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ from ddm_fed.router import released_totals
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """How to sample; see `ddm-coord sample --help`."""
+    """How to sample; see `ddm-site sample --help`."""
 
     count: int
     strategy: Strategy | None

@@ -50,7 +50,7 @@ Labelled = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How to measure; see `ddm-coord evaluate --help`."""
+    """How to measure; see `ddm-site evaluate --help`."""
 
     features: Features = "classifier"
     weights: Path | None = None
@@ -70,7 +70,7 @@ def evaluate(
     """Measures the samples in a folder and writes evaluation.json and pictures to `out`.
 
     Args:
-        samples: Folder that `ddm-coord sample` wrote.
+        samples: Folder that `sample` wrote.
         real: `.npz` of real images that no site trained on.
         out: Folder; made where it is missing.
         options: How.
@@ -188,7 +188,7 @@ class _Work:
         elif counts.keys() != intended.keys():
             raise DataError(
                 "samples.json names other sites in its shares than in its counts",
-                hint="draw the samples again with ddm-coord sample",
+                hint="draw the samples again",
             )
         else:
             found = site_share_interval(

@@ -59,6 +59,13 @@ TimeoutOption = Annotated[
         callback=finite,
     ),
 ]
+AddressOption = Annotated[
+    str,
+    typer.Option(
+        "--from",
+        help="The coordinator: grpcs://HOST:PORT, before the first fetch with #sha256:… behind it.",
+    ),
+]
 
 
 def open_published(site: Path, plan: Path) -> "tuple[SiteFolder, Published]":

@@ -70,7 +70,15 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         },
         "auditing": {"records", "flows", "privacy", "evaluation"},
         # command lines that both applications have
-        "commands": {"errors", "records"},
+        "commands": {
+            "_version",
+            "errors",
+            "console",
+            "records",
+            "signing",
+            "ensemble",
+            "evaluation",
+        },
     },
     "sites": {
         "workspace": set(),

@@ -192,7 +192,7 @@ def test_ensemble_of_a_removed_member_is_refused_by_all_that_would_use_it(mine, 
         ("sample", mine.path / "ensemble", *home, "--out", scratch / "out"),
         ("router", "build", mine.path / "ensemble", *home, "--out", scratch / "router"),
         ("router", "compare", mine.path / "ensemble", *home),
-        ("export", mine.path / "ensemble", *home),
+        ("sign-model", mine.path / "ensemble", *home),
     ):
         done = run(*words)
         assert isinstance(done.exception, StateError), words

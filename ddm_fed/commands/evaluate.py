@@ -1,4 +1,4 @@
-"""`ddm-coord evaluate`: how good and how fair samples are, measured by real images."""
+"""`evaluate` of both programs: how good and how fair samples are, measured by real images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,9 +20,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def evaluate(
-    samples: Annotated[
-        Path, typer.Argument(help="Folder that `ddm-coord sample` wrote.", file_okay=False)
-    ],
+    samples: Annotated[Path, typer.Argument(help="Folder that `sample` wrote.", file_okay=False)],
     real: Annotated[
         Path,
         typer.Option(help=".npz of real images no site trained on: test_images, or images."),
@@ -46,13 +44,16 @@ def evaluate(
         Path, typer.Option(help="Folder for evaluation.json and pictures.", file_okay=False)
     ] = Path("evaluation"),
     seed: Annotated[int, typer.Option(help="Same seed, same figures.", min=0)] = 0,
-    steps: Annotated[int, typer.Option(help="About how long a classifier trains.", min=1)] = 2000,
+    training_steps: Annotated[
+        int, typer.Option(help="About how many steps a classifier trains for.", min=1)
+    ] = 2000,
     as_json: JsonOption = False,
 ) -> None:
     """Measure samples: fidelity, coverage, usefulness, copies, and the shares of the sites.
 
     Test images only measure: nothing is chosen by them. What cannot be measured is named.
-    Example: ddm-coord evaluate samples --real pneumonia.npz --train pneumonia.npz
+    Examples: ddm-site evaluate samples --real pneumonia.npz --train pneumonia.npz · ddm-coord
+    evaluate samples --real pneumonia.npz --features inception --weights inception.safetensors
     """
     from ddm_fed.evaluation.report import EvaluateOptions, evaluate
 
@@ -60,7 +61,7 @@ def evaluate(
         features=features,
         weights=weights,
         seed=seed,
-        steps=steps,
+        steps=training_steps,
     )
     report = evaluate(samples, real, out, options, train=train, say=console.say)
     console.say(f"wrote {out / 'evaluation.json'}")
