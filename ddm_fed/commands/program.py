@@ -8,7 +8,8 @@ import typer
 import typer.core
 import typer.main
 
-from ddm_fed import __version__, console
+from ddm_fed import console
+from ddm_fed._version import __version__
 
 
 class _Argument(typer.core.TyperArgument):
