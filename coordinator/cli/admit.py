@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, JsonOption
+from coordinator.cli.options import CoordinatorOption
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
 from ddm_fed.storage.files import size_below
 
 if TYPE_CHECKING:

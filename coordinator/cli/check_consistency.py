@@ -6,8 +6,9 @@ from typing import Annotated
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, JsonOption, RootOption, pinned_root
+from coordinator.cli.options import CoordinatorOption, RootOption, pinned_root
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
 
 
 def check_consistency(

@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, JsonOption, RootOption, pinned_root
+from coordinator.cli.options import CoordinatorOption, RootOption, pinned_root
 from ddm_fed import console
-from ddm_fed.errors import StateError
+from ddm_fed.commands.options import JsonOption
+from ddm_fed.errors import OptionError
 from ddm_fed.progress import Advance
 from ddm_fed.storage.files import size_below
 
@@ -96,8 +97,8 @@ def _verify_bundle(
     from ddm_fed.trust.published import read_published
 
     if published is None:
-        raise StateError(
-            f"{target} is not an ensemble, and a bundle needs its plan and roster",
+        raise OptionError(
+            f"--published is missing: {target} is no ensemble, and a bundle needs its plan",
             hint="add --published FOLDER to verify a single bundle",
         )
     return verify_bundle(target, read_published(published, pin), now(), advance=advance)

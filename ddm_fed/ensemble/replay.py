@@ -22,7 +22,7 @@ from ddm_fed.ensemble.load import load_ensemble, load_heads, load_releases
 from ddm_fed.ensemble.pool import ExpertPool
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.velocity import Ensemble, Strategy
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.flows import ClassCondition, Condition, VelocityModel
 from ddm_fed.progress import QUIET, Advance, Watch
 from ddm_fed.records import (
@@ -104,18 +104,18 @@ def build_from_samples(
     The same options make the same router on the same machine type.
 
     Raises:
-        StateError: the plan's releases do not serve this router, or the options do not fit.
+        OptionError: the plan's releases do not serve this router, or the options do not fit.
     """
     plan = verified.trust.plan
     if options.kind == "prior":
-        raise StateError(
-            "a prior router looks at no image, so samples cannot improve it",
-            hint="build mixture, heads, replay or hybrid",
+        raise OptionError(
+            "--kind prior: a prior router looks at no image, so samples cannot improve it",
+            hint="give --kind mixture, heads, replay or hybrid",
         )
     network = options.network if options.kind in LEARNED_ROUTERS else None
     if options.kind not in LEARNED_ROUTERS and not options.calibrate:
-        raise StateError(
-            f"a {options.kind} router without calibration needs no samples",
+        raise OptionError(
+            f"--no-calibrate: a {options.kind} router without calibration needs no samples",
             hint=f"leave --no-calibrate out, or assemble with --router {options.kind}",
         )
     releases = load_releases(verified)

@@ -54,7 +54,8 @@ def draw(
 
     Raises:
         RefusedError: a file of the ensemble is no longer what was verified.
-        StateError: options do not fit the plan or each other, or `out` holds other samples.
+        OptionError: options do not fit the plan or each other.
+        StateError: `out` holds other samples.
     """
     _require_ours(out)
     ensemble = load_ensemble(
@@ -101,7 +102,7 @@ def write_samples(
         of every site.
 
     Raises:
-        StateError: as for `draw`.
+        OptionError, StateError: as for `draw`.
     """
     _require_ours(out)
     strategy = options.strategy or DEFAULT_STRATEGY

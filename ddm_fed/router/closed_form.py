@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.records import Plan, StatisticsSpec
 from ddm_fed.router.base import Router
 from ddm_fed.router.max_share import capped
@@ -43,8 +43,8 @@ def build_router(plan: Plan, kind: ClosedForm, releases: Sequence[SiteRelease]) 
         releases: One per site.
 
     Raises:
-        StateError: `mixture` was asked for, but the plan releases counts only; or no site
-            released a usable count.
+        OptionError: `mixture` was asked for, but the plan releases counts only.
+        StateError: no site released a usable count.
 
     Example:
         With a plan and the releases of three sites:
@@ -58,8 +58,8 @@ def build_router(plan: Plan, kind: ClosedForm, releases: Sequence[SiteRelease]) 
         return PriorRouter(released_weights(plan, releases))
     spec = plan.router
     if not isinstance(spec, StatisticsSpec):
-        raise StateError(
-            "the plan's sites release counts only, which cannot make a mixture router",
+        raise OptionError(
+            "--router mixture: the plan's sites release counts only, which cannot make a mixture",
             hint='assemble with --router prior, or publish a plan with router.kind = "mixture"',
         )
     return MixtureRouter(

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddm_fed.errors import CheckpointError, DataError, DivergedError, StateError
+from ddm_fed.errors import CheckpointError, DataError, DivergedError, OptionError, StateError
 from ddm_fed.flows import denoising_loss, path_named
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
@@ -65,7 +65,7 @@ def train_expert(
         CheckpointError: the checkpoint is damaged or belongs to another run, or the training was
             interrupted.
         DataError: there are no images, or no labels although the plan has classes.
-        StateError: the plan does not allow what was chosen.
+        OptionError: the plan does not allow what was chosen.
         DigestError, WeightsError, ValuesError: the public checkpoint is not the plan's.
     """
     if plan.privacy.sgd is not None:
@@ -110,16 +110,16 @@ def require_possible(
 
     Raises:
         DataError: there are no images, or no labels although the plan has classes.
-        StateError: the plan does not allow what was chosen.
+        OptionError: the plan does not allow what was chosen.
     """
     if len(images) == 0:
         raise DataError("there are no images to train on", hint="check --data")
     if plan.data.classes and images.labels is None:
         raise DataError("the images have no labels, the plan asks for classes", hint="check --data")
     if not plan.expert.allows(design):
-        raise StateError(
-            f"the plan does not allow an expert of {design}",
-            hint="choose architecture, path and prediction out of the plan's [expert]",
+        raise OptionError(
+            f"--architecture, --path, --prediction: the plan does not allow an expert of {design}",
+            hint="choose each from the plan's [expert], or leave them out",
         )
     choose_half_life(plan, options.ema_half_life)
 

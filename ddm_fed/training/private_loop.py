@@ -10,7 +10,7 @@ by another way; see `ddm_fed.privacy.proof`. The last checkpoint no longer holds
 from dataclasses import replace
 from pathlib import Path
 
-from ddm_fed.errors import CheckpointError, MechanismError, StateError
+from ddm_fed.errors import CheckpointError, MechanismError, OptionError, StateError
 from ddm_fed.privacy import (
     ImageSet,
     Private,
@@ -123,13 +123,13 @@ def _require_simple(options: RunOptions) -> None:
         ("--precision bfloat16", options.precision == "bfloat16"),
     ):
         if asked:
-            raise StateError(
-                f"training with noise does not support {name}",
+            raise OptionError(
+                f"{name} is not supported in training with noise",
                 hint="leave it out: sums are computed in float32, in one process",
             )
     if options.seed is not None:
-        raise StateError(
-            "--seed does not go with training with noise",
+        raise OptionError(
+            "--seed is not allowed in training with noise",
             hint="leave it out: all that is drawn follows from a secret, and who knew a seed of it "
             "could subtract the noise",
         )

@@ -14,7 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddm_fed._version import __version__
-from ddm_fed.errors import CheckpointError, DivergedError, MechanismError, StateError, not_written
+from ddm_fed.errors import (
+    CheckpointError,
+    DivergedError,
+    MechanismError,
+    OptionError,
+    StateError,
+    not_written,
+)
 from ddm_fed.models import build_network
 from ddm_fed.privacy import Origin, ProvedSteps
 from ddm_fed.records import ExpertDesign, Plan, TrainingFacts
@@ -254,14 +261,14 @@ def choose_half_life(plan: Plan, wanted: int | None) -> int:
     """Returns `wanted`, or the plan's first half-life.
 
     Raises:
-        StateError: the plan does not name it.
+        OptionError: the plan does not name it.
     """
     named = plan.training.ema_half_lives
     if wanted is None:
         return named[0]
     if wanted not in named:
-        raise StateError(
-            f"the plan has no average of half-life {wanted} steps",
+        raise OptionError(
+            f"--ema-half-life {wanted}: the plan has no average of that half-life",
             hint=f"choose one of {', '.join(map(str, named))}",
         )
     return wanted

@@ -4,14 +4,14 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ddm_fed import console
+from ddm_fed.commands.options import finite, options_error
 from ddm_fed.progress import StepReport, Watch, duration
 from sites.cli.options import (
     DataOption,
@@ -41,22 +41,6 @@ if TYPE_CHECKING:
 LEAST_TIMED_S = 3.0  # a shorter look at the steps is wrong where a machine has other work
 
 
-class PrecisionName(StrEnum):
-    """Choices of `--precision`."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class GradientsName(StrEnum):
-    """Choices of `--gradients`."""
-
-    AUTO = "auto"
-    FUNCTIONAL = "functional"
-    OPACUS = "opacus"
-
-
 def train(
     plan: PlanOption,
     data: DataOption,
@@ -76,8 +60,9 @@ def train(
         typer.Option(help="Which of the plan's averages is the expert; also after training."),
     ] = None,
     precision: Annotated[
-        PrecisionName, typer.Option(help="Of the arithmetic; auto measures which is faster here.")
-    ] = PrecisionName.AUTO,
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of the arithmetic; auto measures which is faster here."),
+    ] = "auto",
     micro_batch: Annotated[
         int | None, typer.Option(help="Most images in memory at once; changes no result.", min=1)
     ] = None,
@@ -91,9 +76,9 @@ def train(
         int | None, typer.Option(help="Steps between pictures of samples, in private/.", min=1)
     ] = None,
     gradients: Annotated[
-        GradientsName,
+        Literal["auto", "functional", "opacus"],
         typer.Option(help="Per-unit gradients of DP-SGD: auto measures which engine is faster."),
-    ] = GradientsName.AUTO,
+    ] = "auto",
     seed: Annotated[
         int | None,
         typer.Option(
@@ -101,7 +86,10 @@ def train(
         ),
     ] = None,
     checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between checkpoints; 0 means every step.", min=0)
+        float,
+        typer.Option(
+            help="Seconds between checkpoints; 0 means every step.", min=0, callback=finite
+        ),
     ] = 30.0,
     restart: Annotated[
         bool, typer.Option("--restart", help="Forget the checkpoint and train from the start.")
@@ -119,7 +107,7 @@ def train(
 
     run = RunOptions(
         seed=seed,
-        precision=precision.value,
+        precision=precision,
         checkpoint_every_s=checkpoint_every,
         micro_batch=micro_batch,
         compile=compile_network,
@@ -127,7 +115,7 @@ def train(
         base=base,
         ema_half_life=ema_half_life,
         sample_every=sample_every,
-        gradients=gradients.value,
+        gradients=gradients,
     )
 
     def choose(agreed: "Plan") -> TrainingOptions:
@@ -156,14 +144,15 @@ def _design(
     """Returns the plan's default with what was chosen in its place."""
     from pydantic import ValidationError
 
-    from ddm_fed.records import ExpertDesign, explain
+    from ddm_fed.records import ExpertDesign
 
     chosen = {"architecture": architecture, "path": path, "prediction": prediction}
     named = {name: value for name, value in chosen.items() if value is not None}
     try:
         return ExpertDesign.model_validate(plan.expert.default.model_dump() | named)
     except ValidationError as error:
-        raise typer.BadParameter(explain(error, ExpertDesign)) from None
+        hint = "see `ddm-site train --help`, and [expert] in the plan"
+        raise options_error(error, ExpertDesign, hint) from None
 
 
 def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddm_fed.bundle.policy import HEAD_PURPOSE
 from ddm_fed.bundle.reference import VerifiedReference
 from ddm_fed.bundle.verify import HEAD_FILE
-from ddm_fed.errors import CheckpointError, StateError
+from ddm_fed.errors import CheckpointError, OptionError
 from ddm_fed.privacy import ImageSet, Origin, Private, Randomness, fresh_secret
 from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import HeadFacts, NonPrivateEvent, Plan, SampledGaussianEvent, sha256_hex
@@ -103,8 +103,8 @@ def run_head(
         origin: Origin = "csprng"
     else:
         if seed is not None:
-            raise StateError(
-                "--seed does not go with training with noise",
+            raise OptionError(
+                "--seed is not allowed in training with noise",
                 hint="leave it out: all that is drawn follows from a secret",
             )
         run = _HeadRun(work, trust, ledger, data_sha256, reference.sha256, randomness)

@@ -21,7 +21,7 @@ from ddm_fed.bundle.verify import (
     sign_bundle,
     verify_bundle,
 )
-from ddm_fed.errors import CheckpointError, RefusedError, StateError
+from ddm_fed.errors import CheckpointError, OptionError, RefusedError, StateError
 from ddm_fed.privacy import (
     ImageSet,
     Origin,
@@ -118,7 +118,7 @@ def run_plan(
     if options.restart or not (work / CHECKPOINT_FILE).exists():
         require_base(plan, options.run)
     if planned_events(plan).expert is None and options.run.gradients != "auto":
-        raise StateError(
+        raise OptionError(
             "--gradients belongs to training with noise, and the plan trains without",
             hint="leave it out, or ask for a plan with [privacy.sgd]",
         )

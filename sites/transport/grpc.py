@@ -21,8 +21,8 @@ from ddm_fed.errors import (
     DigestError,
     ExchangeError,
     OffsetError,
+    OptionError,
     QuotaError,
-    StateError,
 )
 from ddm_fed.exchange import (
     CHUNK_BYTES,
@@ -210,16 +210,16 @@ def server_pem(address: Address, trust: Trust | None, *, timeout_s: float) -> by
         timeout_s: How long to try where it has to be asked.
 
     Raises:
-        StateError: neither names one.
+        OptionError: neither names one.
         ExchangeError: it shows another, or does not answer.
     """
     listed = server_certificates_pem(trust.roster) if trust is not None else b""
     if listed:
         return listed
     if address.pin is None:
-        raise StateError(
-            f"nothing says which certificate {address.target} has to show",
-            hint="use the whole address that `ddm-coord serve` prints, grpcs://HOST:PORT#sha256:…",
+        raise OptionError(
+            f"grpcs://{address.target}: nothing says which certificate the coordinator has to show",
+            hint="give the whole address that `ddm-coord serve` prints, grpcs://HOST:PORT#sha256:…",
         )
     return pinned_certificate(address, timeout_s=timeout_s)
 

@@ -320,8 +320,8 @@ def test_place_that_cannot_be_listened_at_is_wrong_usage_before_anything_is_open
     code, out, err = run("ddm-coord", "serve", f"{option}={place}")
     assert (code, out) == (2, "")
     said = " ".join(re.sub("[│|]", " ", err).split())
-    assert ("127.0.0.1:8443 is reached from this machine alone" in said) == (place == "8443")
-    assert place == "8443" or "is no place to listen at: it is HOST:PORT" in said
+    assert ("127.0.0.1:8443 to be reached from this machine only" in said) == (place == "8443")
+    assert place == "8443" or "cannot listen on this" in said
 
 
 # Full disks

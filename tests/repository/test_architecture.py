@@ -73,6 +73,16 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "bundle",
         },
         "auditing": {"progress", "records", "flows", "privacy", "evaluation"},
+        # command lines that both applications have
+        "commands": {
+            "_version",
+            "errors",
+            "console",
+            "records",
+            "signing",
+            "ensemble",
+            "evaluation",
+        },
     },
     "sites": {
         "workspace": set(),
@@ -140,7 +150,7 @@ DOORS = {
     "fsspec": {"ddm_fed.remote"},
     "paramiko": {"ddm_fed.remote"},
     "rich": {"ddm_fed.console"},
-    "typer": {"sites.cli", "coordinator.cli"},
+    "typer": {"sites.cli", "coordinator.cli", "ddm_fed.commands"},
     "safetensors": {
         "ddm_fed.storage.tensors",
         "ddm_fed.training",
@@ -151,6 +161,7 @@ DOORS = {
         "ddm_fed.records",
         "ddm_fed.signing.envelope",
         "ddm_fed.storage.workspace",
+        "ddm_fed.commands.options",
         "sites.cli",
         "coordinator.cli",
     },

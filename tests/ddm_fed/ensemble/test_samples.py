@@ -16,7 +16,7 @@ from PIL import Image
 from ddm_fed.ensemble import samples
 from ddm_fed.ensemble.samples import PARTS, Content, DrawOptions, write_samples
 from ddm_fed.ensemble.velocity import Ensemble, Strategy
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError, StateError
 from ddm_fed.records import DataSpec
 from ddm_fed.router import PriorRouter
 
@@ -266,13 +266,13 @@ def test_another_ensemble_in_the_same_folder_is_refused(tmp_path):
     ids=str,
 )
 def test_options_that_do_not_fit_are_refused_before_a_file_is_written(tmp_path, changed, reason):
-    with pytest.raises(StateError, match=reason):
+    with pytest.raises(OptionError, match=reason):
         write(tmp_path / "out", replace(OPTIONS, **changed))
     assert not (tmp_path / "out").exists()
 
 
 def test_class_that_no_site_released_is_refused_before_a_file_is_written(tmp_path):
-    with pytest.raises(StateError, match="--class dog: no site released a count") as caught:
+    with pytest.raises(OptionError, match="--class dog: no site released a count") as caught:
         write(tmp_path / "out", replace(OPTIONS, label="dog"), CLASSES, totals=[9, 0])
     assert caught.value.hint == "the classes that sites have are cat"
     assert not (tmp_path / "out").exists()
@@ -280,7 +280,7 @@ def test_class_that_no_site_released_is_refused_before_a_file_is_written(tmp_pat
 
 def test_guidance_of_experts_that_always_knew_the_class_is_refused(tmp_path):
     facts = {"knows_no_class": False}
-    with pytest.raises(StateError, match="label_dropout = 0"):
+    with pytest.raises(OptionError, match="label_dropout = 0"):
         write(tmp_path / "out", replace(OPTIONS, guidance=2.0), CLASSES, facts=facts)
     assert not (tmp_path / "out").exists()
     assert write(tmp_path / "out", OPTIONS, CLASSES, facts=facts)["guidance"] == 1.0

@@ -22,7 +22,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from coordinator.inbox.admission import admit_arrivals
 from coordinator.inbox.removable_medium import Found, Importer, candidates
 from ddm_fed.bundle.verify import ENVELOPE_FILE, EXPERT_FILE, ROUTER_FILE, verify_bundle
-from ddm_fed.errors import DigestError, ExchangeError, FileSetError, MachineError, StateError
+from ddm_fed.errors import (
+    DigestError,
+    ExchangeError,
+    FileSetError,
+    MachineError,
+    OptionError,
+    StateError,
+)
 from ddm_fed.records import now
 from ddm_fed.remote import RemoteFolder, open_folder, shown
 from ddm_fed.storage.files import PART_PREFIX
@@ -358,8 +365,6 @@ def test_link_in_place_of_a_file_is_not_written_through(fed, site, scratch):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("nonsense://x", "no URL that fsspec knows"),
-        ("sftp://host:port/x", "no URL that fsspec knows"),
         ("file:///nonexistent/folder", "there is no folder"),
         ("/nonexistent/folder", "there is no folder"),
         ("smb://server/share", "no driver for smb://"),
@@ -367,6 +372,12 @@ def test_link_in_place_of_a_file_is_not_written_through(fed, site, scratch):
 )
 def test_place_that_cannot_be_is_refused_at_once(text, says):
     with pytest.raises(StateError, match=says):
+        RemoteFolderTransport(text, timeout_s=30)
+
+
+@pytest.mark.parametrize("text", ["nonsense://x", "sftp://host:port/x"])
+def test_url_that_is_none_is_wrong_usage(text):
+    with pytest.raises(OptionError, match="does not know this kind of URL"):
         RemoteFolderTransport(text, timeout_s=30)
 
 

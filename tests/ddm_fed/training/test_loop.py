@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ddm_fed.errors import CheckpointError, DataError, StateError
+from ddm_fed.errors import CheckpointError, DataError, OptionError, StateError
 from ddm_fed.flows import ClassCondition, denoising_loss, path_named
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
@@ -207,12 +207,12 @@ def test_training_without_images_or_needed_labels_is_refused(tmp_path):
 
 
 def test_design_or_average_the_plan_does_not_name_is_refused(tmp_path):
-    with pytest.raises(StateError, match="does not allow an expert of"):
+    with pytest.raises(OptionError, match="does not allow an expert of"):
         train_expert(
             images(), a_plan(), PLAN_SHA256, tmp_path / "a",
             design=ExpertDesign(architecture="DiT-Nano/4", prediction="noise"),
         )  # fmt: skip
-    with pytest.raises(StateError, match="no average of half-life 5"):
+    with pytest.raises(OptionError, match="--ema-half-life 5: the plan has no average"):
         train(a_plan(), images(), tmp_path / "a", ema_half_life=5)
     assert not (tmp_path / "a").exists()
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from federation import PRIVATE, a_plan, paid_for
 
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.privacy import ImageSet, Private, Randomness
 from ddm_fed.records import SampledGaussianEvent
 from ddm_fed.router import GaussianMixtures, PooledReference
@@ -90,7 +90,7 @@ def test_missing_unit_moves_every_step_by_at_most_one_clip_norm(classes, patient
 def test_seed_that_others_could_know_decides_nothing_of_a_private_run(tmp_path):
     plan = plan_of()
     noise = PrivateTraining.planned(plan, EVERYBODY, float(UNITS))
-    with pytest.raises(StateError, match="--seed does not go with training with noise"):
+    with pytest.raises(OptionError, match="--seed is not allowed in training with noise"):
         train_private_expert(
             Private(images_of(UNITS)),
             plan,

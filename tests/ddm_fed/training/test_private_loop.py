@@ -11,6 +11,7 @@ from ddm_fed.errors import (
     BudgetError,
     CheckpointError,
     MechanismError,
+    OptionError,
     PlanError,
     PolicyError,
     StateError,
@@ -212,7 +213,7 @@ def test_two_runs_of_the_same_images_share_no_secret(tmp_path, plan):
 
 def test_seed_is_refused_before_anything_is_spent(path, plan):
     ledger = Ledger()
-    with pytest.raises(StateError, match="--seed does not go with"):
+    with pytest.raises(OptionError, match="--seed is not allowed"):
         train(path, plan, ledger=ledger, seed=0)
     assert ledger.entries == []
     assert not path.exists()
@@ -244,7 +245,7 @@ def test_opacus_is_refused_for_a_network_it_computes_wrongly(path):
         architecture='architecture = "UNet-Nano"', height="height = 16", width="width = 16"
     )
     data = Private(ImageSet(torch.zeros(24, 1, 16, 16), None))
-    with pytest.raises(StateError, match="gradients are off by"):
+    with pytest.raises(OptionError, match="gradients are off by"):
         train(path, plan, data=data, gradients="opacus")
 
 
@@ -300,7 +301,7 @@ def test_training_among_several_processes_is_refused(path, plan, monkeypatch):
     "option", [{"compile": True}, {"shard": True}, {"precision": "bfloat16"}], ids=str
 )
 def test_option_that_noise_does_not_go_with_is_refused(path, plan, option):
-    with pytest.raises(StateError, match="does not support"):
+    with pytest.raises(OptionError, match="is not supported"):
         train(path, plan, **option)
     assert not path.exists()
 
@@ -490,5 +491,5 @@ def test_more_last_blocks_than_there_are_is_refused(path):
 
 
 def test_opacus_is_refused_for_low_rank_products(path):
-    with pytest.raises(StateError, match="low-rank"):
+    with pytest.raises(OptionError, match="low-rank"):
         train(path, private_plan(SGD + 'trainable = "lora-2"'), gradients="opacus")

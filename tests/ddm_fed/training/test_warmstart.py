@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddm_fed.errors import CheckpointError, DigestError, StateError, ValuesError, WeightsError
+from ddm_fed.errors import CheckpointError, DigestError, OptionError, ValuesError, WeightsError
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.progress import Watch
@@ -140,13 +140,13 @@ def test_base_over_a_link_is_read(base, tmp_path):
 def test_missing_or_unasked_base_is_refused(base, tmp_path):
     path, _ = base
     plan = a_plan("noise", 1, base=base_table(path))
-    with pytest.raises(StateError, match="--base is missing"):
+    with pytest.raises(OptionError, match="--base is missing"):
         train(plan, tmp_path / "a")
-    with pytest.raises(StateError, match="there is no file"):
+    with pytest.raises(OptionError, match="there is no such file"):
         train(plan, tmp_path / "a", options=replace(OPTIONS, base=tmp_path / "nothing"))
-    with pytest.raises(StateError, match="is a folder"):
+    with pytest.raises(OptionError, match="is a folder"):
         train(plan, tmp_path / "a", options=replace(OPTIONS, base=path.parent))
-    with pytest.raises(StateError, match="start from no checkpoint"):
+    with pytest.raises(OptionError, match="start from no checkpoint"):
         train(a_plan("noise", 1), tmp_path / "a", options=replace(OPTIONS, base=path))
     assert not (tmp_path / "a").exists()
 
