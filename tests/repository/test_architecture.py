@@ -135,6 +135,7 @@ DOORS = {
     "grpc_health": {"coordinator.server.health"},
     "fsspec": {"ddm_fed.remote"},
     "paramiko": {"ddm_fed.remote"},
+    "tenacity": {"sites.transport.retries"},
     "rich": {"ddm_fed.console"},
     "typer": {"sites.cli", "coordinator.cli"},
     "safetensors": {
