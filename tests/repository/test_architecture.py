@@ -129,11 +129,16 @@ DOORS = {
     "PIL": {"sites.data", "ddm_fed.pictures"},
     "sklearn": {
         "sites.data",
-        "ddm_fed.evaluation.twosample",
+        "ddm_fed.evaluation",
         "ddm_fed.router.anchors",
         "ddm_fed.router.find_anchors",
     },
-    "scipy": {"ddm_fed.router.sphere", "ddm_fed.privacy.selftest", "ddm_fed.auditing"},
+    "scipy": {
+        "ddm_fed.router.sphere",
+        "ddm_fed.privacy.selftest",
+        "ddm_fed.evaluation",
+        "ddm_fed.auditing",
+    },
     "clip": {"ddm_fed.embedding.clip"},
     "timm": {"ddm_fed.embedding.timm"},
     "torchvision": {"ddm_fed.embedding.checkpoint"},
@@ -149,6 +154,7 @@ DOORS = {
     "grpc_health": {"coordinator.server.health"},
     "fsspec": {"ddm_fed.remote"},
     "paramiko": {"ddm_fed.remote"},
+    "tenacity": {"sites.transport.retries"},
     "rich": {"ddm_fed.console"},
     "typer": {"sites.cli", "coordinator.cli", "ddm_fed.commands"},
     "safetensors": {

@@ -258,6 +258,14 @@ def test_clopper_pearson_interval_is_that_of_the_tables(hits, total, low, high):
     assert (found.value, found.hits, found.total) == (hits / total, hits, total)
 
 
+@pytest.mark.parametrize("total", [1, 7, 400, 10_000])
+def test_clopper_pearson_interval_is_that_of_scipys_binomial_test(total):
+    for hits in sorted({0, 1, total // 3, total - 1, total}):
+        expected = stats.binomtest(hits, total).proportion_ci(0.95, method="exact")
+        found = clopper_pearson(Rate(hits, total))
+        assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-9)
+
+
 def test_rate_of_nothing_is_refused():
     with pytest.raises(ValueError, match="no proportion"):
         clopper_pearson(Rate(0, 0))

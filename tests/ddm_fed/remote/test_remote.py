@@ -48,10 +48,12 @@ class Flaky:
     Attributes:
         budget: Bytes until the next break; None while it holds.
         breaks: How often it broke.
+        stays_broken: It is not there again.
     """
 
     budget: ClassVar[int | None] = None
     breaks: ClassVar[int] = 0
+    stays_broken: ClassVar[bool] = False
 
     def open(self, path, mode="rb", **options):
         file = super().open(path, mode, **options)
@@ -71,7 +73,8 @@ class Wire:
     def write(self, data):
         if self._link.budget is not None and len(data) > self._link.budget:
             self._file.write(bytes(data[: self._link.budget]))
-            self._link.budget, self._link.breaks = None, self._link.breaks + 1
+            self._link.budget = 0 if self._link.stays_broken else None
+            self._link.breaks += 1
             raise ConnectionResetError("connection reset by peer")
         if self._link.budget is not None:
             self._link.budget -= len(data)
@@ -140,7 +143,7 @@ def memory() -> Iterator[str]:
 @pytest.fixture(params=sorted(KINDS))
 def flaky(request, scratch: Path, monkeypatch) -> tuple[str, type[Flaky]]:
     kind = KINDS[request.param]
-    kind.budget, kind.breaks = None, 0
+    kind.budget, kind.breaks, kind.stays_broken = None, 0, False
     if kind is FlakyDisk:
         (scratch / "far").mkdir()
         return f"flakydisk://{scratch / 'far'}", kind
@@ -219,7 +222,7 @@ def test_folder_under_way_has_no_name_that_a_coordinator_would_take(fed, site, s
 def test_manifest_is_written_last_in_a_bucket(fed, site, flaky):
     text, link = flaky
     total = sum(whole(site).values())
-    link.budget = total - 1  # within the manifest
+    link.budget, link.stays_broken = total - 1, True  # within the manifest
     with pytest.raises(ExchangeError):
         send(fed, site, text, timeout_s=0.1)
     remote = open_folder(text)
@@ -255,9 +258,10 @@ def test_link_that_breaks_within_and_after_every_file_is_taken_up_again(fed, sit
 def test_file_system_that_appends_sends_no_byte_twice(fed, site, flaky):
     text, link = flaky
     expected = whole(site)
-    link.budget = expected[EXPERT_FILE] // 2
+    link.budget, link.stays_broken = expected[EXPERT_FILE] // 2, True
     with pytest.raises(ExchangeError):
         send(fed, site, text, timeout_s=0.1)
+    link.budget = None
     wrote = []
     original = Wire.write
     try:
@@ -280,11 +284,12 @@ def test_progress_counts_every_byte_once_however_often_the_link_breaks(fed, site
 
 def test_silence_longer_than_the_timeout_is_an_error_and_the_bundle_stays(fed, site, flaky):
     text, link = flaky
-    before, link.budget = snapshot(site.released), 0
+    before, link.budget, link.stays_broken = snapshot(site.released), 0, True
     began = time.monotonic()
     with pytest.raises(ExchangeError, match="connection reset by peer"):
         send(fed, site, text, timeout_s=0.3)
-    assert time.monotonic() - began < 20
+    assert 0.3 <= time.monotonic() - began < 20
+    assert link.breaks > 1
     assert snapshot(site.released) == before
 
 
