@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import subprocess
 import time
 from decimal import Decimal
 
 import pytest
+from commands import run
 from federation import SITES, Federation
-from member import BIN, Member, at_work, bundles_of, honest_wait, hostile_ledger, served
+from member import Member, at_work, bundles_of, honest_wait, hostile_ledger, served
 
 from coordinator.inbox.ledger_prices import Prices
 from ddm_fed.bundle.submission import read_submission
@@ -118,10 +118,7 @@ def test_hostile_ledgers_in_a_folder_are_refused_by_the_command_and_honest_ones_
     hostile = bundles_of(attacker, scratch / "hostile", 2, hostile_ledger)
     for bundle in (*hostile, read_released(Member(fed, 0, B).original)):
         shutil.copytree(bundle.folder, fed.home.incoming / bundle.digest)
-    command = [BIN / "ddm-coord", "admit", "--json", "--coordinator", fed.home.path]
-    done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, timeout=100, check=False
-    )
-    found = [(item["admitted"], item["code"]) for item in json.loads(done.stdout)]
+    ended = run("ddm-coord", "admit", "--json", "--coordinator", fed.home.path)
+    found = [(item["admitted"], item["code"]) for item in json.loads(ended.out)]
     assert sorted(found, key=str) == [(False, "DDM210"), (False, "DDM210"), (True, None)]
     assert [entry.receipt.site for entry in fed.log.receipts()] == [B]

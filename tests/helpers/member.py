@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from commands import Started
 from federation import Federation, chain, forge_manifest
 
 from ddm_fed.errors import DdmFedError
@@ -24,26 +23,19 @@ from sites.transport import submit
 from sites.transport.address import Address
 from sites.transport.grpc import GrpcTransport, channel_to
 
-BIN = Path(sys.executable).parent
 PIECE = 250_000
 
 
 @contextmanager
 def served(fed: Federation, *options: str) -> Iterator[int]:
     """A real `ddm-coord serve`; yields the port of its members."""
-    command = [BIN / "ddm-coord", "serve", "--json", "--listen", "127.0.0.1:0"]
-    process = subprocess.Popen(
-        [*map(str, command), "--coordinator", str(fed.home.path), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    words = ("serve", "--json", "--listen", "127.0.0.1:0", "--coordinator", fed.home.path)
+    process = Started("ddm-coord", *words, *options)
     try:
         facts = json.loads(process.stdout.readline())
         yield int(facts["listen"].partition("#")[0].rpartition(":")[2])
     finally:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
         process.wait(20)
         process.stdout.close()
 

@@ -1,12 +1,10 @@
 """Where people used to get stuck or be misled: the real commands, and what they say."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import commands
 import pytest
 from federation import PLAN_TOML, Federation, random_images, snapshot
 
@@ -23,19 +21,10 @@ class Ended(NamedTuple):
 
 
 def run(command: str, *arguments: object, **options: Path) -> Ended:
-    """Runs the installed command as a process of its own."""
-    ended = subprocess.run(
-        [Path(sys.executable).parent / command, *map(str, arguments)],
-        env=os.environ | {"COLUMNS": "240", "OMP_NUM_THREADS": "1", "NO_COLOR": "1"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-        **options,
-    )
-    assert "Traceback" not in ended.stdout
-    return Ended(ended.returncode, ended.stdout)
+    """Runs the command as a process of its own."""
+    ended = commands.run(command, *arguments, **options)
+    assert "Traceback" not in ended.err
+    return Ended(ended.code, ended.out + ended.err)
 
 
 @pytest.fixture

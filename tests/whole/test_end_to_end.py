@@ -3,16 +3,15 @@
 import base64
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
+from commands import Ended
 from PIL import Image
 
 pytestmark = pytest.mark.processes
-BIN = Path(sys.executable).parent
 PLAN = """
 federation = "shapes"
 expires_at = 2036-01-01T00:00:00Z
@@ -37,11 +36,10 @@ max_epsilon = 5
 """
 
 
-def run(*words: object, expect: int = 0) -> subprocess.CompletedProcess:
-    program, *arguments = map(str, words)
-    done = subprocess.run([BIN / program, *arguments], capture_output=True, text=True, check=False)
-    assert done.returncode == expect, f"{words}: {done.stdout}\n{done.stderr}"
-    return done
+def run(program: str, *words: object, expect: int = 0) -> Ended:
+    ended = commands.run(program, *words)
+    assert ended.code == expect, f"{words}: {ended.out}\n{ended.err}"
+    return ended
 
 
 def pictures(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +60,7 @@ def federation(tmp_path_factory):
     """A coordinator, a site with an .npz, a site with an image folder; both bundles released."""
     base = tmp_path_factory.mktemp("federation")
     hub, root = base / "hub", ""
-    root = run("ddm-coord", "init", hub, "--federation", "shapes").stdout.strip()
+    root = run("ddm-coord", "init", hub, "--federation", "shapes").out.strip()
     images, labels = pictures(60, seed=1)
     np.savez_compressed(base / "one.npz", images=images, labels=labels)
     images, labels = pictures(40, seed=2)
@@ -80,10 +78,10 @@ def federation(tmp_path_factory):
         common = ("--site", base / name, "--plan", hub / "published")
         trained = run("ddm-site", "train", *common, "--data", data)
         if name == "two":
-            assert "1 files could not be read" in trained.stderr
-            assert "dot/broken.png" in trained.stderr
-        assert f"next: ddm-site review --site {base / name}" in trained.stderr
-        assert "expert.safetensors" in run("ddm-site", "review", *common).stdout
+            assert "1 files could not be read" in trained.err
+            assert "dot/broken.png" in trained.err
+        assert f"next: ddm-site review --site {base / name}" in trained.err
+        assert "expert.safetensors" in run("ddm-site", "review", *common).out
         run("ddm-site", "release", *common)
     return base, root
 
@@ -100,17 +98,17 @@ def test_two_sites_become_an_ensemble_anyone_can_verify_and_sample(copy):
     hub = base / "hub"
     for name in ("one", "two"):
         common = ("--site", base / name, "--plan", hub / "published")
-        assert "sent" in run("ddm-site", "submit", *common, "--to", hub / "inbox").stderr
-    arrivals = json.loads(run("ddm-coord", "admit", "--coordinator", hub, "--json").stdout)
+        assert "sent" in run("ddm-site", "submit", *common, "--to", hub / "inbox").err
+    arrivals = json.loads(run("ddm-coord", "admit", "--coordinator", hub, "--json").out)
     assert sorted(arrival["site"] for arrival in arrivals) == ["one", "two"]
     run("ddm-coord", "assemble", base / "ensemble", "--coordinator", hub)
     common = ("--site", base / "one", "--plan", hub / "published")
-    assert "admitted" in run("ddm-site", "submit", *common, "--to", hub / "inbox").stderr
+    assert "admitted" in run("ddm-site", "submit", *common, "--to", hub / "inbox").err
 
     outsider = base.parent / "elsewhere"
     shutil.move(base / "ensemble", outsider)
     shutil.rmtree(base)
-    verified = json.loads(run("ddm-coord", "verify", outsider, "--root", root, "--json").stdout)
+    verified = json.loads(run("ddm-coord", "verify", outsider, "--root", root, "--json").out)
     assert [member["site"] for member in verified["members"]] == ["one", "two"]
     assert all(float(member["router_epsilon"]) <= 4 for member in verified["members"])
 
@@ -139,22 +137,22 @@ def test_removed_site_leaves_the_ensemble_assembled_without_it_and_stale_older_o
     older, newer, without = base / "older", base / "newer", base / "without"
     run("ddm-coord", "assemble", older, "--coordinator", hub)
     pinned = ("--root", root, "--published", hub / "published")
-    assert "STALE" not in run("ddm-coord", "verify", older, *pinned).stderr
+    assert "STALE" not in run("ddm-coord", "verify", older, *pinned).err
 
     told = ("--coordinator", hub, "--reason", "consent withdrawn", "--out", newer)
     removed = run("ddm-coord", "remove", "two", *told)
-    assert "STALE: ensemble" in removed.stderr
-    assert str(older) in removed.stderr
+    assert "STALE: ensemble" in removed.err
+    assert str(older) in removed.err
     run("ddm-coord", "assemble", without, "--coordinator", hub, "--without", "two")
     assert files_below(newer) == files_below(without)
 
     stale = run("ddm-coord", "verify", older, *pinned, expect=1)
-    assert "STALE: `two` was removed on" in stale.stderr
-    assert "consent withdrawn" in stale.stderr
-    said = json.loads(run("ddm-coord", "verify", older, *pinned, "--json", expect=1).stdout)
+    assert "STALE: `two` was removed on" in stale.err
+    assert "consent withdrawn" in stale.err
+    said = json.loads(run("ddm-coord", "verify", older, *pinned, "--json", expect=1).out)
     assert len(said["stale"]) == 1
     run("ddm-coord", "verify", older, "--root", root)  # its own past still holds
-    current = json.loads(run("ddm-coord", "verify", newer, *pinned, "--json").stdout)
+    current = json.loads(run("ddm-coord", "verify", newer, *pinned, "--json").out)
     assert current["stale"] == []
     assert [member["site"] for member in current["members"]] == ["one"]
 
@@ -218,13 +216,13 @@ def test_every_tampered_bundle_is_refused_by_name_with_exit_status_1(copy):
 
     done = run("ddm-coord", "admit", "--coordinator", hub, "--json", expect=1)
 
-    verdicts = {verdict["arrival"]: verdict for verdict in json.loads(done.stdout)}
+    verdicts = {verdict["arrival"]: verdict for verdict in json.loads(done.out)}
     for name, (_, code, mentioned) in TAMPERING.items():
         assert not verdicts[name]["admitted"], name
         assert code is None or verdicts[name]["code"] == code, verdicts[name]
         assert mentioned in verdicts[name]["reason"], verdicts[name]
-    assert done.stderr.count("error[DDM2") == len(TAMPERING)
-    assert done.stderr.count("hint:") == len(TAMPERING)
+    assert done.err.count("error[DDM2") == len(TAMPERING)
+    assert done.err.count("hint:") == len(TAMPERING)
     assert [*(hub / "store/blobs").iterdir(), *(hub / "store/manifests").iterdir()] == []
 
 
@@ -238,9 +236,9 @@ def test_a_tampered_plan_or_roster_is_refused_with_exit_status_1(copy, document,
 
     done = run("ddm-coord", "verify", bundle, "--root", root, "--published", published, expect=1)
 
-    assert "error[DDM2" in done.stderr
-    assert document.removesuffix("-0001") in done.stderr
-    assert done.stdout == ""
+    assert "error[DDM2" in done.err
+    assert document.removesuffix("-0001") in done.err
+    assert done.out == ""
 
 
 def test_an_unknown_sites_bundle_and_another_plans_bundle_are_refused(copy):
@@ -252,11 +250,11 @@ def test_an_unknown_sites_bundle_and_another_plans_bundle_are_refused(copy):
     shutil.copy(stranger / "keys" / "site.pem", base / "two" / "keys" / "site.pem")
     common = ("--site", base / "two", "--plan", hub / "published", "--data", base / "two-images")
     refused = run("ddm-site", "train", *common, expect=1)
-    assert "enrolled with another key" in refused.stderr
+    assert "enrolled with another key" in refused.err
 
     (base / "plan.toml").write_text(PLAN.replace("steps = 5", "steps = 6"))
     run("ddm-coord", "publish", base / "plan.toml", "--coordinator", hub)
     shutil.copytree(bundle, hub / "inbox" / "incoming" / "other-plan")
     done = run("ddm-coord", "admit", "--coordinator", hub, expect=1)
-    assert "error[DDM204]" in done.stderr
-    assert "was made for the plan" in done.stderr
+    assert "error[DDM204]" in done.err
+    assert "was made for the plan" in done.err

@@ -6,14 +6,13 @@ falls into the middle of the work and not into the start of Python.
 
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from commands import Started, done, run
 from safetensors import safe_open
 
 from coordinator.inbox.admission import admit_arrivals, admitted_bundles
@@ -34,7 +33,6 @@ from sites.transport.base import FolderTransport
 from sites.workspace import SiteFolder, SiteSettings
 
 pytestmark = pytest.mark.slow
-BIN = Path(sys.executable).parent
 PLAN = """
 federation = "kill"
 expires_at = 2036-01-01T00:00:00Z
@@ -58,28 +56,15 @@ max_epsilon = 3
 """
 
 
-def start(program: str, *arguments: object) -> subprocess.Popen:
-    return subprocess.Popen(
-        [BIN / program, *map(str, arguments)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
-
-
-def finish(program: str, *arguments: object) -> None:
-    process = start(program, *arguments)
-    _, stderr = process.communicate(timeout=120)
-    assert process.returncode == 0, stderr.decode()
-
-
 def kill_when(seen: Callable[[], bool], program: str, *arguments: object) -> None:
     """Starts a command and kills it with SIGKILL as soon as `seen` holds."""
-    process = start(program, *arguments)
-    deadline = time.monotonic() + 120
-    while not seen():
-        assert process.poll() is None, f"ended before the kill: {process.stderr.read().decode()}"
-        assert time.monotonic() < deadline, "the moment to kill never came"
-        time.sleep(0.0005)
-    process.kill()
-    process.communicate()
+    with Started(program, *arguments) as process:
+        deadline = time.monotonic() + 120
+        while not seen():
+            assert process.poll() is None, f"ended before the kill: {process.said()}"
+            assert time.monotonic() < deadline, "the moment to kill never came"
+            time.sleep(0.0005)
+        process.kill()
     assert process.returncode == -signal.SIGKILL
 
 
@@ -114,14 +99,14 @@ def test_training_killed_at_several_points_ends_with_the_same_bytes(tmp_path):
         with safe_open(checkpoint, framework="pt") as file:
             return int(file.metadata()["step"])
 
-    finish(*command["steady"])
+    done(*command["steady"])
     reached = []
     for least in (1, 20, 41):
         kill_when(lambda least=least: steps_done() >= least, *command["killed"])
         reached.append(steps_done())
     assert reached == sorted(set(reached))
     assert reached[-1] < 60, "the last kill came too late to test anything"
-    finish(*command["killed"])
+    done(*command["killed"])
 
     steady, killed = (work[name] / "expert.safetensors" for name in ("steady", "killed"))
     assert killed.read_bytes() == steady.read_bytes()
@@ -192,7 +177,7 @@ def test_submit_killed_half_way_leaves_no_bundle_and_then_completes(copy, at_lea
     assert [path for path in incoming.iterdir() if not path.name.startswith(".")] == []
     assert admit(copy) == 0  # what is there is not taken for whole
 
-    finish(*command)
+    done(*command)
     assert admit(copy) == 1
 
 
@@ -222,7 +207,7 @@ def test_assemble_killed_half_way_leaves_no_ensemble_and_then_completes(copy):
         kill_when(grows_in(copy / ".part-ensemble", at_least), *command)
         assert not target.exists()
 
-    finish(*command)
+    done(*command)
     root = CoordinatorFolder.open(hub).settings.root
     assert len(verify_ensemble(target, root).bundles) == 2
 
@@ -236,25 +221,24 @@ def test_export_killed_half_way_leaves_a_partial_copy_that_is_named_and_then_com
     take_in = ("ddm-coord", "import", medium, "--coordinator", hub)
 
     kill_when(grows_in(medium / "incoming", at_least), *command)
-    refused = start(*take_in)
-    _, stderr = refused.communicate(timeout=120)
-    assert refused.returncode == 1
-    assert "its copy was broken off" in stderr.decode()
+    refused = run(*take_in)
+    assert refused.code == 1
+    assert "its copy was broken off" in refused.err
     assert admit(copy) == 0
 
     (part,) = (medium / "incoming").iterdir()
     kept = (part / "expert.safetensors").stat()
-    finish(*command)
+    done(*command)
     (bundle,) = (medium / "incoming").iterdir()
     assert (bundle / "expert.safetensors").stat().st_ino == kept.st_ino  # it went on with it
-    finish(*take_in)
+    done(*take_in)
     assert admit(copy) == 1
 
 
 def test_import_killed_half_way_admits_nothing_and_then_goes_on_from_there(copy):
     medium, hub = copy / "medium", copy / "hub"
     for name in ("one", "two"):
-        finish("ddm-site", "export", medium, "--site", copy / name, "--plan", hub / "published")
+        done("ddm-site", "export", medium, "--site", copy / name, "--plan", hub / "published")
     command = ("ddm-coord", "import", medium, "--coordinator", hub)
     home = CoordinatorFolder.open(hub)
 
@@ -267,7 +251,7 @@ def test_import_killed_half_way_admits_nothing_and_then_goes_on_from_there(copy)
     assert admit(copy) == 0
     assert committed() >= 64 << 20
 
-    finish(*command)
+    done(*command)
     assert list(home.partial.iterdir()) == []
     assert admit(copy) == 2
     assert len(list((medium / "receipts").glob("*.dsse.json"))) == 2

@@ -4,14 +4,13 @@ import json
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Started, done
 from federation import (
     PLAN_TOML,
     SITES,
@@ -29,7 +28,6 @@ from sites.outbox import stages
 from sites.outbox.stages import find_bundles
 
 A = SITES[0]
-BIN = Path(sys.executable).parent
 CUTS = 50
 SEED = 20261128
 pytestmark = pytest.mark.processes
@@ -55,32 +53,23 @@ def fed(large: Federation, scratch: Path) -> Federation:
 @contextmanager
 def serve(fed: Federation, *options: str):
     """A real `ddm-coord serve`; yields the process and the port of its members."""
-    command = [BIN / "ddm-coord", "serve", "--json", "--listen", "127.0.0.1:0"]
-    process = subprocess.Popen(
-        [*map(str, command), "--coordinator", str(fed.home.path), "--reserve", "0", *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
+    words = ("serve", "--json", "--listen", "127.0.0.1:0", "--coordinator", fed.home.path)
+    process = Started("ddm-coord", *words, "--reserve", 0, *options)
     try:
         facts = json.loads(process.stdout.readline())
         yield process, int(facts["listen"].partition("#")[0].rpartition(":")[2])
     finally:
-        if process.poll() is None:
-            process.kill()
+        process.kill()
         process.wait(20)
         process.stdout.close()
 
 
-def submitting(fed: Federation, port: int, timeout: int = 60) -> subprocess.Popen:
-    command = [BIN / "ddm-site", "submit", "--site", fed.path / A, "--plan", fed.published]
-    command += ["--to", f"grpcs://127.0.0.1:{port}", "--timeout", timeout, "--json"]
-    return subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def submitting(fed: Federation, port: int, timeout: int = 60) -> Started:
+    words = ("--site", fed.path / A, "--plan", fed.published, "--timeout", timeout, "--json")
+    return Started("ddm-site", "submit", *words, "--to", f"grpcs://127.0.0.1:{port}")
 
 
-def finished(process: subprocess.Popen) -> str:
+def finished(process: Started) -> str:
     """Returns the state that `submit` ended with."""
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
@@ -211,29 +200,18 @@ def test_whole_federation_over_the_network_with_real_commands(tmp_path):
         images[name] = tmp_path / f"{name}.npz"
         np.savez(images[name], images=pixels)
 
-    def run(*command, **options):
-        done = subprocess.run(
-            list(map(str, command)),
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=250,
-            **options,
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+    def run(*command):
+        return done(*command).out
 
-    coord, site = BIN / "ddm-coord", BIN / "ddm-site"
+    coord, site = "ddm-coord", "ddm-site"
     root = run(coord, "init", hub, "--federation", "test").strip()
     founder = tmp_path / SITES[0]
     run(site, "init", founder, "--name", SITES[0], "--root", root)
     run(coord, "roster", "add", founder / "enrolment.dsse.json", "--coordinator", hub)
     run(coord, "publish", plan, "--coordinator", hub)
-    command = [coord, "serve", "--json", "--coordinator", hub, "--listen", "127.0.0.1:0"]
-    command += ["--enroll", "127.0.0.1:0", "--share-ensemble", "--reserve", "0"]
-    server = subprocess.Popen(
-        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    words = ("serve", "--json", "--coordinator", hub, "--listen", "127.0.0.1:0")
+    words += ("--enroll", "127.0.0.1:0", "--share-ensemble", "--reserve", 0)
+    server = Started(coord, *words)
     try:
         facts = json.loads(server.stdout.readline())
         for name in SITES[1:]:

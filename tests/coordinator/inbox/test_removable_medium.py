@@ -5,10 +5,10 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import run
 from federation import (
     SITES,
     Federation,
@@ -44,7 +44,6 @@ from sites.outbox import stages as outbox
 from sites.transport import removable_medium
 
 A, B, C = SITES
-BIN = Path(sys.executable).parent
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +84,6 @@ def take(fed: Federation, folder: Path) -> dict[str, Found]:
 
 def states(found: dict[str, Found]) -> list[str]:
     return sorted(item.state for item in found.values())
-
-
-def command(program: str, *arguments: object) -> subprocess.CompletedProcess:
-    environment = {name: os.environ[name] for name in ("PATH", "HOME")} | {"COLUMNS": "300"}
-    words = [BIN / program, *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
 
 
 # The journey
@@ -376,12 +369,12 @@ def test_read_only_medium_is_read_and_the_receipts_stay_here(fed, medium, scratc
     try:
         if os.access(mounted, os.W_OK):
             subprocess.run(["mount", "-o", "remount,bind,ro", mounted], check=True)
-        ended = command("ddm-coord", "import", mounted, "--coordinator", fed.home.path)
+        ended = run("ddm-coord", "import", mounted, "--coordinator", fed.home.path)
     finally:
         subprocess.run(["umount", mounted], check=True)
-    assert ended.returncode == 0, ended.stderr
-    assert "could not be written back" in ended.stderr
-    assert str(fed.home.receipts) in ended.stderr
+    assert ended.code == 0, ended.err
+    assert "could not be written back" in ended.err
+    assert str(fed.home.receipts) in ended.err
     assert len(list(fed.home.receipts.iterdir())) == 3
     assert not (medium / "receipts").exists()
 
@@ -502,36 +495,34 @@ def test_medium_without_anything_for_the_site_says_what_waits(fed, medium):
 
 def test_commands_take_a_bundle_to_the_coordinator_and_bring_the_receipt_back(fed, scratch):
     folder, site, hub = scratch / "medium", fed.site(A).path, fed.home.path
-    ended = command("ddm-site", "export", folder, "--site", site, "--plan", fed.published)
-    assert ended.returncode == 0, ended.stderr
-    assert "ddm-coord import" in ended.stderr
-    ended = command("ddm-coord", "import", folder, "--coordinator", hub, "--json")
-    assert ended.returncode == 0, ended.stderr
-    (told,) = json.loads(ended.stdout)
+    ended = run("ddm-site", "export", folder, "--site", site, "--plan", fed.published)
+    assert ended.code == 0, ended.err
+    assert "ddm-coord import" in ended.err
+    ended = run("ddm-coord", "import", folder, "--coordinator", hub, "--json")
+    assert ended.code == 0, ended.err
+    (told,) = json.loads(ended.out)
     assert (told["site"], told["state"], told["admitted"]) == (A, "admitted", True)
-    ended = command("ddm-site", "import", folder, "--site", site, "--json")
-    assert ended.returncode == 0, ended.stderr
-    told = json.loads(ended.stdout)
+    ended = run("ddm-site", "import", folder, "--site", site, "--json")
+    assert ended.code == 0, ended.err
+    told = json.loads(ended.out)
     assert [item["state"] for item in told["submissions"]] == ["admitted"]
     assert Path(told["published"]) == site / "published"
-    ended = command(
-        "ddm-site", "submit", "--site", site, "--plan", site / "published", "--to", folder
-    )
-    assert "admitted" in ended.stderr
+    ended = run("ddm-site", "submit", "--site", site, "--plan", site / "published", "--to", folder)
+    assert "admitted" in ended.err
 
 
 def test_command_ends_with_1_and_names_what_is_partial(fed, medium):
     cut(bundle_of(fed, medium, A))
-    ended = command("ddm-coord", "import", medium, "--coordinator", fed.home.path)
-    assert ended.returncode == 1
-    assert ended.stdout.count("admitted") == 2
-    assert "partial: DDM205" in ended.stdout
-    assert "`expert.safetensors` has 1,000 of" in ended.stderr
+    ended = run("ddm-coord", "import", medium, "--coordinator", fed.home.path)
+    assert ended.code == 1
+    assert ended.out.count("admitted") == 2
+    assert "partial: DDM205" in ended.out
+    assert "`expert.safetensors` has 1,000 of" in ended.err
     assert len(list((medium / "receipts").iterdir())) == 2
 
 
 def test_site_that_is_none_is_told_so(scratch):
-    ended = command("ddm-site", "import", scratch, "--site", scratch)
-    assert ended.returncode == 1
-    assert "there is no site.toml" in ended.stderr
+    ended = run("ddm-site", "import", scratch, "--site", scratch)
+    assert ended.code == 1
+    assert "there is no site.toml" in ended.err
     assert not (scratch / ".lock").exists()

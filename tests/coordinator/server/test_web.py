@@ -7,8 +7,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 import tomllib
@@ -19,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import Started
 from federation import SITES, Federation, flip, make_odd_file, snapshot
 
 from coordinator.inbox.admission import admit_arrivals
@@ -597,13 +596,8 @@ def test_server_at_an_address_of_ipv6_answers(fed):
 
 
 def test_command_serves_until_it_is_told_to_stop(fed):
-    command = [Path(sys.executable).parent / "ddm-coord", "web", "--coordinator", fed.home.path]
-    with subprocess.Popen(
-        [*map(str, command), "--port", "0", "--samples", str(fed.path)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
+    words = ("--coordinator", fed.home.path, "--port", 0, "--samples", fed.path)
+    with Started("ddm-coord", "web", *words) as process:
         url = process.stdout.readline().strip()
         port = int(re.fullmatch(r"http://127\.0\.0\.1:(\d+)/", url)[1])
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)

@@ -1,12 +1,11 @@
 """The metrics, as Prometheus' own parser reads them."""
 
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
+from commands import Ended, run
 from federation import SITES, Federation, flip
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
@@ -143,25 +142,22 @@ def test_label_with_quotes_and_line_feeds_stays_one_sample(fed: Federation):
 # As a file for node_exporter
 
 
-def status(fed: Federation, *arguments: object) -> subprocess.CompletedProcess:
-    command = [Path(sys.executable).parent / "ddm-coord", "status", "--coordinator", fed.home.path]
-    return subprocess.run(
-        [*map(str, command), *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+def status(fed: Federation, *arguments: object) -> Ended:
+    return run("ddm-coord", "status", "--coordinator", fed.home.path, *arguments)
 
 
 def test_status_writes_the_text_format_while_another_command_works(fed: Federation, tmp_path):
     file = tmp_path / "ddm_fed.prom"
     with exclusive(fed.home.path / ".lock"):
         done = status(fed, "--prometheus", file)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert done == (0, "", "")
     assert samples_of(file.read_bytes())["ddm_fed_site_state", A, "arrived"] == 1
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [file.name]
     assert file.stat().st_mode & 0o444 == 0o444  # node_exporter is another user
 
 
 def test_status_with_two_forms_of_one_answer_is_wrong_usage(fed: Federation, tmp_path):
-    assert status(fed, "--json", "--prometheus", tmp_path / "x.prom").returncode == 2
+    assert status(fed, "--json", "--prometheus", tmp_path / "x.prom").code == 2
 
 
 def test_textfile_is_old_or_new_and_no_part_is_ever_read(tmp_path: Path):

@@ -5,14 +5,13 @@ import os
 import pty
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from commands import Started, environment, run
 from federation import (
     SITES,
     Federation,
@@ -40,7 +39,6 @@ from sites.transport.submit import submit
 
 A, B, C = SITES
 MOMENT = datetime(2026, 11, 28, 9, 0, tzinfo=UTC)
-STATUS = Path(sys.executable).parent / "ddm-coord", "status"
 
 
 @pytest.fixture
@@ -362,19 +360,14 @@ def test_states_wait_for_a_log_that_is_just_being_published(fed: Federation):
     timer.join()
 
 
-def environment() -> dict[str, str]:
-    kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-    return kept | {"COLUMNS": "200", "TERM": "xterm"}
-
-
-def watching(fed: Federation, *arguments: str, **options) -> subprocess.Popen:
+def watching(fed: Federation, *arguments: str, **options) -> Started:
     """Starts `status --watch` as a process of its own."""
-    command = [*STATUS, "--watch", "--every", "0.1", "--coordinator", fed.home.path, *arguments]
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(list(map(str, command)), env=environment(), **(streams | options))
+    env = environment(COLUMNS="200", TERM="xterm")
+    words = ("--watch", "--every", "0.1", "--coordinator", fed.home.path, *arguments)
+    return Started("ddm-coord", "status", *words, env=env, **options)
 
 
-def next_report(process: subprocess.Popen) -> dict[str, str]:
+def next_report(process: Started) -> dict[str, str]:
     report = json.loads(process.stdout.readline())
     return {row["site"]: row["state"] for row in report["sites"]}
 
@@ -409,7 +402,7 @@ def test_watch_into_a_pipe_prints_one_block_for_every_change(empty: Federation):
 
 def test_watch_on_a_terminal_draws_in_place(empty: Federation):
     ours, theirs = pty.openpty()
-    with watching(empty, "--count", "4", stdout=theirs, stderr=subprocess.PIPE) as process:
+    with watching(empty, "--count", "4", stdout=theirs) as process:
         os.close(theirs)
         shown = b""
         while True:
@@ -431,15 +424,14 @@ def test_watch_whose_reader_goes_away_ends(empty: Federation):
         process.stdout.readline()
         process.stdout.close()
         put_progress(empty)
-        assert "Traceback" not in process.stderr.read()
         process.wait(30)
+        assert "Traceback" not in process.said()
 
 
 def test_watch_of_no_coordinator_is_an_error(tmp_path: Path):
-    command = [*STATUS, "--watch", "--coordinator", tmp_path]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr.startswith("error[DDM104]")
+    ended = run("ddm-coord", "status", "--watch", "--coordinator", tmp_path)
+    assert (ended.code, ended.out) == (1, "")
+    assert ended.err.startswith("error[DDM104]")
 
 
 def test_claims_of_the_fixture_are_what_the_manifests_say(fed: Federation):

@@ -4,12 +4,11 @@ import json
 import os
 import pty
 import shutil
-import subprocess
-import sys
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from commands import done, run
 from federation import (
     Federation,
     Json,
@@ -439,27 +438,15 @@ PERSON = "desk/officer.pem"
 
 def at_desk(fed: Federation, *arguments: object, answer: str | None = None) -> tuple[int, str]:
     """Runs `ddm-site approve` as a process; with `answer`, at a terminal where somebody types."""
-    command = [Path(sys.executable).parent / "ddm-site", "approve", *map(str, arguments)]
-    settings = os.environ | {"COLUMNS": "240", "NO_COLOR": "1"}
     if answer is None:
-        run = subprocess.run(
-            command,
-            env=settings,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return run.returncode, run.stdout + run.stderr
+        ended = run("ddm-site", "approve", *arguments)
+        return ended.code, ended.out + ended.err
     ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        command, env=settings, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    ) as started:
-        os.close(theirs)
-        os.write(ours, answer.encode() + b"\n")
-        out = started.communicate(timeout=120)[0].decode()
+    os.write(ours, answer.encode() + b"\n")
+    ended = run("ddm-site", "approve", *arguments, stdin=theirs)
+    os.close(theirs)
     os.close(ours)
-    return started.returncode, out
+    return ended.code, ended.out + ended.err
 
 
 def test_approve_shows_what_no_epsilon_covers_and_asks(fed: Federation, site: SiteFolder):
@@ -474,18 +461,11 @@ def test_approve_shows_what_no_epsilon_covers_and_asks(fed: Federation, site: Si
 
 
 def test_approve_shows_what_review_shows(fed: Federation, site: SiteFolder):
-    command = [Path(sys.executable).parent / "ddm-site", "review", "--site", site.path]
-    run = subprocess.run(
-        [*command, "--plan", fed.published],
-        env=os.environ | {"COLUMNS": "240"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    shown = done("ddm-site", "review", "--site", site.path, "--plan", fed.published)
     (folder,) = site.reviews.iterdir()
     code, said = at_desk(fed, folder, "--key", fed.path / PERSON, "--yes")
     assert code == 0
-    for line in (run.stdout + run.stderr).splitlines():
+    for line in (shown.out + shown.err).splitlines():
         if not line.startswith(("next:", "the same as a page")):
             assert line in said
 

@@ -3,13 +3,11 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from commands import Ended, run
 from federation import Federation, Json, flip, forge_manifest, random_images, train
 
 from ddm_fed.bundle.verify import ENVELOPE_FILE, EXPERT_FILE
@@ -19,25 +17,6 @@ from sites.outbox.stages import find_bundles
 from sites.workspace import SiteFolder
 
 A = "hospital-a"
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def process(command: str, *arguments: object) -> Ended:
-    """Runs the installed command as a process of its own."""
-    run = subprocess.run(
-        [Path(sys.executable).parent / command, *map(str, arguments)],
-        env=os.environ | {"COLUMNS": "240", "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return Ended(run.returncode, run.stdout, run.stderr)
 
 
 @pytest.fixture
@@ -72,7 +51,7 @@ def from_tomorrow() -> dict[str, str]:
 
 
 def submit(fed: Federation, *more: str) -> Ended:
-    return process(
+    return run(
         "ddm-site",
         "submit",
         "--site",
@@ -137,7 +116,7 @@ def test_older_bundle_that_cannot_go_is_superseded_once_a_newer_one_is_admitted(
     another(site, 2)
     damage(older)
     assert states(fed) == ["damaged", "sent"]
-    assert process("ddm-coord", "admit", "--coordinator", fed.home.path).code == 0
+    assert run("ddm-coord", "admit", "--coordinator", fed.home.path).code == 0
     ended = submit(fed)
     assert ended.code == 0, ended.err
     assert f"{older.name[:16]}… was never admitted, and a newer one was" in ended.err
@@ -171,7 +150,7 @@ def test_draft_signed_with_a_clock_ahead_is_signed_anew_and_never_reviewed(copy_
     assert new != old
     assert stages.review(site, fed.trust).bundle.payload_sha256 == new.name
     stages.release(site, fed.trust)
-    ended = process("ddm-site", "review", "--site", site.path, "--plan", fed.published)
+    ended = run("ddm-site", "review", "--site", site.path, "--plan", fed.published)
     assert "there is no draft to review" in ended.err  # and not the old one, which could not go
 
 
@@ -179,13 +158,13 @@ def test_receipt_that_does_not_hold_does_not_hold_up_the_others(fed: Federation,
     first = find_bundles(site.released)[0]
     second = another(site, 2)
     medium = fed.path / "medium"
-    exported = process("ddm-site", "export", medium, "--site", site.path, "--plan", fed.published)
+    exported = run("ddm-site", "export", medium, "--site", site.path, "--plan", fed.published)
     assert exported.code == 0, exported.err
     assert {path.name for path in (medium / "incoming").iterdir()} == {first.name, second.name}
-    imported = process("ddm-coord", "import", medium, "--coordinator", fed.home.path)
+    imported = run("ddm-coord", "import", medium, "--coordinator", fed.home.path)
     assert imported.code == 0, imported.out + imported.err
     flip(medium / "receipts" / f"{first.name}.dsse.json", 300)
-    ended = process("ddm-site", "import", medium, "--site", site.path)
+    ended = run("ddm-site", "import", medium, "--site", site.path)
     assert ended.code == 1
     assert f"{second.name[:16]}… admitted" in ended.err
     assert [path.name for path in site.receipts.iterdir()] == [f"{second.name}.dsse.json"]
