@@ -8,6 +8,7 @@ far the samples are from real digits: before, after, and how far real digits are
 import hashlib
 import json
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,21 @@ from ddm_fed.evaluation import frechet_distance
 from ddm_fed.pictures import write_grid
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.progress import Watch
-from ddm_fed.records import read_plan_toml
+from ddm_fed.records import ExpertSpec, Plan, TrainingSpec, read_plan_toml
 from ddm_fed.training import RunOptions, train_expert
 
 HERE = Path(__file__).parent
 RUN = Path("demo-private-run")
 SITES = {"hospital-a": range(5), "hospital-b": range(5, 8), "hospital-c": range(8, 10)}
 SAMPLES, PER_CLASS = 1000, 8
-PUBLIC_IMAGES, PUBLIC_STEPS = 6000, 3000
+NETWORK = ("DiT-Nano/2",)  # that of plan-private.toml
+PUBLIC_IMAGES = 6000
+PUBLIC_TRAINING = {
+    "steps": 3000,
+    "batch_size": 128,
+    "learning_rate": Decimal("0.002"),
+    "ema_half_lives": (70,),
+}
 
 
 async def main() -> None:
@@ -62,13 +70,11 @@ def make_plan() -> tuple[Path, Path]:
     plan, base = RUN / "plan.toml", RUN / "base.safetensors"
     if not plan.exists():
         text = (HERE / "plan-private.toml").read_text()
-        public = read_plan_toml(
-            (HERE / "plan.toml").read_text().replace("steps = 1200", f"steps = {PUBLIC_STEPS}")
-        )
+        public = public_plan()
         images, _ = printed_digits(PUBLIC_IMAGES)
         write_grid(RUN / "public.png", torch.from_numpy(images[:64, None]).float() / 127.5 - 1)
         pixels = torch.from_numpy(images[:, None]).float() / 127.5 - 1
-        with console.counting("a public checkpoint", PUBLIC_STEPS, "steps") as update:
+        with console.counting("a public checkpoint", public.training.steps, "steps") as update:
             expert = train_expert(
                 Private(ImageSet(pixels, None)),
                 public,
@@ -81,6 +87,15 @@ def make_plan() -> tuple[Path, Path]:
         digest = hashlib.sha256(base.read_bytes()).hexdigest()
         plan.write_text(text.replace("BASE", digest))
     return plan, base
+
+
+def public_plan() -> Plan:
+    """Returns how the public checkpoint is trained: without noise, as the sites' network is."""
+    plan = read_plan_toml((HERE / "plan.toml").read_text())
+    training = TrainingSpec.model_validate(PUBLIC_TRAINING)
+    return plan.model_copy(
+        update={"expert": ExpertSpec(architecture=NETWORK), "training": training}
+    )
 
 
 async def set_up(plan: Path) -> str:
