@@ -5,7 +5,6 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import torch
-from ddm_fed.auditing.membership import compare
 from sklearn.datasets import load_digits
 
 from ddm_fed.auditing import (
@@ -16,6 +15,7 @@ from ddm_fed.auditing import (
     measure_membership,
     membership_scores,
 )
+from ddm_fed.auditing.membership import compare
 from ddm_fed.flows import ClassCondition, denoising_loss
 from ddm_fed.models import network_named
 
