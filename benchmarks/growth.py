@@ -25,7 +25,7 @@ import torch
 
 from coordinator.cli.main import app
 from coordinator.ensembles import assemble as assembling
-from coordinator.inbox.admission import admit_arrivals
+from coordinator.inbox.admission import take_arrivals
 from coordinator.inbox.ledger_prices import Prices, price_arrivals
 from coordinator.log import append, read_book
 from coordinator.roster import changes, proposals
@@ -150,7 +150,8 @@ def admit(hub: Path) -> None:
     home = CoordinatorFolder.open(hub)
     later = price_arrivals(home, home.trust(), Prices())
     with home.changing():
-        refused = [item for item in admit_arrivals(home, home.trust(), later=later) if item.error]
+        verdicts = take_arrivals(home, home.trust(), later=later).verdicts
+    refused = [item.error for item in verdicts if item.error is not None]
     if refused or later:
         raise RuntimeError(f"{len(refused)} refused, {len(later)} wait: {refused[:1]}")
 

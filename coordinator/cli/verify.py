@@ -12,7 +12,7 @@ from ddm_fed.errors import StateError
 from ddm_fed.storage.files import Advance, size_below
 
 if TYPE_CHECKING:
-    from coordinator.inbox.admission import Verdict
+    from coordinator.inbox.admission import Known, Verdict
     from coordinator.workspace import CoordinatorFolder
     from ddm_fed.bundle.verify import VerifiedBundle
     from ddm_fed.ensemble.folder import VerifiedEnsemble
@@ -173,7 +173,7 @@ def _show_table(title: str, bundles: "list[VerifiedBundle] | tuple[VerifiedBundl
 
 def _verify_inbox(coordinator: Path, as_json: bool) -> None:
     from coordinator.ensembles.reference import waits_for_reference
-    from coordinator.inbox.admission import admit_arrivals
+    from coordinator.inbox.admission import take_arrivals
     from coordinator.inbox.ledger_prices import Prices, price_arrivals
     from coordinator.workspace import CoordinatorFolder
 
@@ -181,8 +181,8 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
     bar = console.moving_bytes("verifying the inbox", size_below(home.incoming))
     waiting = price_arrivals(home, home.trust(), Prices())
     with home.changing(), bar as advance:
-        verdicts = admit_arrivals(home, home.trust(), later=waiting, advance=advance)
-        jumps = _jumps(home, verdicts)
+        verdicts, known = take_arrivals(home, home.trust(), later=waiting, advance=advance)
+        jumps = _jumps(home, known, verdicts)
     refused = [verdict for verdict in verdicts if verdict.error is not None]
     if as_json:
         console.show_json(
@@ -221,24 +221,22 @@ def _verify_inbox(coordinator: Path, as_json: bool) -> None:
     if refused:
         console.say(f"refused bundles are kept in {home.refused}")
         raise typer.Exit(1)
-    if waits_for_reference(home, home.trust()):
+    if waits_for_reference(home, known.trust):
         console.next_step(console.typed("ddm-coord", "reference", "--coordinator", coordinator))
         return
     words = ("ddm-coord", "assemble", "--coordinator", coordinator, "ENSEMBLE_FOLDER")
     console.next_step(console.typed(*words))
 
 
-def _jumps(home: "CoordinatorFolder", verdicts: "list[Verdict]") -> list[str]:
+def _jumps(home: "CoordinatorFolder", known: "Known", verdicts: "list[Verdict]") -> list[str]:
     """Returns what a person has to decide about the counts of what was just admitted."""
     from coordinator.ensembles.image_counts import count_members, sentence
     from coordinator.inbox.admission import current_members
-    from coordinator.log import read_book
 
     new = {item.admitted.payload_sha256 for item in verdicts if item.admitted is not None}
     if not new:
         return []
-    trust = home.trust()
-    log = read_book(home, trust.chain)
+    trust, log = known
     found = count_members(home, trust, log, current_members(home, trust, log))
     return [sentence(item) for item in found if item.jumped and item.submission_sha256 in new]
 

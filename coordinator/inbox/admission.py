@@ -212,14 +212,28 @@ def current_members(home: CoordinatorFolder, trust: Trust, log: Log) -> dict[str
     }
 
 
+class Taken(NamedTuple):
+    """What became of each arrival, in their order, and what is known after the last."""
+
+    verdicts: list[Verdict]
+    known: Known
+
+
 def admit_arrivals(
+    home: CoordinatorFolder, trust: Trust, *, only: str | None = None
+) -> list[Verdict]:
+    """Returns the verdicts of `take_arrivals`, for who needs nothing else."""
+    return take_arrivals(home, trust, only=only).verdicts
+
+
+def take_arrivals(
     home: CoordinatorFolder,
     trust: Trust,
     *,
     only: str | None = None,
     later: Collection[str] = (),
     advance: Advance = lambda _: None,
-) -> list[Verdict]:
+) -> Taken:
     """Verifies everything in the inbox; admits it, or moves it to `refused` with the reason.
 
     Args:
@@ -252,7 +266,7 @@ def admit_arrivals(
             continue
         _clear(home, arrival)
         verdicts.append(Verdict(arrival.name, admitted, None))
-    return verdicts
+    return Taken(verdicts, Known(trust, log))
 
 
 def recover(home: CoordinatorFolder, trust: Trust) -> OwnLog:
