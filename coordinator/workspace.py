@@ -170,10 +170,10 @@ class CoordinatorFolder(Home):
         Raises:
             StateError: nothing is published yet.
         """
-        self.chain()
-        if not (self.published / PLAN_FILE).exists():
-            raise StateError("no plan is published yet", hint="run `ddm-coord publish PLAN.toml`")
-        return read_published(self.published, self.settings.root)
+        if roster_files(self.published) and (self.published / PLAN_FILE).exists():
+            return read_published(self.published, self.settings.root)
+        self.chain()  # what is wrong with the rosters is said first
+        raise StateError("no plan is published yet", hint="run `ddm-coord publish PLAN.toml`")
 
     def key(self, chain: RosterChain) -> SigningKey:
         """Returns the active key that signs plans, receipts, checkpoints and ensembles.

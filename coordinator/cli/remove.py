@@ -44,4 +44,4 @@ def remove(
                 "them, routers trained on their samples. Make it again from the new ensemble; "
                 "`ddm-coord verify ENSEMBLE --published PUBLISHED` finds copies elsewhere"
             )
-        assemble_and_say(home, out, None, [], [])
+        assemble_and_say(home, out, None, [], [], removed.known)

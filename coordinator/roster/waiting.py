@@ -114,7 +114,7 @@ def waiting_requests(home: CoordinatorFolder) -> list[WaitingRequest]:
             site=request.site,
             keyids=tuple(VerifyKey.from_hex(key.public_key).keyid for key in request.keys),
             certificate=request.certificate and certificate_fingerprint(request.certificate),
-            is_member=chain.current.site(request.site) is not None,
+            is_member=chain.site(request.site) is not None,
         )
         for file, request in _judged(home, chain)
         if request is not None
@@ -189,7 +189,7 @@ def _judge(
     home: CoordinatorFolder, chain: RosterChain, data: bytes, *, what: str
 ) -> tuple[EnrolmentRequest, RequestState]:
     claimed = claimed_request(data, what=what)
-    site = chain.current.site(claimed.site)
+    site = chain.site(claimed.site)
     if site is None:
         request = read_enrolment(home, data, what=what)
         require_free(chain, chain.current.sites, request)

@@ -227,5 +227,4 @@ def keep_receipt(site: SiteFolder, trust: Trust, digest: str, data: bytes) -> No
 def signed_statement(bundle: Path, trust: Trust) -> Statement[Submission]:
     """Returns what a bundle says of itself, signed by the site, now or at any time before."""
     envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
-    signed = open_as_site(envelope, trust.chain, what=f"the bundle {bundle.name[:16]}")
-    return Statement[Submission].from_json(signed.payload, what=bundle.name)
+    return open_as_site(envelope, trust.chain, what=f"the bundle {bundle.name[:16]}")[1]
