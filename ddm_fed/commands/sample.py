@@ -13,7 +13,7 @@ from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
     from ddm_fed.ensemble.folder import VerifiedEnsemble
-    from ddm_fed.ensemble.samples import DrawOptions
+    from ddm_fed.ensemble.samples import SampleOptions
 
 # as in `ddm_fed.records` and `ddm_fed.flows`, which would load pydantic and torch for --help
 RouterName = Literal["prior", "mixture", "heads", "replay", "hybrid"]
@@ -92,41 +92,44 @@ class SampleFlags:
     ] = False
 
 
-def options_of(flags: SampleFlags) -> "DrawOptions":
+def options_of(flags: SampleFlags) -> "SampleOptions":
     """Returns what `draw` takes.
 
     Raises:
         OptionError: a value means nothing, or this machine has no such device.
     """
     from ddm_fed.ensemble.devices import chosen_devices
-    from ddm_fed.ensemble.samples import DrawOptions
-    from ddm_fed.ensemble.velocity import Strategy
+    from ddm_fed.ensemble.sample_options import SampleOptions
+    from ddm_fed.ensemble.sampling import SamplingOptions
+    from ddm_fed.ensemble.velocity import DEFAULT_STRATEGY, Strategy
 
     try:
-        chosen = None if flags.strategy is None else Strategy.parse(flags.strategy)
+        strategy = Strategy.parse(flags.strategy) if flags.strategy else DEFAULT_STRATEGY
     except ValueError as error:
         raise OptionError(f"--strategy: {error}", hint="see `ddm-site sample --help`") from None
-    return DrawOptions(
+    return SampleOptions(
         count=flags.count,
-        strategy=chosen,
+        sampling=SamplingOptions(
+            strategy=strategy,
+            steps=flags.steps,
+            solver=flags.solver,
+            seed=flags.seed,
+            guidance=flags.guidance,
+            batch_size=flags.batch_size,
+            in_flight=flags.in_flight,
+            attribution=flags.attribution,
+        ),
         router=flags.router,
-        steps=flags.steps,
-        solver=flags.solver,
-        seed=flags.seed,
         label=flags.label,
-        batch_size=flags.batch_size,
-        guidance=flags.guidance,
-        in_flight=flags.in_flight,
         resident=flags.resident,
         precision=flags.precision,
         png=not flags.no_png,
         devices=chosen_devices(flags.device),
         offload=flags.offload,
-        attribution=flags.attribution,
     )
 
 
-def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "DrawOptions") -> None:
+def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "SampleOptions") -> None:
     """Draws images into `out`, and shows how far it is and where they came from."""
     from ddm_fed.ensemble.samples import draw
 
