@@ -181,7 +181,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_drawing as here
+import test_samples as here
 
 def update(done):
     if done >= 6:
@@ -192,7 +192,7 @@ here.write(Path(sys.argv[1]), update=update)
 
 
 def test_run_that_was_killed_goes_on_to_the_very_files_of_an_unbroken_one(tmp_path):
-    program = KILLED.format(tests=str(Path(__file__).parents[2] / "helpers"))
+    program = KILLED.format(tests=str(Path(__file__).parent))
     root = str(Path(__file__).parents[3])
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "killed")],
