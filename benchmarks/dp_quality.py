@@ -43,6 +43,7 @@ from ddm_fed.evaluation import Classifier, frechet_distance, train_classifier_on
 from ddm_fed.flows import ClassCondition, Expert, denoising_loss, integrate, time_grid
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.progress import Watch
 from ddm_fed.records import Plan, read_plan_toml
 from ddm_fed.training import (
     CentralImages,
@@ -256,7 +257,7 @@ def run_lever(name: str, options, parts, data, judge, work: Path) -> None:
                 gradients="functional",
                 micro_batch=options.micro_batch,
             ),
-            on_step=lambda report, site=site: progress(f"{name}, site {site}", report),
+            watch=Watch(lambda report, site=site: progress(f"{name}, site {site}", report)),
         )
         checkpoint.unlink()
         network = build_network(plan.data, plan.expert.default)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ddm_fed.flows import Expert
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.progress import Watch
 from ddm_fed.records import LedgerEntry, Plan, canonical_json, read_plan_toml, today
 from ddm_fed.router import SiteRelease, release_statistics
 from ddm_fed.training import RunOptions, train_expert
@@ -226,7 +227,7 @@ def train_site(own: Images, plan: Plan, work: Path, site: int) -> None:
         "0" * 64,
         checkpoint,
         options=RunOptions(seed=site, precision="float32"),
-        on_step=say,
+        watch=Watch(say),
     )
     part = target.with_suffix(".part")
     save_file(trained.state, part)

@@ -124,7 +124,7 @@ def measure(folder: Path, architecture: str) -> dict[str, float]:
             "--to",
             hub / "inbox",
         ),
-        "verify inbox": peak_mib("ddm-coord", "verify", "--coordinator", hub),
+        "verify inbox": peak_mib("ddm-coord", "admit", "--coordinator", hub),
         "assemble": peak_mib("ddm-coord", "assemble", folder / "ensemble", "--coordinator", hub),
         "verify ensemble": peak_mib("ddm-coord", "verify", folder / "ensemble", "--root", root),
     }

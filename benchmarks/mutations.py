@@ -712,7 +712,7 @@ def table(result: Result) -> str:
 
 def build_federation(folder: Path) -> Any:
     """Returns the stages of the tests' federation."""
-    helpers = Path(__file__).parents[1] / "tests" / "federation.py"
+    helpers = Path(__file__).parents[1] / "tests" / "helpers" / "federation.py"
     spec = importlib.util.spec_from_file_location("federation", helpers)
     module = importlib.util.module_from_spec(spec)
     sys.modules["federation"] = module

@@ -18,7 +18,7 @@ from ddm_fed.records import SampledGaussianEvent, read_plan_toml
 from ddm_fed.training import PrivateRun, PrivateTraining, RunOptions
 from ddm_fed.training.parallel import join_team
 from ddm_fed.training.private_run import promised_rule
-from ddm_fed.training.state import new_identity
+from ddm_fed.training.state import Job
 
 PLAN = """
 federation = "benchmark"
@@ -60,14 +60,15 @@ def measure(architecture: str, draws: int, batch: int) -> None:
     images = ImageSet(torch.rand(units, 1, 28, 28) * 2 - 1, None)
     design = plan.expert.default
     with join_team(shard=False) as team, tempfile.TemporaryDirectory() as folder:
+        job = Job(plan, "0" * 64, "0" * 64, design, RunOptions(seed=1), team)
         run = dataclasses.replace(
-            new_identity(plan, "0" * 64, "0" * 64, design, RunOptions(seed=1), team, "float32"),
+            job.new_identity("float32"),
             noise=noise.to_json(),
             secret=secret.hex,
             origin=secret.origin,
         )
         path = Path(folder) / "checkpoint"
-        training = PrivateRun(images, plan, design, RunOptions(), run, team, path)
+        training = PrivateRun(images, job, run, path)
         proof = ProvedUpdate(
             training.update,
             Claim(event, noise.expected_units, promised_rule(plan)),

@@ -40,7 +40,7 @@ from ddm_fed.records import Plan, read_plan_toml
 from ddm_fed.training import RunOptions
 from ddm_fed.training.loop import Training
 from ddm_fed.training.parallel import Team
-from ddm_fed.training.state import require_same_run, start_run
+from ddm_fed.training.state import Job, require_same_run, start_run
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLASSES = 10
@@ -83,9 +83,10 @@ def ours(plan: Plan, images: ImageSet, folder: Path, *, compiled: bool) -> Itera
     """Yields after every step, saying how it is computed."""
     team, options = Team(DEVICE), RunOptions(seed=0, compile=compiled)
     design, path = plan.expert.default, folder / f"checkpoint-{compiled}"
-    start_run(path, plan, "0" * 64, "0" * 64, design, options, team)
-    run = require_same_run(path, "0" * 64, "0" * 64, design, options, team, finished=False)
-    training = Training(images, plan, design, options, run, team, path)
+    job = Job(plan, "0" * 64, "0" * 64, design, options, team)
+    start_run(path, job)
+    run = require_same_run(path, job, finished=False)
+    training = Training(images, job, run, path)
     said: list[str] = []
     training.prepare(said.append)
     if said:

@@ -62,7 +62,16 @@ class CoordinatorSettings(Record):
 
 @dataclass(frozen=True)
 class CoordinatorFolder(Home):
-    """An initialised coordinator."""
+    """An initialised coordinator.
+
+    Example:
+        >>> home = CoordinatorFolder.create(folder / "consortium", "digits")
+        >>> home.settings.federation, home.settings.root[:7]
+        ('digits', 'sha256:')
+        >>> CoordinatorFolder.create(folder / "consortium", "digits")
+        Traceback (most recent call last):
+        ddm_fed.errors.StateError: ...
+    """
 
     path: Path
     settings: CoordinatorSettings

@@ -62,7 +62,8 @@ class Sheet(NamedTuple):
 def run(command: Callable[[], object]) -> None:
     """Runs a command line; errors are shown and end with exit status 1.
 
-    Wrong usage, which the command line itself finds, ends with 2. Ctrl-C, where the command has no
+    Wrong usage ends with 2, whoever finds it: the command line itself, or the command by an
+    `OptionError`. Ctrl-C, where the command has no
     end of its own for it, ends with 130, and SIGTERM by that signal, both with a word.
     """
     write_what_can_be_written()
@@ -72,7 +73,7 @@ def run(command: Callable[[], object]) -> None:
             command()
         except DdmFedError as error:
             show_error(error)
-            sys.exit(1)
+            sys.exit(error.exit_status)
         except OSError as error:
             show_error(
                 MachineError(

@@ -7,7 +7,8 @@
     │   ├── KeyFileError        DDM103
     │   ├── StateError          DDM104
     │   │   └── BusyError       DDM106
-    │   └── MachineError        DDM105
+    │   ├── MachineError        DDM105
+    │   └── OptionError         DDM107  ends with exit status 2
     ├── RefusedError            what arrived must not be trusted
     │   ├── MalformedError      DDM201
     │   ├── SignatureError      DDM202
@@ -94,6 +95,7 @@ class DdmFedError(Exception):
     """
 
     code: ClassVar[str] = "DDM000"
+    exit_status: ClassVar[int] = 1
 
     def __init__(self, message: str, *, hint: str, details: Sequence[str] = ()) -> None:
         shown = printable(message[:MAX_MESSAGE])
@@ -153,6 +155,16 @@ class MachineError(InputError):
     """The operating system refused: no room, no permission, a broken disk."""
 
     code = "DDM105"
+
+
+class OptionError(InputError):
+    """An option of a command has a value that cannot be used, or is missing: wrong usage.
+
+    To be raised where another command line is the remedy, not another command before it.
+    """
+
+    code = "DDM107"
+    exit_status = 2
 
 
 def not_written(path: Path, error: Exception) -> MachineError:

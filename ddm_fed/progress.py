@@ -1,13 +1,58 @@
-"""A sign of life for logs and pipes: a line a minute that says how far something has come."""
+"""How far something has come: what long work tells its caller, and lines for logs."""
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import monotonic
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
-EVERY_S = 60.0
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Advance = Callable[[int], None]
+"""Is told how many more bytes, samples or steps are done since it was last told."""
+
+FIRST_S, EVERY_S = 10.0, 60.0
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
+
+
+class StepReport(NamedTuple):
+    """What a training tells its caller after a step; for the screen of its own machine only.
+
+    Attributes:
+        step: Steps done.
+        steps: Steps of the whole run.
+        loss: Mean over the batch. On a GPU that of the step before, so that it is not waited for.
+        images_per_s: Of all processes together, smoothed over the last steps; 0 if not measured.
+        eta_s: Seconds that the rest will take at that speed; 0 if not measured.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    images_per_s: float = 0.0
+    eta_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told how a training goes: nobody by default. All of it stays on this machine.
+
+    Attributes:
+        on_step: Called after every step.
+        on_sample: Called with the number of steps done and images `(N, C, H, W)` in [-1, 1].
+        say: Called with notices for people.
+        advance: Called with how many more images are drawn, where images are drawn first.
+    """
+
+    on_step: Callable[[StepReport], None] = lambda _: None
+    on_sample: "Callable[[int, Tensor], None]" = lambda *_: None
+    say: Callable[[str], None] = lambda _: None
+    advance: Advance = lambda _: None
+
+
+QUIET = Watch()
 
 
 def duration(seconds: float) -> str:
@@ -23,14 +68,17 @@ def duration(seconds: float) -> str:
 
 
 class Heartbeat:
-    """Says every minute how far a count has come, also while nothing moves.
+    """Says how far a count has come, also while nothing moves.
+
+    The first line comes soon, so that a short task says something; each pause is twice the one
+    before, up to `every_s`.
 
     Args:
         description: What is under way.
         total: How many things there are; 0 if nobody can count.
         unit: What they are.
         say: Writes a line.
-        every_s: Seconds between two lines.
+        every_s: Most seconds between two lines.
     """
 
     def __init__(
@@ -71,8 +119,10 @@ class Heartbeat:
         self._thread.join()
 
     def _beat(self) -> None:
-        while not self._ended.wait(self._every_s):
+        pause = min(FIRST_S, self._every_s)
+        while not self._ended.wait(pause):
             self._say(self._line(self._completed, monotonic() - self._begun))
+            pause = min(2 * pause, self._every_s)
 
     def _line(self, completed: int, passed_s: float) -> str:
         count = f": {completed:,} of {self._total:,} {self._unit}" if self._total else ""

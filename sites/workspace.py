@@ -87,7 +87,18 @@ class SiteSettings(Record):
 
 @dataclass(frozen=True)
 class SiteFolder(Home):
-    """An initialised site."""
+    """An initialised site.
+
+    Example:
+        >>> from decimal import Decimal
+        >>> root = "sha256:" + "ab" * 32  # as people read it out
+        >>> settings = SiteSettings(name="hospital-a", root=root, max_epsilon=Decimal(3))
+        >>> site = SiteFolder.create(folder / "hospital-a", settings)
+        >>> (site.path / "site.toml").exists(), (site.path / "enrolment.dsse.json").exists()
+        (True, True)
+        >>> SiteFolder.open(site.path).settings.require
+        ('site',)
+    """
 
     path: Path
     settings: SiteSettings

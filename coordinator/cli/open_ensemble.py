@@ -9,10 +9,10 @@ from pathlib import Path
 from coordinator.cli.options import pinned_root
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed import console
+from ddm_fed.commands.staleness import refuse_stale
 from ddm_fed.ensemble.folder import VerifiedEnsemble, verify_ensemble
 from ddm_fed.ensemble.staleness import find_staleness
-from ddm_fed.errors import StateError
-from ddm_fed.storage.files import Advance
+from ddm_fed.progress import Advance
 from ddm_fed.trust.published import read_seen
 
 
@@ -31,7 +31,8 @@ def open_current(
 
     Raises:
         RefusedError: the ensemble does not verify, or is no part of the coordinator's history.
-        StateError: it is stale, or no fingerprint is given.
+        StateError: it is stale.
+        OptionError: no fingerprint is given.
     """
     pin = pinned_root(root, coordinator)
     verified = verify_ensemble(ensemble, pin, advance=advance)
@@ -41,17 +42,6 @@ def open_current(
     if home.settings.root != pin:
         return verified
     found = find_staleness(verified, *read_seen(home.published, pin))
-    again = console.typed("ddm-coord", "assemble", "NEW_FOLDER", "--coordinator", coordinator)
-    if found.stale:
-        raise StateError(
-            f"{ensemble} is stale, and so would be whatever is made from it: "
-            + "; ".join(found.stale),
-            hint=f"assemble what is left, and use that: {again}",
-        )
-    for reason in found.newer:
-        console.say(
-            f"WARNING: {reason}. This ensemble holds the one before: what a site took back with "
-            f"the newer one, images whose consent was withdrawn for instance, lives on in it. "
-            f"Assemble anew: {again}"
-        )
+    words = ("ddm-coord", "assemble", "NEW_FOLDER", "--coordinator", coordinator)
+    refuse_stale(ensemble, found, console.typed(*words))
     return verified

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, JsonOption, RootOption, pinned_root
+from coordinator.cli.options import CoordinatorOption, RootOption, pinned_root
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
 
 if TYPE_CHECKING:
     from ddm_fed.records import Plan

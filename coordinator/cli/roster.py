@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, JsonOption
+from coordinator.cli.options import CoordinatorOption, require_enough_keys
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
+from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
     from coordinator.roster.proposals import Proposal
@@ -138,13 +140,13 @@ def rotate(
 
     chosen = [request is not None, coordinator_key, server_certificate, bool(root_key)]
     if sum(chosen) != 1:
-        raise typer.BadParameter(
-            "give a request, or --coordinator-key, or --server-certificate, or --root-key"
+        raise OptionError(
+            f"{sum(chosen)} things to replace are named",
+            hint="give one: a request, --coordinator-key, --server-certificate, or --root-key",
         )
     if bool(root_key) != (threshold is not None):
-        raise typer.BadParameter("--root-key and --threshold belong together")
-    if root_key and threshold is not None and threshold > len(root_key):
-        raise typer.BadParameter(f"{threshold} of {len(root_key)} root keys can never sign")
+        raise OptionError("--root-key and --threshold need each other", hint="give both")
+    require_enough_keys(threshold or 0, len(root_key or ()))
     home = CoordinatorFolder.open(coordinator)
     with home.changing():
         if request is not None:
@@ -187,7 +189,10 @@ def revoke(
     from coordinator.workspace import CoordinatorFolder
 
     if certificates and (key is not None or compromised_since is not None):
-        raise typer.BadParameter("--certificates ends no key: give nothing else with it")
+        raise OptionError(
+            "--certificates ends no key, so --key and --compromised-since mean nothing with it",
+            hint="leave them out, or leave --certificates out",
+        )
     home = CoordinatorFolder.open(coordinator)
     with home.changing():
         if certificates:
@@ -318,7 +323,10 @@ def _request_file(home: "CoordinatorFolder", name: str) -> Path:
     if file.is_file():
         return file
     if re.fullmatch(r"[a-z0-9][a-z0-9-]*", name) is None:
-        raise typer.BadParameter(f"{name} is neither a file nor the name of a site")
+        raise OptionError(
+            f"REQUEST {name} is neither a file nor the name of a site",
+            hint="`ddm-coord status` lists the requests that wait here",
+        )
     return find_request(home, name)
 
 

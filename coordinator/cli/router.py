@@ -1,12 +1,15 @@
 """`ddm-coord router`: routers from the experts' own samples, and comparisons of routers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, JsonOption, RootOption
+from coordinator.cli.options import CoordinatorOption, RootOption
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption, finite
+from ddm_fed.commands.sample import EnsembleArgument
+from ddm_fed.errors import OptionError, StateError
 
 if TYPE_CHECKING:
     from ddm_fed.router import TimeQuality
@@ -16,8 +19,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Make routers from the experts' own samples, and compare routers.",
 )
-BUILT = ("mixture", "heads", "replay", "hybrid")
-EnsembleArgument = Annotated[Path, typer.Argument(exists=True, file_okay=False)]
 SamplesOption = Annotated[
     int, typer.Option("--samples-per-site", help="Images drawn from each expert.", min=16)
 ]
@@ -42,7 +43,7 @@ def build(
     ensemble: EnsembleArgument,
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     kind: Annotated[
-        str,
+        Literal["mixture", "heads", "replay", "hybrid"],
         typer.Option(
             help="replay: a network trained on samples. hybrid: the mixture at high noise, the "
             "network (or the sites' heads, with --low heads) below --switch. mixture, heads: what "
@@ -50,7 +51,7 @@ def build(
         ),
     ] = "replay",
     low: Annotated[
-        str, typer.Option(help="What a hybrid asks below --switch: replay, or heads.")
+        Literal["replay", "heads"], typer.Option(help="What a hybrid asks below --switch.")
     ] = "replay",
     coordinator: CoordinatorOption = Path(),
     root: RootOption = None,
@@ -59,12 +60,20 @@ def build(
     training_steps: Annotated[int, typer.Option(help="Steps of the network.", min=1)] = 3000,
     frequencies: Annotated[
         int | None,
-        typer.Option(help="DCT coefficients per channel it reads; all, up to 1024.", min=1),
+        typer.Option(
+            help="DCT coefficients per channel it reads; all, up to 1024.", min=1, max=4096
+        ),
     ] = None,
     width: Annotated[int, typer.Option(help="Channels of the network.", min=8, max=8192)] = 256,
     depth: Annotated[int, typer.Option(help="Blocks of the network.", min=1, max=32)] = 3,
     switch: Annotated[
-        float, typer.Option(help="Time below which a hybrid asks its network.", min=0.01, max=0.99)
+        float,
+        typer.Option(
+            help="Time below which a hybrid asks its network.",
+            min=0.01,
+            max=0.99,
+            callback=finite,
+        ),
     ] = 0.7,
     no_calibrate: Annotated[
         bool, typer.Option("--no-calibrate", help="Leave the posterior as it is.")
@@ -81,15 +90,13 @@ def build(
 
     Example: ddm-coord router build ensemble --kind hybrid --out router
     """
-    if kind not in BUILT:
-        raise typer.BadParameter(f"--kind is one of {', '.join(BUILT)}")
-    if low not in ("replay", "heads") or (low == "heads" and kind != "hybrid"):
-        raise typer.BadParameter("--low is replay or heads, and belongs to --kind hybrid")
+    if low == "heads" and kind != "hybrid":
+        raise OptionError("--low heads belongs to --kind hybrid", hint="leave --low out")
     from coordinator.cli.open_ensemble import open_current
     from ddm_fed.ensemble.devices import chosen_devices
-    from ddm_fed.ensemble.replay import BuildOptions, Watch, build_from_samples
+    from ddm_fed.ensemble.replay import BuildOptions, build_from_samples
     from ddm_fed.ensemble.router_folder import described, write_built
-    from ddm_fed.errors import StateError
+    from ddm_fed.progress import Watch
     from ddm_fed.records import RouterNetworkSpec
 
     if out.exists():
@@ -105,7 +112,7 @@ def build(
             steps=training_steps,
         )
     options = BuildOptions(
-        kind=cast(Literal["mixture", "heads", "replay", "hybrid"], kind),
+        kind=kind,
         samples_per_site=samples_per_site,
         solver_steps=steps,
         seed=seed,
@@ -130,7 +137,7 @@ def build(
         built = build_from_samples(
             verified,
             options,
-            Watch(drawn, lambda step, loss: show_trained(step, f"loss {loss:.3f}")),
+            Watch(lambda now: show_trained(now.step, f"loss {now.loss:.3f}"), advance=drawn),
         )
     write_built(out, built)
     if as_json:

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, JsonOption, place_to_listen
+from coordinator.cli.options import CoordinatorOption, listening_address
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption, finite
 
 GIB = 1 << 30
 
@@ -16,21 +17,21 @@ def serve(
     listen: Annotated[
         str,
         typer.Option(
-            help="HOST:PORT for members; port 0 takes a free one.", callback=place_to_listen
+            help="HOST:PORT for members; port 0 takes a free one.", callback=listening_address
         ),
     ] = "127.0.0.1:8443",
     enroll: Annotated[
         str | None,
         typer.Option(
             help="HOST:PORT for requests to be enrolled, from anybody; by default none.",
-            callback=place_to_listen,
+            callback=listening_address,
         ),
     ] = None,
     web: Annotated[
         str | None,
         typer.Option(
             help="HOST:PORT of the read-only page and the metrics; by default none.",
-            callback=place_to_listen,
+            callback=listening_address,
         ),
     ] = None,
     samples: Annotated[
@@ -42,14 +43,19 @@ def serve(
         typer.Option("--share-ensemble", help="Let members fetch the newest ensemble."),
     ] = False,
     reserve: Annotated[
-        float, typer.Option(help="GiB of disk to leave free whatever arrives.", min=0)
+        float,
+        typer.Option(help="GiB of disk to leave free whatever arrives.", min=0, callback=finite),
     ] = 1.0,
     uploads: Annotated[
         int, typer.Option(help="Unfinished bundles of one site at a time.", min=1)
     ] = 2,
     timeout: Annotated[
         float,
-        typer.Option(help="Seconds a stream may bring less than 64 KiB before it is ended.", min=1),
+        typer.Option(
+            help="Seconds a stream may bring less than 64 KiB before it is ended.",
+            min=1,
+            callback=finite,
+        ),
     ] = 60.0,
     as_json: JsonOption = False,
 ) -> None:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, JsonOption
+from coordinator.cli.options import CoordinatorOption
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption, finite
+from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
     from coordinator.workspace import CoordinatorFolder
@@ -26,7 +28,13 @@ def status(
     ] = False,
     every: Annotated[
         float,
-        typer.Option(metavar="SECONDS", help="With --watch: how often to look.", min=0.1, max=3600),
+        typer.Option(
+            metavar="SECONDS",
+            help="With --watch: how often to look.",
+            min=0.1,
+            max=3600,
+            callback=finite,
+        ),
     ] = 2.0,
     prometheus: Annotated[
         Path | None,
@@ -49,7 +57,9 @@ def status(
     /var/lib/node_exporter/ddm_fed.prom
     """
     if as_json and prometheus is not None:
-        raise typer.BadParameter("--json and --prometheus are two forms of one answer: give one")
+        raise OptionError(
+            "--json and --prometheus are two forms of one answer", hint="leave one of them out"
+        )
     with suppress(KeyboardInterrupt):  # the way to end --watch
         if prometheus is not None:
             _write_metrics(coordinator, prometheus, every, rounds if watch else 1)

@@ -1,19 +1,18 @@
-"""`ddm-coord verify` and `audit`: the commands that outsiders run too."""
+"""`ddm-coord verify`: what anyone can verify offline. It writes nothing."""
 
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, JsonOption, RootOption, pinned_root
+from coordinator.cli.options import CoordinatorOption, RootOption, pinned_root
 from ddm_fed import console
-from ddm_fed.errors import StateError
-from ddm_fed.storage.files import Advance, size_below
+from ddm_fed.commands.options import JsonOption
+from ddm_fed.errors import OptionError
+from ddm_fed.progress import Advance
+from ddm_fed.storage.files import size_below
 
 if TYPE_CHECKING:
-    from coordinator.inbox.admission import Verdict
-    from coordinator.workspace import CoordinatorFolder
     from ddm_fed.bundle.verify import VerifiedBundle
     from ddm_fed.ensemble.folder import VerifiedEnsemble
     from ddm_fed.ensemble.staleness import Staleness
@@ -21,38 +20,41 @@ if TYPE_CHECKING:
 
 def verify(
     target: Annotated[
-        Path | None,
+        Path,
         typer.Argument(
-            help="An ensemble, or one bundle. Without it, everything in the inbox is verified and "
-            "admitted, or refused and set aside."
+            help="An ensemble, a published folder, or one bundle.", exists=True, file_okay=False
         ),
-    ] = None,
+    ],
     coordinator: CoordinatorOption = Path(),
     root: RootOption = None,
     published: Annotated[
         Path | None,
         typer.Option(
-            help="Published folder: needed for one bundle; for an ensemble, a newer one says "
-            "whether the ensemble may still be used."
+            help="Published folder. A bundle needs it. For an ensemble, a newer one says whether "
+            "the ensemble may still be used."
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify and admit what arrived; or verify an ensemble or a bundle, offline, as anyone can.
+    """Verify an ensemble, a published folder or a bundle, offline. Anyone can; nothing is written.
 
-    Examples: ddm-coord verify · ddm-coord verify ensemble --root sha256:3b6a… ·
-    ddm-coord verify bundle --root sha256:3b6a… --published published
+    Ends with 1 if it does not verify, or must not be used any more.
+
+    Examples: ddm-coord verify ensemble --root sha256:3b6a… · ddm-coord verify published --root
+    sha256:3b6a… · ddm-coord verify bundle --root sha256:3b6a… --published published
     """
-    if target is None:
-        _verify_inbox(coordinator, as_json)
-        return
     from ddm_fed.ensemble.folder import STATEMENT_FILE, verify_ensemble
+    from ddm_fed.trust.published import PLAN_FILE
 
     pin = pinned_root(root, coordinator)
     if published is None and (coordinator / "coordinator.toml").exists():
         published = coordinator / "published"
+    is_ensemble = (target / STATEMENT_FILE).exists()
+    if not is_ensemble and (target / PLAN_FILE).exists():
+        _verify_published(target, pin, as_json)
+        return
     with console.moving_bytes(f"verifying {target.name}", size_below(target)) as advance:
-        if not (target / STATEMENT_FILE).exists():
+        if not is_ensemble:
             _show_bundle(_verify_bundle(target, pin, published, advance), pin, as_json)
             return
         verified = verify_ensemble(target, pin, advance=advance)
@@ -60,6 +62,31 @@ def verify(
     _show_ensemble(verified, newer, as_json)
     if newer is not None and newer.stale:
         raise typer.Exit(1)
+
+
+def _verify_published(folder: Path, pin: str, as_json: bool) -> None:
+    from ddm_fed.trust.log import read_log
+    from ddm_fed.trust.published import read_published
+
+    trust = read_published(folder, pin)
+    log = read_log(folder, trust.chain)
+    if as_json:
+        console.show_json(
+            {
+                "verified": "published folder",
+                "federation": trust.plan.federation,
+                "root": pin,
+                "plan_sha256": trust.plan_sha256,
+                "roster": trust.roster.version,
+                "log": log.head.model_dump(),
+            }
+        )
+        return
+    console.show_table(
+        f"Verified: published folder of {trust.plan.federation}, down from {pin[:24]}…",
+        ["plan", "roster", "log size", "log root"],
+        [[trust.plan_sha256, str(trust.roster.version), str(log.size), log.head.root]],
+    )
 
 
 def _verify_bundle(
@@ -70,8 +97,8 @@ def _verify_bundle(
     from ddm_fed.trust.published import read_published
 
     if published is None:
-        raise StateError(
-            f"{target} is not an ensemble, and a bundle needs its plan and roster",
+        raise OptionError(
+            f"--published is missing: {target} is no ensemble, and a bundle needs its plan",
             hint="add --published FOLDER to verify a single bundle",
         )
     return verify_bundle(target, read_published(published, pin), now(), advance=advance)
@@ -168,138 +195,4 @@ def _show_table(title: str, bundles: "list[VerifiedBundle] | tuple[VerifiedBundl
             ]
             for bundle in bundles
         ],
-    )
-
-
-def _verify_inbox(coordinator: Path, as_json: bool) -> None:
-    from coordinator.ensembles.reference import waits_for_reference
-    from coordinator.inbox.admission import admit_arrivals
-    from coordinator.inbox.ledger_prices import Prices, price_arrivals
-    from coordinator.workspace import CoordinatorFolder
-
-    home = CoordinatorFolder.open(coordinator)
-    bar = console.moving_bytes("verifying the inbox", size_below(home.incoming))
-    waiting = price_arrivals(home, home.trust(), Prices())
-    with home.changing(), bar as advance:
-        verdicts = admit_arrivals(home, home.trust(), later=waiting, advance=advance)
-        jumps = _jumps(home, verdicts)
-    refused = [verdict for verdict in verdicts if verdict.error is not None]
-    if as_json:
-        console.show_json(
-            [
-                {
-                    "arrival": verdict.name,
-                    "site": verdict.admitted.submission.site if verdict.admitted else None,
-                    "admitted": verdict.admitted is not None,
-                    "log_index": verdict.admitted.entry.index if verdict.admitted else None,
-                    "code": verdict.error.code if verdict.error else None,
-                    "reason": verdict.error.message if verdict.error else None,
-                }
-                for verdict in verdicts
-            ]
-        )
-    elif verdicts:
-        console.show_table(
-            "Arrivals",
-            ["arrival", "site", "verdict"],
-            [
-                [
-                    verdict.name[:16] + "…",
-                    verdict.admitted.submission.site if verdict.admitted else "unknown",
-                    "admitted" if verdict.error is None else f"refused: {verdict.error.code}",
-                ]
-                for verdict in verdicts
-            ],
-        )
-    else:
-        console.say(f"nothing new in {home.incoming}")
-    for said in jumps:
-        console.say(f"WARNING: {said}: `ddm-coord assemble` will ask about it")
-    for error in [*waiting.values(), *(verdict.error for verdict in refused)]:
-        if error is not None:
-            console.show_error(error)
-    if refused:
-        console.say(f"refused bundles are kept in {home.refused}")
-        raise typer.Exit(1)
-    if waits_for_reference(home, home.trust()):
-        console.next_step(console.typed("ddm-coord", "reference", "--coordinator", coordinator))
-        return
-    words = ("ddm-coord", "assemble", "--coordinator", coordinator, "ENSEMBLE_FOLDER")
-    console.next_step(console.typed(*words))
-
-
-def _jumps(home: "CoordinatorFolder", verdicts: "list[Verdict]") -> list[str]:
-    """Returns what a person has to decide about the counts of what was just admitted."""
-    from coordinator.ensembles.image_counts import count_members, sentence
-    from coordinator.inbox.admission import current_members
-    from coordinator.log import read_book
-
-    new = {item.admitted.payload_sha256 for item in verdicts if item.admitted is not None}
-    if not new:
-        return []
-    trust = home.trust()
-    log = read_book(home, trust.chain)
-    found = count_members(home, trust, log, current_members(home, trust, log))
-    return [sentence(item) for item in found if item.jumped and item.submission_sha256 in new]
-
-
-def audit(
-    folders: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Folders that hold rosters and log: published folders, the folders of sites, "
-            "ensembles.",
-            exists=True,
-            file_okay=False,
-        ),
-    ],
-    coordinator: CoordinatorOption = Path(),
-    root: RootOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Compare what the coordinator showed to several places; name a fork with both signed heads.
-
-    Example: ddm-coord audit hospital-a hospital-b published --root sha256:3b6a…
-    """
-    from ddm_fed.trust.published import (
-        PLAN_FILE,
-        read_published,
-        read_seen,
-        require_newer,
-        require_newer_plan,
-    )
-
-    pin = pinned_root(root, coordinator)
-    seen, plans = [], []
-    for folder in folders:
-        kept = folder / "seen" if (folder / "seen").is_dir() else folder
-        seen.append((folder, read_seen(kept, pin)))
-        if (kept / PLAN_FILE).exists():
-            plans.append((folder, read_published(kept, pin)))
-    # every pair is compared through the longest log: prefixes of one log agree with each other
-    seen.sort(key=lambda item: (item[1][1].size, len(item[1][0].rosters)))
-    newest_folder, newest = seen[-1]
-    longest = max((item[1][0] for item in seen), key=lambda chain: len(chain.rosters))
-    for folder, (chain, log) in seen:
-        what = f"{folder} and {newest_folder}"
-        require_newer((longest, newest[1]), (chain, log), what=what)
-    plans.sort(key=lambda item: item[1].plan.version)
-    for (place, earlier), (other, later) in pairwise(plans):
-        require_newer_plan(later, earlier, what=f"{place} and {other}")
-    rows = [
-        {
-            "folder": str(folder),
-            "roster": chain.current.version,
-            "log_size": log.size,
-            "log_root": log.head.root,
-        }
-        for folder, (chain, log) in seen
-    ]
-    if as_json:
-        console.show_json({"root": pin, "consistent": True, "places": rows})
-        return
-    console.show_table(
-        "One history: each of these is a part of the next",
-        ["folder", "roster", "log size", "log root"],
-        [[str(value)[:64] for value in row.values()] for row in rows],
     )

@@ -16,10 +16,10 @@ from ddm_fed.ensemble.folder import (
     require_common_reference,
     write_ensemble,
 )
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError, StateError
+from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_REASON, Removal, RouterName, is_plain, now
 from ddm_fed.router import needs_heads
-from ddm_fed.storage.files import Advance
 from ddm_fed.trust import Trust
 from ddm_fed.trust.log import Log
 from ddm_fed.trust.receipts import sign_removal
@@ -38,7 +38,8 @@ def choose_members(home: CoordinatorFolder, without: Collection[str]) -> dict[st
     """Returns the admitted submission of every site of the roster that was not left out.
 
     Raises:
-        StateError: a site has not been admitted and was not left out, or is not known.
+        StateError: a site has not been admitted and was not left out.
+        OptionError: a site that is left out is not known, or none remains.
     """
     trust = home.trust()
     return _choose(home, trust, recover(home, trust), without)
@@ -50,8 +51,8 @@ def _choose(
     names = {site.name for site in trust.roster.sites}
     unknown = sorted(set(without) - names)
     if unknown:
-        raise StateError(
-            f"--without names `{unknown[0]}`, which is not in the roster",
+        raise OptionError(
+            f"--without {unknown[0]}: this site is not in the roster",
             hint="the roster lists " + ", ".join(sorted(names)),
         )
     members = {
@@ -65,11 +66,11 @@ def _choose(
     if missing:
         raise StateError(
             f"nothing is admitted yet from {', '.join(missing)}",
-            hint="run `ddm-coord verify` when it has arrived, or leave it out on purpose: "
+            hint="run `ddm-coord admit` when it has arrived, or leave it out on purpose: "
             + " ".join(f"--without {name}" for name in missing),
         )
     if not members:
-        raise StateError("no site is left to assemble", hint="leave fewer sites out")
+        raise OptionError("--without: no site is left to assemble", hint="leave fewer sites out")
     return members
 
 
@@ -183,12 +184,12 @@ def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: b
         delete_weights: Delete its files from the store too, unless another site sent the same.
 
     Raises:
-        StateError: nothing of it is admitted, the roster does not list it, or the reason cannot be
-            signed.
+        StateError: nothing of it is admitted, or the roster does not list it.
+        OptionError: the reason cannot be signed.
     """
     if len(reason) > MAX_REASON or not is_plain(reason):
-        raise StateError(
-            f"the reason has {len(reason)} characters, or some that cannot be seen",
+        raise OptionError(
+            f"--reason has {len(reason)} characters, or some that cannot be seen",
             hint=f"it is signed and public: one line of at most {MAX_REASON} plain characters",
         )
     trust = home.trust()

@@ -49,6 +49,7 @@ from ddm_fed.errors import (
     StateError,
     printable,
 )
+from ddm_fed.progress import Advance
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
@@ -62,7 +63,6 @@ from ddm_fed.records import (
 from ddm_fed.signing import peek_payload
 from ddm_fed.storage.files import (
     PART_PREFIX,
-    Advance,
     read_bounded,
     sweep_parts,
     write_atomically,

@@ -49,7 +49,7 @@ def require_progress(submission: Submission, payload_sha256: str, log: Log) -> N
             f"{what} says that the log had the root {seen.root} at {seen.size} leaves, which this "
             f"log of {log.size} leaves never had",
             hint="the site was shown another history, or does not tell the truth: compare its "
-            "`seen` folder with `ddm-coord audit`",
+            "`seen` folder with `ddm-coord check-consistency`",
         )
     for entry, receipt in log.counted(site):
         if receipt.sequence == submission.sequence and entry.submission_sha256 != payload_sha256:

@@ -128,7 +128,7 @@ def require_share(
     if len(waiting) >= MOST_WAITING:
         raise QuotaError(
             f"{len(waiting)} bundles of `{site}` wait in the inbox, {MOST_WAITING} may",
-            hint="the coordinator's people verify them with `ddm-coord verify`; send it again then",
+            hint="the coordinator's people verify them with `ddm-coord admit`; send it again then",
         )
     kept = sum(map(size_below, waiting)) + sum(
         _admitted_bytes(home, entry.submission_sha256) for entry in log.receipts(site=site)

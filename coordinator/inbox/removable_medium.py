@@ -32,6 +32,7 @@ from ddm_fed.errors import (
     WeightsError,
     printable,
 )
+from ddm_fed.progress import Advance
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
@@ -43,7 +44,7 @@ from ddm_fed.records import (
 )
 from ddm_fed.remote import Entry, RemoteFolder
 from ddm_fed.signing import peek_payload
-from ddm_fed.storage.files import BLOCK_BYTES, PART_PREFIX, Advance
+from ddm_fed.storage.files import BLOCK_BYTES, PART_PREFIX
 from ddm_fed.storage.junk import is_junk
 from ddm_fed.trust import require_in_force
 from ddm_fed.trust.published import published_files
@@ -121,7 +122,7 @@ def require_medium(home: CoordinatorFolder, medium: RemoteFolder) -> None:
     if medium.path is not None and (medium.path / "incoming").resolve() == home.incoming.resolve():
         raise StateError(
             f"{medium.name} is this coordinator's own inbox",
-            hint="run `ddm-coord verify`: what lies there has arrived already",
+            hint="run `ddm-coord admit`: what lies there has arrived already",
         )
 
 

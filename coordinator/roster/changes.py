@@ -14,7 +14,7 @@ from coordinator.roster.request import (
     require_free,
 )
 from coordinator.workspace import CoordinatorFolder
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError, StateError
 from ddm_fed.records import (
     MAX_DOCUMENT_BYTES,
     EnrolmentRequest,
@@ -183,15 +183,17 @@ def revoke(
             signed from there on counts no longer.
 
     Raises:
-        StateError: no such site or key, or nothing would change.
+        StateError: no such site, or nothing would change.
+        OptionError: the site has no such key.
     """
     chain = home.chain()
     size = read_book(home, chain).size
     site = member_of(chain, name)
     chosen = [key for key in site.keys if keyid in (None, VerifyKey.from_hex(key.public_key).keyid)]
     if not chosen:
-        raise StateError(
-            f"`{name}` has no key {keyid}", hint="`ddm-coord roster show` lists its keys"
+        raise OptionError(
+            f"--key {keyid}: `{name}` has no such key",
+            hint="`ddm-coord roster show` lists its keys",
         )
     keys = tuple(
         _ended(key, size, compromised_since) if key in chosen else key for key in site.keys

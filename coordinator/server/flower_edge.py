@@ -23,7 +23,7 @@ from pathlib import Path
 from coordinator.server.gate import Gate
 from coordinator.server.seats import seats
 from ddm_fed import console
-from ddm_fed.errors import SizeError, StateError
+from ddm_fed.errors import OptionError, SizeError
 from ddm_fed.exchange.flower import MIB, missing_flower
 
 try:
@@ -85,11 +85,11 @@ def make_edge(
         connections: Most at once.
 
     Raises:
-        StateError: `superlink` is not an address on this machine.
+        OptionError: `superlink` is not an address on this machine.
     """
     if not re.fullmatch(r"https?://(127\.0\.0\.1|\[::1\]|localhost):\d{1,5}", superlink):
-        raise StateError(
-            f"{superlink} is not an address of a SuperLink on this machine",
+        raise OptionError(
+            f"--superlink {superlink}: not the address of a SuperLink on this machine",
             hint="start it with --host 127.0.0.1, and name it as https://127.0.0.1:PORT",
         )
     verify = ssl.create_default_context(cafile=superlink_ca) if superlink_ca else False

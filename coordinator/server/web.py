@@ -6,20 +6,21 @@ at most 16 KiB and has five seconds to arrive. A name in `Host` that is not ours
 refused, so that no web site can make a visitor's browser read the page under its own name.
 """
 
-import io
+import asyncio
 import re
 import socket
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from socketserver import ThreadingMixIn, UnixStreamServer
 from threading import Thread
-from time import monotonic
 from types import TracebackType
 from typing import Any, Self
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from coordinator.server.gate import Gate
 from coordinator.server.seats import seats
@@ -28,7 +29,7 @@ from coordinator.status.metrics import ServerMetrics
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed import console
 
-MAX_REQUEST_BYTES = 16 << 10
+MAX_REQUEST_BYTES, MAX_FIELDS = 16 << 10, 100
 REQUEST_S, ANSWER_S = 5.0, 30.0
 HEAD_S = 0.05  # it comes at once; there is no handshake
 MAX_CONNECTIONS = 64  # that are answered at a time
@@ -54,14 +55,13 @@ class WebServer:
     url: str
     port: int
     _gate: Gate
-    _server: "_Server"
+    _server: uvicorn.Server
     _thread: Thread
 
     def close(self) -> None:
         """Stops answering and frees the port."""
         self._gate.close()
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.should_exit = True
         self._thread.join()
 
     def __enter__(self) -> Self:
@@ -107,109 +107,115 @@ def start_web(
     )
     gate.open()
     behind = gate.folder / "web"
-    server = _Server(str(behind), Pages(home, metrics, samples), allowed)
-    thread = Thread(target=server.serve_forever, name="web", daemon=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(behind))
+    listener.listen(2 * MAX_CONNECTIONS)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            _Application(Pages(home, metrics, samples), allowed),
+            http=_Protocol,
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",  # those who hang up or talk nonsense are no news
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+        )
+    )
+    thread = Thread(target=server.run, args=([listener],), name="web", daemon=True)
     thread.start()
     gate.lead_to(behind)
     return WebServer(f"http://{own}:{gate.port}/", gate.port, gate, server, thread)
 
 
-class _Server(ThreadingMixIn, UnixStreamServer):
-    daemon_threads = True
-    request_queue_size = 2 * MAX_CONNECTIONS
+class _Application:
+    """Answers for uvicorn, as ASGI wants it."""
 
-    def __init__(self, behind: str, pages: Pages, names: frozenset[str]) -> None:
-        self.pages, self.names = pages, names
-        super().__init__(behind, _Handler)
+    def __init__(self, pages: Pages, names: frozenset[str]) -> None:
+        self._pages, self._names = pages, names
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        del request, client_address
-        error = sys.exception()
-        if not isinstance(error, OSError):  # those who hang up are no news
-            console.say(f"the web page failed to answer: {type(error).__name__}: {error}")
+    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        """Sends the one answer to the request in `scope`, whatever its body is."""
+        del receive
+        response = await self._answer(scope)
+        head = {"status": response.status, "headers": _fields(response)}
+        await send({"type": "http.response.start", **head})
+        await send({"type": "http.response.body", "body": response.body})
 
-
-class _TooLargeError(Exception):
-    """A request went on beyond what any of ours needs."""
-
-
-class _BoundedReader(io.RawIOBase):
-    """Reads a socket up to a moment and up to a number of bytes, however slowly they drip."""
-
-    def __init__(self, source: socket.socket) -> None:
-        self._source, self._deadline = source, monotonic() + REQUEST_S
-        self._left = MAX_REQUEST_BYTES
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if self._left <= 0:
-            raise _TooLargeError
-        left_s = self._deadline - monotonic()
-        if left_s <= 0:
-            raise TimeoutError
-        self._source.settimeout(left_s)
-        count = self._source.recv_into(memoryview(buffer)[: self._left])
-        self._left -= count
-        return count
-
-
-class _Handler(BaseHTTPRequestHandler):
-    """One request, then the connection closes."""
-
-    server: _Server
-
-    def setup(self) -> None:
-        super().setup()
-        self.rfile.close()  # it would wait as long as a peer likes
-        self.rfile = io.BufferedReader(_BoundedReader(self.connection))
-        self.command, self.close_connection = "", True
-
-    def handle(self) -> None:
-        try:
-            self.raw_requestline = self.rfile.readline()
-            if not self.raw_requestline:
-                return
-            if not self.raw_requestline.endswith(b"\n"):
-                self._send(text_response(400, "the request broke off"))
-            elif self.parse_request():
-                self._send(self._answer())
-        except _TooLargeError:
-            self._send(text_response(431, f"a request is at most {MAX_REQUEST_BYTES} bytes"))
-        except TimeoutError:
-            self._send(text_response(408, "the request took too long"))
-
-    def _answer(self) -> Response:
-        if self.request_version not in ("HTTP/1.0", "HTTP/1.1"):
+    async def _answer(self, scope: dict[str, Any]) -> Response:
+        if scope["http_version"] not in ("1.0", "1.1"):
             return text_response(505, "HTTP/1.1 is spoken here")
-        hosts = self.headers.get_all("Host") or []
-        found = HOST.fullmatch(hosts[0].strip().lower()) if len(hosts) == 1 else None
-        if found is None or found["name"] not in self.server.names:
+        if len(scope["headers"]) > MAX_FIELDS:
+            return text_response(431, f"a request has at most {MAX_FIELDS} header fields")
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        found = HOST.fullmatch(hosts[0].decode("latin-1").lower()) if len(hosts) == 1 else None
+        if found is None or found["name"] not in self._names:
             return text_response(421, "this name is not served here; see --web-name")
-        if self.command not in ("GET", "HEAD"):
+        if scope["method"] not in ("GET", "HEAD"):
             return text_response(405, "this page is only read: GET or HEAD")
-        return self.server.pages.answer(self.path)
+        path, query = scope["raw_path"].decode(), scope["query_string"].decode()
+        answer = partial(self._pages.answer, f"{path}?{query}" if query else path)
+        asked = asyncio.get_running_loop().run_in_executor(None, answer)
+        await asyncio.wait([asked])
+        error = asked.exception()
+        if error is None:
+            return asked.result()
+        console.say(f"the web page failed to answer: {type(error).__name__}: {error}")
+        return text_response(500, "the page failed; whoever runs this server can read why")
 
-    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
-        """Answers what the parser of the standard library refuses; never with its words."""
-        del message, explain
-        self._send(text_response(code, HTTPStatus(code).phrase.lower()))
 
-    def _send(self, response: Response) -> None:
-        lines = [f"HTTP/1.1 {response.status} {HTTPStatus(response.status).phrase}"]
-        fields = HEADERS | {
-            "Content-Type": response.content_type,
-            "Content-Length": str(len(response.body)),
-            "Date": self.date_time_string(),
-            "Connection": "close",
-        }
-        if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
-            fields["Allow"] = "GET, HEAD"
-        lines += [f"{name}: {value}" for name, value in fields.items()]
-        head = "\r\n".join([*lines, "", ""]).encode("ascii")
-        self.connection.settimeout(ANSWER_S)  # for all of it
-        self.connection.sendall(head if self.command == "HEAD" else head + response.body)
+class _Protocol(H11Protocol):
+    """One request that comes in time, one answer that is read in time, then the end."""
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        """Writes nothing: who asks for a status is no event."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._left = MAX_REQUEST_BYTES
+        self._timer = self.loop.call_later(
+            REQUEST_S, self._refuse, text_response(408, "the request took too long")
+        )
+
+    def data_received(self, data: bytes) -> None:
+        if self.conn.their_state is not h11.IDLE:  # the head is here, and the rest is not read
+            return
+        self._left -= len(data)
+        if self._left < 0:
+            self._refuse(text_response(431, f"a request is at most {MAX_REQUEST_BYTES} bytes"))
+            return
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:
+            self._give_time_to_read()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answers what h11 refuses; never with its words."""
+        del msg
+        self._refuse(text_response(400, "this is no request of HTTP/1.1"))
+
+    def _refuse(self, response: Response) -> None:
+        fields = [*self.server_state.default_headers, *_fields(response)]
+        reason = HTTPStatus(response.status).phrase.encode()
+        head = h11.Response(status_code=response.status, headers=fields, reason=reason)
+        for event in (head, h11.Data(data=response.body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+        self._give_time_to_read()
+
+    def _give_time_to_read(self) -> None:
+        self._timer.cancel()
+        self._timer = self.loop.call_later(ANSWER_S, self.transport.abort)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._timer.cancel()
+        super().connection_lost(exc)
+
+
+def _fields(response: Response) -> list[tuple[bytes, bytes]]:
+    fields = HEADERS | {
+        "Content-Type": response.content_type,
+        "Content-Length": str(len(response.body)),
+        "Connection": "close",
+    }
+    if response.status == HTTPStatus.METHOD_NOT_ALLOWED:
+        fields["Allow"] = "GET, HEAD"
+    return [(name.encode(), value.encode()) for name, value in fields.items()]

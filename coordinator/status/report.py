@@ -38,7 +38,7 @@ def _after_admission(
     if published is None:
         return "`ddm-coord reference`"
     if item.submission.reference_sha256 != published:
-        return "its head: `ddm-site head` there, then `ddm-coord verify`"
+        return "its head: `ddm-site head` there, then `ddm-coord admit`"
     return "`ddm-coord assemble`"
 
 
@@ -51,16 +51,16 @@ def _before_admission(
             return "removed", "nothing; a new bundle would bring it back"
         return "revoked", "new keys, with `ddm-coord roster rotate`"
     if journey.arrived_at is not None:
-        return "arrived", "`ddm-coord verify`"
+        return "arrived", "`ddm-coord admit`"
     if journey.upload is not None:
-        return "uploading", "the rest of its bundle, then `ddm-coord verify`"
+        return "uploading", "the rest of its bundle, then `ddm-coord admit`"
     if journey.refusal is not None:
-        return "refused", "a bundle that holds, then `ddm-coord verify`"
+        return "refused", "a bundle that holds, then `ddm-coord admit`"
     if removed:
         return "removed", "nothing; a new bundle would bring it back"
     if trust is None:
         return "in the roster", "`ddm-coord publish PLAN.toml`"
-    return "in the roster", "its bundle, then `ddm-coord verify`"
+    return "in the roster", "its bundle, then `ddm-coord admit`"
 
 
 def _ensembles(happened: Iterable[dict[str, Any]], stale: Collection[str]) -> dict[str, str]:
@@ -143,7 +143,7 @@ def site_states(home: CoordinatorFolder) -> dict[str, Any]:
             if not site.is_active:  # it signs nothing more, and what it did sign is still used
                 state, waiting = "revoked", "`ddm-coord remove`, to end the use of its expert"
             elif journey.arrived_at is not None:
-                waiting = "`ddm-coord verify`, for its newer bundle"
+                waiting = "`ddm-coord admit`, for its newer bundle"
         else:
             state, waiting = _before_admission(trust, site, journey, removed=site.name in removed)
         rows.append(

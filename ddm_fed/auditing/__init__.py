@@ -27,7 +27,6 @@ from ddm_fed.auditing.onerun import gaussian_epsilon as gaussian_epsilon
 from ddm_fed.auditing.onerun import guess_p_value as guess_p_value
 from ddm_fed.auditing.onerun import refutes as refutes
 from ddm_fed.auditing.onerun import steinke_bound as steinke_bound
-from ddm_fed.auditing.onerun import steinke_ceiling as steinke_ceiling
 from ddm_fed.auditing.onerun import steinke_p_value as steinke_p_value
 from ddm_fed.auditing.rates import Rate as Rate
 from ddm_fed.auditing.rates import clopper_pearson as clopper_pearson

@@ -21,7 +21,7 @@ Source: Dirac canaries: Nasr et al. 2023, arXiv:2302.07956; guessing on both sid
 import copy
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -39,6 +39,7 @@ from ddm_fed.auditing.onerun import (
 )
 from ddm_fed.auditing.rates import scores_p_value
 from ddm_fed.privacy import Clipped, PrivateStep, Randomness, Weights, clip_factors, deltas, epsilon
+from ddm_fed.progress import Advance
 from ddm_fed.records import SampledGaussianEvent, Verdict, verdict
 
 CANARIES = 200_000  # half of the promised noise is found at epsilon 8; 2000 would not be enough
@@ -145,7 +146,7 @@ def audit_step(
     confidence: float = 0.95,
     significance: float = SIGNIFICANCE,
     randomness: Randomness | None = None,
-    on_step: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> CanaryAudit:
     """Returns what canaries find out about a step that claims to be `event`.
 
@@ -163,7 +164,7 @@ def audit_step(
         confidence: Of the bound from below.
         significance: How often an honest step is accused.
         randomness: Of the coins and of the step; by default new, from the operating system.
-        on_step: Called after every step.
+        advance: Told of every step.
 
     Raises:
         ValueError: fewer than two canaries.
@@ -179,7 +180,7 @@ def audit_step(
         canaries=canaries,
         clip_norm=clip_norm,
         randomness=randomness or Randomness.from_system(),
-        on_step=on_step,
+        advance=advance,
     )
     return judge(
         scores,
@@ -249,7 +250,7 @@ def canary_scores(
     canaries: int,
     clip_norm: float,
     randomness: Randomness,
-    on_step: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> tuple[Floats, Members]:
     """Returns the canaries' scores `(m,)`, and which of them were in, `(m,)`.
 
@@ -259,7 +260,7 @@ def canary_scores(
         canaries: m.
         clip_norm: C.
         randomness: Of the coins and of the step.
-        on_step: Called after every step.
+        advance: Told of every step.
     """
     trial = copy.copy(step)
     trial.gradients, trial.randomness = CanaryGradients(), randomness
@@ -273,7 +274,7 @@ def canary_scores(
             mean, _ = trial.noisy_mean(weights, data, moment, clip_norm)
             noisy = mean[AXES].double().numpy()
             scores += log_ratio(noisy * (step.expected_units / clip_norm), rate, multiplier)
-            on_step(moment)
+            advance(1)
     return scores, members
 
 

@@ -329,14 +329,6 @@ def ceiling(
     return gaussian_bound(canaries, [Guesses(guesses, guesses)], delta, confidence=shared)
 
 
-def steinke_ceiling(
-    canaries: int, guesses: int, delta: float, *, confidence: float = 0.95, tried: int = 1
-) -> float:
-    """Returns what `steinke_bound` says if all guesses are right; arguments as for `ceiling`."""
-    shared = 1 - (1 - confidence) / tried
-    return steinke_bound(canaries, [Guesses(guesses, guesses)], delta, confidence=shared)
-
-
 def _shared(tried: Sequence[Guesses], confidence: float) -> float:
     if not tried:
         raise ValueError("no number of guesses was tried")

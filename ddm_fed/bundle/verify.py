@@ -54,6 +54,7 @@ from ddm_fed.errors import (
 )
 from ddm_fed.models import expert_tensors
 from ddm_fed.privacy import expected_units
+from ddm_fed.progress import Advance
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
@@ -75,7 +76,6 @@ from ddm_fed.router import (
 from ddm_fed.signing import SigningKey, seal
 from ddm_fed.storage.digests import check_file
 from ddm_fed.storage.files import (
-    Advance,
     list_regular_files,
     open_regular,
     read_bounded,
@@ -156,7 +156,14 @@ def file_digests(
 def sign_bundle(
     folder: Path, submission: Submission, digests: dict[str, str], keys: Sequence[SigningKey]
 ) -> None:
-    """Writes the signed manifest of `folder`, whose tensor files must be complete."""
+    """Writes the signed manifest of `folder`, whose tensor files must be complete.
+
+    Example:
+        >>> digests, _ = file_digests(folder)
+        >>> sign_bundle(folder, submission, digests, [key])
+        >>> verify_bundle(folder, trust, now()).site
+        'hospital-a'
+    """
     statement = Statement[Submission](
         subject=subjects(digests), predicateType=SUBMISSION_PREDICATE, predicate=submission
     )
@@ -189,6 +196,16 @@ def verify_bundle(
 
     Raises:
         RefusedError: the first rule that fails; the message names the item.
+
+    Example:
+        >>> bundle = verify_bundle(folder, trust, now())
+        >>> bundle.site, sorted(bundle.files)
+        ('hospital-a', ['expert.safetensors', 'router.safetensors'])
+        >>> weights = folder / "expert.safetensors"
+        >>> _ = weights.write_bytes(weights.read_bytes()[:-1] + b"!")
+        >>> verify_bundle(folder, trust, now())
+        Traceback (most recent call last):
+        ddm_fed.errors.DigestError: ...
     """
     what = f"the bundle {folder.name[:16]}"
     sources = {name: folder / name for name in arrived_files(folder, what=what)}

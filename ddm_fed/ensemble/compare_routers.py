@@ -12,7 +12,7 @@ from ddm_fed.ensemble.load import (
 )
 from ddm_fed.ensemble.replay import JUDGED_AT, BuildOptions, draw_from_experts, judge_router
 from ddm_fed.ensemble.router_folder import read_built
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError, StateError
 from ddm_fed.router import Router, TimeQuality, knots_about, released_weights
 from ddm_fed.storage.digests import sha256_of
 
@@ -28,7 +28,8 @@ def compare_routers(
         options: How many samples, and how they are drawn.
 
     Raises:
-        StateError: a router was made from other experts, or from these very samples.
+        StateError: a router was made from other experts.
+        OptionError: one was made from these very samples.
     """
     times = set(JUDGED_AT)
     hybrids = [verified.record.built]
@@ -45,9 +46,9 @@ def compare_routers(
                 hint="build it anew from this ensemble",
             )
         if record.seed == options.seed:
-            raise StateError(
-                f"the router in {folder} was made from the samples of seed {record.seed}, which "
-                "would judge it",
+            raise OptionError(
+                f"--seed {record.seed}: the router in {folder} was made from the samples of this "
+                "seed, which cannot judge it",
                 hint="give another --seed",
             )
         hybrids.append(record)

@@ -4,27 +4,28 @@ from collections.abc import Sequence
 
 import torch
 
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 
 
 def chosen_devices(names: Sequence[str] | None) -> tuple[str, ...]:
     """Returns the devices asked for; without any, the GPU if there is one, else the processor.
 
     Raises:
-        StateError: a name means nothing, or this machine has no such device.
+        OptionError: a name means nothing, or this machine has no such device.
     """
     if not names:
         return ("cuda",) if torch.cuda.is_available() else ("cpu",)
     for name in names:
         kind, _, number = name.partition(":")
         if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
-            raise StateError(
-                f"--device {name} is no device", hint="use cpu, cuda, or cuda:1 for the second GPU"
+            raise OptionError(
+                f"--device {name}: unknown device",
+                hint="use cpu, cuda, or cuda:1 for the second GPU",
             )
         present = torch.cuda.device_count() if kind == "cuda" else 1
         if int(number or 0) >= present:
-            raise StateError(
-                f"this machine has no {name}: torch sees {present} of that kind",
+            raise OptionError(
+                f"--device {name}: this machine has {present} of that kind",
                 hint="leave --device out to use what there is",
             )
     return tuple(names)

@@ -33,6 +33,7 @@ from ddm_fed.bundle.verify import (
 from ddm_fed.ensemble.model_signing import SIGNATURE_FILE
 from ddm_fed.errors import DigestError, FileSetError, LogError, PlanMismatchError, PolicyError
 from ddm_fed.limits import MAX_ENSEMBLE_FILES
+from ddm_fed.progress import Advance
 from ddm_fed.records import (
     ENSEMBLE_PREDICATE,
     IN_TOTO_PAYLOAD,
@@ -51,7 +52,6 @@ from ddm_fed.router import built_tensors, needs_heads
 from ddm_fed.signing import SigningKey, VerifyKey, open_envelope, seal
 from ddm_fed.storage.digests import check_file, sha256_of
 from ddm_fed.storage.files import (
-    Advance,
     list_regular_files,
     new_folder,
     open_regular,
@@ -209,6 +209,13 @@ def verify_ensemble(
 
     Raises:
         RefusedError: the first rule that fails; the message names the item.
+
+    Example:
+        >>> verified = verify_ensemble(ensemble, root)
+        >>> [bundle.site for bundle in verified.bundles], verified.record.router
+        (['hospital-a', 'hospital-b', 'hospital-c'], 'mixture')
+        >>> verified.log.size
+        3
     """
     what = "the ensemble"
     # before anything in it is read

@@ -21,7 +21,7 @@ from ddm_fed.bundle.verify import (
 from ddm_fed.ensemble.folder import VerifiedEnsemble, require_common_reference
 from ddm_fed.ensemble.pool import ExpertPool, Precision
 from ddm_fed.ensemble.velocity import Ensemble
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.flows import Expert
 from ddm_fed.limits import MAX_ROUTER_BYTES
 from ddm_fed.models import build_network
@@ -84,7 +84,7 @@ def load_router(verified: VerifiedEnsemble, kind: RouterName | None = None) -> R
     """Returns the router of a verified ensemble, or another that its releases can serve.
 
     Raises:
-        StateError: `kind` has to be built from samples, and the ensemble has none of it.
+        OptionError: `kind` has to be built from samples, and the ensemble has none of it.
         DigestError: the router's file changed after it was verified.
     """
     plan, record = verified.trust.plan, verified.record
@@ -97,8 +97,8 @@ def load_router(verified: VerifiedEnsemble, kind: RouterName | None = None) -> R
     if kind == "heads":
         return heads_router(plan, load_heads(verified), load_releases(verified))
     if kind not in get_args(ClosedForm):
-        raise StateError(
-            f"the ensemble has no {kind} router, it has a {record.router} router",
+        raise OptionError(
+            f"--router {kind}: the ensemble has no such router, it has a {record.router} router",
             hint=f"make one with `ddm-coord router build --kind {kind}` and assemble with it",
         )
     return build_router(plan, cast(ClosedForm, kind), load_releases(verified))

@@ -23,6 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from ddm_fed.errors import DigestError, FileSetError, MalformedError
+from ddm_fed.progress import Advance
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
@@ -33,7 +34,6 @@ from ddm_fed.records import (
 from ddm_fed.signing import ExportKey, pre_authentication_encoding, verify_export_signature
 from ddm_fed.storage.files import (
     BLOCK_BYTES,
-    Advance,
     list_regular_files,
     open_regular,
     read_bounded,

@@ -8,8 +8,8 @@ A quarter of the images calibrates, another judges, the rest trains.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
 
@@ -22,8 +22,9 @@ from ddm_fed.ensemble.load import load_ensemble, load_heads, load_releases
 from ddm_fed.ensemble.pool import ExpertPool
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.velocity import Ensemble, Strategy
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.flows import ClassCondition, Condition, VelocityModel
+from ddm_fed.progress import QUIET, Advance, Watch
 from ddm_fed.records import (
     LEARNED_ROUTERS,
     BuiltRouter,
@@ -49,7 +50,6 @@ from ddm_fed.router import (
 )
 
 JUDGED_AT = (0.1, 0.3, 0.5, 0.7, 0.9)
-Advanced = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -96,34 +96,26 @@ class RouterBuilt:
     after: list[TimeQuality]
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Who is told how it goes."""
-
-    drawn: Advanced = lambda _: None
-    trained: Callable[[int, float], None] = field(default=lambda *_: None)
-
-
 def build_from_samples(
-    verified: VerifiedEnsemble, options: BuildOptions, watch: Watch | None = None
+    verified: VerifiedEnsemble, options: BuildOptions, watch: Watch = QUIET
 ) -> RouterBuilt:
     """Returns the router that `options` ask for, made from samples of the experts.
 
     The same options make the same router on the same machine type.
 
     Raises:
-        StateError: the plan's releases do not serve this router, or the options do not fit.
+        OptionError: the plan's releases do not serve this router, or the options do not fit.
     """
-    watch, plan = watch or Watch(), verified.trust.plan
+    plan = verified.trust.plan
     if options.kind == "prior":
-        raise StateError(
-            "a prior router looks at no image, so samples cannot improve it",
-            hint="build mixture, heads, replay or hybrid",
+        raise OptionError(
+            "--kind prior: a prior router looks at no image, so samples cannot improve it",
+            hint="give --kind mixture, heads, replay or hybrid",
         )
     network = options.network if options.kind in LEARNED_ROUTERS else None
     if options.kind not in LEARNED_ROUTERS and not options.calibrate:
-        raise StateError(
-            f"a {options.kind} router without calibration needs no samples",
+        raise OptionError(
+            f"--no-calibrate: a {options.kind} router without calibration needs no samples",
             hint=f"leave --no-calibrate out, or assemble with --router {options.kind}",
         )
     releases = load_releases(verified)
@@ -142,11 +134,11 @@ def build_from_samples(
     )
     heads = load_heads(verified) if needs_heads(record) else []
     weights = released_weights(plan, releases)
-    drawn = draw_from_experts(verified, weights, options, watch.drawn)
+    drawn = draw_from_experts(verified, weights, options, watch.advance)
     train, fit, judge = _split(drawn, len(weights), generator)
     tensors: dict[str, Tensor] = {}
     if network is not None:
-        trained = _train(train, plan.data, weights, network, generator, watch.trained)
+        trained = _train(train, plan.data, weights, network, generator, watch)
         tensors |= network_tensors(trained)
     plain = restore_router(plan, record.model_copy(update={"knots": ()}), tensors, releases, heads)
     shares = weights.sum(1) / weights.sum()
@@ -165,7 +157,7 @@ def draw_from_experts(
     verified: VerifiedEnsemble,
     weights: Tensor,
     options: BuildOptions,
-    advanced: Advanced = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> ReplaySet:
     """Returns `samples_per_site` images of every expert alone, site after site.
 
@@ -174,7 +166,7 @@ def draw_from_experts(
         weights: Mass of every class at every site, `(K, G)`, or `(K, 1)` without classes. A site's
             images are asked of it by these, so that its labels are distributed as it released.
         options: How many, and how they are drawn.
-        advanced: Told how many images just went one solver step further.
+        advance: Told how many images just went one solver step further.
     """
     plan = verified.trust.plan
     pool = load_ensemble(
@@ -206,7 +198,7 @@ def draw_from_experts(
             options.samples_per_site,
             sampling,
             condition=condition,
-            advanced=advanced,
+            advance=advance,
         )
         images.append(drawn.images)
     sites = torch.arange(len(pool)).repeat_interleave(options.samples_per_site)
@@ -279,7 +271,7 @@ def _train(
     weights: Tensor,
     spec: RouterNetworkSpec,
     generator: torch.Generator,
-    on_step: Callable[[int, float], None],
+    watch: Watch,
 ) -> CoefficientNetwork:
     network = router_network(data, spec, len(weights))
     basis = dct_basis(data.shape, spec.frequencies)
@@ -296,7 +288,7 @@ def _train(
         batch_size=spec.batch_size,
         learning_rate=float(spec.learning_rate),
         generator=generator,
-        on_step=on_step,
+        watch=watch,
     )
     return network
 

@@ -1,4 +1,4 @@
-"""What `ddm-coord sample` may be asked for, what an ensemble can answer, and what to say of it."""
+"""What `sample` may be asked for, what an ensemble can answer, and what to say of it."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import frequencies_seen, load_releases
 from ddm_fed.ensemble.pool import Precision
 from ddm_fed.ensemble.velocity import Ensemble, Strategy
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.flows import Solver
 from ddm_fed.records import DataSpec, RouterName
 from ddm_fed.router import released_totals
@@ -16,7 +16,7 @@ from ddm_fed.router import released_totals
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """How to sample; see `ddm-coord sample --help`."""
+    """How to sample; see `ddm-site sample --help`."""
 
     count: int
     strategy: Strategy | None
@@ -99,35 +99,35 @@ def require_fit(
     """Refuses options that the ensemble cannot answer.
 
     Raises:
-        StateError: naming the option, and what to give instead.
+        OptionError: naming the option, and what to give instead.
     """
     classes = content.data.classes
     if options.label is not None and options.label not in classes:
         known = ", ".join(classes) or "none: the plan is unconditional"
-        raise StateError(
+        raise OptionError(
             f"--class {options.label} is not in the plan", hint=f"its classes are {known}"
         )
     if options.label is not None and options.label not in content.held:
-        raise StateError(
+        raise OptionError(
             f"--class {options.label}: no site released a count of `{options.label}` that stands "
             "out of its noise, so no expert is known to have learnt it, and what came out would be "
             "invented",
             hint=f"the classes that sites have are {', '.join(content.held)}",
         )
     if options.guidance != 1.0 and not classes:
-        raise StateError(
+        raise OptionError(
             f"--guidance {options.guidance:g} needs classes to guide to, and the plan has none",
             hint="leave --guidance out",
         )
     if options.guidance != 1.0 and not content.knows_no_class:
-        raise StateError(
+        raise OptionError(
             f"--guidance {options.guidance:g} starts from what experts say without a class, and "
             "under this plan (training.label_dropout = 0) they never learnt to say anything",
             hint="leave --guidance out; for guidance train under a plan with a label_dropout such "
             "as 0.1",
         )
     if options.attribution and ensemble.sees_until <= 0:
-        raise StateError(
+        raise OptionError(
             "--attribution asks the router whose an image is, and this router looks at no image",
             hint="give --router mixture, or another that the ensemble has; the sites that were "
             "drawn are in samples.npz anyway",
@@ -135,8 +135,9 @@ def require_fit(
     try:
         ensemble.require(strategy)
     except ValueError as error:
-        raise StateError(
-            str(error), hint="choose --strategy sticky, or --router mixture where the plan has it"
+        raise OptionError(
+            f"--strategy: {error}",
+            hint="choose --strategy sticky, or --router mixture where the plan has it",
         ) from None
 
 

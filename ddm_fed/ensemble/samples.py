@@ -8,7 +8,7 @@ folder belongs to one set of options and one ensemble: another is refused, never
 import json
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ddm_fed.ensemble.velocity import DEFAULT_STRATEGY, Ensemble, Strategy
 from ddm_fed.errors import StateError, names_its_path
 from ddm_fed.flows import CALLS_PER_STEP, ClassCondition
 from ddm_fed.pictures import write_grid, write_picture
+from ddm_fed.progress import Advance
 from ddm_fed.records import canonical_json, sha256_hex
 from ddm_fed.storage.files import (
     PART_PREFIX,
@@ -47,13 +48,14 @@ def draw(
     out: Path,
     options: DrawOptions,
     *,
-    update: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> dict[str, Any]:
     """Samples a verified ensemble, and writes what `write_samples` writes to `out`.
 
     Raises:
         RefusedError: a file of the ensemble is no longer what was verified.
-        StateError: options do not fit the plan or each other, or `out` holds other samples.
+        OptionError: options do not fit the plan or each other.
+        StateError: `out` holds other samples.
     """
     _require_ours(out)
     ensemble = load_ensemble(
@@ -72,7 +74,7 @@ def draw(
         "router": options.router or verified.record.router,
     }
     content = Content.of(verified, options.router, options.strategy or DEFAULT_STRATEGY)
-    return write_samples(ensemble, content, out, options, source, update=update)
+    return write_samples(ensemble, content, out, options, source, advance=advance)
 
 
 def write_samples(
@@ -82,7 +84,7 @@ def write_samples(
     options: DrawOptions,
     source: dict[str, Any],
     *,
-    update: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> dict[str, Any]:
     """Samples an ensemble into samples.npz, grid.png, samples.json and images/ in `out`.
 
@@ -92,7 +94,7 @@ def write_samples(
         out: Folder; made where it is missing.
         options: How.
         source: Says which ensemble it is; `members` names its sites in their order.
-        update: Told how many samples' worth of work is done.
+        advance: Told how many more samples' worth of work is done.
 
     Returns:
         What samples.json holds: source, options, intended shares, what has to be known of them
@@ -100,7 +102,7 @@ def write_samples(
         of every site.
 
     Raises:
-        StateError: as for `draw`.
+        OptionError, StateError: as for `draw`.
     """
     _require_ours(out)
     strategy = options.strategy or DEFAULT_STRATEGY
@@ -111,7 +113,7 @@ def write_samples(
     if (out / SUMMARY).exists():
         finished: dict[str, Any] = json.loads((out / SUMMARY).read_bytes())
         _require_same_digest(out, finished.get("options_sha256"), digest)
-        update(options.count)
+        advance(options.count)
         return finished
     parts = out / PARTS
     parts.mkdir(exist_ok=True)
@@ -120,7 +122,7 @@ def write_samples(
             _require_same_digest(out, (parts / "options").read_text(), digest)
         write_atomically(parts / "options", digest.encode())
         job = _Job(ensemble, content, out, options, strategy, tuple(source["members"]))
-        files = [job.part(indices, update) for indices in job.chunks]
+        files = [job.part(indices, advance) for indices in job.chunks]
         summary = described | _counted(ensemble, files, tuple(source["members"]))
         summary["options_sha256"] = digest
         _write_archive(out / "samples.npz", files, options.count)
@@ -164,21 +166,21 @@ class _Job:
         )
         self.chunks = self._sampling.chunks(options.count)
 
-    def part(self, indices: range, update: Callable[[int], None]) -> Path:
+    def part(self, indices: range, advance: Advance) -> Path:
         """Returns the file of a finished chunk, which is drawn where it is missing."""
         file = self._out / PARTS / f"{indices.start:09d}.npz"
         if file.exists():
-            update(indices.stop)
+            advance(len(indices))
             return file
         labels = None
         if self._labels is not None:
             labels = self._labels[indices.start : indices.stop]
-        done, calls = 0, list(self._ensemble.experts.calls)
+        steps_done, calls = 0, list(self._ensemble.experts.calls)
 
-        def advanced(count: int) -> None:
-            nonlocal done
-            done += count
-            update(indices.start + done // self._options.steps)
+        def one_step_of(count: int) -> None:
+            nonlocal steps_done
+            before, steps_done = steps_done, steps_done + count
+            advance(steps_done // self._options.steps - before // self._options.steps)
 
         drawn = sample_chunk(
             self._ensemble,
@@ -186,7 +188,7 @@ class _Job:
             indices,
             self._sampling,
             condition=None if labels is None else ClassCondition(labels),
-            advanced=advanced,
+            advance=one_step_of,
         )
         images = ((drawn.images + 1) * 127.5).round().byte().numpy()
         arrays: dict[str, Any] = {"images": images}

@@ -28,6 +28,7 @@ from ddm_fed.flows import (
     rows_of,
     time_grid,
 )
+from ddm_fed.progress import Advance
 
 CPU = torch.device("cpu")
 TimedVelocity = Callable[[Tensor, Tensor], Tensor]
@@ -93,7 +94,7 @@ def sample(
     options: SamplingOptions,
     *,
     condition: Condition | None = None,
-    advanced: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> Samples:
     """Returns samples 0 to `count - 1` of the ensemble.
 
@@ -103,11 +104,19 @@ def sample(
         count: Number of samples.
         options: How.
         condition: What every sample is asked to be, `count` rows, or None.
-        advanced: Told how many samples just went one step further.
+        advance: Told how many samples just went one step further.
 
     Raises:
         ValueError: a count is not positive, guidance has no condition, or the strategy needs
             another router.
+
+    Example:
+        With an ensemble of three sites:
+
+        >>> options = SamplingOptions(Strategy("sticky"), steps=3, solver="heun", seed=0)
+        >>> drawn = sample(ensemble, (1, 8, 8), 20, options)
+        >>> tuple(drawn.images.shape), tuple(drawn.sites.shape)  # the site that drew each
+        ((20, 1, 8, 8), (20,))
     """
     if count < 1:
         raise ValueError(f"count must be positive, got {count}")
@@ -118,7 +127,7 @@ def sample(
             indices,
             options,
             condition=rows_of(condition, slice(indices.start, indices.stop)),
-            advanced=advanced,
+            advance=advance,
         )
         for indices in options.chunks(count)
     ]
@@ -166,14 +175,14 @@ def sample_chunk(
     options: SamplingOptions,
     *,
     condition: Condition | None = None,
-    advanced: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> Samples:
     """Returns the samples `indices`, worked on together; `condition` has their rows only."""
     require_condition(options.guidance, condition)
     ensemble.require(options.strategy)
     if options.attribution and ensemble.sees_until <= 0:
         raise ValueError("this router looks at no image, so it cannot say which sites one is of")
-    chunk = _Chunk(ensemble, shape, indices, options, condition, advanced)
+    chunk = _Chunk(ensemble, shape, indices, options, condition, advance)
     x_0, sites = chunk.drawn() if options.strategy.draws_sites else (chunk.weighted(), None)
     return Samples(x_0.clamp(-1, 1).float().to(CPU), sites, chunk.attribution)
 
@@ -188,9 +197,9 @@ class _Chunk:
         indices: range,
         options: SamplingOptions,
         condition: Condition | None,
-        advanced: Callable[[int], None],
+        advance: Advance,
     ) -> None:
-        self._ensemble, self._options, self._advanced = ensemble, options, advanced
+        self._ensemble, self._options, self._told = ensemble, options, advance
         self._device = ensemble.experts.device
         self._condition = None if condition is None else condition.to(self._device)
         self._shape, self._indices = shape, indices
@@ -289,7 +298,7 @@ class _Chunk:
             log_posterior = self._ensemble.log_posterior(state.x, at, asked, seen)
             self._parts[rows] += float(passed) * log_posterior.exp()
         after = advance(velocity, state, self._times, step, self._options.solver, noise)
-        self._advanced(len(rows))
+        self._told(len(rows))
         return after
 
     def _velocity_of(self, site: int, rows: Tensor) -> TimedVelocity:

@@ -133,6 +133,14 @@ class Ensemble:
     Args:
         experts: One velocity network per site, or a pool of them.
         router: Scores the same sites in the same order. It runs on the processor.
+
+    Example:
+        >>> from ddm_fed.router import PriorRouter
+        >>> one, three = (lambda x, t, c, v=v: torch.full_like(x, v) for v in (1.0, 3.0))
+        >>> ensemble = Ensemble([one, three], PriorRouter(torch.tensor([[3.0], [1.0]])))
+        >>> x, t = torch.zeros(1, 1, 1, 2), torch.ones(1)
+        >>> ensemble.velocity(x, t, None, strategy=Strategy.parse("full")).flatten().tolist()
+        [1.5, 1.5]
     """
 
     def __init__(self, experts: Sequence[VelocityModel] | ExpertPool, router: Router) -> None:

@@ -4,7 +4,6 @@ Trained on real images, its features measure samples. Trained on samples, its ac
 images measures how useful they are (train on synthetic, test on real: TSTR).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -68,7 +67,6 @@ def train_classifier_on(
     generator: torch.Generator,
     batch_size: int = 128,
     learning_rate: float = 2e-3,
-    on_epoch: Callable[[int], None] = lambda _: None,
 ) -> TrainedClassifier:
     """Returns a classifier of `images`; the best epoch on a held-out tenth of them is kept.
 
@@ -82,7 +80,6 @@ def train_classifier_on(
         generator: Decides weights, split and order.
         batch_size: Images per step.
         learning_rate: Of AdamW, falling to zero as a cosine.
-        on_epoch: Told every finished epoch.
 
     Raises:
         ValueError: fewer than 20 images.
@@ -104,7 +101,7 @@ def train_classifier_on(
     steps = epochs * -(-len(own) // batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     best, kept = -1.0, {name: value.clone() for name, value in network.state_dict().items()}
-    for epoch in range(epochs):
+    for _ in range(epochs):
         shuffled = own[torch.randperm(len(own), generator=generator)]
         for rows in torch.split(shuffled, batch_size):
             optimizer.zero_grad()
@@ -115,6 +112,5 @@ def train_classifier_on(
         if accuracy > best:
             best = accuracy
             kept = {name: value.clone() for name, value in network.state_dict().items()}
-        on_epoch(epoch + 1)
     network.load_state_dict(kept)
     return TrainedClassifier(network.eval().requires_grad_(False), best)

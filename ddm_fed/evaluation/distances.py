@@ -1,4 +1,4 @@
-"""Euclidean distances between many rows, a block at a time."""
+"""Euclidean distances between many rows, by scikit-learn, which needs memory for a block only."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.floating]
 Rows = NDArray[np.floating | np.integer]
-ROWS_AT_ONCE = 1024
 
 
 class Nearest(NamedTuple):
@@ -17,27 +16,19 @@ class Nearest(NamedTuple):
     row: NDArray[np.integer]
 
 
-def distances(a: Rows, b: Rows) -> Floats:
-    """Returns distances between the rows of `a`, `(N, F)`, and of `b`, `(M, F)`, as `(N, M)`.
-
-    In float64: the difference of large squares would lose what tells near copies apart.
-    """
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    squared = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * a @ b.T
-    found: Floats = np.sqrt(squared.clip(min=0))
-    return found
-
-
 def nearest(a: Rows, b: Rows) -> Nearest:
-    """Returns the nearest row of `b`, `(M, F)`, to each row of `a`, `(N, F)`."""
-    found = Nearest(np.full(len(a), np.inf), np.zeros(len(a), np.int64))
-    for top in range(0, len(a), ROWS_AT_ONCE):
-        rows = slice(top, top + ROWS_AT_ONCE)
-        for left in range(0, len(b), ROWS_AT_ONCE):
-            far = distances(a[rows], b[left : left + ROWS_AT_ONCE])
-            index = far.argmin(1)
-            least = far[np.arange(len(far)), index]
-            closer = least < found.distance[rows]
-            found.distance[rows][closer] = least[closer]
-            found.row[rows][closer] = left + index[closer]
-    return found
+    """Returns the nearest row of `b`, `(M, F)`, to each row of `a`, `(N, F)`.
+
+    Distances are computed in float64 whatever the rows are: the difference of large squares would
+    lose what tells near copies apart.
+    """
+    from sklearn.metrics import pairwise_distances_argmin_min
+
+    row, distance = pairwise_distances_argmin_min(_floats(a), _floats(b))
+    return Nearest(distance, row)
+
+
+def _floats(rows: Rows) -> Floats:
+    """Returns rows that scikit-learn takes as they are; bytes would become float64 as a whole."""
+    floats: Floats = rows.astype(np.result_type(rows.dtype, np.float16), copy=False)
+    return floats

@@ -9,9 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ddm_fed.evaluation.distances import ROWS_AT_ONCE, Floats, distances
+from ddm_fed.evaluation.distances import Floats
 
 NEIGHBOURS = 5
+BLOCK_MIB = 64  # of distances at a time
 SUBSETS, SUBSET_SIZE = 100, 1000
 
 
@@ -151,17 +152,21 @@ def manifold_scores(real: Floats, drawn: Floats, *, neighbours: int = NEIGHBOURS
 
     Source: Kynkaanniemi et al. 2019, arXiv:1904.06991; Naeem et al. 2020, arXiv:2002.09797.
     """
+    from sklearn.metrics import pairwise_distances_chunked
+
     _require_rows(real, drawn, least=neighbours + 1)
+    real, drawn = real.astype(np.float64), drawn.astype(np.float64)
     reach_r, reach_d = _reach(real, neighbours), _reach(drawn, neighbours)
     inside = np.zeros(len(drawn))
     recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
-    for start in range(0, len(real), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        far = distances(real[rows], drawn)
+    start = 0
+    for far in pairwise_distances_chunked(real, drawn, working_memory=BLOCK_MIB):
+        rows = slice(start, start + len(far))
         within = far <= reach_r[rows, None]
         inside += within.sum(0)
         covered[rows] = within.any(1)
         recalled[rows] = (far <= reach_d[None]).any(1)
+        start += len(far)
     return Manifold(
         precision=float((inside > 0).mean()),
         recall=float(recalled.mean()),
@@ -182,11 +187,10 @@ def _moments(features: Floats, *, root: bool) -> tuple[Floats, Floats]:
 
 def _reach(features: Floats, neighbours: int) -> Floats:
     """Returns the distance of every row to its `neighbours`-th nearest other row."""
-    found = [
-        np.partition(distances(features[start : start + ROWS_AT_ONCE], features), neighbours, 1)
-        for start in range(0, len(features), ROWS_AT_ONCE)
-    ]
-    reach: Floats = np.concatenate(found)[:, neighbours]  # the nearest of all is the row itself
+    from sklearn.neighbors import NearestNeighbors
+
+    found = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(features)
+    reach: Floats = found.kneighbors()[0][:, -1]  # of rows without themselves
     return reach
 
 

@@ -58,7 +58,7 @@ class Pictures(NamedTuple):
 
 
 def read_samples(folder: Path) -> tuple[Pictures, dict[str, Any]]:
-    """Returns the samples that `ddm-coord sample` wrote, and its summary.
+    """Returns the samples that `sample` wrote, and its summary.
 
     Raises:
         StateError: the folder holds no finished samples.
@@ -68,7 +68,7 @@ def read_samples(folder: Path) -> tuple[Pictures, dict[str, Any]]:
     if not archive.is_file() or not file.is_file():
         raise StateError(
             f"{folder} holds no finished samples",
-            hint="draw some with ddm-coord sample ENSEMBLE --out FOLDER; a run that was stopped "
+            hint="draw some with `ddm-site sample` or `ddm-coord sample`; a run that was stopped "
             "goes on when it is given again",
         )
     try:

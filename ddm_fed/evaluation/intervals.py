@@ -1,10 +1,8 @@
-"""Intervals of counted things."""
+"""Intervals of counted things, by SciPy."""
 
-import math
 from typing import NamedTuple
 
 LEVEL = 0.95
-NORMAL_QUANTILE = 1.959963984540054  # of LEVEL, two-sided
 
 
 class Proportion(NamedTuple):
@@ -17,7 +15,7 @@ class Proportion(NamedTuple):
     total: int
 
 
-def proportion(hits: int, total: int, *, quantile: float = NORMAL_QUANTILE) -> Proportion:
+def proportion(hits: int, total: int, *, level: float = LEVEL) -> Proportion:
     """Returns the proportion and its Wilson interval, by default of 95 %.
 
     Unlike the textbook interval it stays in [0, 1] and does not vanish at 0 or `total` hits.
@@ -27,13 +25,7 @@ def proportion(hits: int, total: int, *, quantile: float = NORMAL_QUANTILE) -> P
 
     Source: Wilson 1927, doi:10.1080/01621459.1927.10502953.
     """
-    if not 0 <= hits <= total or total == 0:
-        raise ValueError(f"{hits} of {total} is no proportion")
-    value, square = hits / total, quantile**2
-    centre = (value + square / (2 * total)) / (1 + square / total)
-    half = (
-        quantile
-        / (1 + square / total)
-        * math.sqrt(value * (1 - value) / total + square / (4 * total**2))
-    )
-    return Proportion(value, max(0.0, centre - half), min(1.0, centre + half), hits, total)
+    from scipy.stats import binomtest
+
+    found = binomtest(hits, total).proportion_ci(level, method="wilson")
+    return Proportion(hits / total, float(found.low), float(found.high), hits, total)

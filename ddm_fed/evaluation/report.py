@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddm_fed.errors import DataError, StateError
+from ddm_fed.errors import DataError, OptionError, StateError
 from ddm_fed.evaluation import (
     Extractor,
     Matched,
@@ -50,7 +50,7 @@ Labelled = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """How to measure; see `ddm-coord evaluate --help`."""
+    """How to measure; see `ddm-site evaluate --help`."""
 
     features: Features = "classifier"
     weights: Path | None = None
@@ -70,7 +70,7 @@ def evaluate(
     """Measures the samples in a folder and writes evaluation.json and pictures to `out`.
 
     Args:
-        samples: Folder that `ddm-coord sample` wrote.
+        samples: Folder that `sample` wrote.
         real: `.npz` of real images that no site trained on.
         out: Folder; made where it is missing.
         options: How.
@@ -82,11 +82,12 @@ def evaluate(
 
     Raises:
         DataError: an input cannot be used.
+        OptionError: options contradict each other.
         StateError: there are no samples, or `out` holds an evaluation of other inputs or options.
     """
     if (options.weights is not None) != (options.features == "inception"):
-        raise StateError(
-            "--weights FILE and --features inception go together",
+        raise OptionError(
+            "--weights and --features inception need each other",
             hint="give both, or neither for features of a classifier trained here",
         )
     require_ours(out, (REPORT, "counts.png"), hint="give --out a new or an empty folder")
@@ -187,7 +188,7 @@ class _Work:
         elif counts.keys() != intended.keys():
             raise DataError(
                 "samples.json names other sites in its shares than in its counts",
-                hint="draw the samples again with ddm-coord sample",
+                hint="draw the samples again",
             )
         else:
             found = site_share_interval(

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ddm_fed.evaluation.intervals import NORMAL_QUANTILE, Proportion, proportion
+from ddm_fed.evaluation.intervals import LEVEL, Proportion, proportion
 
 Kind = Literal["linear", "mlp"]
 FOLDS = 5
@@ -57,6 +57,7 @@ def two_sample_test(
     size = min(len(real), len(drawn))
     if size < 2 * folds:
         raise ValueError(f"{folds} folds take {2 * folds} images of each kind, got {size}")
+    from scipy.stats import norm
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
@@ -83,11 +84,12 @@ def two_sample_test(
         right.append(model.predict(x[judge]) == y[judge])
     spread = math.sqrt(1 + folds / (folds - 1))
     hits = int(sum(part.sum() for part in right))
-    accuracy = proportion(hits, 2 * size, quantile=spread * NORMAL_QUANTILE)
+    widened = 1 - 2 * norm.sf(spread * norm.isf((1 - LEVEL) / 2))
+    accuracy = proportion(hits, 2 * size, level=widened)
     z = (accuracy.value - 0.5) * 2 * math.sqrt(2 * size) / spread
     return TwoSample(
         accuracy=accuracy,
-        p_value=0.5 * math.erfc(z / math.sqrt(2)),
+        p_value=float(norm.sf(z)),
         fold_deviation=float(np.std([part.mean() for part in right], ddof=1)),
         per_side=size,
         folds=folds,

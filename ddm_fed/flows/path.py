@@ -54,7 +54,16 @@ class Path(Protocol):
 
 
 class LinearPath:
-    """The straight path of flow matching."""
+    """The straight path of flow matching.
+
+    Example:
+        >>> path = LinearPath()
+        >>> t = torch.tensor([0.0, 0.25, 1.0])
+        >>> path.alpha(t).tolist(), path.sigma(t).tolist()
+        ([1.0, 0.75, 0.0], [0.0, 0.25, 1.0])
+        >>> velocity(torch.full((3, 1), 2.0), torch.full((3, 1), 5.0), t, path)[:, 0].tolist()
+        [3.0, 3.0, 3.0]
+    """
 
     def alpha(self, t: Tensor) -> Tensor:
         """Returns 1 - t."""

@@ -138,6 +138,12 @@ def integrate(
 
     Raises:
         ValueError: The sde has no noise.
+
+    Example:
+        >>> image = torch.tensor([[3.0, -1.0]])
+        >>> towards = lambda x, t: (x - image) / t  # what an expert of this one image would say
+        >>> integrate(towards, torch.zeros(1, 2), time_grid(4), "heun")
+        tensor([[ 3., -1.]])
     """
     state = State(x_1)
     for index in range(len(times) - 1):

@@ -69,6 +69,12 @@ def epsilon(events: Iterable[Event], delta: float) -> float:
 
     Raises:
         PolicyError: more than `MOST_KINDS` different sampled events.
+
+    Example:
+        >>> from decimal import Decimal
+        >>> release = GaussianEvent(noise_multiplier=Decimal(4))
+        >>> round(epsilon([release], 1e-5), 2), round(epsilon([release, release], 1e-5), 2)
+        (0.93, 1.36)
     """
     squares, sampled = _sorted(events)
     return _priced(squares, tuple(sorted(sampled.items())), delta)

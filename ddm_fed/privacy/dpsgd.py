@@ -205,6 +205,21 @@ class PrivateStep:
         noise_multiplier: Standard deviation of the noise in clip norms.
         expected_units: What the noisy sum is divided by, the same in every step. It must not
             depend on the data but through a release: the number of units is private.
+
+    Example:
+        A step of three units whose gradients are 1, 2 and 30, clipped to 2, without noise:
+
+        >>> from ddm_fed.privacy.randomness import Randomness
+        >>> loss = lambda network, rows: network(rows)[:, 0]
+        >>> gradients = FunctionalGradients(torch.nn.Linear(1, 1, bias=False), loss)
+        >>> chance = {"sampling_rate": 1.0, "noise_multiplier": 0.0, "expected_units": 3.0}
+        >>> step = PrivateStep(gradients, Randomness.for_tests(0), **chance)
+        >>> rows = torch.tensor([1.0, 2.0, 30.0]).reshape(3, 1, 1)
+        >>> clipped = step.clipped_sum({"weight": torch.ones(1, 1)}, [[rows]], clip_norm=2.0)
+        >>> clipped.clipped, clipped.total["weight"].round(decimals=4).item()
+        (1, 5.0)
+        >>> round(step.release(clipped, 0, clip_norm=2.0)["weight"].item(), 4)  # over 3 units
+        1.6667
     """
 
     def __init__(

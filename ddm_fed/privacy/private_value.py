@@ -19,6 +19,15 @@ class Private(Generic[T]):
 
     `reveal` is the only way in, so a search for that word finds every place that reads private
     data. A `Private` becomes public only as a `Release`, through a mechanism.
+
+    Example:
+        >>> secret = Private([3, 4])
+        >>> secret
+        Private(…)
+        >>> secret.map(sum)
+        Private(…)
+        >>> secret.map(sum).reveal()
+        7
     """
 
     __slots__ = ("_value",)
@@ -56,6 +65,14 @@ class ImageSet:
 
     Raises:
         ValueError: `units` are not as described, so that they would protect something else.
+
+    Example:
+        >>> patients = torch.tensor([0, 0, 1, 2, 2])
+        >>> images = ImageSet(torch.zeros(5, 1, 8, 8), torch.arange(5), units=patients)
+        >>> len(images), images.shape, images.unit_count
+        (5, (1, 8, 8), 3)
+        >>> len(images.of_unit(2))
+        2
     """
 
     pixels: torch.Tensor | NDArray[Any]

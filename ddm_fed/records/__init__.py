@@ -17,7 +17,6 @@ from ddm_fed.records.audit import Method as Method
 from ddm_fed.records.audit import Verdict as Verdict
 from ddm_fed.records.audit import verdict as verdict
 from ddm_fed.records.base import MAX_COUNT as MAX_COUNT
-from ddm_fed.records.base import KeyId as KeyId
 from ddm_fed.records.base import LogSize as LogSize
 from ddm_fed.records.base import Name as Name
 from ddm_fed.records.base import NonNegative as NonNegative

@@ -83,7 +83,6 @@ def _whole_day(moment: datetime) -> datetime:
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 PublicKeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-KeyId = Annotated[str, StringConstraints(pattern=r"^ed25519:[0-9a-f]{64}$")]
 # The digest of the first roster: the one thing a verifier learns from a person.
 RootPin = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 # Text for people that is signed: without control, direction or other unseen characters.

@@ -42,6 +42,14 @@ def read_plan_toml(text: str, *, name: str = "plan.toml") -> Plan:
 
     Raises:
         PlanError: `text` is not TOML, or not a valid plan; every problem is named at once.
+
+    Example:
+        >>> plan = read_plan_toml(Path("examples/digits/plan.toml").read_text())
+        >>> plan.data.shape, plan.expert.default.architecture, plan.router.kind
+        ((1, 8, 8), 'DiT-Nano/2', 'mixture')
+        >>> read_plan_toml('federation = "digits"')
+        Traceback (most recent call last):
+        ddm_fed.errors.PlanError: error[DDM101]: plan.toml is not a valid plan: `expires_at`: ...
     """
     try:
         values = tomllib.loads(text, parse_float=Decimal)

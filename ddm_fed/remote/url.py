@@ -7,7 +7,7 @@ from typing import Any
 import fsspec
 from fsspec.utils import infer_storage_options
 
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError, StateError
 from ddm_fed.remote.base import Entry, Kind, RemoteFolder, Source, Target, within_entries
 from ddm_fed.remote.failures import Calling, without_secrets
 from ddm_fed.storage.files import PART_PREFIX
@@ -29,6 +29,7 @@ class UrlFolder(RemoteFolder):
         timeout_s: How long the other side may be silent.
 
     Raises:
+        OptionError: it is no URL.
         StateError: there is no driver for it, or it refused us.
         ExchangeError: it cannot be reached just now.
     """
@@ -42,9 +43,9 @@ class UrlFolder(RemoteFolder):
             with self._calling():
                 fsspec.get_filesystem_class(self._protocol)
         except ValueError:  # no such protocol, or no number where a port should be
-            raise StateError(
-                f"{self.name} is no URL that fsspec knows",
-                hint="it is a path, or a URL such as s3://BUCKET/FOLDER, sftp://HOST/FOLDER or "
+            raise OptionError(
+                f"{self.name}: fsspec does not know this kind of URL",
+                hint="give a path, or a URL such as s3://BUCKET/FOLDER, sftp://HOST/FOLDER or "
                 "file:///FOLDER",
             ) from None
         self._secrets = (password,) if password else ()

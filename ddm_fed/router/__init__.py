@@ -37,7 +37,6 @@ from ddm_fed.router.closed_form import ClosedForm as ClosedForm
 from ddm_fed.router.closed_form import SiteRelease as SiteRelease
 from ddm_fed.router.closed_form import build_router as build_router
 from ddm_fed.router.closed_form import fit_mixtures as fit_mixtures
-from ddm_fed.router.closed_form import known_classes as known_classes
 from ddm_fed.router.closed_form import released_totals as released_totals
 from ddm_fed.router.closed_form import released_weights as released_weights
 from ddm_fed.router.heads import fit_head as fit_head

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.records import BuiltRouter, DataSpec, Plan, RouterNetworkSpec
 from ddm_fed.router.base import Router
 from ddm_fed.router.calibration import CalibratedRouter, Calibration
@@ -29,14 +29,14 @@ def router_network(data: DataSpec, spec: RouterNetworkSpec, sites: int) -> Coeff
     """Returns the network of a learned router over `sites` sites, with undefined weights.
 
     Raises:
-        StateError: the network wants more frequencies than an image has pixels.
+        OptionError: the network wants more frequencies than an image has pixels.
     """
     channels, height, width = data.shape
     if spec.frequencies > height * width:
-        raise StateError(
-            f"the router's network reads {spec.frequencies} frequencies of a channel, images have "
-            f"{height * width} pixels",
-            hint="choose fewer --frequencies",
+        raise OptionError(
+            f"--frequencies {spec.frequencies}: a channel of these images has {height * width} "
+            "pixels, and no more frequencies than pixels",
+            hint="choose fewer, or leave it out to read all",
         )
     return CoefficientNetwork(
         channels * spec.frequencies, sites, len(data.classes), spec.width, spec.depth

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.records import Plan, StatisticsSpec
 from ddm_fed.router.base import Router
 from ddm_fed.router.max_share import capped
@@ -43,15 +43,23 @@ def build_router(plan: Plan, kind: ClosedForm, releases: Sequence[SiteRelease]) 
         releases: One per site.
 
     Raises:
-        StateError: `mixture` was asked for, but the plan releases counts only; or no site
-            released a usable count.
+        OptionError: `mixture` was asked for, but the plan releases counts only.
+        StateError: no site released a usable count.
+
+    Example:
+        With a plan and the releases of three sites:
+
+        >>> router = build_router(plan, "prior", releases)
+        >>> shares = router.log_prior(None).exp()
+        >>> len(shares), round(shares.sum().item(), 6)
+        (3, 1.0)
     """
     if kind == "prior":
         return PriorRouter(released_weights(plan, releases))
     spec = plan.router
     if not isinstance(spec, StatisticsSpec):
-        raise StateError(
-            "the plan's sites release counts only, which cannot make a mixture router",
+        raise OptionError(
+            "--router mixture: the plan's sites release counts only, which cannot make a mixture",
             hint='assemble with --router prior, or publish a plan with router.kind = "mixture"',
         )
     return MixtureRouter(
@@ -70,15 +78,6 @@ def released_weights(plan: Plan, releases: Sequence[SiteRelease]) -> Tensor:
     """
     weights = capped(plan, torch.stack([_location(plan, site).weights for site in releases]))
     return weights if plan.data.classes else weights.sum(1, keepdim=True)
-
-
-def known_classes(plan: Plan, releases: Sequence[SiteRelease]) -> Tensor:
-    """Returns which classes stand out of the noise at which sites, `(K, G)`, or `(K, 1)` without.
-
-    Of the others nobody can tell whether a site has any image of them.
-    """
-    known = torch.stack([_location(plan, site).known for site in releases])
-    return known if plan.data.classes else known.any(1, keepdim=True)
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from torch import Tensor
 from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import StateError
 from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import HeadsRouterSpec, Plan
 from ddm_fed.router.closed_form import SiteRelease, fit_mixtures, released_weights
 from ddm_fed.router.learned import HeadsRouter
 from ddm_fed.router.network import CoefficientNetwork
 from ddm_fed.router.pooled_reference import PooledReference
 from ddm_fed.router.prior import PriorRouter
-from ddm_fed.router.train import OnStep, train_head
+from ddm_fed.router.train import train_head
 from ddm_fed.storage.tensors import TensorTable
 
 ROWS_AT_ONCE = 1024
@@ -60,7 +61,7 @@ def fit_head(
     plan: Plan,
     reference: PooledReference,
     generator: torch.Generator,
-    on_step: OnStep = lambda *_: None,
+    watch: Watch = QUIET,
 ) -> dict[str, Tensor]:
     """Returns the weights of a site's head, trained on its own images without noise.
 
@@ -71,7 +72,7 @@ def fit_head(
         plan: Gives the network and its training.
         reference: The pool all sites train against.
         generator: Decides all draws. Its seed is as private as the images.
-        on_step: Told step and loss.
+        watch: Told how it goes.
     """
     spec, images = heads_spec(plan).head, data.reveal()
     network = head_network(plan)
@@ -83,7 +84,7 @@ def fit_head(
         batch_size=spec.batch_size,
         learning_rate=float(spec.learning_rate),
         generator=generator,
-        on_step=on_step,
+        watch=watch,
     )
     return network.state_dict()
 

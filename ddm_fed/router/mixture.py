@@ -44,6 +44,16 @@ class MixtureRouter:
         centre: The public pixel value the coefficients are about.
         components_are_classes: Component j holds the images of class j. Then a condition selects
             it, and the posterior is exactly conditional.
+
+    Example:
+        >>> means = torch.tensor([[[-1.0]], [[1.0]]]).double()  # two sites
+        >>> spread = torch.full((2, 1, 1), 0.25).double()
+        >>> axes = torch.ones(2, 1, 1, 1).double()
+        >>> found = GaussianMixtures(torch.ones(2, 1), means, spread, axes)
+        >>> router = MixtureRouter(found, torch.eye(1), centre=0.0, components_are_classes=False)
+        >>> x_t, t = torch.ones(2, 1, 1, 1), torch.tensor([0.0, 1.0])  # an image, and pure noise
+        >>> router.log_posterior(x_t, t, None).exp().round(decimals=3).tolist()
+        [[0.0, 1.0], [0.5, 0.5]]
     """
 
     def __init__(

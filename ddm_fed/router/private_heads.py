@@ -29,11 +29,11 @@ from ddm_fed.privacy import (
     keep_freed_memory,
     require_passed,
 )
+from ddm_fed.progress import QUIET, StepReport, Watch
 from ddm_fed.records import Plan, SampledGaussianEvent
 from ddm_fed.router.heads import head_network, heads_spec, own_coefficients
 from ddm_fed.router.network import CoefficientNetwork
 from ddm_fed.router.pooled_reference import PooledReference
-from ddm_fed.router.train import OnStep
 
 LABEL_DROPOUT = 0.1
 WEIGHT_DECAY = 0.01  # AdamW's own, as for heads without noise
@@ -65,7 +65,7 @@ def fit_private_head(
     randomness: Randomness,
     *,
     pay: Callable[[], SampledGaussianEvent],
-    on_step: OnStep = lambda *_: None,
+    watch: Watch = QUIET,
 ) -> dict[str, Tensor]:
     """Returns the weights of a site's head, trained with noise.
 
@@ -79,7 +79,7 @@ def fit_private_head(
         randomness: The secret of all that is drawn; with the same one, the same head comes back.
         pay: Called when the mechanism has passed its tests, before an image is looked at. Returns
             the event of the ledger's entry, which the proof believes.
-        on_step: Told step and loss. The loss is private.
+        watch: Told how it goes. The loss is private.
 
     Raises:
         MechanismError: the mechanism does not keep its promise, and nothing was looked at; or a
@@ -116,7 +116,7 @@ def fit_private_head(
         steps=steps,
     )
     for step in range(steps):
-        on_step(step + 1, proof.take(step) / noise.expected_units)
+        watch.on_step(StepReport(step + 1, steps, proof.take(step) / noise.expected_units))
     proof.require_complete()
     return network.eval().requires_grad_(False).state_dict()
 

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ddm_fed.flows import NO_CLASS, ClassCondition
+from ddm_fed.progress import QUIET, StepReport, Watch
 from ddm_fed.router.network import CoefficientNetwork
 from ddm_fed.router.pooled_reference import PooledReference
 
 CLIP_NORM = 1.0
-OnStep = Callable[[int, float], None]
 LabelledRows = tuple[Tensor, Tensor | None]
 """Coefficients of clean images, `(n, D)` float32, and their class indices `(n,)` or None."""
 
@@ -35,7 +35,7 @@ def train_classifier(
     learning_rate: float,
     generator: torch.Generator,
     label_dropout: float = 0.1,
-    on_step: OnStep = lambda *_: None,
+    watch: Watch = QUIET,
 ) -> None:
     """Trains `network` to tell the sites of noised images apart, at even times in [0, 1].
 
@@ -49,7 +49,7 @@ def train_classifier(
         learning_rate: At the beginning; it falls to zero as a cosine.
         generator: Decides weights, images, times and noise.
         label_dropout: Share of images whose class is withheld.
-        on_step: Told step and loss.
+        watch: Told how it goes.
 
     Raises:
         ValueError: a site without images, or labels missing for some.
@@ -75,7 +75,7 @@ def train_classifier(
             network(_noised(y_0[rows], t, generator), t, condition), sites
         )
 
-    _optimise(network, loss, steps, learning_rate, generator, on_step)
+    _optimise(network, loss, steps, learning_rate, generator, watch)
 
 
 def train_head(
@@ -88,7 +88,7 @@ def train_head(
     learning_rate: float,
     generator: torch.Generator,
     label_dropout: float = 0.1,
-    on_step: OnStep = lambda *_: None,
+    watch: Watch = QUIET,
 ) -> None:
     """Trains `network` so that its score is log p_t(y | own, c) - log r_t(y | c).
 
@@ -104,7 +104,7 @@ def train_head(
         learning_rate: At the beginning.
         generator: Decides all draws.
         label_dropout: Share of images whose class is withheld.
-        on_step: Told step and loss.
+        watch: Told how it goes.
     """
     y_0, labels = own
     target = torch.cat([torch.ones(batch_size), torch.zeros(batch_size)])
@@ -122,7 +122,7 @@ def train_head(
         scores = network(y_t, t, condition)[:, 0]
         return functional.binary_cross_entropy_with_logits(scores, target)
 
-    _optimise(network, loss, steps, learning_rate, generator, on_step)
+    _optimise(network, loss, steps, learning_rate, generator, watch)
 
 
 def _optimise(
@@ -131,7 +131,7 @@ def _optimise(
     steps: int,
     learning_rate: float,
     generator: torch.Generator,
-    on_step: OnStep,
+    watch: Watch,
 ) -> None:
     network.reset_parameters(generator)
     network.train()
@@ -144,7 +144,7 @@ def _optimise(
         nn.utils.clip_grad_norm_(network.parameters(), CLIP_NORM)
         optimizer.step()
         schedule.step()
-        on_step(step + 1, float(value.detach()))
+        watch.on_step(StepReport(step + 1, steps, float(value.detach())))
     network.eval().requires_grad_(False)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from ddm_fed.errors import DigestError, naming
-from ddm_fed.storage.files import BLOCK_BYTES, Advance, open_regular
+from ddm_fed.progress import Advance
+from ddm_fed.storage.files import BLOCK_BYTES, open_regular
 
 
 def sha256_of(path: Path) -> str:

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ddm_fed.errors import StateError
+from ddm_fed.progress import Advance
 from ddm_fed.storage.digests import check_file
-from ddm_fed.storage.files import PART_PREFIX, Advance, sync_folder
+from ddm_fed.storage.files import PART_PREFIX, sync_folder
 
 
 @dataclass(frozen=True)

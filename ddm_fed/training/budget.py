@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ddm_fed.privacy import epsilon, gaussian_events, sampled_event
+from ddm_fed.privacy import gaussian_events, sampled_event
 from ddm_fed.records import (
     Event,
     ExpertDesign,
@@ -88,11 +88,6 @@ def planned_events(plan: Plan) -> PlannedEvents:
         beside=[*router, *(event for event in (head, central) if event is not None)],
     )
     return PlannedEvents(router, expert, head, central)
-
-
-def planned_epsilon(plan: Plan) -> float:
-    """Returns what all events of `plan` cost together."""
-    return epsilon(planned_events(plan).all, float(plan.privacy.delta))
 
 
 @dataclass(frozen=True)

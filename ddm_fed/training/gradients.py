@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.flows import ClassCondition, denoising_loss, path_named
 from ddm_fed.models import ExpertNetwork
 from ddm_fed.privacy import FunctionalGradients, Gradients, HookGradients, RowLoss, agreement
@@ -94,7 +94,7 @@ def choose_gradients(
     """Returns which engine to use: the certain one, unless Opacus agrees with it and is faster.
 
     Raises:
-        StateError: Opacus was asked for and cannot do it, or does it wrong.
+        OptionError: Opacus was asked for and cannot do it, or does it wrong.
     """
     if options.gradients == "functional":
         return "functional"
@@ -102,8 +102,9 @@ def choose_gradients(
     wanted = options.gradients == "opacus"
     if not all(id(value) in own for value in part.trained.values()):
         if wanted:
-            raise StateError(
-                "Opacus cannot train low-rank products here", hint="use --gradients functional"
+            raise OptionError(
+                "--gradients opacus: Opacus cannot train low-rank products here",
+                hint="use --gradients functional",
             )
         return "functional"
     certain, hooks = (
@@ -118,8 +119,9 @@ def choose_gradients(
         error, reason = float("inf"), str(unknown).partition("\n")[0]
     if error > LARGEST_ERROR:
         if wanted:
-            raise StateError(
-                f"Opacus does not compute per-unit gradients of this network: {reason}",
+            raise OptionError(
+                "--gradients opacus: Opacus does not compute the per-unit gradients of this "
+                f"network: {reason}",
                 hint="use --gradients functional, which is right for every network",
             )
         return "functional"

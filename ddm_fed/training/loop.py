@@ -8,18 +8,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ddm_fed.errors import CheckpointError, DataError, DivergedError, StateError
+from ddm_fed.errors import CheckpointError, DataError, DivergedError, OptionError, StateError
 from ddm_fed.flows import denoising_loss, path_named
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.progress import QUIET, StepReport, Watch
 from ddm_fed.records import ExpertDesign, Plan, TrainingSpec
 from ddm_fed.training.batches import Batch, Batches
 from ddm_fed.training.ema import Averages
-from ddm_fed.training.options import RunOptions, StepReport, TrainedExpert
+from ddm_fed.training.options import RunOptions, TrainedExpert
 from ddm_fed.training.parallel import Team, blocks_of, join_team
 from ddm_fed.training.precision import autocast_to
 from ddm_fed.training.preview import draw_preview
 from ddm_fed.training.state import (
+    Job,
     Learner,
     RunIdentity,
     choose_half_life,
@@ -43,9 +45,7 @@ def train_expert(
     *,
     design: ExpertDesign | None = None,
     options: RunOptions | None = None,
-    on_step: Callable[[StepReport], None] = lambda _: None,
-    on_sample: Callable[[int, Tensor], None] = lambda *_: None,
-    say: Callable[[str], None] = lambda _: None,
+    watch: Watch = QUIET,
 ) -> TrainedExpert:
     """Returns the expert of `plan` for `data`; continues from `checkpoint` if it exists.
 
@@ -59,15 +59,13 @@ def train_expert(
         checkpoint: Where the state is kept, written atomically. It is private.
         design: Network, path and prediction, out of those the plan allows; None is the first.
         options: The site's own choices.
-        on_step: Called after every step.
-        on_sample: Called with the number of steps done and images `(N, C, H, W)` in [-1, 1].
-        say: Called with notices for people.
+        watch: Told how it goes.
 
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to another run, or the training was
             interrupted.
         DataError: there are no images, or no labels although the plan has classes.
-        StateError: the plan does not allow what was chosen.
+        OptionError: the plan does not allow what was chosen.
         DigestError, WeightsError, ValuesError: the public checkpoint is not the plan's.
     """
     if plan.privacy.sgd is not None:
@@ -84,22 +82,17 @@ def train_expert(
                 f"{team.size} processes cannot share batches of {plan.training.batch_size} images",
                 hint="start fewer processes",
             )
-        data_sha256 = images.digest()
+        job = Job(plan, plan_sha256, images.digest(), design, options, team)
         if team.rank == 0 and not checkpoint.exists():
-            start_run(checkpoint, plan, plan_sha256, data_sha256, design, options, team)
+            start_run(checkpoint, job)
         team.wait()
         finished = steps_done(checkpoint) >= plan.training.steps
-        run = require_same_run(
-            checkpoint, plan_sha256, data_sha256, design, options, team, finished=finished
-        )
+        run = require_same_run(checkpoint, job, finished=finished)
         if not finished:
-            quiet = team.rank != 0
-            training = Training(images, plan, design, options, run, team, checkpoint)
-            training.prepare((lambda _: None) if quiet else say)
-            training.run_steps(
-                (lambda _: None) if quiet else on_step,
-                (lambda *_: None) if quiet else on_sample,
-            )
+            training = Training(images, job, run, checkpoint)
+            told = watch if team.rank == 0 else QUIET
+            training.prepare(told.say)
+            training.run_steps(told)
         team.wait()
     return read_trained(checkpoint, plan, ema_half_life=options.ema_half_life)
 
@@ -117,16 +110,16 @@ def require_possible(
 
     Raises:
         DataError: there are no images, or no labels although the plan has classes.
-        StateError: the plan does not allow what was chosen.
+        OptionError: the plan does not allow what was chosen.
     """
     if len(images) == 0:
         raise DataError("there are no images to train on", hint="check --data")
     if plan.data.classes and images.labels is None:
         raise DataError("the images have no labels, the plan asks for classes", hint="check --data")
     if not plan.expert.allows(design):
-        raise StateError(
-            f"the plan does not allow an expert of {design}",
-            hint="choose architecture, path and prediction out of the plan's [expert]",
+        raise OptionError(
+            f"--architecture, --path, --prediction: the plan does not allow an expert of {design}",
+            hint="choose each from the plan's [expert], or leave them out",
         )
     choose_half_life(plan, options.ema_half_life)
 
@@ -136,25 +129,14 @@ class Training:
 
     Args:
         images: The site's images.
-        plan: What to train.
-        design: Network, path and prediction.
-        options: The site's own choices.
+        job: What is asked for.
         run: The run that the checkpoint belongs to.
-        team: The processes that train together.
         checkpoint: It exists.
     """
 
-    def __init__(
-        self,
-        images: ImageSet,
-        plan: Plan,
-        design: ExpertDesign,
-        options: RunOptions,
-        run: RunIdentity,
-        team: Team,
-        checkpoint: Path,
-    ) -> None:
-        self._plan, self._spec, self._design = plan, plan.training, design
+    def __init__(self, images: ImageSet, job: Job, run: RunIdentity, checkpoint: Path) -> None:
+        plan, options, team = job.plan, job.options, job.team
+        self._plan, self._spec, self._design = plan, plan.training, job.design
         self._options, self._run, self._team, self._checkpoint = options, run, team, checkpoint
         self._autocast = autocast_to(run.precision, team.device)
         conditional = bool(plan.data.classes)
@@ -202,16 +184,14 @@ class Training:
         self._first_step = restore(self._checkpoint, self._learner)
         self._network = model
 
-    def run_steps(
-        self, on_step: Callable[[StepReport], None], on_sample: Callable[[int, Tensor], None]
-    ) -> None:
+    def run_steps(self, watch: Watch) -> None:
         """Takes the steps that are left and writes the last checkpoint."""
         done = self._first_step
         try:
             for report in self.steps():
                 done = report.step
-                on_step(report)
-                self._preview(done, on_sample)
+                watch.on_step(report)
+                self._preview(done, watch.on_sample)
             save(self._checkpoint, self._run, done, self._learner, self._team)
         except KeyboardInterrupt:
             # The step in flight may be half applied: the last whole checkpoint stands.

@@ -1,8 +1,8 @@
-"""What a site may choose about its own run, and what the run tells it."""
+"""What a site may choose about its own run, and what comes of it."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from torch import Tensor
 
@@ -50,24 +50,6 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
-
-
-class StepReport(NamedTuple):
-    """What the loop tells its caller after a step; for the site's own screen only.
-
-    Attributes:
-        step: Steps done.
-        steps: Steps of the whole run.
-        loss: Mean over the batch. On a GPU that of the step before, so that it is not waited for.
-        images_per_s: Of all processes together, smoothed over the last steps.
-        eta_s: Seconds that the rest will take at that speed.
-    """
-
-    step: int
-    steps: int
-    loss: float
-    images_per_s: float
-    eta_s: float
 
 
 @dataclass(frozen=True)

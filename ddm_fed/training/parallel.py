@@ -14,7 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 
 # The longest that one process may wait for another: for a checkpoint to be written, above all.
 TIMEOUT_S = 600.0
@@ -106,13 +106,13 @@ def join_team(*, shard: bool, timeout_s: float = TIMEOUT_S) -> Iterator[Team]:
         timeout_s: The longest wait for another process.
 
     Raises:
-        StateError: weights are to be divided, but among one process.
+        OptionError: weights are to be divided, but among one process.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), process_rank()
     on_gpu = torch.cuda.is_available()
     if size == 1:
         if shard:
-            raise StateError(
+            raise OptionError(
                 "--shard divides the weights among processes, and there is only one",
                 hint="start with torchrun --nproc-per-node N, or leave out --shard",
             )

@@ -7,13 +7,10 @@ with the very steps it would have taken, and nothing is spent twice. Some steps 
 by another way; see `ddm_fed.privacy.proof`. The last checkpoint no longer holds the secret.
 """
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from torch import Tensor
-
-from ddm_fed.errors import CheckpointError, MechanismError, StateError
+from ddm_fed.errors import CheckpointError, MechanismError, OptionError, StateError
 from ddm_fed.privacy import (
     ImageSet,
     Private,
@@ -21,15 +18,16 @@ from ddm_fed.privacy import (
     fresh_secret,
     keep_freed_memory,
 )
+from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import ExpertDesign, Plan
 from ddm_fed.training.loop import require_possible
-from ddm_fed.training.options import RunOptions, StepReport, TrainedExpert
+from ddm_fed.training.options import RunOptions, TrainedExpert
 from ddm_fed.training.parallel import join_team
 from ddm_fed.training.private_options import Payment, PrivateTraining
 from ddm_fed.training.private_run import PrivateRun
 from ddm_fed.training.state import (
+    Job,
     RunIdentity,
-    new_identity,
     read_identity,
     read_trained,
     require_same_run,
@@ -48,9 +46,7 @@ def train_private_expert(
     design: ExpertDesign | None = None,
     options: RunOptions | None = None,
     randomness: Randomness | None = None,
-    on_step: Callable[[StepReport], None] = lambda _: None,
-    on_sample: Callable[[int, Tensor], None] = lambda *_: None,
-    say: Callable[[str], None] = lambda _: None,
+    watch: Watch = QUIET,
 ) -> TrainedExpert:
     """Returns the expert of `plan` for `data`, trained with noise; continues from `checkpoint`.
 
@@ -64,9 +60,7 @@ def train_private_expert(
         design: Network, path and prediction; None is the plan's first.
         options: The site's own choices.
         randomness: For tests only; what was made with another's secret may not leave.
-        on_step: Called after every step. The loss it is told is private.
-        on_sample: Called with the number of steps done and images `(N, C, H, W)` in [-1, 1].
-        say: Called with notices for people.
+        watch: Told how it goes. The loss it is told is private.
 
     Raises:
         BudgetError: from `payment`; nothing was looked at then.
@@ -89,18 +83,17 @@ def train_private_expert(
             raise StateError(
                 "training with noise runs in one process", hint="start it without torchrun"
             )
-        data_sha256, begun = images.digest(), checkpoint.exists()
+        job = Job(plan, plan_sha256, images.digest(), design, options, team)
+        begun = checkpoint.exists()
         if begun:
             finished = steps_done(checkpoint) >= plan.training.steps
-            run = require_same_run(
-                checkpoint, plan_sha256, data_sha256, design, options, team, finished=finished
-            )
+            run = require_same_run(checkpoint, job, finished=finished)
             _require_same_noise(run, noise, options, checkpoint)
         else:
             finished, secret = False, randomness or fresh_secret()
-            own = replace(options, seed=secret.seed("weights"))
+            own = replace(job, options=replace(options, seed=secret.seed("weights")))
             run = replace(
-                new_identity(plan, plan_sha256, data_sha256, design, own, team, "float32"),
+                own.new_identity("float32"),
                 noise=noise.to_json(),
                 secret=secret.hex,
                 origin=secret.origin,
@@ -108,12 +101,12 @@ def train_private_expert(
         if finished:
             payment.require_paid(run.paid_sha256)
         else:
-            training = PrivateRun(images, plan, design, options, run, team, checkpoint)
+            training = PrivateRun(images, job, run, checkpoint)
             passed = training.examine()
             if not begun:
-                say(passed)
+                watch.say(passed)
                 training.start(payment.pay())
-            training.run_steps(payment.require_paid(training.run.paid_sha256), on_step, on_sample)
+            training.run_steps(payment.require_paid(training.run.paid_sha256), watch)
     if read_identity(checkpoint).secret:
         raise MechanismError(
             f"{checkpoint} still holds the secret of the noise",
@@ -130,13 +123,13 @@ def _require_simple(options: RunOptions) -> None:
         ("--precision bfloat16", options.precision == "bfloat16"),
     ):
         if asked:
-            raise StateError(
-                f"training with noise does not support {name}",
+            raise OptionError(
+                f"{name} is not supported in training with noise",
                 hint="leave it out: sums are computed in float32, in one process",
             )
     if options.seed is not None:
-        raise StateError(
-            "--seed does not go with training with noise",
+        raise OptionError(
+            "--seed is not allowed in training with noise",
             hint="leave it out: all that is drawn follows from a secret, and who knew a seed of it "
             "could subtract the noise",
         )

@@ -33,7 +33,8 @@ from ddm_fed.privacy import (
     examine,
     require_passed,
 )
-from ddm_fed.records import ExpertDesign, Plan
+from ddm_fed.progress import QUIET, StepReport, Watch
+from ddm_fed.records import Plan
 from ddm_fed.training.batches import seeded
 from ddm_fed.training.ema import Averages, ema_decay
 from ddm_fed.training.gradients import (
@@ -45,13 +46,12 @@ from ddm_fed.training.gradients import (
 )
 from ddm_fed.training.loop import BETAS, Clock, interrupted, learning_rate_factor
 from ddm_fed.training.mean_images import draw_central, examine_central, learn_central
-from ddm_fed.training.options import RunOptions, StepReport
-from ddm_fed.training.parallel import Team
 from ddm_fed.training.precision import autocast_to
 from ddm_fed.training.preview import draw_preview
 from ddm_fed.training.private_options import Paid, PrivateTraining
 from ddm_fed.training.slow_gradients import SlowUnits, first_weights
 from ddm_fed.training.state import (
+    Job,
     Learner,
     RunIdentity,
     choose_half_life,
@@ -107,11 +107,8 @@ class PrivateRun:
 
     Args:
         images: The site's images.
-        plan: What to train.
-        design: Network, path and prediction.
-        options: The site's own choices.
+        job: What is asked for; of one process.
         run: The run that the checkpoint belongs to, or will.
-        team: One process.
         checkpoint: Continued from, where it exists.
         source: Builds what is learned from out of the trained weights; None takes the images. An
             audit puts its canaries there.
@@ -120,14 +117,12 @@ class PrivateRun:
     def __init__(
         self,
         images: ImageSet,
-        plan: Plan,
-        design: ExpertDesign,
-        options: RunOptions,
+        job: Job,
         run: RunIdentity,
-        team: Team,
         checkpoint: Path,
         source: Callable[[TrainedPart], Source] | None = None,
     ) -> None:
+        plan, design, options, team = job.plan, job.design, job.options, job.team
         self._plan, self._spec, self._design = plan, plan.training, design
         self._options, self._team, self._checkpoint = options, team, checkpoint
         self._images = images
@@ -242,12 +237,7 @@ class PrivateRun:
         write_state(self._checkpoint, run, step, tensors)
         self._checkpoint.chmod(0o600)
 
-    def run_steps(
-        self,
-        paid: Paid,
-        on_step: Callable[[StepReport], None] = lambda _: None,
-        on_sample: Callable[[int, Tensor], None] = lambda *_: None,
-    ) -> None:
+    def run_steps(self, paid: Paid, watch: Watch = QUIET) -> None:
         """Takes the steps that are left and writes the last checkpoint, without the secret.
 
         Raises:
@@ -267,8 +257,8 @@ class PrivateRun:
             )
             for report in self._steps(paid, proof):
                 done = report.step
-                on_step(report)
-                self._preview(done, on_sample)
+                watch.on_step(report)
+                self._preview(done, watch.on_sample)
             proof.require_complete()
             complete = replace(self.run, secret="", proved=proof.proved.to_json())
             save(self._checkpoint, complete, done, self._learner, self._team)

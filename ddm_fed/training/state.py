@@ -14,7 +14,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ddm_fed._version import __version__
-from ddm_fed.errors import CheckpointError, DivergedError, MechanismError, StateError, not_written
+from ddm_fed.errors import (
+    CheckpointError,
+    DivergedError,
+    MechanismError,
+    OptionError,
+    StateError,
+    not_written,
+)
 from ddm_fed.models import build_network
 from ddm_fed.privacy import Origin, ProvedSteps
 from ddm_fed.records import ExpertDesign, Plan, TrainingFacts
@@ -84,64 +91,63 @@ class Learner:
     averages: Averages
 
 
-def start_run(
-    path: Path,
-    plan: Plan,
-    plan_sha256: str,
-    data_sha256: str,
-    design: ExpertDesign,
-    options: RunOptions,
-    team: Team,
-) -> None:
+@dataclass(frozen=True)
+class Job:
+    """What a call of a training is asked for; a checkpoint is of this job or of another.
+
+    Attributes:
+        plan: What to train.
+        plan_sha256: The plan's signed identity.
+        data_sha256: Identifies the images.
+        design: Network, path and prediction.
+        options: The site's own choices.
+        team: The processes that train together.
+    """
+
+    plan: Plan
+    plan_sha256: str
+    data_sha256: str
+    design: ExpertDesign
+    options: RunOptions
+    team: Team
+
+    def new_identity(self, precision: Precision) -> RunIdentity:
+        """Returns what a run that starts now is known by."""
+        base, options = self.plan.expert.base, self.options
+        return RunIdentity(
+            plan_sha256=self.plan_sha256,
+            data_sha256=self.data_sha256,
+            design=str(self.design),
+            base_sha256=base.sha256 if base else "",
+            seed=secrets.randbits(62) if options.seed is None else options.seed,
+            precision=precision,
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            processes=self.team.size,
+            shard=self.team.shard,
+            micro_batch=options.micro_batch or 0,
+            compile=options.compile,
+        )
+
+
+def start_run(path: Path, job: Job) -> None:
     """Writes the checkpoint of a new run: drawn or public weights, no step behind it."""
+    options, design = job.options, job.design
     precision = options.precision
     if precision == "auto":
-        precision = choose_precision(plan, design, team.device, micro_batch=options.micro_batch)
-    run = new_identity(plan, plan_sha256, data_sha256, design, options, team, precision)
-    model = build_network(plan.data, design)
+        precision = choose_precision(
+            job.plan, design, job.team.device, micro_batch=options.micro_batch
+        )
+    run = job.new_identity(precision)
+    model = build_network(job.plan.data, design)
     model.reset_parameters(seeded(run.seed, "weights", 0))
-    load_base(model, plan, design, options)
+    load_base(model, job.plan, design, options)
     weights = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     write_state(path, run, 0, weights)
 
 
-def new_identity(
-    plan: Plan,
-    plan_sha256: str,
-    data_sha256: str,
-    design: ExpertDesign,
-    options: RunOptions,
-    team: Team,
-    precision: Precision,
-) -> RunIdentity:
-    """Returns what a run that starts now is known by."""
-    return RunIdentity(
-        plan_sha256,
-        data_sha256,
-        str(design),
-        plan.expert.base.sha256 if plan.expert.base else "",
-        secrets.randbits(62) if options.seed is None else options.seed,
-        precision,
-        torch.get_num_threads(),
-        torch.__version__,
-        team.size,
-        team.shard,
-        options.micro_batch or 0,
-        options.compile,
-    )
-
-
-def require_same_run(
-    path: Path,
-    plan_sha256: str,
-    data_sha256: str,
-    design: ExpertDesign,
-    options: RunOptions,
-    team: Team,
-    *,
-    finished: bool,
-) -> RunIdentity:
-    """Returns the run of the checkpoint at `path`, which this call may continue.
+def require_same_run(path: Path, job: Job, *, finished: bool) -> RunIdentity:
+    """Returns the run of the checkpoint at `path`, which `job` may continue.
 
     How it is computed must agree as well while there are steps to do, since rounding depends on
     it; the number of threads is taken over instead. The size of micro-batches may change: it moves
@@ -153,10 +159,11 @@ def require_same_run(
     with _open(path) as (_, run, _):
         pass
     _require_not_refused(path, run)
+    options, team = job.options, job.team
     pairs: list[tuple[str, object, object]] = [
-        ("another plan", run.plan_sha256, plan_sha256),
-        ("other images", run.data_sha256, data_sha256),
-        ("another network", run.design, str(design)),
+        ("another plan", run.plan_sha256, job.plan_sha256),
+        ("other images", run.data_sha256, job.data_sha256),
+        ("another network", run.design, str(job.design)),
         ("another seed", run.seed, run.seed if options.seed is None else options.seed),
     ]
     if options.precision != "auto":
@@ -254,14 +261,14 @@ def choose_half_life(plan: Plan, wanted: int | None) -> int:
     """Returns `wanted`, or the plan's first half-life.
 
     Raises:
-        StateError: the plan does not name it.
+        OptionError: the plan does not name it.
     """
     named = plan.training.ema_half_lives
     if wanted is None:
         return named[0]
     if wanted not in named:
-        raise StateError(
-            f"the plan has no average of half-life {wanted} steps",
+        raise OptionError(
+            f"--ema-half-life {wanted}: the plan has no average of that half-life",
             hint=f"choose one of {', '.join(map(str, named))}",
         )
     return wanted

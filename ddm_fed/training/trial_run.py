@@ -14,7 +14,7 @@ from ddm_fed.training.options import RunOptions
 from ddm_fed.training.parallel import join_team
 from ddm_fed.training.private_options import PrivateTraining
 from ddm_fed.training.private_run import PrivateRun, Source
-from ddm_fed.training.state import new_identity
+from ddm_fed.training.state import Job
 from ddm_fed.training.trainable import TrainedPart
 
 
@@ -50,11 +50,12 @@ def trial_run(
     )
     options = RunOptions(seed=secret.seed("weights"))
     with join_team(shard=False) as team, tempfile.TemporaryDirectory() as folder:
+        job = Job(short, "0" * 64, "0" * 64, design, RunOptions(), team)
         run = replace(
-            new_identity(short, "0" * 64, "0" * 64, design, options, team, "float32"),
+            replace(job, options=options).new_identity("float32"),
             noise=replace(noise, steps=taken).to_json(),
             secret=secret.hex,
             origin=secret.origin,
         )
         checkpoint = Path(folder) / "checkpoint.safetensors"
-        yield PrivateRun(images, short, design, RunOptions(), run, team, checkpoint, source)
+        yield PrivateRun(images, job, run, checkpoint, source)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ddm_fed.errors import DigestError, StateError
+from ddm_fed.errors import DigestError, OptionError
 from ddm_fed.models import expert_tensors
 from ddm_fed.records import BaseSpec, ExpertDesign, Plan
 from ddm_fed.storage.files import open_regular
@@ -29,7 +29,7 @@ def load_base(model: nn.Module, plan: Plan, design: ExpertDesign, options: RunOp
     Where it was trained for another path or prediction, the last layer of `model` stays as it is.
 
     Raises:
-        StateError: the plan starts from a checkpoint and none is given, or the other way round.
+        OptionError: the plan starts from a checkpoint and none is given, or the other way round.
         DigestError: it is another file than the plan's.
         WeightsError: it does not hold the tensors of `design`.
         ValuesError: it holds values that no expert may have.
@@ -55,13 +55,13 @@ def require_base(plan: Plan, options: RunOptions) -> BaseSpec | None:
     """Returns the plan's base checkpoint, if it has one, when `options` name the right file.
 
     Raises:
-        StateError: the plan starts from a checkpoint and none is given, or the other way round.
+        OptionError: the plan starts from a checkpoint and none is given, or the other way round.
         DigestError: it is another file than the plan's.
     """
     base, path = plan.expert.base, options.base
     if base is None:
         if path is not None:
-            raise StateError(
+            raise OptionError(
                 "--base is given, but the plan's experts start from no checkpoint",
                 hint="leave --base out, or ask for a plan with [expert.base]",
             )
@@ -70,10 +70,11 @@ def require_base(plan: Plan, options: RunOptions) -> BaseSpec | None:
         if path is None:
             missing = "--base is missing"
         else:
-            missing = f"{path} is a folder" if path.is_dir() else f"there is no file {path}"
-        raise StateError(
-            f"the plan's experts start from a public checkpoint, and {missing}",
-            hint="ask the coordinator where that checkpoint is to be had, and name it with --base: "
+            reason = "this is a folder" if path.is_dir() else "there is no such file"
+            missing = f"--base {path}: {reason}"
+        raise OptionError(
+            f"{missing}; the plan's experts start from a public checkpoint",
+            hint="ask the coordinator where to get that checkpoint, and name it with --base: "
             f"it is the safetensors file whose sha256 is {base.sha256}",
         )
     with open_regular(path.resolve()) as file:  # caches of models are made of links

@@ -43,7 +43,18 @@ def pin_of(payload: bytes) -> str:
 
 @dataclass(frozen=True)
 class RosterChain:
-    """The verified rosters of a federation, newest last. Only `establish_chain` makes one."""
+    """The verified rosters of a federation, newest last. Only `establish_chain` makes one.
+
+    Example:
+        With the envelopes of two rosters and the fingerprint that was read out:
+
+        >>> chain = establish_chain(root, rosters)
+        >>> chain.current.version, [site.name for site in chain.current.sites]
+        (2, ['hospital-a', 'hospital-b', 'hospital-c'])
+        >>> establish_chain("sha256:" + "0" * 64, rosters)
+        Traceback (most recent call last):
+        ddm_fed.errors.RosterError: ...
+    """
 
     root: str
     rosters: tuple[Roster, ...]
@@ -102,7 +113,13 @@ def usable_keys(keys: Iterable[RangedKey], position: int | None) -> list[VerifyK
 
 @dataclass(frozen=True)
 class Trust:
-    """A verified plan and the verified rosters it is carried out under."""
+    """A verified plan and the verified rosters it is carried out under.
+
+    Example:
+        >>> trust = establish_trust(root, rosters, plan_envelope)
+        >>> trust.plan.federation, trust.root == root
+        ('test', True)
+    """
 
     chain: RosterChain
     plan: Plan

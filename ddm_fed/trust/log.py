@@ -88,7 +88,17 @@ class LogEntry:
 
 @dataclass(frozen=True)
 class Log:
-    """A verified log. `read_log` makes one from files, the coordinator from what it wrote."""
+    """A verified log. `read_log` makes one from files, the coordinator from what it wrote.
+
+    Example:
+        With the published folder of a federation that admitted three sites:
+
+        >>> log = read_log(published, trust.chain)
+        >>> log.size, log.last_sequence("hospital-b"), log.head == log.head_at(3)
+        (3, 1, True)
+        >>> len(log.proof(0).path)
+        2
+    """
 
     origin: str
     entries: tuple[LogEntry, ...]

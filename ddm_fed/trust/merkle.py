@@ -1,8 +1,7 @@
-"""The mathematics of an append-only log: Merkle trees, and the two proofs about them.
+"""The mathematics of an append-only log: Merkle trees, and the proof that a leaf stands in one.
 
 A leaf and an inner node are hashed with different first bytes, so neither can pass for the other.
-An inclusion path shows that a leaf stands in a tree; a consistency path shows that a tree is the
-beginning of a larger one, so that nothing was removed, reordered or changed.
+That a log only grew is not proved by hashes alone: whoever reads it reads all of it (`log.py`).
 
 A root does not say how many leaves are below it: some trees of other sizes have paths of the same
 form. Sizes are believed because the log signs them together with the root (`checkpoint.py`).
@@ -63,31 +62,6 @@ def inclusion_path(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     return tuple(reversed(path))
 
 
-def consistency_path(leaves: Sequence[bytes], first_size: int) -> tuple[bytes, ...]:
-    """Returns the hashes that show the tree of the first `first_size` leaves within the whole.
-
-    Raises:
-        LogError: `first_size` is zero, or more than there are leaves.
-    """
-    if not 1 <= first_size <= len(leaves):
-        raise LogError(
-            f"the log has {len(leaves)} entries, and its state at {first_size} was asked for",
-            hint="ask for a size from 1 to the size of the log; an empty log proves nothing",
-        )
-    start, end, path = 0, len(leaves), []
-    while end != first_size:
-        middle = start + _left_leaves(end - start)
-        if first_size <= middle:
-            path.append(merkle_root(leaves[middle:end]))
-            end = middle
-        else:
-            path.append(merkle_root(leaves[start:middle]))
-            start = middle
-    if start > 0:  # otherwise what is left is the first tree, whose root the verifier holds
-        path.append(merkle_root(leaves[start:end]))
-    return tuple(reversed(path))
-
-
 def verify_inclusion(
     leaf: bytes, index: int, size: int, path: Sequence[bytes], root: bytes, *, what: str
 ) -> None:
@@ -119,56 +93,6 @@ def verify_inclusion(
             hint="the entry is not in the log at that place, or was altered after it was logged; "
             "fetch both again, and ask whoever keeps the log",
         )
-
-
-def verify_consistency(
-    first_size: int,
-    first_root: bytes,
-    second_size: int,
-    second_root: bytes,
-    path: Sequence[bytes],
-    *,
-    what: str,
-) -> None:
-    """Refuses a `path` that does not show the first tree to be the beginning of the second.
-
-    Args:
-        first_size: The number of leaves seen earlier.
-        first_root: The root seen earlier.
-        second_size: The number of leaves now.
-        second_root: The root now.
-        path: The hashes of `consistency_path`; none for equal sizes.
-        what: The proof's name in messages.
-
-    Raises:
-        LogError: a number or a length that cannot be, or two histories.
-    """
-    if first_size < 1:
-        raise _no_proof(what, f"it starts from {first_size} entries, expected at least 1")
-    if first_size > second_size:
-        raise _no_proof(what, f"it leads from {first_size} entries back to {second_size}")
-    _require_hashes(path, what)
-    if first_size == second_size:
-        _require_length(path, 0, what)
-        # nothing is hashed, so their form does not matter, but two missing roots are no agreement
-        if not first_root:
-            raise _no_proof(what, f"it holds a hash of 0 bytes, expected {HASH_BYTES}")
-        _require_root(first_root, second_root, second_size, what)
-        return
-    _require_hashes((first_root, second_root), what)
-    # The last complete subtree of the first tree is a node of the second, `level` levels up.
-    level = (first_size & -first_size).bit_length() - 1
-    whole = first_size == 1 << level  # it is the whole first tree, and its root is not repeated
-    index = (first_size - 1) >> level
-    inner, border = _form(index, ((second_size - 1) >> level) + 1)
-    _require_length(path, (0 if whole else 1) + inner + border, what)
-    seed, rest = (first_root, path) if whole else (path[0], path[1:])
-    # what stands to the right was appended later, and belongs to the second tree only
-    earlier = [item for height, item in enumerate(rest[:inner]) if index >> height & 1]
-    old = _climb_right_edge(_climb_right_edge(seed, earlier), rest[inner:])
-    new = _climb_right_edge(_climb(seed, index, rest[:inner]), rest[inner:])
-    _require_root(old, first_root, first_size, what)
-    _require_root(new, second_root, second_size, what)
 
 
 def _left_leaves(size: int) -> int:
@@ -211,16 +135,6 @@ def _require_hashes(hashes: Iterable[bytes], what: str) -> None:
 def _require_length(path: Sequence[bytes], expected: int, what: str) -> None:
     if len(path) != expected:
         raise _no_proof(what, f"its path has {len(path)} hashes, expected {expected}")
-
-
-def _require_root(found: bytes, expected: bytes, size: int, what: str) -> None:
-    if found != expected:
-        raise LogError(
-            f"{what} does not hold: for {size} entries there are two roots, "
-            f"{found.hex()[:16]}… and {expected.hex()[:16]}…",
-            hint="either the proof is damaged, or the log shows two histories; fetch it once more, "
-            "and if it fails again keep both signed checkpoints, they are the evidence",
-        )
 
 
 def _no_proof(what: str, reason: str) -> LogError:

@@ -1,19 +1,19 @@
 """Three hospital-like sites, digits of their own, one verified ensemble: `make demo`.
 
-Runs the real commands as separate processes, each site with its own folder and key, and ends with
-a picture and two tables in demo-run/. Run it again after a kill and it continues; remove demo-run/
-to start afresh. No image leaves a site; only this script, which plays all parts, sees all of them.
+Runs the real commands as separate processes, each site with its own folder and key, all sites at
+the same time, and ends with a picture and two tables in demo-run/. Run it again after a kill and it
+continues; remove demo-run/ to start afresh. No image leaves a site; only this script, which plays
+all parts, sees all of them.
 """
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from processes import CORES, run, run_all, together
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from taken_up import say_taken_up
@@ -27,26 +27,27 @@ RUN = Path("demo-run")
 SITES = {"hospital-a": range(5), "hospital-b": range(5, 8), "hospital-c": range(8, 10)}
 STRATEGIES = ("sticky", "sticky-then-routed", "full", "top-1")
 SAMPLES = 2000
+SOLVER = ("--solver", "dpm++2m", "--steps", 20)
 PER_CLASS = 8
 
 
-def main() -> None:
+async def main() -> None:
     """Runs the federation from the first key to the picture."""
     started = time.monotonic()
     RUN.mkdir(exist_ok=True)
     say_taken_up(RUN, parts())
-    root = set_up()
-    for site in SITES:
-        train_and_send(site)
+    root = await set_up()
+    await together(train_and_send(site) for site in SITES)
     if not (RUN / "ensemble").exists():
-        coord("verify")
-        coord("assemble", RUN / "ensemble")
+        await coord("admit")
+        await coord("assemble", RUN / "ensemble")
     # From here on, anyone could do it: the folder and the fingerprint are enough.
-    verified = json.loads(run("ddm-coord", "verify", RUN / "ensemble", "--root", root, "--json"))
-    for strategy in STRATEGIES:
-        draw(strategy, root)
-    for site in SITES:  # the signed receipts are there now
-        send(site)
+    verified = json.loads(
+        await run("ddm-coord", "verify", RUN / "ensemble", "--root", root, "--json")
+    )
+    drawing = [draw(strategy, root) for strategy in STRATEGIES]
+    receipts = [send(site) for site in SITES]  # the coordinator has signed them by now
+    await together([*drawing, *receipts], most=CORES)
     show_bundles(verified)
     show_shares()
     write_picture()
@@ -66,46 +67,44 @@ def parts() -> dict[str, Path]:
     return {**keys, **bundles, "the ensemble": RUN / "ensemble", **drawn}
 
 
-def set_up() -> str:
+async def set_up() -> str:
     """Makes coordinator and sites, enrols them, publishes; returns the fingerprint to pin."""
     fingerprint = RUN / "fingerprint.txt"  # in life: read out by telephone
     if not (RUN / "consortium" / "coordinator.toml").exists():
-        fingerprint.write_text(
-            run("ddm-coord", "init", RUN / "consortium", "--federation", "digits")
-        )
+        made = await run("ddm-coord", "init", RUN / "consortium", "--federation", "digits")
+        fingerprint.write_text(made)
     root = fingerprint.read_text().strip()
     for site in SITES:
         if not (RUN / site / "site.toml").exists():
-            run("ddm-site", "init", RUN / site, "--name", site, "--root", root)
-    coord("roster", "add", *(RUN / site / "enrolment.dsse.json" for site in SITES))
+            await run("ddm-site", "init", RUN / site, "--name", site, "--root", root)
+    await coord("roster", "add", *(RUN / site / "enrolment.dsse.json" for site in SITES))
     if not (RUN / "consortium" / "published" / "plan.dsse.json").exists():
-        coord("publish", HERE / "plan.toml")
+        await coord("publish", HERE / "plan.toml")
     return root
 
 
-def train_and_send(site: str) -> None:
-    """Lets one site do its whole job and hand in what it released."""
-    if any((RUN / site / "outbox" / "released").iterdir()):
-        return
-    digits = SITES[site]
-    site_command(site, "train", "--data", f"digits:{digits[0]}-{digits[-1]}")
-    site_command(site, "review")
-    site_command(site, "release")
-    send(site)
+async def train_and_send(site: str) -> None:
+    """Lets one site do its whole job and hand in what it released, as far as that is not done."""
+    if not any((RUN / site / "outbox" / "released").iterdir()):
+        digits = SITES[site]
+        await site_command(site, "train", "--data", f"digits:{digits[0]}-{digits[-1]}")
+        await site_command(site, "review")
+        await site_command(site, "release")
+    if not (RUN / "ensemble").exists():
+        await send(site)
 
 
-def send(site: str) -> None:
+async def send(site: str) -> None:
     """Hands in what was released, or fetches the receipt for it."""
-    site_command(site, "submit", "--to", RUN / "consortium" / "inbox")
+    await site_command(site, "submit", "--to", RUN / "consortium" / "inbox")
 
 
-def draw(strategy: str, root: str) -> None:
+async def draw(strategy: str, root: str) -> None:
     """Samples the ensemble with one strategy, unless that is done."""
     out = RUN / f"samples-{strategy}"
     if not (out / "samples.json").exists():
-        options = ("--strategy", strategy, "--count", SAMPLES, "--steps", 15, "--no-png")
-        options = (*options, "--out", out)
-        run("ddm-coord", "sample", RUN / "ensemble", "--root", root, *options)
+        options = ("--strategy", strategy, "--count", SAMPLES, *SOLVER, "--no-png", "--out", out)
+        await run("ddm-coord", "sample", RUN / "ensemble", "--root", root, *options, who=strategy)
 
 
 def show_bundles(verified: dict) -> None:
@@ -193,30 +192,17 @@ def digit_classifier() -> Callable[[np.ndarray], np.ndarray]:
     return lambda images: machine.predict(images.reshape(len(images), -1) / 255 * 16)
 
 
-def coord(command: str, *arguments: object) -> None:
+async def coord(command: str, *arguments: object) -> None:
     """Runs a command of the coordinator."""
-    run("ddm-coord", command, *arguments, "--coordinator", RUN / "consortium")
+    await run("ddm-coord", command, *arguments, "--coordinator", RUN / "consortium")
 
 
-def site_command(site: str, command: str, *arguments: object) -> None:
+async def site_command(site: str, command: str, *arguments: object) -> None:
     """Runs a command of a site."""
     published = RUN / "consortium" / "published"
-    run("ddm-site", command, "--site", RUN / site, "--plan", published, *arguments)
-
-
-def run(program: str, *arguments: object) -> str:
-    """Runs one of our commands as its own process and returns its stdout."""
-    words = [program, *map(str, arguments)]
-    console.say(f"\n$ {' '.join(words)}")
-    path = Path(sys.executable).parent / program
-    done = subprocess.run([path, *words[1:]], stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode != 0:
-        sys.exit(f"{program} {arguments[0]} ended with status {done.returncode}; see above")
-    if "--json" not in words:
-        sys.stdout.write(done.stdout)
-        sys.stdout.flush()
-    return done.stdout
+    at = ("--site", RUN / site, "--plan", published)
+    await run("ddm-site", command, *at, *arguments, who=site)
 
 
 if __name__ == "__main__":
-    main()
+    run_all(main)

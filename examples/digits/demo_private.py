@@ -7,35 +7,42 @@ far the samples are from real digits: before, after, and how far real digits are
 
 import hashlib
 import json
-import os
-import subprocess
-import sys
 import time
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import torch
+from processes import run, run_all, together
 from public import printed_digits
 from safetensors.torch import save_file
-from scipy import linalg
 from sklearn.datasets import load_digits
 from sklearn.svm import SVC
 from taken_up import say_taken_up
 
 from ddm_fed import console
+from ddm_fed.evaluation import frechet_distance
 from ddm_fed.pictures import write_grid
 from ddm_fed.privacy import ImageSet, Private
-from ddm_fed.records import read_plan_toml
+from ddm_fed.progress import Watch
+from ddm_fed.records import ExpertSpec, Plan, TrainingSpec, read_plan_toml
 from ddm_fed.training import RunOptions, train_expert
 
 HERE = Path(__file__).parent
 RUN = Path("demo-private-run")
 SITES = {"hospital-a": range(5), "hospital-b": range(5, 8), "hospital-c": range(8, 10)}
 SAMPLES, PER_CLASS = 1000, 8
-PUBLIC_IMAGES, PUBLIC_STEPS = 6000, 3000
+NETWORK = ("DiT-Nano/2",)  # that of plan-private.toml
+PUBLIC_IMAGES = 6000
+PUBLIC_TRAINING = {
+    "steps": 3000,
+    "batch_size": 128,
+    "learning_rate": Decimal("0.002"),
+    "ema_half_lives": (70,),
+}
 
 
-def main() -> None:
+async def main() -> None:
     """Runs the federation from the public checkpoint to the picture."""
     started = time.monotonic()
     RUN.mkdir(exist_ok=True)
@@ -44,17 +51,16 @@ def main() -> None:
     made = {"the ensemble": RUN / "ensemble", "samples": RUN / "samples" / "samples.json"}
     say_taken_up(RUN, {**public, **bundles, **made})
     plan, base = make_plan()
-    run("ddm-site", "budget", "--plan", plan, "--units", 354)
-    root = set_up(plan)
-    for site, digits in SITES.items():
-        train_and_send(site, digits, base)
+    await run("ddm-site", "budget", "--plan", plan, "--units", 354)
+    root = await set_up(plan)
+    await together(train_and_send(site, digits, base) for site, digits in SITES.items())
     if not (RUN / "ensemble").exists():
-        coord("verify")
-        coord("assemble", RUN / "ensemble")
-    draw(root)
+        await coord("admit")
+        await coord("assemble", RUN / "ensemble")
+    await draw(root)
     show()
     for site in SITES:
-        run("ddm-site", "ledger", "--site", RUN / site)
+        await run("ddm-site", "ledger", "--site", RUN / site)
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     console.say(f"\nDone in {minutes} min {seconds} s: see {RUN / 'digits.png'}")
 
@@ -64,20 +70,18 @@ def make_plan() -> tuple[Path, Path]:
     plan, base = RUN / "plan.toml", RUN / "base.safetensors"
     if not plan.exists():
         text = (HERE / "plan-private.toml").read_text()
-        public = read_plan_toml(
-            (HERE / "plan.toml").read_text().replace("steps = 1200", f"steps = {PUBLIC_STEPS}")
-        )
+        public = public_plan()
         images, _ = printed_digits(PUBLIC_IMAGES)
         write_grid(RUN / "public.png", torch.from_numpy(images[:64, None]).float() / 127.5 - 1)
         pixels = torch.from_numpy(images[:, None]).float() / 127.5 - 1
-        with console.counting("a public checkpoint", PUBLIC_STEPS, "steps") as update:
+        with console.counting("a public checkpoint", public.training.steps, "steps") as update:
             expert = train_expert(
                 Private(ImageSet(pixels, None)),
                 public,
                 hashlib.sha256(public.to_json()).hexdigest(),
                 RUN / "base.checkpoint",
                 options=RunOptions(seed=0),
-                on_step=lambda report: update(report.step, f"loss {report.loss:.3f}"),
+                watch=Watch(lambda now: update(now.step, f"loss {now.loss:.3f}")),
             )
         save_file(expert.state, base)
         digest = hashlib.sha256(base.read_bytes()).hexdigest()
@@ -85,42 +89,50 @@ def make_plan() -> tuple[Path, Path]:
     return plan, base
 
 
-def set_up(plan: Path) -> str:
+def public_plan() -> Plan:
+    """Returns how the public checkpoint is trained: without noise, as the sites' network is."""
+    plan = read_plan_toml((HERE / "plan.toml").read_text())
+    training = TrainingSpec.model_validate(PUBLIC_TRAINING)
+    return plan.model_copy(
+        update={"expert": ExpertSpec(architecture=NETWORK), "training": training}
+    )
+
+
+async def set_up(plan: Path) -> str:
     """Makes coordinator and sites, enrols them, publishes; returns the fingerprint to pin."""
     fingerprint = RUN / "fingerprint.txt"
     if not (RUN / "consortium" / "coordinator.toml").exists():
-        fingerprint.write_text(
-            run("ddm-coord", "init", RUN / "consortium", "--federation", "private-digits")
-        )
+        made = await run("ddm-coord", "init", RUN / "consortium", "--federation", "private-digits")
+        fingerprint.write_text(made)
     root = fingerprint.read_text().strip()
     for site in SITES:
         if not (RUN / site / "site.toml").exists():
             policy = ("--max-epsilon", 8, "--must-be-private", "expert")
-            run("ddm-site", "init", RUN / site, "--name", site, "--root", root, *policy)
-    coord("roster", "add", *(RUN / site / "enrolment.dsse.json" for site in SITES))
+            await run("ddm-site", "init", RUN / site, "--name", site, "--root", root, *policy)
+    await coord("roster", "add", *(RUN / site / "enrolment.dsse.json" for site in SITES))
     if not (RUN / "consortium" / "published" / "plan.dsse.json").exists():
-        coord("publish", plan)
+        await coord("publish", plan)
     return root
 
 
-def train_and_send(site: str, digits: range, base: Path) -> None:
-    """Lets one site do its whole job and hand in what it released."""
-    if any((RUN / site / "outbox" / "released").iterdir()):
-        return
+async def train_and_send(site: str, digits: range, base: Path) -> None:
+    """Lets one site do its whole job and hand in what it released, as far as that is not done."""
     source = f"digits:{digits[0]}-{digits[-1]}"
     at = ("--site", RUN / site, "--plan", RUN / "consortium" / "published")
-    run("ddm-site", "train", *at, "--data", source, "--base", base)
-    run("ddm-site", "audit", *at, "--data", source, "--canaries", 50_000)
-    run("ddm-site", "review", *at)
-    run("ddm-site", "release", *at)
-    run("ddm-site", "submit", *at, "--to", RUN / "consortium" / "inbox")
+    if not any((RUN / site / "outbox" / "released").iterdir()):
+        await run("ddm-site", "train", *at, "--data", source, "--base", base, who=site)
+        await run("ddm-site", "audit", *at, "--data", source, "--canaries", 50_000, who=site)
+        await run("ddm-site", "review", *at, who=site)
+        await run("ddm-site", "release", *at, who=site)
+    if not (RUN / "ensemble").exists():
+        await run("ddm-site", "submit", *at, "--to", RUN / "consortium" / "inbox", who=site)
 
 
-def draw(root: str) -> None:
+async def draw(root: str) -> None:
     """Samples the ensemble, unless that is done."""
     if not (RUN / "samples" / "samples.json").exists():
         options = ("--count", SAMPLES, "--steps", 15, "--no-png", "--out", RUN / "samples")
-        run("ddm-coord", "sample", RUN / "ensemble", "--root", root, *options)
+        await run("ddm-coord", "sample", RUN / "ensemble", "--root", root, *options)
 
 
 def show() -> None:
@@ -140,7 +152,7 @@ def show() -> None:
         other = real[1::2] if name.startswith("half") else real
         margins = np.sort(judge.decision_function(images), axis=1)
         sure = float((margins[:, -1] - margins[:, -2] > 1).mean())
-        rows.append([name, f"{frechet(images, other):.0f}", f"{sure:.2f}"])
+        rows.append([name, f"{frechet_distance(other, images):.0f}", f"{sure:.2f}"])
     console.show_table(
         "How far from real digits (Frechet distance), and how many a classifier is sure of",
         ["images", "distance", "sure"],
@@ -157,32 +169,10 @@ def show() -> None:
     (RUN / "shares.json").write_text(json.dumps(shares))
 
 
-def frechet(first: np.ndarray, second: np.ndarray) -> float:
-    """Returns the squared Frechet distance of two sets of rows, as Gaussians."""
-    apart = np.square(first.mean(0) - second.mean(0)).sum()
-    covariances = [np.cov(rows, rowvar=False) for rows in (first, second)]
-    small = 1e-6 * np.eye(len(covariances[0]))  # some pixels of real digits never change
-    root = linalg.sqrtm((covariances[0] + small) @ (covariances[1] + small)).real
-    return float(apart + np.trace(covariances[0] + covariances[1] - 2 * root))
-
-
-def coord(*arguments: object) -> None:
+async def coord(*arguments: object) -> None:
     """Runs `ddm-coord` for this coordinator."""
-    run("ddm-coord", *arguments, "--coordinator", RUN / "consortium")
-
-
-def run(*command: object) -> str:
-    """Runs one of the commands; shows it, and returns what it wrote to stdout."""
-    words = [str(part) for part in command]
-    console.say(f"\n$ {' '.join(words)}")
-    words[0] = str(Path(sys.executable).with_name(words[0]))
-    environment = os.environ | {"COLUMNS": "100"}
-    done = subprocess.run(words, check=False, stdout=subprocess.PIPE, text=True, env=environment)
-    console.say(done.stdout.rstrip())
-    if done.returncode:
-        sys.exit(done.returncode)
-    return done.stdout
+    await run("ddm-coord", *arguments, "--coordinator", RUN / "consortium")
 
 
 if __name__ == "__main__":
-    main()
+    run_all(main)

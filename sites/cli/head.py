@@ -41,10 +41,11 @@ def head(
     Example: ddm-site head --plan published --data digits
     """
     from ddm_fed.bundle.reference import read_reference
+    from ddm_fed.progress import Watch
     from ddm_fed.trust.published import published_folder
     from sites.data import load_images
     from sites.outbox.stages import find_bundles
-    from sites.train.head import HeadScreen, run_head
+    from sites.train.head import run_head
 
     home, published = open_published(site, plan)
     trust, name = published.trust, home.settings.name
@@ -69,7 +70,7 @@ def head(
                 reference,
                 images,
                 seed=seed,
-                screen=HeadScreen(lambda step, loss: update(step, f"loss {loss:.4f}"), console.say),
+                watch=Watch(lambda now: update(now.step, f"loss {now.loss:.4f}"), say=console.say),
             )
         drafts = find_bundles(home.drafts)
     console.say(f"{name}: signed bundle {bundle}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddm_fed import console
+from ddm_fed.commands.options import finite
 
 if TYPE_CHECKING:
     from sites.data import DataReport
@@ -40,6 +41,7 @@ MaxBadOption = Annotated[
         help="Most unreadable files in a folder, as a fraction.",
         min=0,
         max=1,
+        callback=finite,
     ),
 ]
 YesOption = Annotated[
@@ -51,10 +53,19 @@ YesOption = Annotated[
 TimeoutOption = Annotated[
     float,
     typer.Option(
-        "--timeout", help="Seconds without any progress after which a network is given up.", min=1
+        "--timeout",
+        help="Seconds without any progress after which the command gives up.",
+        min=1,
+        callback=finite,
     ),
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+AddressOption = Annotated[
+    str,
+    typer.Option(
+        "--from",
+        help="The coordinator: grpcs://HOST:PORT, before the first fetch with #sha256:… behind it.",
+    ),
+]
 
 
 def open_published(site: Path, plan: Path) -> "tuple[SiteFolder, Published]":

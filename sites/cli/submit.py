@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
 from ddm_fed.storage.files import size_below
 from sites.cli.options import (
-    JsonOption,
     PlanOption,
     SiteOption,
     TimeoutOption,

@@ -4,15 +4,15 @@ import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from ddm_fed import console
-from ddm_fed.progress import duration
+from ddm_fed.commands.options import finite, options_error
+from ddm_fed.progress import StepReport, Watch, duration
 from sites.cli.options import (
     DataOption,
     MaxBadOption,
@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 
     from ddm_fed.privacy import ImageSet, Private
     from ddm_fed.records import ExpertDesign, Plan
-    from ddm_fed.training import StepReport
     from sites.data import DataReport
-    from sites.train.expert import Screen, TrainingOptions
+    from sites.train.expert import TrainingOptions
     from sites.workspace import SiteFolder
 
     Choose = Callable[[Plan], TrainingOptions]
@@ -40,22 +39,6 @@ if TYPE_CHECKING:
 
 
 LEAST_TIMED_S = 3.0  # a shorter look at the steps is wrong where a machine has other work
-
-
-class PrecisionName(StrEnum):
-    """Choices of `--precision`."""
-
-    AUTO = "auto"
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-
-
-class GradientsName(StrEnum):
-    """Choices of `--gradients`."""
-
-    AUTO = "auto"
-    FUNCTIONAL = "functional"
-    OPACUS = "opacus"
 
 
 def train(
@@ -77,8 +60,9 @@ def train(
         typer.Option(help="Which of the plan's averages is the expert; also after training."),
     ] = None,
     precision: Annotated[
-        PrecisionName, typer.Option(help="Of the arithmetic; auto measures which is faster here.")
-    ] = PrecisionName.AUTO,
+        Literal["auto", "float32", "bfloat16"],
+        typer.Option(help="Of the arithmetic; auto measures which is faster here."),
+    ] = "auto",
     micro_batch: Annotated[
         int | None, typer.Option(help="Most images in memory at once; changes no result.", min=1)
     ] = None,
@@ -92,9 +76,9 @@ def train(
         int | None, typer.Option(help="Steps between pictures of samples, in private/.", min=1)
     ] = None,
     gradients: Annotated[
-        GradientsName,
+        Literal["auto", "functional", "opacus"],
         typer.Option(help="Per-unit gradients of DP-SGD: auto measures which engine is faster."),
-    ] = GradientsName.AUTO,
+    ] = "auto",
     seed: Annotated[
         int | None,
         typer.Option(
@@ -102,7 +86,10 @@ def train(
         ),
     ] = None,
     checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between checkpoints; 0 means every step.", min=0)
+        float,
+        typer.Option(
+            help="Seconds between checkpoints; 0 means every step.", min=0, callback=finite
+        ),
     ] = 30.0,
     restart: Annotated[
         bool, typer.Option("--restart", help="Forget the checkpoint and train from the start.")
@@ -120,7 +107,7 @@ def train(
 
     run = RunOptions(
         seed=seed,
-        precision=precision.value,
+        precision=precision,
         checkpoint_every_s=checkpoint_every,
         micro_batch=micro_batch,
         compile=compile_network,
@@ -128,7 +115,7 @@ def train(
         base=base,
         ema_half_life=ema_half_life,
         sample_every=sample_every,
-        gradients=gradients.value,
+        gradients=gradients,
     )
 
     def choose(agreed: "Plan") -> TrainingOptions:
@@ -157,14 +144,15 @@ def _design(
     """Returns the plan's default with what was chosen in its place."""
     from pydantic import ValidationError
 
-    from ddm_fed.records import ExpertDesign, explain
+    from ddm_fed.records import ExpertDesign
 
     chosen = {"architecture": architecture, "path": path, "prediction": prediction}
     named = {name: value for name, value in chosen.items() if value is not None}
     try:
         return ExpertDesign.model_validate(plan.expert.default.model_dump() | named)
     except ValidationError as error:
-        raise typer.BadParameter(explain(error, ExpertDesign)) from None
+        hint = "see `ddm-site train --help`, and [expert] in the plan"
+        raise options_error(error, ExpertDesign, hint) from None
 
 
 def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) -> None:
@@ -179,8 +167,8 @@ def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) 
             images, report = load(trust.plan)
         show_data(home.settings.name, report)
         settle_doubts(report, yes=yes)
-        with _screen(home, trust.plan_sha256, trust.plan.training.steps) as screen:
-            bundle = run_plan(home, trust, published.log, images, options, screen)
+        with _watched(home, trust.plan_sha256, trust.plan.training.steps) as watch:
+            bundle = run_plan(home, trust, published.log, images, options, watch)
         drafts = find_bundles(home.drafts)
     console.say(f"{home.settings.name}: signed bundle {bundle}")
     step = ("review",) if bundle in drafts else ("submit", "--to", "INBOX")
@@ -205,7 +193,7 @@ class _Estimate:
         self._first: tuple[int, float] | None = None
         self._said = False
 
-    def after(self, report: "StepReport") -> str | None:
+    def after(self, report: StepReport) -> str | None:
         """Returns the estimate once, when steps have taken long enough to say anything."""
         if self._said:
             return None
@@ -237,16 +225,15 @@ def _most_memory() -> str:
 
 
 @contextmanager
-def _screen(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Screen]":
+def _watched(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Watch]":
     """Shows a bar of the steps; pictures of samples go to the site's private folder."""
     from ddm_fed.pictures import write_grid
-    from sites.train.expert import Screen
 
     with console.counting(f"training {home.settings.name}", steps, "steps") as update:
         update(0, "getting ready: what is faster here is measured")
         estimate = _Estimate()
 
-        def on_step(step: "StepReport") -> None:
+        def on_step(step: StepReport) -> None:
             left = duration(step.eta_s)
             speed = f"{step.images_per_s:,.0f} images/s"
             update(step.step, f"loss {step.loss:.4f}, {speed}, about {left} left")
@@ -256,4 +243,4 @@ def _screen(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Scree
         def on_sample(step: int, images: "Tensor") -> None:
             write_grid(home.work(plan_sha256) / f"samples-{step:07d}.png", images)
 
-        yield Screen(on_step, on_sample, console.say)
+        yield Watch(on_step, on_sample, console.say)

@@ -61,6 +61,19 @@ class SiteLedger:
             from a backup, is told by the other.
         known: Ledgers that the present one must extend: of what the site signed, of what the log
             admitted.
+
+    Example:
+        >>> from decimal import Decimal
+        >>> from ddm_fed.privacy import epsilon
+        >>> from ddm_fed.records import GaussianEvent
+        >>> ledger = SiteLedger(folder / "ledger.jsonl", max_epsilon=3.0)
+        >>> noise = GaussianEvent(noise_multiplier=Decimal(4))
+        >>> entry = ledger.append("ab" * 32, "router-location", "discrete-gaussian", noise)
+        >>> round(epsilon([entry.event for entry in ledger.entries()], 1e-5), 2)
+        0.93
+        >>> ledger.require_budget([noise] * 20, plan)
+        Traceback (most recent call last):
+        ddm_fed.errors.BudgetError: error[DDM301]: this would bring the site to epsilon 5.1274; ...
     """
 
     def __init__(

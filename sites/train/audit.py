@@ -7,7 +7,6 @@ policy says `share_audit = true`
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from ddm_fed.evaluation import Memorization, measure_memorization
 from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
 from ddm_fed.models import build_network
 from ddm_fed.privacy import Finding, ImageSet, Private, Randomness
+from ddm_fed.progress import Advance, Watch
 from ddm_fed.records import AuditFacts, ExpertDesign, Plan, SampledGaussianEvent
 from ddm_fed.router import LOCATION, decode_location, exact_statistics, messages
 from ddm_fed.storage.files import write_atomically
@@ -152,7 +152,7 @@ def run_audit(
     trust: Trust,
     data: Private[ImageSet],
     options: AuditOptions,
-    on_step: Callable[[int], None] = lambda _: None,
+    advance: Advance = lambda _: None,
 ) -> AuditResult:
     """Returns what attacks on the site's training and releases find; keeps it in its folder.
 
@@ -164,7 +164,7 @@ def run_audit(
         trust: The verified plan.
         data: Its images.
         options: What is tried.
-        on_step: Told each step of the canaries.
+        advance: Told of every step of the canaries.
 
     Raises:
         DataError: the controls are among the images, or there are none.
@@ -173,7 +173,7 @@ def run_audit(
     plan, work, result = trust.plan, site.work(trust.plan_sha256), AuditResult()
     known = recorded(work) if (work / TRAINED_FILE).exists() else None
     _require_own(work, known, data)
-    _attack_step(plan, known, options, on_step, result)
+    _attack_step(plan, known, options, advance, result)
     _examine_releases(plan, work, data, known, result)
     _attack_expert(plan, work, data, known, options, result)
     write_atomically(work / AUDIT_FILE, json.dumps(result.facts(), indent=1).encode(), mode=0o600)
@@ -205,7 +205,7 @@ def _attack_step(
     plan: Plan,
     known: Recorded | None,
     options: AuditOptions,
-    on_step: Callable[[int], None],
+    advance: Advance,
     result: AuditResult,
 ) -> None:
     event, means = planned_events(plan).expert, planned_events(plan).central
@@ -230,7 +230,7 @@ def _attack_step(
             canaries=options.canaries,
             most_steps=options.most_steps,
             clip_norm=noise.clip_norm,
-            on_step=on_step,
+            advance=advance,
         )
     result.canaries = audit_facts(found)
     try:
@@ -262,10 +262,10 @@ def _attack_run(
 
     alone = replace(noise, central=None)  # its rounds are noisy sums, which the tests looked at
     with trial_run(plan, design, alone, steps=steps, source=source) as training:
-        watch = OptimizerWatch(training, made[0], claim, noise.expected_units)
+        looked = OptimizerWatch(training, made[0], claim, noise.expected_units)
         training.start("0" * 64)
-        training.run_steps(Paid(claim), lambda report: watch.look(report.step - 1))
-    return audit_run(watch, made[0], claim, training_steps=event.steps, delta=delta)
+        training.run_steps(Paid(claim), Watch(lambda now: looked.look(now.step - 1)))
+    return audit_run(looked, made[0], claim, training_steps=event.steps, delta=delta)
 
 
 def _examine_releases(

@@ -5,13 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
 from ddm_fed.bundle.policy import CENTRAL_PURPOSE, EXPERT_PURPOSE
 from ddm_fed.bundle.verify import EXPERT_FILE, ROUTER_FILE
 from ddm_fed.errors import CheckpointError, PolicyError
 from ddm_fed.models import expert_tensors
 from ddm_fed.privacy import ImageSet, Origin, Private, Randomness
+from ddm_fed.progress import Watch
 from ddm_fed.records import (
     ExpertDesign,
     LedgerEntry,
@@ -30,7 +29,6 @@ from ddm_fed.training import (
     Payment,
     PrivateTraining,
     RunOptions,
-    StepReport,
     TrainedExpert,
     read_trained,
     train_expert,
@@ -62,17 +60,8 @@ class TrainingOptions:
     randomness: Randomness | None = None
 
 
-@dataclass(frozen=True)
-class Screen:
-    """Who is told how it goes: nobody, unless a command has a screen. All of it stays here."""
-
-    on_step: Callable[[StepReport], None] = lambda _: None
-    on_sample: Callable[[int, Tensor], None] = lambda *_: None
-    say: Callable[[str], None] = lambda _: None
-
-
 def train_plainly(
-    work: Path, trust: Trust, data: Private[ImageSet], options: TrainingOptions, screen: Screen
+    work: Path, trust: Trust, data: Private[ImageSet], options: TrainingOptions, watch: Watch
 ) -> TrainedExpert:
     """Returns the expert in `work`, trained without noise; every process of a team calls it."""
     return train_expert(
@@ -82,9 +71,7 @@ def train_plainly(
         work / CHECKPOINT_FILE,
         design=options.design,
         options=options.run,
-        on_step=screen.on_step,
-        on_sample=screen.on_sample,
-        say=screen.say,
+        watch=watch,
     )
 
 
@@ -95,7 +82,7 @@ def make_expert(
     data_sha256: str,
     options: TrainingOptions,
     ledger: SiteLedger,
-    screen: Screen,
+    watch: Watch,
 ) -> None:
     """Leaves the expert of the plan in `work`, trained unless it is there already.
 
@@ -106,13 +93,13 @@ def make_expert(
     design = options.design or trust.plan.expert.default
     if (work / TRAINED_FILE).exists():
         _require_same_run(work, data_sha256, design)
-        _choose_average(work, trust, data_sha256, design, options, screen.say)
+        _choose_average(work, trust, data_sha256, design, options, watch.say)
         return
     private = trust.plan.privacy.sgd is not None
     if private:
-        expert = _train_privately(work, trust, data, options, ledger, screen)
+        expert = _train_privately(work, trust, data, options, ledger, watch)
     else:
-        expert = train_plainly(work, trust, data, options, screen)
+        expert = train_plainly(work, trust, data, options, watch)
     write_tensors(work / EXPERT_FILE, expert.state)
     _require_admissible(work / EXPERT_FILE, trust.plan, design)
     if not private:
@@ -141,7 +128,7 @@ def _train_privately(
     data: Private[ImageSet],
     options: TrainingOptions,
     ledger: SiteLedger,
-    screen: Screen,
+    watch: Watch,
 ) -> TrainedExpert:
     plan = trust.plan
     planned = planned_events(plan)
@@ -178,9 +165,7 @@ def _train_privately(
         design=options.design,
         options=options.run,
         randomness=options.randomness,
-        on_step=screen.on_step,
-        on_sample=screen.on_sample,
-        say=screen.say,
+        watch=watch,
     )
 
 

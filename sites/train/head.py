@@ -7,8 +7,6 @@ is repeated bit for bit and spends nothing twice.
 
 import json
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -17,8 +15,9 @@ from torch import Tensor
 from ddm_fed.bundle.policy import HEAD_PURPOSE
 from ddm_fed.bundle.reference import VerifiedReference
 from ddm_fed.bundle.verify import HEAD_FILE
-from ddm_fed.errors import CheckpointError, StateError
+from ddm_fed.errors import CheckpointError, OptionError
 from ddm_fed.privacy import ImageSet, Origin, Private, Randomness, fresh_secret
+from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import HeadFacts, NonPrivateEvent, Plan, SampledGaussianEvent, sha256_hex
 from ddm_fed.router import (
     HeadNoise,
@@ -49,14 +48,6 @@ from sites.workspace import SiteFolder
 RUN_FILE = "head-run.json"  # the secret of a head in the making
 
 
-@dataclass(frozen=True)
-class HeadScreen:
-    """Who is told how it goes. All of it stays here."""
-
-    on_step: Callable[[int, float], None] = lambda *_: None
-    say: Callable[[str], None] = lambda _: None
-
-
 def run_head(
     site: SiteFolder,
     trust: Trust,
@@ -65,7 +56,7 @@ def run_head(
     data: Private[ImageSet],
     *,
     seed: int | None = None,
-    screen: HeadScreen | None = None,
+    watch: Watch = QUIET,
     randomness: Randomness | None = None,
 ) -> Path:
     """Returns the signed draft bundle of `site` with its head.
@@ -79,7 +70,7 @@ def run_head(
         reference: What the head is trained against.
         data: The images the expert was trained on.
         seed: For reproducible experiments without noise; random and secret otherwise.
-        screen: Who is told.
+        watch: Told how it goes.
         randomness: For tests: where noise comes from. What is made with it is refused everywhere.
 
     Raises:
@@ -90,19 +81,18 @@ def run_head(
     require_member(site, trust)
     require_number_left(site, log)
     require_policy(site.settings, trust.plan)
-    screen = screen or HeadScreen()
     plan, work = trust.plan, site.work(trust.plan_sha256)
     data_sha256 = data.reveal().digest()
     require_trained_on(work, data_sha256)
     facts = HeadFacts(reference_sha256=reference.sha256, steps=heads_spec(plan).head.steps)
     made = recorded_head(work)
     if made is not None and made[0] == facts:
-        screen.say("the head is trained already")
+        watch.say("the head is trained already")
         return write_draft(site, trust, log)
     pool, ledger = pooled_reference(plan, reference.releases), open_ledger(site, log)
     if plan.privacy.sgd is None:
         generator = torch.Generator().manual_seed(secrets.randbits(63) if seed is None else seed)
-        weights = fit_head(data, plan, pool, generator, screen.on_step)
+        weights = fit_head(data, plan, pool, generator, watch)
         ledger.append(
             trust.plan_sha256,
             HEAD_PURPOSE,
@@ -113,12 +103,12 @@ def run_head(
         origin: Origin = "csprng"
     else:
         if seed is not None:
-            raise StateError(
-                "--seed does not go with training with noise",
+            raise OptionError(
+                "--seed is not allowed in training with noise",
                 hint="leave it out: all that is drawn follows from a secret",
             )
         run = _HeadRun(work, trust, ledger, data_sha256, reference.sha256, randomness)
-        weights, origin = run.fit(data, pool, screen)
+        weights, origin = run.fit(data, pool, watch)
     write_tensors(work / HEAD_FILE, weights)
     record_head(work, facts, data_sha256, origin)
     (work / RUN_FILE).unlink(missing_ok=True)
@@ -154,7 +144,7 @@ class _HeadRun:
             self._randomness = randomness or fresh_secret()
 
     def fit(
-        self, data: Private[ImageSet], pool: PooledReference, screen: HeadScreen
+        self, data: Private[ImageSet], pool: PooledReference, watch: Watch
     ) -> tuple[dict[str, Tensor], Origin]:
         """Returns the head's weights, and where their noise is from."""
         plan = self._trust.plan
@@ -166,7 +156,7 @@ class _HeadRun:
             noise,
             self._randomness,
             pay=lambda: self._pay(event),
-            on_step=screen.on_step,
+            watch=watch,
         )
         return weights, self._randomness.origin
 

@@ -21,7 +21,7 @@ from ddm_fed.bundle.verify import (
     sign_bundle,
     verify_bundle,
 )
-from ddm_fed.errors import CheckpointError, RefusedError, StateError
+from ddm_fed.errors import CheckpointError, OptionError, RefusedError, StateError
 from ddm_fed.privacy import (
     ImageSet,
     Origin,
@@ -31,6 +31,7 @@ from ddm_fed.privacy import (
     epsilon_text,
     private_events,
 )
+from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import (
     MAX_DOCUMENT_BYTES,
     AuditFacts,
@@ -66,7 +67,6 @@ from sites.train.expert import (
     CHECKPOINT_FILE,
     RELEASE_FILE,
     TRAINED_FILE,
-    Screen,
     TrainingOptions,
     is_released,
     make_expert,
@@ -95,7 +95,7 @@ def run_plan(
     log: Log,
     data: Private[ImageSet],
     options: TrainingOptions,
-    screen: Screen | None = None,
+    watch: Watch = QUIET,
 ) -> Path:
     """Returns the signed draft bundle of `site` under the plan of `trust`.
 
@@ -110,7 +110,6 @@ def run_plan(
     require_number_left(site, log)
     plan = trust.plan
     require_policy(site.settings, plan)
-    screen = screen or Screen()
     work, ledger = site.work(trust.plan_sha256), open_ledger(site, log)
     data_sha256 = data.reveal().digest()
     design = options.design or plan.expert.default
@@ -119,7 +118,7 @@ def run_plan(
     if options.restart or not (work / CHECKPOINT_FILE).exists():
         require_base(plan, options.run)
     if planned_events(plan).expert is None and options.run.gradients != "auto":
-        raise StateError(
+        raise OptionError(
             "--gradients belongs to training with noise, and the plan trains without",
             hint="leave it out, or ask for a plan with [privacy.sgd]",
         )
@@ -131,15 +130,15 @@ def run_plan(
         due += planned.training
     ledger.require_budget(due, plan)
     for line in before_spending(site, plan, trust.plan_sha256, ledger.entries(), due):
-        screen.say(line)
+        watch.say(line)
     if options.restart:  # only now: a refusal above must not cost an expert
         for name in (CHECKPOINT_FILE, EXPERT_FILE, TRAINED_FILE):
             (work / name).unlink(missing_ok=True)
     if planned.expert is not None:  # its sums are divided by a released number of units
-        _release(work, trust, data, data_sha256, ledger, screen.say)
-    make_expert(work, trust, data, data_sha256, options, ledger, screen)
+        _release(work, trust, data, data_sha256, ledger, watch.say)
+    make_expert(work, trust, data, data_sha256, options, ledger, watch)
     if planned.expert is None:
-        _release(work, trust, data, data_sha256, ledger, screen.say)
+        _release(work, trust, data, data_sha256, ledger, watch.say)
     return write_draft(site, trust, log)
 
 
@@ -149,7 +148,7 @@ def help_train(
     """Takes part in the training of `run_plan`, as any process but the first; writes nothing."""
     work = site.work(trust.plan_sha256)
     if options.restart or not (work / TRAINED_FILE).exists():
-        train_plainly(work, trust, data, options, Screen())
+        train_plainly(work, trust, data, options, QUIET)
 
 
 def _release(

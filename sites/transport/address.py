@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Self
 
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 
 SCHEME = "grpcs://"
 _ADDRESS = re.compile(
@@ -32,13 +32,13 @@ class Address:
         """Returns the address in `text`.
 
         Raises:
-            StateError: it is none.
+            OptionError: it is none.
         """
         found = _ADDRESS.fullmatch(text)
         if found is None or not 0 < int(found["port"]) < 65536:
-            raise StateError(
-                f"`{text}` is no address of a coordinator",
-                hint="it is grpcs://HOST:PORT, or grpcs://HOST:PORT#sha256:… with the certificate; "
+            raise OptionError(
+                f"`{text}` is not the address of a coordinator",
+                hint="give grpcs://HOST:PORT, or grpcs://HOST:PORT#sha256:… with the certificate; "
                 "`ddm-coord serve` prints it",
             )
         return cls(found["host"], int(found["port"]), found["pin"])

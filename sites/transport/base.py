@@ -11,9 +11,10 @@ from typing import Literal, Protocol
 
 from ddm_fed.bundle.verify import ENVELOPE_FILE, VerifiedBundle, tensor_files
 from ddm_fed.errors import StateError
+from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_DOCUMENT_BYTES
 from ddm_fed.storage.digests import check_file
-from ddm_fed.storage.files import Advance, new_folder, read_bounded
+from ddm_fed.storage.files import new_folder, read_bounded
 from ddm_fed.storage.targets import require_ours
 
 INBOX_MARKS = ("incoming", "receipts")

@@ -18,9 +18,9 @@ from ddm_fed.limits import (
     MAX_ROSTERS_BYTES,
     MAX_ROUTER_BYTES,
 )
+from ddm_fed.progress import Advance
 from ddm_fed.records import is_file_name, is_sha256
 from ddm_fed.storage.files import (
-    Advance,
     new_folder,
     open_to_append,
     sync_folder,

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from ddm_fed.bundle.verify import VerifiedBundle
 from ddm_fed.errors import RefusedError, StateError
+from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_DOCUMENT_BYTES
-from ddm_fed.storage.files import Advance, read_bounded
+from ddm_fed.storage.files import read_bounded
 from ddm_fed.trust import Trust
 from ddm_fed.trust.receipts import read_receipt
 from sites.transport.base import Sent

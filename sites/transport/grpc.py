@@ -5,11 +5,9 @@ from there, until nothing has moved for as long as its timeout.
 """
 
 import ssl
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from secrets import SystemRandom
 from typing import TypeVar
 
 import grpc
@@ -21,8 +19,8 @@ from ddm_fed.errors import (
     DigestError,
     ExchangeError,
     OffsetError,
+    OptionError,
     QuotaError,
-    StateError,
 )
 from ddm_fed.exchange import (
     CHUNK_BYTES,
@@ -34,18 +32,18 @@ from ddm_fed.exchange import (
     services,
 )
 from ddm_fed.exchange.body import Body, BodyReader, open_body
+from ddm_fed.progress import Advance
 from ddm_fed.records import sha256_hex
 from ddm_fed.remote.proxies import proxy_to
 from ddm_fed.signing import server_certificates_pem
-from ddm_fed.storage.files import Advance
 from ddm_fed.trust import Trust
 from sites.outbox.stages import member_of
 from sites.transport.address import Address
 from sites.transport.base import Sent
+from sites.transport.retries import Retries
 from sites.workspace import SiteFolder
 
 CALL_S, COMMIT_S, STREAM_S = 30.0, 600.0, 20 * 60.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 DAMAGED_TRIES = 2
 # of the other side, or of what lies between: asked again, it may answer
 PASSING = {
@@ -66,46 +64,40 @@ STRANGER = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 Answer = TypeVar("Answer")
 
 
-class Retries:
-    """Waits longer and longer between tries, and gives up when nothing moved for too long.
+def _retries(
+    address: Address, timeout_s: float, heard: Callable[[DdmFedError | None], object] | None = None
+) -> Retries[grpc.RpcError]:
+    """Returns how calls to `address` are tried again.
 
     Args:
-        seconds: How long that is.
-        address: Who is tried, for messages.
+        address: Who is called.
+        timeout_s: How long nothing may move.
+        heard: Called with what the coordinator said of a call that failed; may raise it.
     """
 
-    def __init__(self, seconds: float, address: Address) -> None:
-        self._seconds, self._address = seconds, address
-        self._random = SystemRandom()
-        self.progress()
+    def judged(error: grpc.RpcError) -> None:
+        failure = failure_of(error)
+        judge(failure, address)
+        if heard is not None:
+            heard(failure.error)
 
-    def progress(self) -> None:
-        """Notes that something moved."""
-        self._since, self._pause = time.monotonic(), FIRST_PAUSE_S
+    def told(error: grpc.RpcError) -> DdmFedError:
+        failure = failure_of(error)
+        return failure.error or _unreachable(failure, address, timeout_s)
 
-    def wait(self, failure: Failure) -> None:
-        """Waits before the next try.
+    return Retries(grpc.RpcError, timeout_s, judge=judged, told=told)
 
-        Raises:
-            DdmFedError: nothing moved for too long; why, if the coordinator said it.
-        """
-        left = self._seconds - (time.monotonic() - self._since)
-        if left <= 0:
-            raise failure.error or self._unreachable(failure)
-        # spread, so that sites cut off together do not come back together
-        time.sleep(min(left, self._pause * (0.5 + self._random.random() / 2)))
-        self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
 
-    def _unreachable(self, failure: Failure) -> ExchangeError:
-        proxy = proxy_to(self._address.host)
-        through = f" through {proxy}," if proxy else ""
-        return ExchangeError(
-            f"nothing has moved between here and {self._address.target}{through} for "
-            f"{self._seconds:.0f} seconds: {_words(failure)}",
-            hint="check the address and the network, and that the coordinator runs `ddm-coord "
-            f"serve`; {_PROXY_HINT if proxy else ''}if others get through, this site's certificate "
-            "may not be in its roster. Then run the same command again: it goes on from there",
-        )
+def _unreachable(failure: Failure, address: Address, timeout_s: float) -> ExchangeError:
+    proxy = proxy_to(address.host)
+    through = f" through {proxy}," if proxy else ""
+    return ExchangeError(
+        f"nothing has moved between here and {address.target}{through} for "
+        f"{timeout_s:.0f} seconds: {_words(failure)}",
+        hint="check the address and the network, and that the coordinator runs `ddm-coord "
+        f"serve`; {_PROXY_HINT if proxy else ''}if others get through, this site's certificate "
+        "may not be in its roster. Then run the same command again: it goes on from there",
+    )
 
 
 def judge(failure: Failure, address: Address) -> None:
@@ -141,14 +133,7 @@ def retried(call: Callable[[], Answer], address: Address, *, timeout_s: float) -
     Raises:
         DdmFedError: nothing moved for `timeout_s`, or the coordinator refused.
     """
-    retries = Retries(timeout_s, address)
-    while True:
-        try:
-            return call()
-        except grpc.RpcError as raised:
-            failure = failure_of(raised)
-            judge(failure, address)
-            retries.wait(failure)
+    return _retries(address, timeout_s).run(call)
 
 
 def pinned_certificate(address: Address, *, timeout_s: float) -> bytes:
@@ -161,19 +146,19 @@ def pinned_certificate(address: Address, *, timeout_s: float) -> bytes:
     Raises:
         ExchangeError: it is another, or nothing answers.
     """
-    host, retries = address.host.strip("[]"), Retries(timeout_s, address)
     directly = _DIRECT_HINT if proxy_to(address.host) else ""
-    pem = ""
-    while not pem:
-        try:
-            pem = ssl.get_server_certificate((host, address.port), timeout=CALL_S)
-        except OSError as error:
-            unreached = ExchangeError(
-                f"{address.target} cannot be reached: {error}",
-                hint="check the address and the network, and that the coordinator runs `ddm-coord "
-                f"serve`{directly}",
-            )
-            retries.wait(Failure(grpc.StatusCode.UNAVAILABLE, str(error), unreached))
+
+    def unreached(error: OSError) -> ExchangeError:
+        return ExchangeError(
+            f"{address.target} cannot be reached: {error}",
+            hint="check the address and the network, and that the coordinator runs `ddm-coord "
+            f"serve`{directly}",
+        )
+
+    place = address.host.strip("[]"), address.port
+    pem = Retries(OSError, timeout_s, told=unreached).run(
+        lambda: ssl.get_server_certificate(place, timeout=CALL_S)
+    )
     found = f"sha256:{sha256_hex(ssl.PEM_cert_to_DER_cert(pem))}"
     if found != address.pin:
         raise ExchangeError(
@@ -210,16 +195,16 @@ def server_pem(address: Address, trust: Trust | None, *, timeout_s: float) -> by
         timeout_s: How long to try where it has to be asked.
 
     Raises:
-        StateError: neither names one.
+        OptionError: neither names one.
         ExchangeError: it shows another, or does not answer.
     """
     listed = server_certificates_pem(trust.roster) if trust is not None else b""
     if listed:
         return listed
     if address.pin is None:
-        raise StateError(
-            f"nothing says which certificate {address.target} has to show",
-            hint="use the whole address that `ddm-coord serve` prints, grpcs://HOST:PORT#sha256:…",
+        raise OptionError(
+            f"grpcs://{address.target}: nothing says which certificate the coordinator has to show",
+            hint="give the whole address that `ddm-coord serve` prints, grpcs://HOST:PORT#sha256:…",
         )
     return pinned_certificate(address, timeout_s=timeout_s)
 
@@ -286,21 +271,14 @@ class _Sending:
         reader: BodyReader,
         advance: Advance,
     ) -> None:
-        self._service, self._address, self._bundle = service, address, bundle
+        self._service, self._bundle = service, bundle
         self._reader, self._advance = reader, advance
-        self._retries = Retries(timeout_s, address)
+        self._retries = _retries(address, timeout_s, self._note_damage)
         self._shown = self._damaged = self._safe = 0
 
     def run(self) -> Sent:
         """Returns what became of it."""
-        while True:
-            try:
-                return self._try_once()
-            except grpc.RpcError as raised:
-                failure = failure_of(raised)
-                judge(failure, self._address)
-                self._note_damage(failure.error)
-                self._retries.wait(failure)
+        return self._retries.run(self._try_once)
 
     def _note_damage(self, told: DdmFedError | None) -> None:
         if isinstance(told, DigestError):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.trust import Trust
 from sites.transport.address import SCHEME, Address
 from sites.transport.base import FolderTransport, Transport
@@ -23,12 +23,13 @@ def transport_to(text: str, site: SiteFolder, trust: Trust, *, timeout_s: float)
         timeout_s: How long to try on without progress.
 
     Raises:
+        OptionError: the text names no place.
         StateError: there is no such place.
     """
     if not text.removeprefix(PULLED).strip():
-        raise StateError(
-            "it is not said where to",
-            hint="name a folder, a URL, or grpcs://HOST:PORT with --to",
+        raise OptionError(
+            f"--to {text}: this names no place",
+            hint="give a folder, a URL, grpcs://HOST:PORT, or flower:FOLDER",
         )
     if text.startswith(SCHEME):
         from sites.transport.grpc import GrpcTransport

@@ -11,21 +11,21 @@ coordinator to check. What is read here is hashed on its way.
 import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from time import monotonic, sleep
 from typing import TYPE_CHECKING, TypeVar
 
 from ddm_fed.bundle.verify import ENVELOPE_FILE, VerifiedBundle
 from ddm_fed.errors import DigestError, ExchangeError
+from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_DOCUMENT_BYTES, FileSize
 from ddm_fed.remote import open_folder
-from ddm_fed.storage.files import BLOCK_BYTES, PART_PREFIX, Advance, open_regular
+from ddm_fed.storage.files import BLOCK_BYTES, PART_PREFIX, open_regular
 from ddm_fed.storage.targets import require_ours
 from sites.transport.base import INBOX_MARKS, Sent
+from sites.transport.retries import Retries
 
 if TYPE_CHECKING:
     from ddm_fed.remote import RemoteFolder, Source
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 15.0
 Result = TypeVar("Result")
 _INBOX = "an inbox has a folder `incoming`: name the folder it is in, or make it there"
 
@@ -44,7 +44,6 @@ class RemoteFolderTransport:
 
     def __init__(self, text: str, *, timeout_s: float = 300.0) -> None:
         self._timeout_s = timeout_s
-        self._moved_at = monotonic()
         self._remote: RemoteFolder | None = None
         self._text = text
         self._trying(lambda _: None)  # says at once that there is no such place
@@ -61,20 +60,26 @@ class RemoteFolderTransport:
             DigestError: a file here is no longer what was signed; its copy is removed.
             ExchangeError: the other side is gone for longer than the timeout.
         """
-        furthest = 0
+        furthest, retries = 0, self._retries()
 
         def reached(done: int) -> None:
             nonlocal furthest
             if done > furthest:  # a second attempt over the same bytes is no progress
                 advance(done - furthest)
-                furthest, self._moved_at = done, monotonic()
+                furthest = done
+                retries.progress()
 
-        return self._trying(lambda remote: _Sending(remote, bundle, folder, reached).run())
+        return self._trying(lambda remote: _Sending(remote, bundle, folder, reached).run(), retries)
 
-    def _trying(self, action: "Callable[[RemoteFolder], Result]") -> Result:
-        self._moved_at, wait_s = monotonic(), FIRST_WAIT_S
-        while True:
-            before = self._moved_at
+    def _retries(self) -> Retries[ExchangeError]:
+        return Retries(ExchangeError, self._timeout_s)
+
+    def _trying(
+        self,
+        action: "Callable[[RemoteFolder], Result]",
+        retries: Retries[ExchangeError] | None = None,
+    ) -> Result:
+        def once() -> Result:
             try:
                 if self._remote is None:
                     self._remote = open_folder(self._text, timeout_s=self._timeout_s)
@@ -83,12 +88,9 @@ class RemoteFolderTransport:
                 return action(self._remote)
             except ExchangeError:
                 self._remote = None  # the next attempt connects anew
-                if self._moved_at > before:
-                    wait_s = FIRST_WAIT_S
-                if monotonic() + wait_s - self._moved_at > self._timeout_s:
-                    raise
-            sleep(wait_s)
-            wait_s = min(2 * wait_s, LONGEST_WAIT_S)
+                raise
+
+        return (retries or self._retries()).run(once)
 
 
 class _Sending:

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ddm_fed.errors import FileSetError, RefusedError, RollbackError, StateError
+from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_DOCUMENT_BYTES
 from ddm_fed.remote import RemoteFolder, open_folder
-from ddm_fed.storage.files import Advance, write_atomically
+from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.targets import require_ours
 from ddm_fed.trust import Trust
 from ddm_fed.trust.published import PLAN_FILE, published_files, read_published

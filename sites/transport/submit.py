@@ -23,8 +23,9 @@ from ddm_fed.errors import (
     ValuesError,
     WeightsError,
 )
+from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_DOCUMENT_BYTES, Statement, Submission, now
-from ddm_fed.storage.files import Advance, read_bounded, write_atomically
+from ddm_fed.storage.files import read_bounded, write_atomically
 from ddm_fed.trust import Trust
 from ddm_fed.trust.receipts import read_receipt
 from sites.outbox.stages import find_bundles, member_of

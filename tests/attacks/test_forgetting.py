@@ -293,7 +293,7 @@ def test_private_training_repeated_after_a_cut_is_refused_with_the_true_sum(run,
     ):
         code, _, err = run("ddm-site", *words)
         assert code == 0, err
-    assert run("ddm-coord", "verify", "--coordinator", fed.home.path)[0] == 0
+    assert run("ddm-coord", "admit", "--coordinator", fed.home.path)[0] == 0
     whole = cut(ledger_file(fed), 2)
     code, _, err = run("ddm-site", *train, "--restart")
     assert (code, "error[DDM210]" in err) == (1, True)

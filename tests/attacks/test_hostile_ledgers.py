@@ -118,7 +118,7 @@ def test_hostile_ledgers_in_a_folder_are_refused_by_the_command_and_honest_ones_
     hostile = bundles_of(attacker, scratch / "hostile", 2, hostile_ledger)
     for bundle in (*hostile, read_released(Member(fed, 0, B).original)):
         shutil.copytree(bundle.folder, fed.home.incoming / bundle.digest)
-    ended = run("ddm-coord", "verify", "--json", "--coordinator", fed.home.path)
+    ended = run("ddm-coord", "admit", "--json", "--coordinator", fed.home.path)
     found = [(item["admitted"], item["code"]) for item in json.loads(ended.out)]
     assert sorted(found, key=str) == [(False, "DDM210"), (False, "DDM210"), (True, None)]
     assert [entry.receipt.site for entry in fed.log.receipts()] == [B]

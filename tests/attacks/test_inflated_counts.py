@@ -54,7 +54,7 @@ def rewrite(fed: Federation, edit, folder: Path) -> None:
 
 
 def verify(run, fed: Federation):
-    return run("ddm-coord", "verify", "--coordinator", fed.home.path)
+    return run("ddm-coord", "admit", "--coordinator", fed.home.path)
 
 
 def assemble(run, fed: Federation, target: Path, *words):

@@ -89,7 +89,7 @@ def test_two_plans_with_one_number_are_named_by_a_site_and_by_an_audit(run, fed,
     code, _, err = see(run, fed, offered)
     assert (code, "error[DDM204]" in err) == (1, True)
     assert "there are two plans 2" in err
-    words = ("audit", fed.path / A, offered, "--root", fed.root)
+    words = ("check-consistency", fed.path / A, offered, "--root", fed.root)
     code, _, err = run("ddm-coord", *words)
     assert (code, "there are two plans 2" in err) == (1, True)
 

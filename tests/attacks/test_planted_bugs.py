@@ -39,6 +39,7 @@ from ddm_fed.privacy import (
     noised,
 )
 from ddm_fed.privacy.dpsgd import Adding
+from ddm_fed.progress import Watch
 from ddm_fed.records import SampledGaussianEvent
 from ddm_fed.training import (
     Payment,
@@ -87,7 +88,7 @@ def a_run(folder, plan=PLAN, data=None, **options):
         Payment(lambda: "0" * 64, lambda _: paid_for(noise)),
         options=RunOptions(gradients="functional", **options),
         randomness=SECRET,
-        on_step=lambda report: losses.append(report.loss),
+        watch=Watch(lambda report: losses.append(report.loss)),
     )
     return Ran(losses, expert.state)
 

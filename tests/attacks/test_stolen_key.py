@@ -112,7 +112,7 @@ def test_site_goes_on_after_a_thief_submitted_and_the_key_was_replaced(run, fed,
     members = current_members(fed.home, fed.trust, fed.log)
     assert (members[A].submission.sequence, members[A].entry.index < place) == (1, True)
     train_and_send(run, fed, scratch)
-    code, _, err = run("ddm-coord", "verify", "--coordinator", fed.home.path)
+    code, _, err = run("ddm-coord", "admit", "--coordinator", fed.home.path)
     assert code == 0, err
     members = current_members(fed.home, fed.trust, fed.log)
     assert members[A].submission.sequence == 2
@@ -144,7 +144,7 @@ def test_last_number_in_the_log_is_an_error_without_a_traceback_and_a_way_back(r
     assert "--compromised-since" in err
     rotate(run, fed, compromised_since=place)
     train_and_send(run, fed, scratch)
-    code, _, err = run("ddm-coord", "verify", "--coordinator", fed.home.path)
+    code, _, err = run("ddm-coord", "admit", "--coordinator", fed.home.path)
     assert code == 0, err
     assert current_members(fed.home, fed.trust, fed.log)[A].submission.sequence == 2
 
@@ -167,5 +167,5 @@ def test_thiefs_ledger_does_not_bind_the_site(run, fed, scratch):
     assert (code, "error[DDM210]" in err) == (1, True)
     rotate(run, fed, compromised_since=place)
     train_and_send(run, fed, scratch)
-    assert run("ddm-coord", "verify", "--coordinator", fed.home.path)[0] == 0
+    assert run("ddm-coord", "admit", "--coordinator", fed.home.path)[0] == 0
     assert run("ddm-site", "ledger", "--site", fed.path / A)[0] == 0

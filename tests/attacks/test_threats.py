@@ -1,4 +1,4 @@
-"""The threat table, a test a row: what each attacker tries on a real federation, and the refusal.
+"""The threat table of docs/trust.md, a test a row: what each attacker tries on a real federation.
 
 Other files try each rule in depth; this one shows that no row of the table is without its proof.
 """
@@ -7,6 +7,7 @@ import ast
 import base64
 import json
 import os
+import re
 import shutil
 import socket
 import tarfile
@@ -729,7 +730,9 @@ def test_threat_17_coordinator_that_shows_two_histories(stages, scratch: Path):
         look(one.site(A), two.published)
     assert caught.value.code == "DDM216"
     assert all(word in caught.value.message for head in heads for word in head)
-    ended = commands.run("ddm-coord", "audit", one.path / A, one.path / B, "--root", one.root)
+    ended = commands.run(
+        "ddm-coord", "check-consistency", one.path / A, one.path / B, "--root", one.root
+    )
     shown = "".join(ended.err.split())
     assert ended.code == 1
     assert "DDM216" in shown
@@ -843,6 +846,23 @@ def test_every_refusal_is_provoked_by_a_test(kind: type[RefusedError], used_name
     assert kind.__name__ in used_names
 
 
+def threats_on_the_page() -> dict[int, list[str]]:
+    """Returns the tests that each row of the table in docs/trust.md names."""
+    page = (Path(__file__).parents[2] / "docs" / "trust.md").read_text()
+    table = page.partition("## Threats")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \|.+\| ([^|]+) \|$", table, re.MULTILINE)
+    return {int(number): re.findall(r"`(\w+)`", tests) for number, tests in rows}
+
+
 def test_every_row_of_the_threat_table_has_a_test():
-    rows = {name[12:14] for name in globals() if name.startswith("test_threat_")}
-    assert rows == {f"{row:02}" for row in range(1, 20)}
+    page = threats_on_the_page()
+    assert list(page) == list(range(1, 20))
+    assert all(page.values())
+
+
+def test_threat_table_names_every_test_in_its_row():
+    here = [name for name in globals() if name.startswith("test_threat_") and name[12].isdigit()]
+    rows: dict[int, list[str]] = {}
+    for name in here:
+        rows.setdefault(int(name[12:14]), []).append(name)
+    assert threats_on_the_page() == rows

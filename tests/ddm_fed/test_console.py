@@ -225,7 +225,7 @@ def test_status_on_a_narrow_terminal_cuts_no_word(stages):
 
     assert re.search(r"^hospital-a\r?$", shown, re.MULTILINE)
     assert re.search(r"^  state: arrived\r?$", shown, re.MULTILINE)
-    assert re.search(r"^  waiting for: `ddm-coord verify`\r?$", shown, re.MULTILINE)
+    assert re.search(r"^  waiting for: `ddm-coord admit`\r?$", shown, re.MULTILINE)
 
 
 def test_keys_on_a_narrow_terminal_stay_whole(stages):
@@ -320,8 +320,8 @@ def test_place_that_cannot_be_listened_at_is_wrong_usage_before_anything_is_open
     code, out, err = run("ddm-coord", "serve", f"{option}={place}")
     assert (code, out) == (2, "")
     said = " ".join(re.sub("[│|]", " ", err).split())
-    assert ("127.0.0.1:8443 is reached from this machine alone" in said) == (place == "8443")
-    assert place == "8443" or "is no place to listen at: it is HOST:PORT" in said
+    assert ("127.0.0.1:8443 to be reached from this machine only" in said) == (place == "8443")
+    assert place == "8443" or "cannot listen on this" in said
 
 
 # Full disks

@@ -1,6 +1,7 @@
 """Who may import what. The tables are the design; the walk over the source holds it to them."""
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -22,19 +23,20 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "console": {"errors", "progress"},
         "pictures": {"errors"},
         "records": {"errors", "limits"},
-        "storage": {"errors", "limits", "records"},
+        "storage": {"errors", "limits", "progress", "records"},
         "signing": {"errors", "records", "storage"},
         "trust": {"errors", "limits", "records", "storage", "signing"},
         "flows": {"records"},
         "privacy": {"errors", "records"},
         "embedding": {"errors", "storage"},
         "models": {"records", "storage", "flows"},
-        "router": {"errors", "records", "storage", "flows", "privacy", "embedding"},
+        "router": {"errors", "progress", "records", "storage", "flows", "privacy", "embedding"},
         "remote": {"errors", "limits", "storage"},
         "exchange": {"errors", "records", "storage"},
         "training": {
             "_version",
             "errors",
+            "progress",
             "records",
             "storage",
             "flows",
@@ -45,6 +47,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "bundle": {
             "errors",
             "limits",
+            "progress",
             "records",
             "storage",
             "signing",
@@ -57,6 +60,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "ensemble": {
             "errors",
             "limits",
+            "progress",
             "pictures",
             "records",
             "storage",
@@ -68,7 +72,17 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "router",
             "bundle",
         },
-        "auditing": {"records", "flows", "privacy", "evaluation"},
+        "auditing": {"progress", "records", "flows", "privacy", "evaluation"},
+        # command lines that both applications have
+        "commands": {
+            "_version",
+            "errors",
+            "console",
+            "records",
+            "signing",
+            "ensemble",
+            "evaluation",
+        },
     },
     "sites": {
         "workspace": set(),
@@ -115,11 +129,16 @@ DOORS = {
     "PIL": {"sites.data", "ddm_fed.pictures"},
     "sklearn": {
         "sites.data",
-        "ddm_fed.evaluation.twosample",
+        "ddm_fed.evaluation",
         "ddm_fed.router.anchors",
         "ddm_fed.router.find_anchors",
     },
-    "scipy": {"ddm_fed.router.sphere", "ddm_fed.privacy.selftest", "ddm_fed.auditing"},
+    "scipy": {
+        "ddm_fed.router.sphere",
+        "ddm_fed.privacy.selftest",
+        "ddm_fed.evaluation",
+        "ddm_fed.auditing",
+    },
     "clip": {"ddm_fed.embedding.clip"},
     "timm": {"ddm_fed.embedding.timm"},
     "torchvision": {"ddm_fed.embedding.checkpoint"},
@@ -135,8 +154,9 @@ DOORS = {
     "grpc_health": {"coordinator.server.health"},
     "fsspec": {"ddm_fed.remote"},
     "paramiko": {"ddm_fed.remote"},
+    "tenacity": {"sites.transport.retries"},
     "rich": {"ddm_fed.console"},
-    "typer": {"sites.cli", "coordinator.cli"},
+    "typer": {"sites.cli", "coordinator.cli", "ddm_fed.commands"},
     "safetensors": {
         "ddm_fed.storage.tensors",
         "ddm_fed.training",
@@ -147,6 +167,7 @@ DOORS = {
         "ddm_fed.records",
         "ddm_fed.signing.envelope",
         "ddm_fed.storage.workspace",
+        "ddm_fed.commands.options",
         "sites.cli",
         "coordinator.cli",
     },
@@ -155,13 +176,13 @@ DOORS = {
     "flwr": {"sites.transport.flower_app", "coordinator.inbox.flower_app"},
     "httpx": {"coordinator.server.flower_edge"},
     "starlette": {"coordinator.server.flower_edge"},
-    "uvicorn": {"coordinator.server.flower_edge"},
+    "uvicorn": {"coordinator.server.flower_edge", "coordinator.server.web"},
+    "h11": {"coordinator.server.web"},
     "jinja2": {"coordinator.server.web_pages"},
     "prometheus_client": {"coordinator.status.metrics"},
     # the read-only web page
     "http": {"coordinator.server.web"},
     "socket": {"coordinator.server.gate", "coordinator.server.web"},
-    "socketserver": {"coordinator.server.web"},
     # nowhere: they run code out of files, reach a network, or start programs
     "pickle": set(),
     "marshal": set(),
@@ -169,6 +190,7 @@ DOORS = {
     "dill": set(),
     "cloudpickle": set(),
     "joblib": set(),
+    "socketserver": set(),
     "urllib": set(),
     "requests": set(),
     "subprocess": set(),
@@ -190,6 +212,13 @@ TORCH_FREE = (
 
 DYNAMIC_IMPORTS = ("__import__", "import_module", "importlib.import_module")
 RUNS_CODE = {("torch", "load"), ("torch", "save"), ("torch", "jit"), ("torch", "hub")}
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text()
+ON_PAGE = re.compile(
+    rf"\b(?:{'|'.join((*PACKAGES, 'protos', 'tests', 'examples', 'benchmarks', 'docs'))})/[\w./]*\w"
+)
+ROW_OF_PAGE = re.compile(r"^\| `([^`]+)` \| .+\? \|$", re.MULTILINE)
 
 
 def module_of(path: Path, root: Path = ROOT) -> str:
@@ -409,3 +438,27 @@ def test_walk_with_a_forbidden_line_finds_it(check, module, source):
 )
 def test_walk_with_an_allowed_line_finds_nothing(check, module, source):
     assert check(module, source) == []
+
+
+# docs/architecture.md
+
+
+@pytest.mark.parametrize("path", sorted(set(ON_PAGE.findall(PAGE))))
+def test_path_on_the_page_exists(path):
+    assert (ROOT / path).exists()
+
+
+def test_page_draws_three_journeys():
+    drawn = re.findall(r"```mermaid\n(.+?)```", PAGE, re.DOTALL)
+    assert [len(set(ON_PAGE.findall(journey))) >= 7 for journey in drawn] == [True] * 3
+
+
+@pytest.mark.parametrize("tree", LAYERS)
+def test_table_of_a_tree_on_the_page_is_its_import_order(tree):
+    rows = [row for row in ROW_OF_PAGE.findall(PAGE) if row.startswith(f"{tree}/")]
+    assert [row.removeprefix(f"{tree}/").removesuffix(".py") for row in rows] == list(LAYERS[tree])
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_page_is_found_from(document):
+    assert "docs/architecture.md" in (ROOT / document).read_text()

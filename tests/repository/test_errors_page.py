@@ -7,6 +7,7 @@ from pathlib import Path
 from types import NoneType
 from typing import get_args
 
+import pytest
 from pydantic import BaseModel
 
 from ddm_fed import errors
@@ -128,6 +129,34 @@ def test_no_error_text_ends_with_a_full_stop():
         for end in endings(text)
         if end.rstrip().endswith(".")
     ] == []
+
+
+# these are given what was typed; which option it came from, only the caller knows
+NAMED_BY_VALUE = ("sites/transport/address.py", "sites/transport/grpc.py", "ddm_fed/remote/url.py")
+OPTION_ERRORS = [
+    (place, node)
+    for place, node in RAISED
+    if ast.unparse(node.func) == "OptionError" and not place.startswith(NAMED_BY_VALUE)
+]
+
+
+@pytest.mark.parametrize(
+    ("place", "call"), OPTION_ERRORS, ids=[place for place, _ in OPTION_ERRORS]
+)
+def test_option_error_names_the_option(place, call):
+    message = ast.unparse(call.args[0])
+    names = re.search(r"--[a-z]|\b(PLAN|REQUEST)\b|param\.opts|\{name\}|\bnamed\b|missing", message)
+    assert names or "--" in ast.unparse(call)
+
+
+def test_wrong_usage_is_an_error_of_ours_and_never_of_click():
+    found = [
+        str(path.relative_to(ROOT))
+        for package in ("ddm_fed", "sites", "coordinator")
+        for path in sorted((ROOT / package).rglob("*.py"))
+        if re.search(r"\b(BadParameter|UsageError)\(", path.read_text())
+    ]
+    assert found == []
 
 
 def test_error_shows_code_message_and_hint():

@@ -206,7 +206,7 @@ def test_inbox_that_a_file_manager_looked_into_is_verified_all_the_same(copy_of)
         for folder in (fed.home.incoming, arrival):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_bytes(b"junk")
-    ended = run("ddm-coord", "verify", "--coordinator", fed.home.path)
+    ended = run("ddm-coord", "admit", "--coordinator", fed.home.path)
     assert ended.code == 0, ended.said
     left = {path.name for path in fed.home.incoming.iterdir()}
     assert left == {*LITTER, "@eaDir", "__MACOSX"}
@@ -244,7 +244,7 @@ def test_signed_folder_with_junk_says_which_file_to_delete(stages, ensemble: Pat
 def test_anything_not_on_the_list_is_still_refused_in_the_inbox(copy_of):
     fed = copy_of("submitted", A)
     (fed.arrival(A) / ".DS_Store2").write_bytes(b"")
-    ended = run("ddm-coord", "verify", "--coordinator", fed.home.path)
+    ended = run("ddm-coord", "admit", "--coordinator", fed.home.path)
     assert ended.code == 1
     assert "`.DS_Store2` does not belong there" in ended.said
 

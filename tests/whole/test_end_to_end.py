@@ -99,7 +99,7 @@ def test_two_sites_become_an_ensemble_anyone_can_verify_and_sample(copy):
     for name in ("one", "two"):
         common = ("--site", base / name, "--plan", hub / "published")
         assert "sent" in run("ddm-site", "submit", *common, "--to", hub / "inbox").err
-    arrivals = json.loads(run("ddm-coord", "verify", "--coordinator", hub, "--json").out)
+    arrivals = json.loads(run("ddm-coord", "admit", "--coordinator", hub, "--json").out)
     assert sorted(arrival["site"] for arrival in arrivals) == ["one", "two"]
     run("ddm-coord", "assemble", base / "ensemble", "--coordinator", hub)
     common = ("--site", base / "one", "--plan", hub / "published")
@@ -133,7 +133,7 @@ def test_removed_site_leaves_the_ensemble_assembled_without_it_and_stale_older_o
     for name in ("one", "two"):
         common = ("--site", base / name, "--plan", hub / "published")
         run("ddm-site", "submit", *common, "--to", hub / "inbox")
-    run("ddm-coord", "verify", "--coordinator", hub)
+    run("ddm-coord", "admit", "--coordinator", hub)
     older, newer, without = base / "older", base / "newer", base / "without"
     run("ddm-coord", "assemble", older, "--coordinator", hub)
     pinned = ("--root", root, "--published", hub / "published")
@@ -214,7 +214,7 @@ def test_every_tampered_bundle_is_refused_by_name_with_exit_status_1(copy):
         shutil.copytree(bundle, target)
         tamper(target)
 
-    done = run("ddm-coord", "verify", "--coordinator", hub, "--json", expect=1)
+    done = run("ddm-coord", "admit", "--coordinator", hub, "--json", expect=1)
 
     verdicts = {verdict["arrival"]: verdict for verdict in json.loads(done.out)}
     for name, (_, code, mentioned) in TAMPERING.items():
@@ -255,6 +255,6 @@ def test_an_unknown_sites_bundle_and_another_plans_bundle_are_refused(copy):
     (base / "plan.toml").write_text(PLAN.replace("steps = 5", "steps = 6"))
     run("ddm-coord", "publish", base / "plan.toml", "--coordinator", hub)
     shutil.copytree(bundle, hub / "inbox" / "incoming" / "other-plan")
-    done = run("ddm-coord", "verify", "--coordinator", hub, expect=1)
+    done = run("ddm-coord", "admit", "--coordinator", hub, expect=1)
     assert "error[DDM204]" in done.err
     assert "was made for the plan" in done.err

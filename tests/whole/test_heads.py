@@ -27,10 +27,11 @@ from ddm_fed.errors import (
     RefusedError,
     StateError,
 )
+from ddm_fed.progress import Watch
 from ddm_fed.records import read_plan_toml
 from sites.cli.main import app as site_app
 from sites.outbox import stages
-from sites.train.head import HeadScreen, run_head
+from sites.train.head import run_head
 from sites.transport import submit
 from sites.transport.base import FolderTransport
 
@@ -281,7 +282,7 @@ def test_head_is_trained_once_for_a_reference_and_the_ledger_says_so(copied, dra
     fed, said = copied(drafted), []
     before = (fed.site(A).path / "ledger.jsonl").read_bytes()
     assert b'"purpose":"head"' in before
-    draft = make_head(fed, A, 0, screen=HeadScreen(say=said.append))
+    draft = make_head(fed, A, 0, watch=Watch(say=said.append))
     assert said == ["the head is trained already"]
     assert (fed.site(A).path / "ledger.jsonl").read_bytes() == before
     assert draft in stages.find_bundles(fed.site(A).drafts)
@@ -381,7 +382,7 @@ def test_status_says_what_each_site_waits_for(first, drafted, scratch):
         return {row["waiting_for"] for row in site_states(fed.home)["sites"]}
 
     assert waiting(first) == {"`ddm-coord reference`"}
-    assert waiting(drafted) == {"its head: `ddm-site head` there, then `ddm-coord verify`"}
+    assert waiting(drafted) == {"its head: `ddm-site head` there, then `ddm-coord admit`"}
     fed = drafted.copy(scratch / "whole", "consortium", *SITES)
     for name in SITES:
         deliver(fed, name)

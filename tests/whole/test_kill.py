@@ -185,7 +185,7 @@ def test_admission_killed_half_way_admits_nothing_and_then_completes(copy):
     hub = copy / "hub"
     deliver(copy)
 
-    blobs, command = hub / "store" / "blobs", ("ddm-coord", "verify", "--coordinator", hub)
+    blobs, command = hub / "store" / "blobs", ("ddm-coord", "admit", "--coordinator", hub)
     kill_when(grows_in(blobs, 40_000_000, ".part-*"), *command)
     assert [path.name[:6] for path in blobs.iterdir()] == [".part-"]
     assert list((hub / "store" / "manifests").iterdir()) == []

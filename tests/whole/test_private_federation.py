@@ -29,15 +29,16 @@ from ddm_fed.bundle.verify import verify_bundle
 from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.errors import BudgetError, CheckpointError, PolicyError, StateError
 from ddm_fed.privacy import Randomness, epsilon, private_events
+from ddm_fed.progress import Watch
 from ddm_fed.records import SampledGaussianEvent, now, read_plan_toml
 from ddm_fed.router import HeadNoise, fit_private_head, pooled_reference
 from ddm_fed.training import read_identity
-from ddm_fed.training.budget import advice, outlook, planned_epsilon, planned_events
+from ddm_fed.training.budget import advice, outlook, planned_events
 from sites.cli.main import app
 from sites.outbox import stages
 from sites.privacy.ledger import open_ledger
 from sites.train.expert import CHECKPOINT_FILE
-from sites.train.head import RUN_FILE, HeadScreen, run_head
+from sites.train.head import RUN_FILE, run_head
 from sites.transport import submit
 from sites.transport.base import FolderTransport
 from sites.workspace import SiteFolder, write_settings
@@ -191,12 +192,12 @@ def test_killed_head_is_repeated_bit_for_bit_and_pays_nothing_more(referenced, c
     class Killed(BaseException):
         pass
 
-    def kill(step, _):
-        if step == 3:
+    def kill(report):
+        if report.step == 3:
             raise Killed
 
     with pytest.raises(Killed):
-        make_head(fed, screen=HeadScreen(on_step=kill))
+        make_head(fed, watch=Watch(on_step=kill))
     run = work(fed) / RUN_FILE
     assert run.stat().st_mode & 0o077 == 0
     kept = json.loads(run.read_bytes())
@@ -283,7 +284,7 @@ def test_head_takes_steps_in_which_nobody_is_included(referenced):
         HeadNoise(rare, 1.0, 2, 1.0),
         Randomness.for_tests(0),
         pay=lambda: rare,
-        on_step=lambda _, loss: losses.append(loss),
+        watch=Watch(lambda now: losses.append(now.loss)),
     )
     assert len(losses) == 4
     assert 0.0 in losses
@@ -513,4 +514,4 @@ def test_plan_of_the_private_demo_is_a_plan_and_costs_what_it_says():
     text = (Path(__file__).parents[2] / "examples/digits/plan-private.toml").read_text()
     plan = read_plan_toml(text.replace("BASE", "ab" * 32))
     assert plan.privacy.sgd.trainable.startswith("lora")
-    assert 7.9 < planned_epsilon(plan) <= 8
+    assert 7.9 < epsilon(planned_events(plan).all, float(plan.privacy.delta)) <= 8

@@ -18,7 +18,7 @@ from coordinator.roster import changes, proposals
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.ensemble.load import load_releases
-from ddm_fed.errors import RefusedError, StateError
+from ddm_fed.errors import OptionError, RefusedError, StateError
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import read_plan_toml
 from ddm_fed.router import released_totals
@@ -141,7 +141,7 @@ def test_classes_are_drawn_as_often_as_the_sites_released_them(built, scratch):
 
 def test_class_that_no_site_has_is_refused_by_its_name(built, scratch):
     found = sample(built, scratch / "out", "--class", "owl")
-    assert isinstance(found.done.exception, StateError)
+    assert isinstance(found.done.exception, OptionError)
     assert "--class owl: no site released a count of `owl`" in found.done.exception.message
     assert found.done.exception.hint.endswith("cat, dog")
     assert not (scratch / "out").exists()
@@ -177,7 +177,7 @@ def test_default_is_sticky_and_other_strategies_say_what_the_router_does_not_see
 
 def test_guidance_is_refused_where_no_expert_learnt_to_go_without_a_class(built, scratch):
     found = sample(built, scratch / "out", "--guidance", 2)
-    assert isinstance(found.done.exception, StateError)
+    assert isinstance(found.done.exception, OptionError)
     assert "label_dropout = 0" in found.done.exception.message
     assert not (scratch / "out").exists()
 
@@ -192,7 +192,7 @@ def test_ensemble_of_a_removed_member_is_refused_by_all_that_would_use_it(mine, 
         ("sample", mine.path / "ensemble", *home, "--out", scratch / "out"),
         ("router", "build", mine.path / "ensemble", *home, "--out", scratch / "router"),
         ("router", "compare", mine.path / "ensemble", *home),
-        ("export", mine.path / "ensemble", *home),
+        ("sign-model", mine.path / "ensemble", *home),
     ):
         done = run(*words)
         assert isinstance(done.exception, StateError), words

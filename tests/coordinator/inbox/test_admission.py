@@ -32,6 +32,7 @@ from ddm_fed.errors import (
     DigestError,
     EquivocationError,
     ExpiredError,
+    OptionError,
     RefusedError,
     ReplayError,
     StateError,
@@ -624,12 +625,12 @@ def test_assembly_without_a_site_that_is_left_out_on_purpose_works(fed: Federati
 
 
 def test_assembly_without_an_unknown_site_is_refused(admitted: Federation, scratch: Path):
-    with pytest.raises(StateError, match="--without names `hospital-x`, which is not in the ros"):
+    with pytest.raises(OptionError, match="--without hospital-x: this site is not in the roster"):
         put_together(admitted, scratch / "ensemble", "hospital-x")
 
 
 def test_assembly_without_anyone_is_refused(admitted: Federation, scratch: Path):
-    with pytest.raises(StateError, match="no site is left to assemble"):
+    with pytest.raises(OptionError, match="no site is left to assemble"):
         put_together(admitted, scratch / "ensemble", *SITES)
 
 

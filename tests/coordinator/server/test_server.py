@@ -26,6 +26,7 @@ from ddm_fed.errors import (
     ExchangeError,
     ExpiredError,
     OffsetError,
+    OptionError,
     QuotaError,
     RevokedKeyError,
     StateError,
@@ -679,7 +680,7 @@ def test_options_of_both_sides_bound_every_message():
      "grpcs://host:1#sha256:xyz", "grpcs://user@host:1", "grpcs://ho st:1"],
 )  # fmt: skip
 def test_address_that_is_none_is_refused(text):
-    with pytest.raises(StateError, match="no address"):
+    with pytest.raises(OptionError, match="not the address"):
         Address.parse(text)
 
 

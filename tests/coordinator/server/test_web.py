@@ -389,7 +389,6 @@ def test_methods_that_could_change_something_are_405(server, method, path):
         "/audit.jsonl",
         "/favicon.ico",
         "http://127.0.0.1/",
-        "/\x01",
         "*",
         "/" + "a" * 5000,
     ],
@@ -421,12 +420,19 @@ def test_host_of_another_name_is_refused_against_dns_rebinding(server, host):
 
 
 @pytest.mark.parametrize(
-    "lines",
-    ["", "Host: localhost\r\nHost: evil.example\r\n", "Host: evil.example\r\nHost: localhost\r\n"],
+    ("version", "lines", "status"),
+    [
+        ("1.1", "", 400),
+        ("1.0", "", 421),
+        ("1.1", "Host: localhost\r\nHost: evil.example\r\n", 400),
+        ("1.1", "Host: evil.example\r\nHost: localhost\r\n", 400),
+        ("1.0", "Host: evil.example\r\nHost: localhost\r\n", 400),
+    ],
 )
-def test_host_that_is_missing_or_given_twice_is_refused(server, lines):
-    answer = talk(server, f"GET / HTTP/1.1\r\n{lines}\r\n".encode())
-    assert answer.startswith(b"HTTP/1.1 421 ")
+def test_host_that_is_missing_or_given_twice_is_refused(server, version, lines, status):
+    answer = talk(server, f"GET / HTTP/{version}\r\n{lines}\r\n".encode())
+    assert answer.startswith(f"HTTP/1.1 {status} ".encode())
+    assert b"hospital" not in answer
 
 
 def test_name_of_a_proxy_is_served_once_it_is_given(fed):
@@ -439,18 +445,19 @@ def test_name_of_a_proxy_is_served_once_it_is_given(fed):
     ("data", "status"),
     [
         (b"GET\r\n\r\n", 400),
-        (b"GET /\r\n\r\n", 505),
+        (b"GET /\r\n\r\n", 400),
         (b"GET / HTTP/9.9\r\n\r\n", 505),
         (b"GET / HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
+        (b"GET /\x01 HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
         (b"GET / HTP/1.1\r\n\r\n", 400),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
         (b"\0" * 100 + b"\r\n\r\n", 400),
-        (b"GET / HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nHost: localhost\r\n" + b"X: y\r\n" * 200 + b"\r\n", 431),
         (b"GET / HTTP/1.1\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", 431),
         (b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", 431),
         (b"a" * 100_000, 431),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_request_that_is_none_is_refused_in_a_line(server, data, status):
     try:
@@ -516,11 +523,42 @@ def test_client_that_never_reads_does_not_keep_a_thread(fed, tmp_path, monkeypat
     data = one_picture(tmp_path)
     (tmp_path / "grid.png").write_bytes(data[:33] + b"\0" * (15 << 20) + data[-12:])
     with start_web(fed.home, samples=tmp_path) as running:
+        assert ask(running, "/healthz").status == 200  # a thread of the pool is there from now on
         before = threading.active_count()
         with socket.create_connection(("127.0.0.1", running.port), 30) as peer:
             peer.sendall(b"GET /samples.png HTTP/1.1\r\nHost: localhost\r\n\r\n")
             time.sleep(2.5)
             assert threading.active_count() <= before
+            read = 0
+            while block := peer.recv(1 << 20):
+                read += len(block)
+    assert read < 15 << 20  # it was ended with most of the answer unsent
+
+
+def test_page_that_fails_is_500_and_said_without_telling_the_visitor(fed, monkeypatch, capfd):
+    from coordinator.server import web_pages
+
+    def broken(home):
+        raise KeyError("a fault of ours")
+
+    monkeypatch.setattr(web_pages, "settled_states", broken)
+    with start_web(fed.home) as running:
+        answer = ask(running, "/status.json")
+        assert answer.status == 500
+        assert "fault" not in answer.text
+        assert ask(running, "/healthz").status == 200
+    assert capfd.readouterr().err == "the web page failed to answer: KeyError: 'a fault of ours'\n"
+
+
+def test_answer_does_not_wait_for_the_body_of_a_request(server):
+    for length in (10, 10**9):
+        data = f"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n"
+        assert talk(server, data.encode()).startswith(b"HTTP/1.1 405 ")
+
+
+def test_second_request_on_a_connection_is_not_answered(server):
+    once = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    assert talk(server, once * 2).count(b"HTTP/1.1 200 ") == 1
 
 
 def test_client_that_hangs_up_is_no_news(server, capfd):

@@ -82,7 +82,7 @@ def put_progress(fed: Federation, *, name: str = "a" * 64, **changed) -> Path:
 def test_enrolled_sites_wait_for_their_bundles(empty: Federation):
     assert set(states(empty).values()) == {"in the roster"}
     row = rows(empty)[A]
-    assert row["waiting_for"] == "its bundle, then `ddm-coord verify`"
+    assert row["waiting_for"] == "its bundle, then `ddm-coord admit`"
     enrolled = empty.home.chain().current.site(A).enrolled_at
     assert row["last_progress"] == f"{enrolled:%Y-%m-%dT%H:%M:%SZ}"
     assert (row["upload"], row["refusal"]) == (None, None)
@@ -162,7 +162,7 @@ def test_carrier_with_control_characters_is_printable(empty: Federation):
 
 def test_bundles_that_arrived_wait_for_verify(fed: Federation):
     assert set(states(fed).values()) == {"arrived"}
-    assert {row["waiting_for"] for row in rows(fed).values()} == {"`ddm-coord verify`"}
+    assert {row["waiting_for"] for row in rows(fed).values()} == {"`ddm-coord admit`"}
 
 
 def test_arrival_that_claims_a_site_without_its_key_is_not_the_sites(fed: Federation):

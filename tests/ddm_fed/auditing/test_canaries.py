@@ -223,8 +223,8 @@ def test_audit_draws_new_coins_every_time():
 
 def test_audit_reports_every_step_and_leaves_the_threads_as_they_were():
     seen, threads = [], torch.get_num_threads()
-    audited(1, canaries=100, on_step=seen.append)
-    assert seen == list(range(STEPS))
+    audited(1, canaries=100, advance=seen.append)
+    assert seen == [1] * STEPS
     assert torch.get_num_threads() == threads
 
 

@@ -21,7 +21,6 @@ from ddm_fed.auditing import (
     rates_p_value,
     scores_p_value,
     steinke_bound,
-    steinke_ceiling,
     steinke_p_value,
 )
 from ddm_fed.privacy import deltas, epsilon
@@ -74,8 +73,9 @@ def test_bound_is_the_reference_value_and_not_above(bound, m, r, v, delta, signi
 def test_ceiling_of_a_few_guesses_is_what_counting_gives(guesses, expected):
     # all right under epsilon alone: q^r = 0.05
     alone = -math.log(0.05 ** (-1 / guesses) - 1)
-    assert steinke_ceiling(guesses, guesses, 1e-5) == pytest.approx(expected, abs=0.01)
-    assert steinke_ceiling(guesses, guesses, 0) == pytest.approx(alone, abs=1e-4)
+    right = [Guesses(guesses, guesses)]
+    assert steinke_bound(guesses, right, 1e-5) == pytest.approx(expected, abs=0.01)
+    assert steinke_bound(guesses, right, 0) == pytest.approx(alone, abs=1e-4)
 
 
 # --- laws ---
@@ -86,8 +86,9 @@ def test_bound_grows_with_correct_guesses_and_ends_at_the_ceiling(bound):
     found = [bound(1000, [Guesses(200, v)], 1e-5) for v in range(90, 201, 10)]
     assert found == sorted(found)
     assert found[0] == 0
-    limit = {steinke_bound: steinke_ceiling, gaussian_bound: ceiling}[bound]
-    assert found[-1] == limit(1000, 200, 1e-5)
+    assert found[-1] == bound(1000, [Guesses(200, 200)], 1e-5)
+    if bound is gaussian_bound:
+        assert found[-1] == ceiling(1000, 200, 1e-5)
 
 
 @pytest.mark.parametrize("bound", BOUNDS)
@@ -255,6 +256,14 @@ def test_clopper_pearson_interval_is_that_of_the_tables(hits, total, low, high):
     found = clopper_pearson(Rate(hits, total))
     assert (found.low, found.high) == pytest.approx((low, high), abs=1e-5)
     assert (found.value, found.hits, found.total) == (hits / total, hits, total)
+
+
+@pytest.mark.parametrize("total", [1, 7, 400, 10_000])
+def test_clopper_pearson_interval_is_that_of_scipys_binomial_test(total):
+    for hits in sorted({0, 1, total // 3, total - 1, total}):
+        expected = stats.binomtest(hits, total).proportion_ci(0.95, method="exact")
+        found = clopper_pearson(Rate(hits, total))
+        assert (found.low, found.high) == pytest.approx(tuple(expected), abs=1e-9)
 
 
 def test_rate_of_nothing_is_refused():

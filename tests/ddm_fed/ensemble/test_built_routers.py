@@ -19,7 +19,7 @@ from ddm_fed.ensemble.load import frequencies_seen, load_ensemble, load_router
 from ddm_fed.ensemble.replay import BuildOptions, build_from_samples
 from ddm_fed.ensemble.router_folder import read_built, write_built
 from ddm_fed.ensemble.velocity import Strategy
-from ddm_fed.errors import RefusedError, StateError
+from ddm_fed.errors import OptionError, RefusedError, StateError
 from ddm_fed.records import BuiltRouter, EnsembleRecord, RouterNetworkSpec
 
 A, B, C = SITES
@@ -220,9 +220,9 @@ def test_router_with_a_value_that_is_not_finite_is_refused_at_assembly(copy_of, 
 
 
 def test_asking_for_a_router_the_ensemble_has_not_says_how_to_get_it(verified):
-    with pytest.raises(StateError) as refused:
+    with pytest.raises(OptionError) as refused:
         load_router(verified, "replay")
-    assert "the ensemble has no replay router" in refused.value.message
+    assert "--router replay: the ensemble has no such router" in refused.value.message
     assert "router build --kind replay" in refused.value.hint
 
 
@@ -270,18 +270,18 @@ def test_ensemble_record_says_nothing_of_a_router_that_releases_make(verified):
 
 
 def test_prior_cannot_be_built_from_samples(verified):
-    with pytest.raises(StateError, match="a prior router looks at no image"):
+    with pytest.raises(OptionError, match="a prior router looks at no image"):
         build_from_samples(verified, options("prior", network=None))
 
 
 def test_mixture_without_calibration_needs_no_samples(verified):
-    with pytest.raises(StateError, match="without calibration needs no samples"):
+    with pytest.raises(OptionError, match="without calibration needs no samples"):
         build_from_samples(verified, options("mixture", calibrate=False))
 
 
 def test_network_of_more_frequencies_than_pixels_is_refused(verified):
     wide = NETWORK.model_copy(update={"frequencies": 65})
-    with pytest.raises(StateError, match="65 frequencies of a channel, images have 64 pixels"):
+    with pytest.raises(OptionError, match="--frequencies 65: a channel of these images"):
         build_from_samples(verified, options("replay", network=wide))
 
 

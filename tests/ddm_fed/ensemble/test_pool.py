@@ -9,7 +9,7 @@ from torch import nn
 
 from ddm_fed.ensemble.devices import chosen_devices
 from ddm_fed.ensemble.pool import ExpertPool
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.flows import Expert
 
 
@@ -151,7 +151,7 @@ def test_pool_without_a_device_is_refused():
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:99", "cpu:1", "meta"])
 def test_device_that_is_not_there_is_refused(name):
-    with pytest.raises(StateError, match=r"is no device|this machine has no"):
+    with pytest.raises(OptionError, match=r"unknown device|this machine has \d of"):
         chosen_devices(["cpu", name])
 
 

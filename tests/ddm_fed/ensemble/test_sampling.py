@@ -62,7 +62,7 @@ def four_sites():
 
 
 def drawn(ensemble, count, *, strategy=FULL, solver="heun", steps=5, seed=1, **more):
-    passed = {name: more.pop(name) for name in ("condition", "advanced") if name in more}
+    passed = {name: more.pop(name) for name in ("condition", "advance") if name in more}
     options = SamplingOptions(strategy, steps=steps, solver=solver, seed=seed, **more)
     return sample(ensemble, SHAPE, count, options, **passed)
 
@@ -213,7 +213,7 @@ def test_expert_gets_the_label_of_each_sample(batch_size, in_flight):
 @pytest.mark.parametrize("strategy", EVERY, ids=str)
 def test_progress_counts_every_step_of_every_sample_once(strategy):
     done = []
-    drawn(four_sites(), 23, strategy=strategy, in_flight=10, batch_size=4, advanced=done.append)
+    drawn(four_sites(), 23, strategy=strategy, in_flight=10, batch_size=4, advance=done.append)
     assert sum(done) == 23 * 5
 
 

@@ -46,29 +46,40 @@ def digits():
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 7), (7, 7), (3, 11), (500, 1000), (1, 1)])
-def test_wilson_interval_is_scipys(hits, count):
-    expected = stats.binomtest(hits, count).proportion_ci(method="wilson")
+def test_interval_ends_where_the_count_is_two_deviations_from_its_mean(hits, count):
+    # what Wilson's interval is by definition: |hits - np| = z sqrt(np (1 - p))
     found = proportion(hits, count)
-    assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=1e-12)
+    for end in {found.low, found.high} - {0.0, 1.0}:
+        deviation = np.sqrt(count * end * (1 - end))
+        assert abs(hits - count * end) == pytest.approx(stats.norm.ppf(0.975) * deviation)
+    assert 0 <= found.low < found.high <= 1
     assert found[:1] + found[3:] == (hits / count, hits, count)
 
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 0), (3, 2), (-1, 4)])
 def test_proportion_of_impossible_counts_is_refused(hits, count):
-    with pytest.raises(ValueError, match="no proportion"):
+    with pytest.raises(ValueError, match="must"):
         proportion(hits, count)
 
 
 # distances
 
 
-def test_nearest_over_several_blocks_is_that_of_a_plain_loop(monkeypatch):
-    monkeypatch.setattr("ddm_fed.evaluation.distances.ROWS_AT_ONCE", 7)
-    a, b = rng(0).normal(size=(20, 3)), rng(1).normal(size=(30, 3))
+def test_nearest_over_several_blocks_is_that_of_all_differences():
+    a, b = rng(0).normal(size=(300, 3)), rng(1).normal(size=(700, 3))
     found = nearest(a, b)
-    far = np.array([[np.linalg.norm(x - y) for y in b] for x in a])
+    far = np.linalg.norm(a[:, None] - b[None], axis=2)
     assert (found.row == far.argmin(1)).all()
     assert found.distance == pytest.approx(far.min(1), rel=1e-9)
+
+
+def test_nearest_tells_near_copies_apart_that_float32_would_not():
+    b = (rng(0).normal(size=(50, 768)) + 300).astype(np.float32)  # squares of 7e7
+    a = b + np.float32(1e-3) * rng(1).normal(size=b.shape).astype(np.float32)
+    found = nearest(a, b)
+    expected = np.linalg.norm(a.astype(np.float64) - b.astype(np.float64), axis=1)
+    assert (found.row == np.arange(50)).all()
+    assert found.distance == pytest.approx(expected, rel=1e-3)
 
 
 def test_nearest_of_bytes_does_not_overflow():
@@ -325,7 +336,7 @@ def test_memorization_with_unequal_sets_still_expects_a_half():
         pixels = rng(seed).normal(size=(1050, 3))
         found = measure_memorization(pixels[:50], pixels[50:950], pixels[950:], generator=rng(seed))
         hits += found.closer.hits
-    low, high = proportion(hits, 2000, quantile=5)[1:3]
+    low, high = proportion(hits, 2000, level=1 - 2 * stats.norm.sf(5))[1:3]
     assert low < 0.5 < high
 
 
@@ -404,7 +415,7 @@ def test_share_interval_holds_the_real_distance_at_its_level():
     for counts in rng(1).multinomial(400, real, size=300):
         found = site_share_interval(intended, counts.tolist(), generator=rng(2), draws=400)
         held += found.low <= distance <= found.high
-    assert proportion(held, 300, quantile=4).high > 0.95
+    assert proportion(held, 300, level=1 - 2 * stats.norm.sf(4)).high > 0.95
 
 
 def test_share_p_value_is_the_exact_binomials():

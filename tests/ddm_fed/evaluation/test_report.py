@@ -10,9 +10,9 @@ import typer
 from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
-from coordinator.cli.evaluate import evaluate as command
-from coordinator.cli.evaluate import rows_of
-from ddm_fed.errors import DataError, DdmFedError, StateError
+from ddm_fed.commands.evaluate import evaluate as command
+from ddm_fed.commands.evaluate import rows_of
+from ddm_fed.errors import DataError, DdmFedError, OptionError, StateError
 from ddm_fed.evaluation import Extractor, weights_digest
 from ddm_fed.evaluation.report import EvaluateOptions, evaluate
 
@@ -308,7 +308,7 @@ def test_damaged_and_missing_files_are_refused(inputs):
     [EvaluateOptions("inception"), EvaluateOptions("classifier", weights="w.safetensors")],
 )
 def test_weights_and_inception_go_together(inputs, options):
-    with pytest.raises(StateError, match="go together"):
+    with pytest.raises(OptionError, match="need each other"):
         run(inputs, options)
 
 
@@ -321,7 +321,13 @@ def test_missing_weights_of_inception_are_an_error_before_anything_is_written(in
 def test_command_shows_the_figures_and_what_was_left_out(inputs):
     app = typer.Typer()
     app.command()(command)
-    arguments = [str(inputs / "samples"), "--real", str(inputs / "digits.npz"), "--steps", "30"]
+    arguments = [
+        str(inputs / "samples"),
+        "--real",
+        str(inputs / "digits.npz"),
+        "--training-steps",
+        "30",
+    ]
     arguments += ["--out", str(inputs / "shown")]
     found = CliRunner().invoke(app, [*arguments, "--train", str(inputs / "digits.npz")])
     assert found.exit_code == 0, found.output

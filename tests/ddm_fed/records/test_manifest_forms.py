@@ -11,10 +11,11 @@ from federation import SITES, a_plan, create_federation, random_images
 from coordinator.roster import proposals
 from ddm_fed.bundle.verify import ENVELOPE_FILE
 from ddm_fed.errors import MalformedError
+from ddm_fed.progress import Watch
 from ddm_fed.records import LedgerEntry, Submission
 from ddm_fed.training import RunOptions
 from ddm_fed.trust.log import read_log
-from sites.train.expert import Screen, TrainingOptions
+from sites.train.expert import TrainingOptions
 from sites.train.pipeline import run_plan
 
 A = SITES[0]
@@ -112,7 +113,7 @@ def test_manifest_does_not_tell_how_long_the_training_took(tmp_path):
             read_log(fed.site(A).seen, fed.trust.chain),
             random_images(0),
             TrainingOptions(RunOptions(seed=0, precision="float32")),
-            Screen(on_step=lambda _, pause=pause: time.sleep(pause)),
+            Watch(on_step=lambda _, pause=pause: time.sleep(pause)),
         )
         envelope = json.loads((draft / ENVELOPE_FILE).read_bytes())
         found.append(times_in(json.loads(base64.b64decode(envelope["payload"]))))

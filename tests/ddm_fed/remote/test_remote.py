@@ -22,7 +22,14 @@ from fsspec.implementations.memory import MemoryFileSystem
 from coordinator.inbox.admission import admit_arrivals
 from coordinator.inbox.removable_medium import Found, Importer, candidates
 from ddm_fed.bundle.verify import ENVELOPE_FILE, EXPERT_FILE, ROUTER_FILE, verify_bundle
-from ddm_fed.errors import DigestError, ExchangeError, FileSetError, MachineError, StateError
+from ddm_fed.errors import (
+    DigestError,
+    ExchangeError,
+    FileSetError,
+    MachineError,
+    OptionError,
+    StateError,
+)
 from ddm_fed.records import now
 from ddm_fed.remote import RemoteFolder, open_folder, shown
 from ddm_fed.storage.files import PART_PREFIX
@@ -41,10 +48,12 @@ class Flaky:
     Attributes:
         budget: Bytes until the next break; None while it holds.
         breaks: How often it broke.
+        stays_broken: It is not there again.
     """
 
     budget: ClassVar[int | None] = None
     breaks: ClassVar[int] = 0
+    stays_broken: ClassVar[bool] = False
 
     def open(self, path, mode="rb", **options):
         file = super().open(path, mode, **options)
@@ -64,7 +73,8 @@ class Wire:
     def write(self, data):
         if self._link.budget is not None and len(data) > self._link.budget:
             self._file.write(bytes(data[: self._link.budget]))
-            self._link.budget, self._link.breaks = None, self._link.breaks + 1
+            self._link.budget = 0 if self._link.stays_broken else None
+            self._link.breaks += 1
             raise ConnectionResetError("connection reset by peer")
         if self._link.budget is not None:
             self._link.budget -= len(data)
@@ -133,7 +143,7 @@ def memory() -> Iterator[str]:
 @pytest.fixture(params=sorted(KINDS))
 def flaky(request, scratch: Path, monkeypatch) -> tuple[str, type[Flaky]]:
     kind = KINDS[request.param]
-    kind.budget, kind.breaks = None, 0
+    kind.budget, kind.breaks, kind.stays_broken = None, 0, False
     if kind is FlakyDisk:
         (scratch / "far").mkdir()
         return f"flakydisk://{scratch / 'far'}", kind
@@ -212,7 +222,7 @@ def test_folder_under_way_has_no_name_that_a_coordinator_would_take(fed, site, s
 def test_manifest_is_written_last_in_a_bucket(fed, site, flaky):
     text, link = flaky
     total = sum(whole(site).values())
-    link.budget = total - 1  # within the manifest
+    link.budget, link.stays_broken = total - 1, True  # within the manifest
     with pytest.raises(ExchangeError):
         send(fed, site, text, timeout_s=0.1)
     remote = open_folder(text)
@@ -248,9 +258,10 @@ def test_link_that_breaks_within_and_after_every_file_is_taken_up_again(fed, sit
 def test_file_system_that_appends_sends_no_byte_twice(fed, site, flaky):
     text, link = flaky
     expected = whole(site)
-    link.budget = expected[EXPERT_FILE] // 2
+    link.budget, link.stays_broken = expected[EXPERT_FILE] // 2, True
     with pytest.raises(ExchangeError):
         send(fed, site, text, timeout_s=0.1)
+    link.budget = None
     wrote = []
     original = Wire.write
     try:
@@ -273,11 +284,12 @@ def test_progress_counts_every_byte_once_however_often_the_link_breaks(fed, site
 
 def test_silence_longer_than_the_timeout_is_an_error_and_the_bundle_stays(fed, site, flaky):
     text, link = flaky
-    before, link.budget = snapshot(site.released), 0
+    before, link.budget, link.stays_broken = snapshot(site.released), 0, True
     began = time.monotonic()
     with pytest.raises(ExchangeError, match="connection reset by peer"):
         send(fed, site, text, timeout_s=0.3)
-    assert time.monotonic() - began < 20
+    assert 0.3 <= time.monotonic() - began < 20
+    assert link.breaks > 1
     assert snapshot(site.released) == before
 
 
@@ -358,8 +370,6 @@ def test_link_in_place_of_a_file_is_not_written_through(fed, site, scratch):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("nonsense://x", "no URL that fsspec knows"),
-        ("sftp://host:port/x", "no URL that fsspec knows"),
         ("file:///nonexistent/folder", "there is no folder"),
         ("/nonexistent/folder", "there is no folder"),
         ("smb://server/share", "no driver for smb://"),
@@ -367,6 +377,12 @@ def test_link_in_place_of_a_file_is_not_written_through(fed, site, scratch):
 )
 def test_place_that_cannot_be_is_refused_at_once(text, says):
     with pytest.raises(StateError, match=says):
+        RemoteFolderTransport(text, timeout_s=30)
+
+
+@pytest.mark.parametrize("text", ["nonsense://x", "sftp://host:port/x"])
+def test_url_that_is_none_is_wrong_usage(text):
+    with pytest.raises(OptionError, match="does not know this kind of URL"):
         RemoteFolderTransport(text, timeout_s=30)
 
 

@@ -40,7 +40,7 @@ from ddm_fed.signing import (
     seal,
 )
 
-VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
+VECTORS = Path(__file__).parents[4] / "shared" / "vectors"
 needs_vectors = pytest.mark.skipif(
     not VECTORS.is_dir(), reason=f"the published test vectors are not at {VECTORS}"
 )

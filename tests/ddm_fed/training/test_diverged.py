@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 
 from coordinator.roster import proposals
 from ddm_fed.errors import DivergedError, ValuesError
+from ddm_fed.progress import Watch
 from ddm_fed.training import RunOptions, read_trained, train_expert
 from ddm_fed.trust.log import read_log
 from sites.privacy.ledger import open_ledger
-from sites.train.expert import Screen, TrainingOptions
+from sites.train.expert import TrainingOptions
 from sites.train.pipeline import run_plan
 
 
@@ -31,11 +32,11 @@ def test_training_that_diverges_is_stopped_and_nothing_is_released(
     proposals.publish_plan(fed.home, a_plan(steps=rate))
     fed.look(SITES[0])
     site, seen = fed.site(SITES[0]), []
-    screen = Screen(on_step=lambda report: seen.append(report.loss))
+    watch = Watch(on_step=lambda report: seen.append(report.loss))
     log = read_log(site.seen, fed.trust.chain)
     options = TrainingOptions(RunOptions(seed=0, precision="float32", checkpoint_every_s=0))
     with pytest.raises(error, match=reason):
-        run_plan(site, fed.trust, log, random_images(0), options, screen)
+        run_plan(site, fed.trust, log, random_images(0), options, watch)
     assert (len(seen) < 40) == (error is DivergedError)
     assert all(math.isfinite(loss) for loss in seen)
     assert open_ledger(site).entries() == ()

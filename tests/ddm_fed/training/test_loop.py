@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from ddm_fed.errors import CheckpointError, DataError, StateError
+from ddm_fed.errors import CheckpointError, DataError, OptionError, StateError
 from ddm_fed.flows import ClassCondition, denoising_loss, path_named
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.progress import StepReport, Watch
 from ddm_fed.records import ExpertDesign, Plan, read_plan_toml
 from ddm_fed.training import (
     RunOptions,
-    StepReport,
     TrainedExpert,
     choose_precision,
     read_identity,
@@ -68,7 +68,8 @@ def images(count: int = 40, seed: int = 0, *, labels: bool = False) -> Private[I
 
 def train(plan: Plan, data: Private[ImageSet], checkpoint, *, callbacks=None, **options):
     options = replace(BASE_OPTIONS, **options)
-    return train_expert(data, plan, PLAN_SHA256, checkpoint, options=options, **(callbacks or {}))
+    watch = Watch(**(callbacks or {}))
+    return train_expert(data, plan, PLAN_SHA256, checkpoint, options=options, watch=watch)
 
 
 def interrupt_after(steps: int) -> dict:
@@ -206,12 +207,12 @@ def test_training_without_images_or_needed_labels_is_refused(tmp_path):
 
 
 def test_design_or_average_the_plan_does_not_name_is_refused(tmp_path):
-    with pytest.raises(StateError, match="does not allow an expert of"):
+    with pytest.raises(OptionError, match="does not allow an expert of"):
         train_expert(
             images(), a_plan(), PLAN_SHA256, tmp_path / "a",
             design=ExpertDesign(architecture="DiT-Nano/4", prediction="noise"),
         )  # fmt: skip
-    with pytest.raises(StateError, match="no average of half-life 5"):
+    with pytest.raises(OptionError, match="--ema-half-life 5: the plan has no average"):
         train(a_plan(), images(), tmp_path / "a", ema_half_life=5)
     assert not (tmp_path / "a").exists()
 

@@ -37,6 +37,7 @@ from ddm_fed.privacy import (
     epsilon,
     private_events,
 )
+from ddm_fed.progress import Watch
 from ddm_fed.records import LedgerEntry, SampledGaussianEvent, now
 from ddm_fed.training import (
     CentralImages,
@@ -46,7 +47,7 @@ from ddm_fed.training import (
     draw_central,
     train_private_expert,
 )
-from ddm_fed.training.budget import advice, outlook, planned_epsilon, planned_events
+from ddm_fed.training.budget import advice, outlook, planned_events
 from ddm_fed.training.mean_images import central_step, empty_sums, examine_central
 from sites.cli.main import app
 from sites.outbox import stages
@@ -138,7 +139,7 @@ def test_all_together_cost_what_the_plan_allows():
     planned = planned_events(PLAN)
     assert 0.99 < epsilon([planned.central], 1e-5) <= 1
     assert (planned.central.sampling_rate, planned.central.steps) == (Decimal("0.75"), 2)
-    assert 7.9 < planned_epsilon(PLAN) <= 8
+    assert 7.9 < epsilon(planned_events(PLAN).all, float(PLAN.privacy.delta)) <= 8
     plain = planned_events(a_plan(max_epsilon=PRIVATE))
     assert planned.expert.noise_multiplier > plain.expert.noise_multiplier
     assert plain.central is None
@@ -355,7 +356,7 @@ def learn(path, *, plan=WITH_CLASSES, ledger=None, data=CLASSED, noise=None, sec
         # whether Opacus is faster is measured, and may be judged otherwise in the next run
         options=RunOptions(**{"gradients": "functional", **options}),
         randomness=Randomness.for_tests(secret),
-        on_step=on_step,
+        watch=Watch(on_step),
     )
 
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from federation import PRIVATE, a_plan, paid_for
 
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.privacy import ImageSet, Private, Randomness
 from ddm_fed.records import SampledGaussianEvent
 from ddm_fed.router import GaussianMixtures, PooledReference
 from ddm_fed.router.private_heads import _Units
 from ddm_fed.training import Payment, PrivateRun, PrivateTraining, RunOptions, train_private_expert
 from ddm_fed.training.parallel import join_team
-from ddm_fed.training.state import new_identity
+from ddm_fed.training.state import Job
 
 UNITS, CLIP_NORM, SLACK = 33, 0.05, 1e-3
 EVERYBODY = SampledGaussianEvent(
@@ -52,13 +52,14 @@ def given_to_the_optimizer(plan, images, folder, steps):
     noise = PrivateTraining.planned(plan, EVERYBODY, float(UNITS))
     noise = dataclasses.replace(noise, gradients="functional")
     with join_team(shard=False) as team:
+        job = Job(plan, "0" * 64, "0" * 64, design, RunOptions(seed=3), team)
         run = dataclasses.replace(
-            new_identity(plan, "0" * 64, "0" * 64, design, RunOptions(seed=3), team, "float32"),
+            job.new_identity("float32"),
             noise=noise.to_json(),
             secret=secret.hex,
             origin=secret.origin,
         )
-        training = PrivateRun(images, plan, design, RunOptions(), run, team, folder / "none")
+        training = PrivateRun(images, job, run, folder / "none")
         update, found = training.update, []
         for step in steps:
             mean, _ = update.step.noisy_mean(
@@ -89,7 +90,7 @@ def test_missing_unit_moves_every_step_by_at_most_one_clip_norm(classes, patient
 def test_seed_that_others_could_know_decides_nothing_of_a_private_run(tmp_path):
     plan = plan_of()
     noise = PrivateTraining.planned(plan, EVERYBODY, float(UNITS))
-    with pytest.raises(StateError, match="--seed does not go with training with noise"):
+    with pytest.raises(OptionError, match="--seed is not allowed in training with noise"):
         train_private_expert(
             Private(images_of(UNITS)),
             plan,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ddm_fed.errors import CheckpointError, StateError
+from ddm_fed.errors import CheckpointError, OptionError
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import Plan, read_plan_toml
 from ddm_fed.training import RunOptions, process_rank, read_trained, steps_done, train_expert
@@ -44,8 +44,9 @@ max_epsilon = 1
 # which process 0 ends without a word.
 WORKER = f"""
 import os, sys, torch
-sys.path.insert(0, {str(Path(__file__).parents[2] / "helpers")!r})
+sys.path.insert(0, {str(Path(__file__).parent)!r})
 from ddm_fed.privacy import Private
+from ddm_fed.progress import Watch
 from ddm_fed.training import RunOptions, train_expert
 import test_parallel as shared
 checkpoint, shard, micro_batch, fatal_step = sys.argv[1:]
@@ -60,7 +61,7 @@ options = RunOptions(
 )
 train_expert(
     shared.images(), shared.plan(), shared.PLAN_SHA256, shared.Path(checkpoint),
-    options=options, on_step=on_step, on_sample=on_sample,
+    options=options, watch=Watch(on_step, on_sample),
 )
 """
 
@@ -185,6 +186,6 @@ def test_checkpoint_of_two_processes_is_not_continued_by_one(folder):
 
 
 def test_weights_are_not_divided_among_one_process(tmp_path):
-    with pytest.raises(StateError, match="there is only one"):
+    with pytest.raises(OptionError, match="there is only one"):
         train_expert(images(), plan(), PLAN_SHA256, tmp_path / "a", options=RunOptions(shard=True))
     assert process_rank() == 0

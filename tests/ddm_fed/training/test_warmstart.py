@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddm_fed.errors import CheckpointError, DigestError, StateError, ValuesError, WeightsError
+from ddm_fed.errors import CheckpointError, DigestError, OptionError, ValuesError, WeightsError
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.progress import Watch
 from ddm_fed.records import Plan, read_plan_toml
 from ddm_fed.storage.tensors import write_tensors
 from ddm_fed.training import RunOptions, train_expert
@@ -62,8 +63,8 @@ def images() -> Private[ImageSet]:
 
 def train(plan: Plan, checkpoint, *, options: RunOptions = OPTIONS):
     losses: list[float] = []
-    on_step = lambda report: losses.append(report.loss)  # noqa: E731
-    done = train_expert(images(), plan, PLAN_SHA256, checkpoint, options=options, on_step=on_step)
+    watch = Watch(lambda report: losses.append(report.loss))
+    done = train_expert(images(), plan, PLAN_SHA256, checkpoint, options=options, watch=watch)
     return done, losses
 
 
@@ -109,7 +110,9 @@ def test_all_but_the_last_layer_is_the_base_at_the_start(base, tmp_path, predict
 
     options = replace(OPTIONS, base=path)
     with pytest.raises(CheckpointError):
-        train_expert(images(), plan, PLAN_SHA256, tmp_path / "a", options=options, on_step=stop)
+        train_expert(
+            images(), plan, PLAN_SHA256, tmp_path / "a", options=options, watch=Watch(stop)
+        )
     start, public = load_file(tmp_path / "a"), load_file(path)
     changed = [name for name in public if not torch.equal(start[f"model.{name}"], public[name])]
     assert sorted(changed) == ([] if prediction == "noise" else sorted(HEAD))
@@ -137,13 +140,13 @@ def test_base_over_a_link_is_read(base, tmp_path):
 def test_missing_or_unasked_base_is_refused(base, tmp_path):
     path, _ = base
     plan = a_plan("noise", 1, base=base_table(path))
-    with pytest.raises(StateError, match="--base is missing"):
+    with pytest.raises(OptionError, match="--base is missing"):
         train(plan, tmp_path / "a")
-    with pytest.raises(StateError, match="there is no file"):
+    with pytest.raises(OptionError, match="there is no such file"):
         train(plan, tmp_path / "a", options=replace(OPTIONS, base=tmp_path / "nothing"))
-    with pytest.raises(StateError, match="is a folder"):
+    with pytest.raises(OptionError, match="is a folder"):
         train(plan, tmp_path / "a", options=replace(OPTIONS, base=path.parent))
-    with pytest.raises(StateError, match="start from no checkpoint"):
+    with pytest.raises(OptionError, match="start from no checkpoint"):
         train(a_plan("noise", 1), tmp_path / "a", options=replace(OPTIONS, base=path))
     assert not (tmp_path / "a").exists()
 

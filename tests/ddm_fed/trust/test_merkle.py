@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import math
 import time
 from pathlib import Path
 
@@ -11,16 +10,14 @@ import pytest
 
 from ddm_fed.errors import LogError
 from ddm_fed.trust import (
-    consistency_path,
     inclusion_path,
     leaf_hash,
     merkle_root,
     node_hash,
-    verify_consistency,
     verify_inclusion,
 )
 
-VECTORS = Path(__file__).parents[3] / "shared" / "vectors"
+VECTORS = Path(__file__).parents[4] / "shared" / "vectors"
 needs_vectors = pytest.mark.skipif(
     not VECTORS.is_dir(), reason=f"the published test vectors are not at {VECTORS}"
 )
@@ -68,19 +65,6 @@ def rfc_path(m: int, D: list[bytes]) -> list[bytes]:
     return [*rfc_path(m - k, D[k:]), mth(D[:k])]
 
 
-def rfc_proof(m: int, D: list[bytes]) -> list[bytes]:
-    return rfc_subproof(m, D, b=True)
-
-
-def rfc_subproof(m: int, D: list[bytes], *, b: bool) -> list[bytes]:
-    if m == len(D):
-        return [] if b else [mth(D)]
-    k = split(len(D))
-    if m <= k:
-        return [*rfc_subproof(m, D[:k], b=b), mth(D[k:])]
-    return [*rfc_subproof(m - k, D[k:], b=False), mth(D[:k])]
-
-
 def path_form(m: int, n: int) -> str:
     """Returns on which side the siblings of leaf m stand in a tree of n leaves, lowest first."""
     if n == 1:
@@ -89,25 +73,9 @@ def path_form(m: int, n: int) -> str:
     return path_form(m, k) + "R" if m < k else path_form(m - k, n - k) + "L"
 
 
-def proof_form(m: int, n: int, *, b: bool = True) -> str:
-    """Returns the same for a consistency path, after how it begins."""
-    if m == n:
-        return "=" if b else "."
-    k = split(n)
-    return proof_form(m, k, b=b) + "R" if m <= k else proof_form(m - k, n - k, b=False) + "L"
-
-
 def includes(leaf: bytes, index: int, size: int, path, root: bytes) -> bool:
     try:
         verify_inclusion(leaf, index, size, path, root, what=WHAT)
-    except LogError:
-        return False
-    return True
-
-
-def consistent(m: int, first: bytes, n: int, second: bytes, path) -> bool:
-    try:
-        verify_consistency(m, first, n, second, path, what=WHAT)
     except LogError:
         return False
     return True
@@ -146,22 +114,10 @@ def inclusion_verdict(case: dict) -> bool:
     return includes(leaf, case["leafIdx"], case["treeSize"], path_of(case), root)
 
 
-def consistency_verdict(case: dict) -> bool:
-    first, second = unpacked(case, "root1", "root2")
-    return consistent(case["size1"], first, case["size2"], second, path_of(case))
-
-
 @needs_vectors
 def test_inclusion_verdicts_of_the_published_vectors_are_ours():
     cases = published("inclusion")
     wrong = [name for name, case in cases if inclusion_verdict(case) == case["wantErr"]]
-    assert (len(cases), wrong) == (98, [])
-
-
-@needs_vectors
-def test_consistency_verdicts_of_the_published_vectors_are_ours():
-    cases = published("consistency")
-    wrong = [name for name, case in cases if consistency_verdict(case) == case["wantErr"]]
     assert (len(cases), wrong) == (98, [])
 
 
@@ -172,12 +128,7 @@ def test_published_vectors_of_empty_trees_and_empty_hashes_are_refused():
         for _, case in published("inclusion")
         if case["treeSize"] == 0 or "" in (case["leafHash"], case["root"])
     ]
-    empty += [
-        consistency_verdict(case)
-        for _, case in published("consistency")
-        if 0 in (case["size1"], case["size2"]) or "" in (case["root1"], case["root2"])
-    ]
-    assert len(empty) >= 4
+    assert len(empty) >= 2
     assert not any(empty)
 
 
@@ -208,15 +159,6 @@ def test_inclusion_paths_are_those_of_the_definition_and_verify(size: int):
         verify_inclusion(LEAVES[index], index, size, path, root, what=WHAT)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_consistency_paths_are_those_of_the_definition_and_verify(size: int):
-    root = merkle_root(LEAVES[:size])
-    for first in range(1, size + 1):
-        path = consistency_path(LEAVES[:size], first)
-        assert list(path) == rfc_proof(first, ENTRIES[:size])
-        verify_consistency(first, mth(ENTRIES[:first]), size, root, path, what=WHAT)
-
-
 def test_leaf_and_node_of_the_same_bytes_have_different_hashes():
     assert node_hash(LEAVES[0], LEAVES[1]) != leaf_hash(LEAVES[0] + LEAVES[1])
 
@@ -228,10 +170,6 @@ def test_large_tree_is_built_and_proven_in_a_moment():
     verify_inclusion(
         leaves[77_777], 77_777, len(leaves), inclusion_path(leaves, 77_777), root, what=WHAT
     )
-    first = merkle_root(leaves[:65_537])
-    path = consistency_path(leaves, 65_537)
-    verify_consistency(65_537, first, len(leaves), root, path, what=WHAT)
-    assert len(path) <= 1 + math.ceil(math.log2(len(leaves)))
     assert time.perf_counter() - start < 5
 
 
@@ -347,129 +285,3 @@ def test_inclusion_path_of_an_entry_that_is_not_there_is_refused(index: int):
 
 
 # Two histories
-
-
-@pytest.mark.parametrize("size", range(2, 14))
-def test_fork_is_found_whichever_old_leaf_differs(size: int):
-    for changed in range(size):
-        forked = list(LEAVES[:size])
-        forked[changed] = leaf_hash(b"another entry")
-        for first in range(1, size):
-            seen = merkle_root(LEAVES[:first])
-            path = consistency_path(forked, first)
-            found = consistent(first, seen, size, merkle_root(forked), path)
-            assert found == (changed >= first)  # a leaf that nobody has seen yet may be anything
-
-
-@pytest.mark.parametrize("size", range(2, 14))
-def test_fork_is_found_also_with_the_path_of_the_honest_log(size: int):
-    for changed in range(size):
-        forked = list(LEAVES[:size])
-        forked[changed] = leaf_hash(b"another entry")
-        for first in range(1, size):
-            seen, path = merkle_root(LEAVES[:first]), consistency_path(LEAVES[:size], first)
-            assert not consistent(first, seen, size, merkle_root(forked), path)
-
-
-def test_fork_at_one_size_is_found_and_both_roots_are_named():
-    first, second = merkle_root(LEAVES[:3]), merkle_root([*LEAVES[:2], LEAVES[9]])
-    with pytest.raises(LogError, match="for 3 entries there are two roots") as caught:
-        verify_consistency(3, first, 3, second, [], what="the log")
-    assert first.hex()[:16] in caught.value.message
-    assert second.hex()[:16] in caught.value.message
-    assert "keep both signed checkpoints" in caught.value.hint
-
-
-@pytest.mark.parametrize("first", range(1, 9))
-def test_log_that_lost_or_reordered_an_entry_is_found(first: int):
-    seen = merkle_root(LEAVES[:first])
-    for gone in range(first):
-        shorter = [leaf for index, leaf in enumerate(LEAVES[:12]) if index != gone]
-        turned = [*LEAVES[:gone], LEAVES[gone + 1], LEAVES[gone], *LEAVES[gone + 2 : 12]]
-        for leaves in (shorter, turned):
-            path = consistency_path(leaves, first)
-            same = leaves[:first] == LEAVES[:first]
-            assert consistent(first, seen, len(leaves), merkle_root(leaves), path) == same
-    assert not consistent(first, seen, 12, merkle_root(LEAVES[1:13]), ())
-
-
-@pytest.mark.parametrize("size", range(2, 9))
-def test_consistency_with_any_flipped_bit_of_a_hash_is_refused(size: int):
-    second = merkle_root(LEAVES[:size])
-    accepted = []
-    for m in range(1, size):
-        first, path = merkle_root(LEAVES[:m]), consistency_path(LEAVES[:size], m)
-        accepted += [x for x in flips(first) if consistent(m, x, size, second, path)]
-        accepted += [x for x in flips(second) if consistent(m, first, size, x, path)]
-        accepted += [x for x in path_flips(path) if consistent(m, first, size, second, x)]
-    assert accepted == []
-
-
-@pytest.mark.parametrize("size", range(1, 11))
-def test_consistency_with_other_sizes_is_refused_unless_the_path_has_the_same_form(size: int):
-    second = merkle_root(LEAVES[:size])
-    numbers = [(m, n) for n in range(-1, 18) for m in range(-1, 18)]
-    for first_size in range(1, size + 1):
-        first, path = merkle_root(LEAVES[:first_size]), consistency_path(LEAVES[:size], first_size)
-        form = proof_form(first_size, size)
-        found = [(m, n) for m, n in numbers if consistent(m, first, n, second, path)]
-        assert found == [(m, n) for m, n in numbers if 1 <= m <= n and proof_form(m, n) == form]
-
-
-@pytest.mark.parametrize("size", [2, 3, 7, 8, 9])
-def test_consistency_with_reordered_shortened_or_longer_path_is_refused(size: int):
-    second = merkle_root(LEAVES[:size])
-    for m in range(1, size):
-        first, path = merkle_root(LEAVES[:m]), consistency_path(LEAVES[:size], m)
-        others = [path[:-1], path[1:], (*path, second), (first, *path), (*path, path[-1]), ()]
-        if len(path) > 1:
-            others.append(path[::-1])
-        for other in others:
-            assert not consistent(m, first, size, second, other)
-
-
-def test_consistency_of_equal_sizes_with_a_path_is_refused():
-    root = merkle_root(LEAVES[:4])
-    with pytest.raises(LogError, match="its path has 1 hashes, expected 0"):
-        verify_consistency(4, root, 4, root, [root], what=WHAT)
-
-
-@pytest.mark.parametrize("second_size", [0, 1, 5])
-def test_consistency_from_an_empty_log_is_refused(second_size: int):
-    empty, second = merkle_root([]), merkle_root(LEAVES[:second_size])
-    with pytest.raises(LogError, match="it starts from 0 entries, expected at least 1"):
-        verify_consistency(0, empty, second_size, second, [], what=WHAT)
-
-
-def test_consistency_of_two_missing_roots_is_refused():
-    with pytest.raises(LogError, match="it holds a hash of 0 bytes, expected 32"):
-        verify_consistency(1, b"", 1, b"", [], what=WHAT)
-
-
-@pytest.mark.parametrize("second_size", [0, 3])
-def test_consistency_with_a_log_that_shrank_is_refused(second_size: int):
-    first, second = merkle_root(LEAVES[:4]), merkle_root(LEAVES[:second_size])
-    with pytest.raises(LogError, match=f"it leads from 4 entries back to {second_size}"):
-        verify_consistency(4, first, second_size, second, [], what=WHAT)
-
-
-@pytest.mark.parametrize("length", [0, 31, 33, 64])
-@pytest.mark.parametrize("place", ["first", "second", "path"])
-@pytest.mark.parametrize("first_size", [2, 3])
-def test_consistency_with_a_hash_of_wrong_length_is_refused(
-    first_size: int, place: str, length: int
-):
-    path = list(consistency_path(LEAVES[:4], first_size))
-    parts = {"first": merkle_root(LEAVES[:first_size]), "second": merkle_root(LEAVES[:4])}
-    if place == "path":
-        path[0] = bytes(length)
-    else:
-        parts[place] = bytes(length)
-    with pytest.raises(LogError, match=f"it holds a hash of {length} bytes, expected 32"):
-        verify_consistency(first_size, parts["first"], 4, parts["second"], path, what=WHAT)
-
-
-@pytest.mark.parametrize("first_size", [-1, 0, 4, 10])
-def test_consistency_path_of_a_size_the_log_never_had_is_refused(first_size: int):
-    with pytest.raises(LogError, match=f"has 3 entries, and its state at {first_size} was asked"):
-        consistency_path(LEAVES[:3], first_size)

@@ -18,7 +18,7 @@ from sites.data import load_images
 
 GREY = DataSpec(channels=1, height=8, width=8)
 COLOUR = DataSpec(channels=3, height=8, width=8)
-SHARED_DATA = Path(__file__).parents[3] / "shared" / "data"
+SHARED_DATA = Path(__file__).parents[4] / "shared" / "data"
 NOISE = np.random.default_rng(0)
 BYTES = NOISE.integers(0, 256, (6, 8, 8), dtype=np.uint8)
 

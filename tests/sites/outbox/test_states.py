@@ -116,7 +116,7 @@ def test_older_bundle_that_cannot_go_is_superseded_once_a_newer_one_is_admitted(
     another(site, 2)
     damage(older)
     assert states(fed) == ["damaged", "sent"]
-    assert run("ddm-coord", "verify", "--coordinator", fed.home.path).code == 0
+    assert run("ddm-coord", "admit", "--coordinator", fed.home.path).code == 0
     ended = submit(fed)
     assert ended.code == 0, ended.err
     assert f"{older.name[:16]}… was never admitted, and a newer one was" in ended.err

@@ -1,4 +1,4 @@
-"""Keys of a site and of its data-protection officer: made, approved with, replaced."""
+"""`ddm-site approve`: the data-protection officer's signature."""
 
 import sys
 from pathlib import Path
@@ -7,28 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
 from ddm_fed.errors import StateError
-from sites.cli.options import JsonOption, PlanOption, SiteOption, open_published
+from sites.cli.review import show_review
 
 if TYPE_CHECKING:
-    from ddm_fed.records import EgressRecord, PrivacyStatement
     from ddm_fed.signing import SigningKey
-
-
-def keygen(
-    file: Annotated[Path, typer.Argument(help="Key file to make, for example dpo.pem.")],
-) -> None:
-    """Make a key of your own, for example as data-protection officer. Encrypt it: see the hint.
-
-    Example: ddm-site keygen dpo.pem
-    """
-    from ddm_fed.signing import PASSPHRASE_VARIABLE, is_encrypted, write_key
-
-    key = write_key(file)
-    typer.echo(key.public.keyid)
-    console.say(f"{file} is your key, and stays with you; {file.with_suffix('.pub')} is public")
-    if not is_encrypted(file):
-        console.say(f"it is not encrypted: set {PASSPHRASE_VARIABLE} before you make a key")
 
 
 def approve(
@@ -131,70 +115,3 @@ def _require_agreement(question: str, *, yes: bool) -> None:
             "nothing was signed: the answer was no",
             hint="tell the site what must not leave; it can train or release something else",
         )
-
-
-def show_review(egress: "EgressRecord", privacy: "PrivacyStatement") -> None:
-    """Prints what would leave, what it costs and what no epsilon covers: for review and approve."""
-    from ddm_fed.privacy import describe_privacy
-    from sites.outbox.review_page import LEDGER_COLUMNS, ledger_rows
-
-    console.show_table(
-        f"Would leave {egress.site} (submission {egress.submission_sha256[:16]}…)",
-        ["file", "bytes", "SHA-256"],
-        [[file.name, f"{file.size_bytes:,}", file.sha256[:16] + "…"] for file in egress.files],
-    )
-    console.say(
-        f"all that was ever released with noise: epsilon {egress.releases_epsilon} at delta "
-        f"{egress.delta}, {egress.ledger_entries} ledger entries; needs the signatures of "
-        f"{' and '.join(egress.require)}"
-    )
-    for line in describe_privacy(privacy):
-        console.say(f"- {line}")
-    console.show_table(
-        f"Ledger of {egress.site}: what carries noise adds up to epsilon "
-        f"{egress.releases_epsilon} at delta {egress.delta}",
-        LEDGER_COLUMNS,
-        ledger_rows(privacy),
-    )
-
-
-def rotate(
-    plan: PlanOption,
-    site: SiteOption = Path(),
-    dpo: Annotated[
-        Path | None,
-        typer.Option(help="Public key file of a new data-protection officer.", dir_okay=False),
-    ] = None,
-    lost: Annotated[
-        bool, typer.Option("--lost", help="The present key is lost: do not sign with it.")
-    ] = False,
-    certificate: Annotated[
-        bool,
-        typer.Option(
-            "--certificate", help="Only a new certificate to connect with; the keys stay."
-        ),
-    ] = False,
-) -> None:
-    """Make a new key or certificate, or name a new officer, and write the request for it.
-
-    Examples: ddm-site rotate --site hospital-a --plan published · ddm-site rotate --certificate
-    --site hospital-a --plan published
-    """
-    from ddm_fed.signing import read_public
-    from sites import enrolment
-
-    if certificate and (lost or dpo is not None):
-        raise typer.BadParameter("--certificate changes no key: give neither --lost nor --dpo")
-    home, published = open_published(site, plan)
-    with home.changing():
-        if certificate:
-            file = enrolment.add_certificate(home, published.trust)
-        elif dpo is None:
-            file = enrolment.replace_site_key(home, published.trust, lost=lost)
-        else:
-            file = enrolment.replace_officer(home, published.trust, read_public(dpo))
-    console.say(f"wrote {file}")
-    if dpo is not None:
-        console.say("the new officer signs it with `ddm-site approve` first")
-    words = ("ddm-coord", "roster", "rotate", file.name, *(("--lost",) if lost else ()))
-    console.next_step(f"the coordinator runs {console.typed(*words)}")

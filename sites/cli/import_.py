@@ -1,4 +1,4 @@
-"""`ddm-site export` and `import`: to the coordinator and back without any network."""
+"""`ddm-site import`: what comes back from the coordinator on a removable medium."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,40 +6,10 @@ from typing import Annotated
 import typer
 
 from ddm_fed import console
-from ddm_fed.storage.files import size_below
-from sites.cli.options import JsonOption, PlanOption, SiteOption, open_published
-from sites.cli.submit import show_submitted
-
-
-def export(
-    folder: Annotated[
-        Path,
-        typer.Argument(help="Folder on the medium; made if it is not there.", file_okay=False),
-    ],
-    plan: PlanOption,
-    site: SiteOption = Path(),
-    as_json: JsonOption = False,
-) -> None:
-    """Write released bundles to a removable medium, for a coordinator that no network leads to.
-
-    Safe to run again at any time: it goes on from where it came to. Bundles of several sites may
-    share a removable medium. They stay here in any case.
-
-    Example: ddm-site export /media/usb/ddm --site hospital-a --plan published
-    """
-    from sites.transport import removable_medium
-
-    home, published = open_published(site, plan)
-    with home.changing():
-        bar = console.moving_bytes(f"writing {home.settings.name}", size_below(home.released))
-        with bar as advance:
-            found = removable_medium.export(home, published.trust, folder, advance=advance)
-    show_submitted(found, as_json)
-    console.next_step(
-        "unmount the medium, and take it to the coordinator",
-        console.typed("ddm-coord", "import", folder),
-        f"{console.typed('ddm-site', 'import', folder, '--site', site)}, when it is back",
-    )
+from ddm_fed.commands.options import JsonOption
+from sites.cli.options import (
+    SiteOption,
+)
 
 
 def import_(

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, JsonOption
+from coordinator.cli.options import CoordinatorOption
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
 
 if TYPE_CHECKING:
     from coordinator.inbox.removable_medium import Found, Written

@@ -1,13 +1,13 @@
-"""`ddm-coord evaluate`: how good and how fair samples are, measured by real images."""
+"""`evaluate` of both programs: how good and how fair samples are, measured by real images."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal
 
 import typer
 
-from coordinator.cli.options import JsonOption
 from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
 
 FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "FID": lambda row: f"{row['frechet']:.3f}",
@@ -20,9 +20,7 @@ FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
 
 
 def evaluate(
-    samples: Annotated[
-        Path, typer.Argument(help="Folder that `ddm-coord sample` wrote.", file_okay=False)
-    ],
+    samples: Annotated[Path, typer.Argument(help="Folder that `sample` wrote.", file_okay=False)],
     real: Annotated[
         Path,
         typer.Option(help=".npz of real images no site trained on: test_images, or images."),
@@ -35,7 +33,8 @@ def evaluate(
         ),
     ] = None,
     features: Annotated[
-        str, typer.Option(help="classifier, trained here on --train, or inception.")
+        Literal["classifier", "inception"],
+        typer.Option(help="What measures: a classifier that is trained here on --train, or this."),
     ] = "classifier",
     weights: Annotated[
         Path | None,
@@ -45,23 +44,24 @@ def evaluate(
         Path, typer.Option(help="Folder for evaluation.json and pictures.", file_okay=False)
     ] = Path("evaluation"),
     seed: Annotated[int, typer.Option(help="Same seed, same figures.", min=0)] = 0,
-    steps: Annotated[int, typer.Option(help="About how long a classifier trains.", min=1)] = 2000,
+    training_steps: Annotated[
+        int, typer.Option(help="About how many steps a classifier trains for.", min=1)
+    ] = 2000,
     as_json: JsonOption = False,
 ) -> None:
     """Measure samples: fidelity, coverage, usefulness, copies, and the shares of the sites.
 
     Test images only measure: nothing is chosen by them. What cannot be measured is named.
-    Example: ddm-coord evaluate samples --real pneumonia.npz --train pneumonia.npz
+    Examples: ddm-site evaluate samples --real pneumonia.npz --train pneumonia.npz · ddm-coord
+    evaluate samples --real pneumonia.npz --features inception --weights inception.safetensors
     """
-    if features not in ("classifier", "inception"):
-        raise typer.BadParameter("--features is classifier or inception")
     from ddm_fed.evaluation.report import EvaluateOptions, evaluate
 
     options = EvaluateOptions(
-        features=cast(Literal["classifier", "inception"], features),
+        features=features,
         weights=weights,
         seed=seed,
-        steps=steps,
+        steps=training_steps,
     )
     report = evaluate(samples, real, out, options, train=train, say=console.say)
     console.say(f"wrote {out / 'evaluation.json'}")

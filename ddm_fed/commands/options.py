@@ -1,0 +1,40 @@
+"""Options that both programs have, and how one that cannot be used is named."""
+
+import re
+from math import isfinite
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed.errors import OptionError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel, ValidationError
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+
+
+def finite(param: typer.CallbackParam, value: float) -> float:
+    """Returns `value`; for the callback of a number, since NaN passes every check of a range.
+
+    Raises:
+        OptionError: it is NaN or infinite.
+    """
+    if not isfinite(value):
+        raise OptionError(f"{param.opts[0]} {value}: not a finite number", hint="give a number")
+    return value
+
+
+def options_error(error: "ValidationError", model: type["BaseModel"], hint: str) -> OptionError:
+    """Returns the error of options that do not make a valid record.
+
+    Args:
+        error: What pydantic found.
+        model: The record, whose fields are called like the options.
+        hint: What to do.
+    """
+    from ddm_fed.records import explain
+
+    # pydantic's place of a problem is the field, which people gave as an option
+    named = re.sub(r"`(\w+)`: ", lambda at: f"--{at[1].replace('_', '-')}: ", explain(error, model))
+    return OptionError(named.replace("--document: ", ""), hint=hint)

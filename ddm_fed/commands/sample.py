@@ -1,0 +1,166 @@
+"""Sampling from the command line: the options, once for both programs, and what is shown."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from ddm_fed import console
+from ddm_fed.commands.options import finite
+from ddm_fed.errors import OptionError
+
+if TYPE_CHECKING:
+    from ddm_fed.ensemble.folder import VerifiedEnsemble
+    from ddm_fed.ensemble.samples import DrawOptions
+
+# as in `ddm_fed.records` and `ddm_fed.flows`, which would load pydantic and torch for --help
+RouterName = Literal["prior", "mixture", "heads", "replay", "hybrid"]
+SolverName = Literal["euler", "midpoint", "heun", "dpm++2m", "sde"]
+EnsembleArgument = Annotated[
+    Path, typer.Argument(help="The ensemble's folder.", exists=True, file_okay=False)
+]
+SamplesOption = Annotated[
+    Path,
+    typer.Option("--out", help="Folder for images/, samples.npz, grid.png and samples.json."),
+]
+
+
+@dataclass(frozen=True)
+class SampleFlags:
+    """Every option of `sample` that both programs have."""
+
+    count: Annotated[int, typer.Option(help="Number of samples.", min=1)] = 64
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            help="sticky, by default: every image by one expert, each site by its share. Or "
+            "sticky-then-routed[-T], per-step, full, threshold-W, top-K: these ask the router."
+        ),
+    ] = None
+    router: Annotated[
+        RouterName | None, typer.Option(help="By default what it was assembled with.")
+    ] = None
+    steps: Annotated[int, typer.Option(help="Solver steps.", min=1)] = 50
+    solver: Annotated[SolverName, typer.Option(help="How a step is made.")] = "heun"
+    guidance: Annotated[
+        float,
+        typer.Option(
+            help="Strength of the class; 1 is as trained, more costs twice.", callback=finite
+        ),
+    ] = 1.0
+    seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0
+    label: Annotated[
+        str | None,
+        typer.Option(
+            "--class",
+            help="Draw this class only. By default every class, as often as the sites have it.",
+        ),
+    ] = None
+    batch_size: Annotated[
+        int, typer.Option(help="Most images an expert is given at once.", min=1)
+    ] = 256
+    in_flight: Annotated[
+        int, typer.Option(help="Samples worked on together; a kill loses no more.", min=1)
+    ] = 1024
+    resident: Annotated[
+        int | None, typer.Option(help="Most experts in memory at once; all by default.", min=1)
+    ] = None
+    precision: Annotated[
+        Literal["float32", "bfloat16"], typer.Option(help="Of the arithmetic.")
+    ] = "float32"
+    device: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="cpu, cuda or cuda:1; several take the experts in turn. By default the GPU, if "
+            "there is one."
+        ),
+    ] = None
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload", help="Keep experts that gave way to others in the processor's memory."
+        ),
+    ] = False
+    attribution: Annotated[
+        bool,
+        typer.Option("--attribution", help="Say which sites every sample came from, and how much."),
+    ] = False
+    no_png: Annotated[
+        bool, typer.Option("--no-png", help="Write no PNG of each sample into images/.")
+    ] = False
+
+
+def options_of(flags: SampleFlags) -> "DrawOptions":
+    """Returns what `draw` takes.
+
+    Raises:
+        OptionError: a value means nothing, or this machine has no such device.
+    """
+    from ddm_fed.ensemble.devices import chosen_devices
+    from ddm_fed.ensemble.samples import DrawOptions
+    from ddm_fed.ensemble.velocity import Strategy
+
+    try:
+        chosen = None if flags.strategy is None else Strategy.parse(flags.strategy)
+    except ValueError as error:
+        raise OptionError(f"--strategy: {error}", hint="see `ddm-site sample --help`") from None
+    return DrawOptions(
+        count=flags.count,
+        strategy=chosen,
+        router=flags.router,
+        steps=flags.steps,
+        solver=flags.solver,
+        seed=flags.seed,
+        label=flags.label,
+        batch_size=flags.batch_size,
+        guidance=flags.guidance,
+        in_flight=flags.in_flight,
+        resident=flags.resident,
+        precision=flags.precision,
+        png=not flags.no_png,
+        devices=chosen_devices(flags.device),
+        offload=flags.offload,
+        attribution=flags.attribution,
+    )
+
+
+def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "DrawOptions") -> None:
+    """Draws images into `out`, and shows how far it is and where they came from."""
+    from ddm_fed.ensemble.samples import draw
+
+    count = options.count
+    with console.counting("sampling", count, "samples") as show:
+        started, before, done = monotonic(), -1, 0
+
+        def advance(more: int) -> None:
+            nonlocal started, before, done
+            done += more
+            if before < 0:  # loading and what an earlier run finished are no part of the speed
+                started, before = monotonic(), done
+            show(done, f"{(done - before) / max(monotonic() - started, 1e-9):.1f} images/s")
+
+        summary = draw(verified, out, options, advance=advance)
+    console.say(f"{count} samples in {out}, for example {out / 'grid.png'}")
+    if summary["site_counts"] is not None:
+        drawn = (f"{site} {count}" for site, count in summary["site_counts"].items())
+        console.say(f"drawn from {', '.join(drawn)}")
+    for note in summary["notes"]:
+        console.say(f"NOTE: {note}")
+    if summary["attribution"] is not None:
+        # which site is due a sample depends on its class
+        intended = summary["intended_shares_of_labels"] or summary["intended_shares"]
+        console.show_table(
+            f"Which sites the {count} samples came from",
+            ["site", "intended share", "mean part", "largest part in"],
+            [
+                [
+                    site,
+                    f"{intended[site]:.3f}",
+                    f"{part['mean_part']:.3f}",
+                    f"{part['largest_in']} samples",
+                ]
+                for site, part in summary["attribution"].items()
+            ],
+        )

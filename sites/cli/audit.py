@@ -1,0 +1,112 @@
+"""`ddm-site audit`: attacks on the site's own training and releases."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
+from sites.cli.options import (
+    DataOption,
+    MaxBadOption,
+    PlanOption,
+    SiteOption,
+    ValueRangeOption,
+    open_published,
+    show_data,
+)
+
+if TYPE_CHECKING:
+    from ddm_fed.privacy import ImageSet, Private
+    from sites.train.audit import AuditResult
+
+
+def audit(
+    plan: PlanOption,
+    data: DataOption,
+    site: SiteOption = Path(),
+    controls: Annotated[
+        str | None,
+        typer.Option(
+            help="Images of the same kind that were not trained on, given as --data is: with them "
+            "the finished expert is attacked as well."
+        ),
+    ] = None,
+    canaries: Annotated[
+        int, typer.Option(help="Canaries; fewer may miss half of the noise missing.", min=2)
+    ] = 200_000,
+    training_steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Most training steps the canaries go through; by default the plan's.", min=1
+        ),
+    ] = None,
+    value_range: ValueRangeOption = None,
+    max_bad_fraction: MaxBadOption = 0.05,
+    seed: Annotated[int, typer.Option(help="Of times, noise and samples.", min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Attack the site's own training and releases. Spends nothing; what it finds stays here.
+
+    Exit status 1 if something does not keep its promise.
+
+    Example: ddm-site audit --plan published --data images/ --controls held-out/
+    """
+    from sites.data import load_images
+    from sites.train.audit import AuditOptions, run_audit
+
+    home, published = open_published(site, plan)
+    trust = published.trust
+
+    def load(source: str) -> "Private[ImageSet]":
+        images, report = load_images(
+            source,
+            trust.plan.data,
+            unit=trust.plan.privacy.unit,
+            value_range=value_range,
+            max_bad_fraction=max_bad_fraction,
+        )
+        show_data(home.settings.name, report)
+        return images
+
+    with home.changing():
+        options = AuditOptions(
+            canaries=canaries,
+            most_steps=training_steps,
+            controls=None if controls is None else load(controls),
+            seed=seed,
+        )
+        total = min(training_steps or trust.plan.training.steps, trust.plan.training.steps)
+        with console.counting("canaries", total, "steps") as update:
+            done = 0
+
+            def advance(more: int) -> None:
+                nonlocal done
+                done += more
+                update(done, "")
+
+            found = run_audit(home, trust, load(data), options, advance)
+    if as_json:
+        console.show_json(found.facts())
+    else:
+        _show_audit(found)
+    if found.violates:
+        raise typer.Exit(1)
+
+
+def _show_audit(found: "AuditResult") -> None:
+    console.show_table(
+        "Tests of the mechanism and of what was released",
+        ["test", "", "found", "expected"],
+        [
+            [test.name, "passed" if test.passed else "FAILED", test.found, test.expected]
+            for test in (*found.mechanism, *found.releases)
+        ],
+    )
+    for sentence in found.sentences():
+        console.say(sentence)
+    for note in found.notes:
+        console.say(f"- {note}")
+    if found.violates:
+        console.say("Something does not keep its promise: release nothing before it is explained.")

@@ -1,0 +1,172 @@
+"""`ddm-site budget`: what a plan would cost, before anything is spent."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
+from ddm_fed.errors import OptionError
+from sites.cli.options import (
+    open_published,
+)
+
+if TYPE_CHECKING:
+    from ddm_fed.records import Event, Plan
+    from ddm_fed.training.budget import Outlook
+    from sites.workspace import SiteFolder
+
+
+def budget(
+    plan: Annotated[
+        Path,
+        typer.Option(
+            "--plan", help="A plan.toml, or the coordinator's published folder.", exists=True
+        ),
+    ],
+    site: Annotated[
+        Path | None,
+        typer.Option(
+            "--site",
+            help="The site's folder: counts what it has spent. Needed with a published folder.",
+            envvar="DDM_SITE",
+            file_okay=False,
+        ),
+    ] = None,
+    units: Annotated[
+        int | None,
+        typer.Option(
+            help="How many images (or patients) you have; by default what the plan assumes. Only "
+            "used here, and written nowhere.",
+            min=1,
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a plan would cost and how much noise its training gets. Spends and reads nothing.
+
+    Example: ddm-site budget --plan plan.toml --units 2000
+    """
+    from ddm_fed.privacy import private_events
+    from ddm_fed.training.budget import advice, delta_warning, outlook, planned_events
+    from sites.privacy.ledger import open_ledger
+    from sites.workspace import SiteFolder
+
+    agreed, sha256 = _agreed(plan, site)
+    home = None if site is None else SiteFolder.open(site)
+    entries = () if home is None else open_ledger(home).entries()
+    # what was done under this very plan is in its own cost already
+    spent = private_events(entry for entry in entries if entry.plan_sha256 != sha256)
+    planned = planned_events(agreed)
+    sgd = agreed.privacy.sgd
+    seen = None
+    if sgd is not None:
+        seen = outlook(agreed, agreed.expert.default, units or sgd.units)
+    lines = [] if seen is None else advice(agreed, seen)
+    count = units or (None if sgd is None else sgd.units)
+    warning = None if count is None else delta_warning(agreed, count)
+    rows: list[tuple[str, Event]] = [
+        (f"router message {index}", event) for index, event in enumerate(planned.router, start=1)
+    ]
+    if planned.head is not None:
+        rows.append(("head", planned.head))
+    if planned.central is not None:
+        rows.append(("central images", planned.central))
+    if planned.expert is not None:
+        rows.append(("expert", planned.expert))
+    if as_json:
+        facts = _budget_facts(rows, agreed, spent, seen, lines)
+        console.show_json(facts | {"warning": warning})
+        return
+    _show_budget(rows, agreed, spent, home)
+    if warning is not None:
+        console.say(warning)
+    if seen is None:
+        console.say("The expert is trained without noise: no epsilon bounds what its weights tell.")
+        return
+    console.say(
+        f"With {seen.units} {agreed.privacy.unit}s and {seen.weights:,} trained weights: noise of "
+        f"{seen.per_weight:.2g} clip norms on every weight of the mean gradient, {seen.whole:.2g} "
+        "on the whole of it, where the gradient itself has at most 1."
+    )
+    if seen.per_pixel is not None:
+        console.say(
+            f"Central images: noise of {seen.per_pixel:.2g} on a pixel, which has -1 to 1, where "
+            "classes are equally frequent; a part of it is taken out again."
+        )
+    for line in lines:
+        console.say(f"- {line}")
+
+
+def _agreed(plan: Path, site: Path | None) -> "tuple[Plan, str | None]":
+    """Returns the plan, and its digest if it is published."""
+    from ddm_fed.records import read_plan_file
+
+    if plan.suffix == ".toml":
+        return read_plan_file(plan), None
+    if site is None:
+        raise OptionError(
+            "--site is missing: a published folder is verified for a site",
+            hint="give --site as well",
+        )
+    _, published = open_published(site, plan)
+    return published.trust.plan, published.trust.plan_sha256
+
+
+def _budget_facts(
+    rows: "Sequence[tuple[str, Event]]",
+    plan: "Plan",
+    spent: "Sequence[Event]",
+    seen: "Outlook | None",
+    lines: list[str],
+) -> dict[str, object]:
+    from ddm_fed.privacy import epsilon_text
+
+    delta = float(plan.privacy.delta)
+    return {
+        "delta": format(plan.privacy.delta, "f"),
+        "unit": plan.privacy.unit,
+        "events": [{"of": name, **event.model_dump(mode="json")} for name, event in rows],
+        "plan_epsilon": epsilon_text([event for _, event in rows], delta),
+        "spent_epsilon": epsilon_text(spent, delta),
+        "total_epsilon": epsilon_text([*spent, *(event for _, event in rows)], delta),
+        "max_epsilon": format(plan.privacy.max_epsilon, "f"),
+        "outlook": None if seen is None else vars(seen),
+        "advice": lines,
+    }
+
+
+def _show_budget(
+    rows: "Sequence[tuple[str, Event]]",
+    plan: "Plan",
+    spent: "Sequence[Event]",
+    home: "SiteFolder | None",
+) -> None:
+    from ddm_fed.privacy import epsilon_text
+
+    delta, events = float(plan.privacy.delta), [event for _, event in rows]
+    console.show_table(
+        f"What the plan costs, at delta {plan.privacy.delta:f} for one {plan.privacy.unit}",
+        ["of", "noise multiplier", "sampling rate", "steps", "epsilon, if alone"],
+        [
+            [
+                name,
+                str(getattr(event, "noise_multiplier", "none")),
+                str(getattr(event, "sampling_rate", "all")),
+                str(getattr(event, "steps", 1)),
+                epsilon_text([event], delta),
+            ]
+            for name, event in rows
+        ],
+    )
+    whole = epsilon_text(events, delta)
+    console.say(f"All together: epsilon {whole}; the plan allows {plan.privacy.max_epsilon}.")
+    if home is None:
+        return
+    before, after = epsilon_text(spent, delta), epsilon_text([*spent, *events], delta)
+    console.say(
+        f"{home.settings.name} has spent {before} on other plans and would stand at {after}; its "
+        f"own limit is {home.settings.max_epsilon}."
+    )
