@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from sklearn.datasets import load_digits
 
+from ddm_fed.embedding.checkpoint import import_torchvision
 from ddm_fed.errors import DataError
 from ddm_fed.evaluation import (
     classifier_features,
@@ -33,6 +34,15 @@ def rng(seed=0):
 
 def torch_rng(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def torchvision():
+    """What both oracles import; PyPI's does not load beside a torch without CUDA by itself."""
+    try:
+        import_torchvision()
+    except ImportError:
+        pytest.skip("torchvision is not installed")
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +129,7 @@ def test_fidelity_states_the_counts_it_was_measured_with():
 
 
 @pytest.mark.filterwarnings("ignore:Metric .* will save all:UserWarning")  # by torchmetrics
-def test_distances_of_kernel_and_frechet_are_those_of_torchmetrics():
+def test_distances_of_kernel_and_frechet_are_those_of_torchmetrics(torchvision):
     reason = "torchmetrics is not installed"
     fid = pytest.importorskip("torchmetrics.image.fid", reason=reason)
     kid = pytest.importorskip("torchmetrics.image.kid", reason=reason)
@@ -228,7 +238,7 @@ def test_inception_of_random_weights_is_loaded_and_gives_features(random_incepti
         inception_features(tmp_path / "other.safetensors")
 
 
-def test_inception_is_that_of_torch_fidelity(random_inception, tmp_path, monkeypatch):
+def test_inception_is_that_of_torch_fidelity(random_inception, torchvision, monkeypatch):
     reason = "torch-fidelity is not installed"
     module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason=reason)
     state = random_inception.state_dict()
