@@ -6,8 +6,9 @@
 Builds a federation of so many sites, each with its own key, its own release and an expert of the
 smallest network a plan allows: one set of weights, which differs from site to site in one number.
 Every bundle is signed, reviewed, released and submitted by the code that sites run. Then every step
-runs in a process of its own: time is that of the step after all imports, memory is the peak over
-what the process has after them. Last answer: see results/growth_cpu_20261201.md.
+runs in a process of its own: time is that of the step after all imports, by the clock and of the
+processor, and memory is the peak over what the process has after them. Last answer: see
+results/growth_cpu_20261128.md.
 """
 
 import argparse
@@ -19,7 +20,8 @@ import sys
 import tempfile
 from decimal import Decimal
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
+from typing import NamedTuple
 
 import torch
 
@@ -71,6 +73,21 @@ radius = 3
 max_epsilon = 3
 """
 USED = (assembling, samples)  # imported here, so that no step's time holds an import
+
+
+class Measured(NamedTuple):
+    """What a step takes: seconds by the clock, seconds of the processor, peak MiB."""
+
+    seconds: float
+    busy_s: float = 0.0
+    mib: float = 0.0
+
+    def shown(self, members: int) -> str:
+        """Returns it as text, also for one of the members."""
+        text = f"{self.seconds:.2f} s, {1000 * self.seconds / members:.1f} ms each"
+        if self.busy_s:
+            text += f" ({1000 * self.busy_s / members:.1f} ms of processor), {self.mib:.0f} MiB"
+        return text
 
 
 def build(folder: Path, members: int) -> tuple[Path, dict[str, float]]:
@@ -205,44 +222,41 @@ def run_here(name: str, folder: Path, members: int) -> None:
     """Does one step in this process, and prints its time and memory."""
     before = memory_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-    started = perf_counter()
+    started, busy = perf_counter(), process_time()
     step(name, folder, members)
-    seconds = perf_counter() - started
-    sys.stderr.write(json.dumps([seconds, memory_mib("VmHWM") - before]) + "\n")
+    found = (perf_counter() - started, process_time() - busy, memory_mib("VmHWM") - before)
+    sys.stderr.write(json.dumps(found) + "\n")
 
 
-def measured(name: str, folder: Path, members: int) -> tuple[float, float]:
-    """Returns seconds and MiB of one step in a process of its own."""
+def measured(name: str, folder: Path, members: int) -> Measured:
+    """Returns what one step takes in a process of its own."""
     words = [sys.executable, __file__, "--step", name, "--folder", str(folder)]
     words += ["--members", str(members)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"`{name}` failed: {done.stderr[-2000:]}")
-    seconds, mib = json.loads(done.stderr.splitlines()[-1])
-    return seconds, mib
+    return Measured(*json.loads(done.stderr.splitlines()[-1]))
 
 
-def measure(members: int) -> dict[str, tuple[float, float]]:
-    """Returns seconds and MiB of every step with so many members."""
-    rows: dict[str, tuple[float, float]] = {}
+def measure(members: int) -> dict[str, Measured]:
+    """Returns what every step takes with so many members."""
+    rows: dict[str, Measured] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         hub, setup = build(folder, members)
         for name, seconds in setup.items():
-            show(members, name, seconds, None)
+            show(members, name, Measured(seconds))
         kept = shutil.ignore_patterns("incoming", "blobs")
         shutil.copytree(hub, folder / "log-only", ignore=kept)
         for name in STEPS:
             rows[name] = measured(name, folder, members)
-            show(members, name, *rows[name])
+            show(members, name, rows[name])
     return rows
 
 
-def show(members: int, name: str, seconds: float, mib: float | None) -> None:
+def show(members: int, name: str, found: Measured) -> None:
     """Prints one line as soon as it is known."""
-    memory = "" if mib is None else f"{mib:.0f} MiB"
-    each = 1000 * seconds / members
-    sys.stdout.write(f"{members:5d}  {name:28s} {seconds:8.2f} s {each:8.1f} ms each  {memory}\n")
+    sys.stdout.write(f"{members:5d}  {name:28s} {found.shown(members)}\n")
     sys.stdout.flush()
 
 
@@ -262,11 +276,7 @@ def main() -> None:
     lines = ["| step | " + " | ".join(f"{n:,} members" for n in found) + " |"]
     lines.append("| --- " * (len(found) + 1) + "|")
     for name in STEPS:
-        cells = []
-        for members, rows in found.items():
-            seconds, mib = rows[name]
-            each = 1000 * seconds / members
-            cells.append(f"{seconds:.2f} s, {each:.1f} ms each, {mib:.0f} MiB")
+        cells = [rows[name].shown(members) for members, rows in found.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     sys.stdout.write("\n".join(lines) + "\n")
 

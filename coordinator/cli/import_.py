@@ -37,6 +37,7 @@ def import_(
         write_back,
     )
     from coordinator.workspace import CoordinatorFolder
+    from ddm_fed.records import BundleState
     from ddm_fed.remote import open_folder
 
     home = CoordinatorFolder.open(coordinator)
@@ -58,7 +59,7 @@ def import_(
         _show(found, left, as_json)
     written = write_back(home, medium, found)
     _say_what_goes_back(home.receipts, medium.name, written)
-    if any(item.state != "admitted" for item in found):
+    if any(item.state is not BundleState.ADMITTED for item in found):
         raise typer.Exit(1)
     if waits_for_reference(home, home.trust()):
         console.next_step(console.typed("ddm-coord", "reference", "--coordinator", coordinator))
@@ -68,6 +69,8 @@ def import_(
 
 
 def _show(found: "list[Found]", left: int, as_json: bool) -> None:
+    from ddm_fed.records import BundleState
+
     if as_json:
         console.show_json(
             [
@@ -76,7 +79,7 @@ def _show(found: "list[Found]", left: int, as_json: bool) -> None:
                     "submission_sha256": item.digest,
                     "site": item.site,
                     "state": item.state,
-                    "admitted": item.state == "admitted",
+                    "admitted": item.state is BundleState.ADMITTED,
                     "code": item.code,
                     "reason": item.reason,
                 }

@@ -168,9 +168,8 @@ class _Job:
         def one_step_of(count: int) -> None:
             nonlocal steps_done
             before, steps_done = steps_done, steps_done + count
-            advance(
-                steps_done // self._options.sampling.steps - before // self._options.sampling.steps
-            )
+            steps = self._options.sampling.steps
+            advance(steps_done // steps - before // steps)
 
         drawn = sample_chunk(
             self._ensemble,

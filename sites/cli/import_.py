@@ -26,6 +26,7 @@ def import_(
 
     Example: ddm-site import /media/usb/ddm --site hospital-a
     """
+    from ddm_fed.records import BundleState
     from sites.transport import removable_medium
     from sites.workspace import SiteFolder
 
@@ -33,8 +34,9 @@ def import_(
     with home.changing():
         found = removable_medium.bring_back(home, folder)
     if as_json:
-        states = dict.fromkeys(found.admitted, "admitted") | dict.fromkeys(found.waiting, "waiting")
-        states |= dict.fromkeys(found.wrong, "bad receipt")
+        states = dict.fromkeys(found.admitted, BundleState.ADMITTED)
+        states |= dict.fromkeys(found.waiting, BundleState.WAITING)
+        states |= dict.fromkeys(found.wrong, BundleState.BAD_RECEIPT)
         console.show_json(
             {
                 "submissions": [
