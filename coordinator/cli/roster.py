@@ -148,8 +148,9 @@ def rotate(
     chosen = [request is not None, coordinator_key, server_certificate, bool(root_key)]
     if sum(chosen) != 1:
         raise OptionError(
-            f"{sum(chosen)} things to replace are named",
-            hint="give one: a request, --coordinator-key, --server-certificate, or --root-key",
+            f"{sum(chosen)} of REQUEST, --coordinator-key, --server-certificate and --root-key are "
+            "given, which say what to replace",
+            hint="give exactly one of them",
         )
     if bool(root_key) != (threshold is not None):
         raise OptionError("--root-key and --threshold need each other", hint="give both")
