@@ -64,7 +64,7 @@ def admit(coordinator: CoordinatorOption = Path(), as_json: JsonOption = False) 
     else:
         console.say(f"nothing new in {home.incoming}")
     for said in jumps:
-        console.say(f"WARNING: {said}: `ddm-coord assemble` will ask about it")
+        console.say(f"WARNING: {said}: `ddm-coord assemble` will ask for a decision")
     for error in [*waiting.values(), *(verdict.error for verdict in refused)]:
         if error is not None:
             console.show_error(error)

@@ -22,8 +22,8 @@ def assemble(
     router: Annotated[
         str | None,
         typer.Option(
-            help="prior, mixture or heads, or a folder that `router build` made; by default what "
-            "the plan says."
+            help="prior, mixture or heads, or a folder that `router build` made. By "
+            "default what the plan says."
         ),
     ] = None,
     without: Annotated[
@@ -31,7 +31,10 @@ def assemble(
     ] = None,
     accept: Annotated[
         list[str] | None,
-        typer.Option(help="Take this site's count, though it jumped against its earlier bundle."),
+        typer.Option(
+            help="Accept this site's count, although it is far from that of its earlier "
+            "bundle. May be given several times."
+        ),
     ] = None,
 ) -> None:
     """Put the admitted experts together as a signed folder anyone can verify and sample.

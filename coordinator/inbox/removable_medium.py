@@ -243,7 +243,11 @@ class Importer:
             FileSetError: it is no folder, or holds anything else.
         """
         if entry.kind != "folder" or _SAFE.fullmatch(entry.name) is None:
-            shown = f"is {_article(entry.kind)}" if entry.kind != "folder" else "is no name we use"
+            shown = (
+                f"is {_article(entry.kind)}"
+                if entry.kind != "folder"
+                else "has a name that we do not use"
+            )
             raise FileSetError(f"`{name}` {shown}, not the folder of a bundle", hint=_COPY_AGAIN)
         inside = [
             item
@@ -343,7 +347,7 @@ def _article(kind: str) -> str:
 
 
 _COPY_AGAIN = "only folders with plain files belong here; copy the original folder again"
-_RESUME = "run the same `ddm-site export` or copy again: it goes on from there; then import again"
+_RESUME = "run the same `ddm-site export` or copy again: it continues from there; then import again"
 
 
 def _partial(name: str, problems: list[str]) -> FileSetError:

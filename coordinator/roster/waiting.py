@@ -140,7 +140,7 @@ def find_request(home: CoordinatorFolder, name: str) -> Path:
         return found[0]
     if not found:
         raise StateError(
-            f"no request of a site called `{name}` waits, and it is no file",
+            f"no request of a site called `{name}` waits, and there is no such file",
             hint="`ddm-coord status` lists those that wait; give one of their names, or a file",
         )
     raise StateError(

@@ -35,19 +35,22 @@ class SampleFlags:
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="sticky, by default: every image by one expert, each site by its share. Or "
-            "sticky-then-routed[-T], per-step, full, threshold-W, top-K: these ask the router."
+            help="By default sticky: one expert makes the whole image, and sites are "
+            "drawn by their share. sticky-then-routed[-T], per-step, full, "
+            "threshold-W and top-K ask the router."
         ),
     ] = None
     router: Annotated[
-        RouterName | None, typer.Option(help="By default what it was assembled with.")
+        RouterName | None,
+        typer.Option(help="Which router; by default the one that the ensemble was assembled with."),
     ] = None
     steps: Annotated[int, typer.Option(help="Solver steps.", min=1)] = 50
-    solver: Annotated[SolverName, typer.Option(help="How a step is made.")] = "heun"
+    solver: Annotated[SolverName, typer.Option(help="Which solver.")] = "heun"
     guidance: Annotated[
         float,
         typer.Option(
-            help="Strength of the class; 1 is as trained, more costs twice.", callback=finite
+            help="Strength of the class. 1 is as trained; any other value costs twice the time.",
+            callback=finite,
         ),
     ] = 1.0
     seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0
@@ -59,36 +62,41 @@ class SampleFlags:
         ),
     ] = None
     batch_size: Annotated[
-        int, typer.Option(help="Most images an expert is given at once.", min=1)
+        int, typer.Option(help="The most images an expert is given at once.", min=1)
     ] = 256
     in_flight: Annotated[
-        int, typer.Option(help="Samples worked on together; a kill loses no more.", min=1)
+        int,
+        typer.Option(
+            help="Number of samples worked on together. A killed run loses no more than these.",
+            min=1,
+        ),
     ] = 1024
     resident: Annotated[
-        int | None, typer.Option(help="Most experts in memory at once; all by default.", min=1)
+        int | None, typer.Option(help="The most experts in memory at once. By default all.", min=1)
     ] = None
     precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Of the arithmetic.")
+        Literal["float32", "bfloat16"], typer.Option(help="Precision of the arithmetic.")
     ] = "float32"
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="cpu, cuda or cuda:1; several take the experts in turn. By default the GPU, if "
-            "there is one."
+            help="cpu, cuda or cuda:1. By default the GPU, if there is one. May be given "
+            "several times; experts are spread over them."
         ),
     ] = None
     offload: Annotated[
         bool,
         typer.Option(
-            "--offload", help="Keep experts that gave way to others in the processor's memory."
+            "--offload",
+            help="Keep experts that had to make room in the processor's memory.",
         ),
     ] = False
     attribution: Annotated[
         bool,
-        typer.Option("--attribution", help="Say which sites every sample came from, and how much."),
+        typer.Option("--attribution", help="Say how much of every sample came from which site."),
     ] = False
     no_png: Annotated[
-        bool, typer.Option("--no-png", help="Write no PNG of each sample into images/.")
+        bool, typer.Option("--no-png", help="Do not write a PNG of each sample into images/.")
     ] = False
 
 

@@ -20,7 +20,7 @@ def import_(
     site: SiteOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Take from a medium what the coordinator wrote: signed receipts, and its published folder.
+    """Read from a medium what the coordinator wrote: signed receipts, and its published folder.
 
     Everything is verified before it is kept. The published folder becomes published/ of the site.
 
@@ -58,7 +58,7 @@ def import_(
             "left alone"
         )
     elif found.published is None:
-        console.say("there is no published/ on the medium: receipts were checked by the last one")
+        console.say("there is no published/ on the medium: the last one seen verified the receipts")
     else:
         console.say(f"{found.published} is the coordinator's newest: use it with --plan")
     for error in found.wrong.values():

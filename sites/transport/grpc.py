@@ -96,7 +96,7 @@ def _unreachable(failure: Failure, address: Address, timeout_s: float) -> Exchan
         f"{timeout_s:.0f} seconds: {_words(failure)}",
         hint="check the address and the network, and that the coordinator runs `ddm-coord "
         f"serve`; {_PROXY_HINT if proxy else ''}if others get through, this site's certificate "
-        "may not be in its roster. Then run the same command again: it goes on from there",
+        "may not be in its roster. Then run the same command again: it continues from there",
     )
 
 

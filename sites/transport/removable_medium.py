@@ -42,7 +42,7 @@ published/      what the coordinator published last: plan, rosters and log
 3. At the site again:   ddm-site import FOLDER
 
 Unmount the medium before you pull it out. A copy that is not complete is recognised and named;
-run the same command again, and it goes on from there. Please leave names and files as they are.
+run the same command again, and it continues from there. Please leave names and files as they are.
 """
 
 

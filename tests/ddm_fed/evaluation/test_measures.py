@@ -258,7 +258,7 @@ def test_inception_without_its_weights_says_where_to_get_them(tmp_path):
 
 def test_inception_of_a_pickle_is_refused(tmp_path):
     (tmp_path / "weights.pth").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(DataError, match="no safetensors file"):
+    with pytest.raises(DataError, match="not a safetensors file"):
         inception_features(tmp_path / "weights.pth")
 
 
