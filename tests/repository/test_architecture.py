@@ -154,6 +154,7 @@ DOORS = {
     "grpc_health": {"coordinator.server.health"},
     "fsspec": {"ddm_fed.remote"},
     "paramiko": {"ddm_fed.remote"},
+    "tomlkit": {"ddm_fed.storage.workspace"},
     "tenacity": {"sites.transport.retries"},
     "rich": {"ddm_fed.console"},
     "typer": {"sites.cli", "coordinator.cli", "ddm_fed.commands"},
