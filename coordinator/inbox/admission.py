@@ -232,10 +232,14 @@ class Taken(NamedTuple):
 
 
 def admit_arrivals(
-    home: CoordinatorFolder, trust: Trust, *, only: str | None = None
+    home: CoordinatorFolder,
+    trust: Trust,
+    *,
+    only: str | None = None,
+    advance: Advance = lambda _: None,
 ) -> list[Verdict]:
     """Returns the verdicts of `take_arrivals`, for who needs nothing else."""
-    return take_arrivals(home, trust, only=only).verdicts
+    return take_arrivals(home, trust, only=only, advance=advance).verdicts
 
 
 def take_arrivals(
