@@ -5,7 +5,7 @@ from contextlib import suppress
 from itertools import count as counting
 from pathlib import Path
 from time import sleep
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,6 +15,7 @@ from ddm_fed.commands.options import JsonOption, finite
 from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
+    from coordinator.status.report import StatusReport
     from coordinator.workspace import CoordinatorFolder
 
 WATCHED_REFUSALS = 5  # the newest; a terminal has few lines
@@ -80,7 +81,7 @@ def _show_once(coordinator: Path, *, as_json: bool) -> None:
             recover_if_published(home)
     report = settled_states(home)
     if as_json:
-        console.show_json(report)
+        console.show_json(report.as_json())
         return
     for sheet in _sheets(report):
         console.show_table(*sheet)
@@ -93,7 +94,7 @@ def _watch(coordinator: Path, every: float, rounds: int | None, *, as_json: bool
     if as_json:
         for report in _reports(home, every, rounds):
             if report != last:
-                console.show_json_line(report)
+                console.show_json_line(report.as_json())
             last = report
         return
     with console.refreshing() as show:
@@ -112,7 +113,7 @@ def _write_metrics(coordinator: Path, file: Path, every: float, rounds: int | No
 
 def _reports(
     home: "CoordinatorFolder", every: float, rounds: int | None
-) -> Iterator[dict[str, Any]]:
+) -> "Iterator[StatusReport]":
     """Yields what is the case, again and again. It takes no lock: nobody has to wait for it."""
     from coordinator.status.report import settled_states
 
@@ -123,7 +124,7 @@ def _reports(
         sleep(every)
 
 
-def _sheets(report: dict[str, Any], *, newest: int | None = None) -> list[console.Sheet]:
+def _sheets(report: "StatusReport", *, newest: int | None = None) -> list[console.Sheet]:
     from coordinator.status.tables import (
         REFUSED_COLUMNS,
         REQUEST_COLUMNS,
@@ -134,11 +135,11 @@ def _sheets(report: dict[str, Any], *, newest: int | None = None) -> list[consol
     )
     from ddm_fed.records import now
 
-    moment, refused = now(), report["refused"]
-    sites = [site_cells(row, moment) for row in report["sites"]]
-    sheets = [console.Sheet(f"{report['federation']}: sites", SITE_COLUMNS, sites)]
-    if report["requests"]:
-        rows = [request_cells(row) for row in report["requests"]]
+    moment, refused = now(), report.refused
+    sites = [site_cells(row, moment) for row in report.sites]
+    sheets = [console.Sheet(f"{report.federation}: sites", SITE_COLUMNS, sites)]
+    if report.requests:
+        rows = [request_cells(row) for row in report.requests]
         sheets.append(console.Sheet("Requests that wait for you", REQUEST_COLUMNS, rows))
     if refused:
         shown = refused if newest is None else refused[-newest:]

@@ -173,14 +173,19 @@ def admit(home: CoordinatorFolder, trust: Trust, log: OwnLog, bundle: VerifiedBu
 
 def admitted_bundles(home: CoordinatorFolder, trust: Trust, log: Log) -> list[Admitted]:
     """Returns everything the log admitted and the store still has, in the order of the log."""
-    found = []
-    for entry in log.receipts():
-        item = _admitted(home, entry)
-        what = f"the manifest of entry {entry.index}"
-        with suppress(RevokedKeyError):  # a key that was stolen by then: it counts no longer
-            read_submission(item.envelope, trust.chain, entry.index, what=what)
-            found.append(item)
-    return found
+    items = (_counting(home, trust, entry) for entry in log.receipts())
+    return [item for item in items if item is not None]
+
+
+def _counting(home: CoordinatorFolder, trust: Trust, entry: LogEntry) -> Admitted | None:
+    """Returns the manifest of a receipt, or None if a key signed it that was stolen by then."""
+    item = _admitted(home, entry)
+    what = f"the manifest of entry {entry.index}"
+    try:
+        read_submission(item.envelope, trust.chain, entry.index, what=what)
+    except RevokedKeyError:
+        return None
+    return item
 
 
 def _admitted(home: CoordinatorFolder, entry: LogEntry) -> Admitted:
@@ -202,14 +207,21 @@ def drop_unreferenced(home: CoordinatorFolder, log: Log) -> None:
                 file.unlink()
 
 
-def current_members(home: CoordinatorFolder, trust: Trust, log: Log) -> dict[str, Admitted]:
-    """Returns the newest admitted submission under the plan of every site not removed since."""
-    current = log.current(trust.plan_sha256)
-    return {
-        item.submission.site: item
-        for item in admitted_bundles(home, trust, log)
-        if current.get(item.submission.site) == item.entry
-    }
+def current_members(
+    home: CoordinatorFolder, trust: Trust, log: Log, *, only: str | None = None
+) -> dict[str, Admitted]:
+    """Returns the newest admitted submission under the plan of every site not removed since.
+
+    Args:
+        home: The coordinator.
+        trust: The published plan and rosters.
+        log: The log.
+        only: The one site to look at.
+    """
+    found = log.current(trust.plan_sha256)
+    chosen = [entry for site, entry in found.items() if only in (None, site)]
+    items = (_counting(home, trust, entry) for entry in chosen)
+    return {item.submission.site: item for item in items if item is not None}
 
 
 class Taken(NamedTuple):
@@ -220,10 +232,14 @@ class Taken(NamedTuple):
 
 
 def admit_arrivals(
-    home: CoordinatorFolder, trust: Trust, *, only: str | None = None
+    home: CoordinatorFolder,
+    trust: Trust,
+    *,
+    only: str | None = None,
+    advance: Advance = lambda _: None,
 ) -> list[Verdict]:
     """Returns the verdicts of `take_arrivals`, for who needs nothing else."""
-    return take_arrivals(home, trust, only=only).verdicts
+    return take_arrivals(home, trust, only=only, advance=advance).verdicts
 
 
 def take_arrivals(

@@ -14,7 +14,7 @@ from coordinator.inbox.upload import SYNC_BYTES, Upload, Uploads
 from coordinator.published import PublishedView
 from coordinator.server.callers import Caller
 from coordinator.server.calls import Answering, Desk, answers, streams, takes
-from coordinator.status.report import site_states
+from coordinator.status.report import site_row
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.bundle.reference import REFERENCE_FILE, VECTORS_FILE, reference_sha256
 from ddm_fed.errors import BusyError, OffsetError, PlanMismatchError, SizeError, StateError
@@ -239,12 +239,12 @@ class ExchangeService(services.ExchangeServiceServicer):
         """Says what the coordinator knows of the asking site, and of nobody else."""
         site = call.caller().site
         published = self._view.current()
-        row = next(row for row in site_states(self._home)["sites"] if row["site"] == site)
+        row = site_row(self._home, published.trust, published.log, site)
         return messages.GetStatusResponse(
             federation=published.trust.plan.federation,
             site=site,
-            state=row["state"],
-            waiting_for=row["waiting_for"],
+            state=row.state,
+            waiting_for=row.waiting_for,
             plan_sha256=published.trust.plan_sha256,
             roster_version=published.trust.roster.version,
             log_size=published.log.size,

@@ -8,7 +8,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from threading import Lock
@@ -18,8 +18,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from coordinator.status.bundles import RefusalRow
 from coordinator.status.metrics import CONTENT_TYPE, ServerMetrics, exposition
-from coordinator.status.report import settled_states
+from coordinator.status.report import RequestRow, StatusReport, settled_states
 from coordinator.status.tables import (
     REFUSED_COLUMNS,
     SITE_COLUMNS,
@@ -31,7 +32,7 @@ from coordinator.status.tables import (
 )
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.errors import DdmFedError, FileSetError, printable
-from ddm_fed.records import now
+from ddm_fed.records import BundleState, now
 from ddm_fed.storage.files import read_bounded
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -74,7 +75,7 @@ class Pages:
     ) -> None:
         self._home, self._metrics, self._samples = home, metrics, samples
         self._reading = Lock()
-        self._report: dict[str, Any] = {}
+        self._report: StatusReport | None = None
         self._fresh_until = 0.0
         environment = Environment(
             loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
@@ -103,62 +104,65 @@ class Pages:
                 503, f"error {error.code}: `ddm-coord status` says what is wrong and what to do"
             )
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> StatusReport:
         with self._reading:
             started = monotonic()
-            if started >= self._fresh_until:
+            if self._report is None or started >= self._fresh_until:
                 self._report = settled_states(self._home)
                 took = monotonic() - started
                 self._fresh_until = started + took + max(KEPT_S, 5 * took)
             return self._report
 
-    def _public(self) -> dict[str, Any]:
-        """Returns the report without what only this machine's people need."""
-        report = self._read()
+    def _public(self, report: StatusReport) -> StatusReport:
+        """Returns the report without what only this machine's people need, the newest first."""
         here = (str(self._home.path.resolve()),)
         names = ("at", "arrival", "claimed_site", "claim_signed", "code", "message")
         refused = [
             {name: _without(event.get(name), here) for name in names}
-            for event in report["refused"][: -MAX_REFUSED - 1 : -1]
+            for event in report.refused[: -MAX_REFUSED - 1 : -1]
         ]
-        sites = [row | {"refusal": _without_all(row["refusal"], here)} for row in report["sites"]]
-        return report | {
-            "sites": sites,
-            "refused": refused,
-            "refused_count": len(report["refused"]),
-            "arrivals": report["arrivals"][:MAX_ARRIVALS],
-            "arrivals_count": len(report["arrivals"]),
-        }
+        sites = [replace(row, refusal=_without_names(row.refusal, here)) for row in report.sites]
+        return replace(
+            report, sites=sites, refused=refused, arrivals=report.arrivals[:MAX_ARRIVALS]
+        )
 
     def _json(self) -> Response:
-        body = json.dumps(self._public(), indent=2).encode()
+        report = self._read()
+        counts = {
+            "refused_count": len(report.refused),
+            "arrivals_count": len(report.arrivals),
+        }
+        body = json.dumps(self._public(report).as_json() | counts, indent=2).encode()
         return Response(200, "application/json", body)
 
     def _exposition(self) -> Response:
         return Response(200, CONTENT_TYPE, exposition(self._home, self._read(), self._metrics))
 
     def _html(self) -> Response:
-        report, moment = self._public(), now()
+        whole, moment = self._read(), now()
+        report = self._public(whole)
         sites = [
             {
                 "cells": list(zip(SITE_COLUMNS, site_cells(row, moment), strict=True)),
                 "row": row,
                 "detail": site_detail(row, moment),
-                "stalled": row["upload"] is not None and is_stalled(row["upload"], moment),
+                "stalled": row.upload is not None and is_stalled(row.upload, moment),
             }
-            for row in report["sites"]
+            for row in report.sites
         ]
         text = self._page.render(
             report=report,
             sites=sites,
             site_columns=SITE_COLUMNS,
-            admitted=sum(row["state"] == "admitted" for row in report["sites"]),
+            admitted=sum(row.state is BundleState.ADMITTED for row in report.sites),
             refused_columns=REFUSED_COLUMNS,
             refused=[
                 list(zip(REFUSED_COLUMNS, refused_cells(event), strict=True))
-                for event in report["refused"]
+                for event in report.refused
             ],
-            requests=[_words(request) for request in report.get("requests", ())],
+            requests=[_words(request) for request in report.requests],
+            refused_count=len(whole.refused),
+            arrivals_count=len(whole.arrivals),
             picture=self._caption(report),
             read_at=f"{moment:%Y-%m-%dT%H:%M:%SZ}",
             refresh_s=REFRESH_S,
@@ -181,7 +185,7 @@ class Pages:
                     return folder, data
         return None
 
-    def _caption(self, report: dict[str, Any]) -> dict[str, Any] | None:
+    def _caption(self, report: StatusReport) -> dict[str, Any] | None:
         """Returns what `samples.json` says about the picture: a digest, a number, staleness."""
         grid = self._grid()
         if grid is None:
@@ -190,7 +194,7 @@ class Pages:
         with suppress(FileSetError, OSError, ValueError, KeyError, TypeError, RecursionError):
             summary = json.loads(read_bounded(grid[0] / SUMMARY, MAX_SUMMARY_BYTES))
             count, digest = int(summary["count"]), printable(str(summary["ensemble_sha256"]))
-        return {"count": count, "ensemble": digest, "stale": digest in report["stale_ensembles"]}
+        return {"count": count, "ensemble": digest, "stale": digest in report.stale_ensembles}
 
 
 def _sample_folders(folder: Path) -> Iterator[Path]:
@@ -215,11 +219,9 @@ def _with_code(text: str) -> Markup:
     return first + Markup("").join(tags[index % 2] + part for index, part in enumerate(parts))
 
 
-def _words(request: Any) -> str:
+def _words(request: RequestRow) -> str:
     """Returns one line about a request that waits for approval."""
-    if not isinstance(request, dict):
-        return printable(str(request))
-    facts = (f"{name.replace('_', ' ')}: {value}" for name, value in request.items())
+    facts = (f"{name.replace('_', ' ')}: {value}" for name, value in asdict(request).items())
     return printable(", ".join(facts))
 
 
@@ -232,7 +234,7 @@ def _without(value: Any, folders: tuple[str, ...]) -> Any:
     return value
 
 
-def _without_all(values: dict[str, Any] | None, folders: tuple[str, ...]) -> dict[str, Any] | None:
-    if values is None:
+def _without_names(refusal: RefusalRow | None, folders: tuple[str, ...]) -> RefusalRow | None:
+    if refusal is None:
         return None
-    return {name: _without(value, folders) for name, value in values.items()}
+    return replace(refusal, message=_without(refusal.message, folders))

@@ -29,31 +29,49 @@ MOMENT = "%Y-%m-%dT%H:%M:%SZ"
 
 
 @dataclass(frozen=True)
-class Journey:
+class UploadRow:
+    """An unfinished upload: who brings it, how far it came, and when it last moved."""
+
+    carrier: str
+    size_bytes: int
+    committed_bytes: int
+    percent: int
+    updated_at: str
+
+
+@dataclass(frozen=True)
+class RefusalRow:
+    """A refusal; `signed` says whether the site that the manifest names has signed it."""
+
+    at: str
+    code: str
+    message: str
+    signed: bool
+
+
+@dataclass(frozen=True)
+class OpenBundles:
     """What is known about the bundles of one site that are not admitted."""
 
-    upload: dict[str, Any] | None
-    arrived_at: str | None
-    refusal: dict[str, Any] | None
+    upload: UploadRow | None = None
+    arrived_at: str | None = None
+    refusal: RefusalRow | None = None
 
     @property
     def moments(self) -> tuple[str, ...]:
         """When something last happened, in no order."""
-        return tuple(
-            moment
-            for moment in (
-                self.upload and self.upload["updated_at"],
-                self.arrived_at,
-                self.refusal and self.refusal["at"],
-            )
-            if moment
+        found = (
+            self.upload and self.upload.updated_at,
+            self.arrived_at,
+            self.refusal and self.refusal.at,
         )
+        return tuple(moment for moment in found if moment)
 
 
-def journeys(
+def open_bundles(
     home: CoordinatorFolder, chain: RosterChain, events: Iterable[dict[str, Any]]
-) -> dict[str, Journey]:
-    """Returns the journey of every site of the roster.
+) -> dict[str, OpenBundles]:
+    """Returns what is not admitted of every site of the roster.
 
     Args:
         home: The coordinator.
@@ -62,25 +80,27 @@ def journeys(
     """
     uploads, arrived, refused = _uploads(home), _arrived(home, chain), _last_refusals(events)
     return {
-        site.name: Journey(uploads.get(site.name), arrived.get(site.name), refused.get(site.name))
+        site.name: OpenBundles(
+            uploads.get(site.name), arrived.get(site.name), refused.get(site.name)
+        )
         for site in chain.current.sites
     }
 
 
-def _uploads(home: CoordinatorFolder) -> dict[str, dict[str, Any]]:
+def _uploads(home: CoordinatorFolder) -> dict[str, UploadRow]:
     """Returns the unfinished upload of every site; of several the one that moved last."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, UploadRow] = {}
     for folder in _entries(home.path.joinpath(*PARTIAL)):
         read = _progress(folder / PROGRESS_FILE)
         if read is None:
             continue
         site, upload = read
-        if site not in found or found[site]["updated_at"] < upload["updated_at"]:
+        if site not in found or found[site].updated_at < upload.updated_at:
             found[site] = upload
     return found
 
 
-def _progress(file: Path) -> tuple[str, dict[str, Any]] | None:
+def _progress(file: Path) -> tuple[str, UploadRow] | None:
     """Returns site and progress of one upload; None where there is none, or nothing sensible."""
     try:
         text = read_bounded(file, MAX_PROGRESS_BYTES)
@@ -94,14 +114,13 @@ def _progress(file: Path) -> tuple[str, dict[str, Any]] | None:
     numbers = type(size) is int and type(committed) is int
     if not texts or not numbers or not 0 <= committed <= size:
         return None
-    return site, {
-        "carrier": printable(carrier[:MAX_CARRIER]),
-        "size_bytes": size,
-        "committed_bytes": committed,
-        # never 100 before all is there
-        "percent": 100 * committed // size if size else 0,
-        "updated_at": f"{updated_at:{MOMENT}}",
-    }
+    return site, UploadRow(
+        carrier=printable(carrier[:MAX_CARRIER]),
+        size_bytes=size,
+        committed_bytes=committed,
+        percent=100 * committed // size if size else 0,  # never 100 before all is there
+        updated_at=f"{updated_at:{MOMENT}}",
+    )
 
 
 def _arrived(home: CoordinatorFolder, chain: RosterChain) -> dict[str, str]:
@@ -126,12 +145,12 @@ def _entries(folder: Path) -> list[Path]:
     return []
 
 
-def _last_refusals(events: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def _last_refusals(events: Iterable[dict[str, Any]]) -> dict[str, RefusalRow]:
     """Returns the last refusal of every claimed site since it was last admitted or removed.
 
     One whose manifest the site signed is never hidden behind one that anybody could have sent.
     """
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, RefusalRow] = {}
     for event in events:
         if event["event"] in ("admitted", "removed"):
             found.pop(event["site"], None)
@@ -139,11 +158,6 @@ def _last_refusals(events: Iterable[dict[str, Any]]) -> dict[str, dict[str, Any]
         if site is None:
             continue
         signed = event["claim_signed"]
-        if signed or site not in found or not found[site]["signed"]:
-            found[site] = {
-                "at": event["at"],
-                "code": event["code"],
-                "message": event["message"],
-                "signed": signed,
-            }
+        if signed or site not in found or not found[site].signed:
+            found[site] = RefusalRow(event["at"], event["code"], event["message"], signed)
     return found

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from coordinator.status.report import STATES
+from coordinator.status.report import STATES, SiteRow, StatusReport
 from coordinator.status.tables import moment_of
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.errors import names_its_path
@@ -93,31 +92,31 @@ class ServerMetrics:
 class _StatusCollector(Collector):
     """Reads one report of `site_states` into metrics."""
 
-    def __init__(self, report: dict[str, Any], free_bytes: int) -> None:
+    def __init__(self, report: StatusReport, free_bytes: int) -> None:
         self._report, self._free_bytes = report, free_bytes
 
     def collect(self) -> Iterator[Metric]:
         report = self._report
-        yield from _of_sites(report["sites"])
+        yield from _of_sites(report.sites)
         yield CounterMetricFamily(
-            "ddm_fed_admissions", "Submissions admitted to the log.", value=report["admissions"]
+            "ddm_fed_admissions", "Submissions admitted to the log.", value=report.admissions
         )
         family = CounterMetricFamily("ddm_fed_refusals", "Bundles refused.", labels=["code"])
-        for code, count in sorted(Counter(item["code"] for item in report["refused"]).items()):
+        for code, count in sorted(Counter(item["code"] for item in report.refused).items()):
             family.add_metric([code], count)
         yield family
-        size = report["log"]["size"] if report["log"] else 0
+        size = report.log.size if report.log else 0
         yield GaugeMetricFamily("ddm_fed_log_size", "Leaves of the transparency log.", value=size)
         yield GaugeMetricFamily(
             "ddm_fed_roster_version",
             "Version of the published roster.",
-            value=report["roster"] or 0,
+            value=report.roster or 0,
         )
-        if report["roster_expires_at"]:
+        if report.roster_expires_at:
             yield GaugeMetricFamily(
                 "ddm_fed_roster_expires_timestamp_seconds",
                 "When the published roster expires, in Unix time.",
-                value=moment_of(report["roster_expires_at"]).timestamp(),
+                value=moment_of(report.roster_expires_at).timestamp(),
             )
         yield GaugeMetricFamily(
             "ddm_fed_disk_free_bytes",
@@ -126,7 +125,7 @@ class _StatusCollector(Collector):
         )
 
 
-def _of_sites(rows: list[dict[str, Any]]) -> Iterator[Metric]:
+def _of_sites(rows: list[SiteRow]) -> Iterator[Metric]:
     states = GaugeMetricFamily(
         "ddm_fed_site_state", "1 for the state a site is in.", labels=["site", "state"]
     )
@@ -143,12 +142,12 @@ def _of_sites(rows: list[dict[str, Any]]) -> Iterator[Metric]:
     )
     for row in rows:
         for state in STATES:
-            labels = [row["site"], state.replace(" ", "_")]
-            states.add_metric(labels, float(row["state"] == state))
-        progress.add_metric([row["site"]], moment_of(row["last_progress"]).timestamp())
-        if row["upload"] is not None:
-            committed.add_metric([row["site"]], row["upload"]["committed_bytes"])
-            size.add_metric([row["site"]], row["upload"]["size_bytes"])
+            labels = [row.site, state.replace(" ", "_")]
+            states.add_metric(labels, float(row.state == state))
+        progress.add_metric([row.site], moment_of(row.last_progress).timestamp())
+        if row.upload is not None:
+            committed.add_metric([row.site], row.upload.committed_bytes)
+            size.add_metric([row.site], row.upload.size_bytes)
     yield from (states, progress, committed, size)
 
 
@@ -161,7 +160,7 @@ class _ServerCollector(Collector):
 
 
 def exposition(
-    home: CoordinatorFolder, report: dict[str, Any], server: ServerMetrics | None = None
+    home: CoordinatorFolder, report: StatusReport, server: ServerMetrics | None = None
 ) -> bytes:
     """Returns the metrics in Prometheus' text format.
 

@@ -3,6 +3,9 @@
 from datetime import UTC, datetime
 from typing import Any
 
+from coordinator.status.bundles import UploadRow
+from coordinator.status.report import RequestRow, SiteRow
+
 STALLED_S = 120  # without a byte for this long, an upload is worth a look
 # narrow, so that dates and commands stay whole on a terminal of 80 columns
 SITE_COLUMNS = (
@@ -19,30 +22,28 @@ REFUSED_COLUMNS = ("when", "arrival", "claims to be", "code", "reason")
 SHOWN_NAME = 16
 
 
-def site_detail(row: dict[str, Any], now: datetime) -> str:
+def site_detail(row: SiteRow, now: datetime) -> str:
     """Returns what there is to say about a state: how far an upload came, why it was refused."""
     parts = []
-    upload, refusal = row["upload"], row["refusal"]
+    upload, refusal = row.upload, row.refusal
     if upload is not None:
-        parts.append(
-            f"{upload['percent']} % of {shown_bytes(upload['size_bytes'])} by {upload['carrier']}"
-        )
+        parts.append(f"{upload.percent} % of {shown_bytes(upload.size_bytes)} by {upload.carrier}")
         if is_stalled(upload, now):
-            parts.append(f"no progress since {clock(upload['updated_at'])}")
+            parts.append(f"no progress since {clock(upload.updated_at)}")
     if refusal is not None:
-        signed = "" if refusal["signed"] else ", a claim nobody signed"
-        parts.append(f"{refusal['code']} at {clock(refusal['at'])}{signed}")
+        signed = "" if refusal.signed else ", a claim nobody signed"
+        parts.append(f"{refusal.code} at {clock(refusal.at)}{signed}")
     return "; ".join(parts)
 
 
-def site_cells(row: dict[str, Any], now: datetime) -> list[str]:
+def site_cells(row: SiteRow, now: datetime) -> list[str]:
     """Returns the cells of one site, in the order of `SITE_COLUMNS`."""
     detail = site_detail(row, now)
     return [
-        row["site"],
-        f"{row['state']}: {detail}" if detail else row["state"],
-        clock(row["last_progress"]),
-        *(str(row[name]) for name in ("sequence", "epsilon", "log_index", "waiting_for")),
+        row.site,
+        f"{row.state}: {detail}" if detail else str(row.state),
+        clock(row.last_progress),
+        *map(str, (row.sequence, row.epsilon, row.log_index, row.waiting_for)),
     ]
 
 
@@ -59,15 +60,15 @@ def refused_cells(event: dict[str, Any]) -> list[str]:
     ]
 
 
-def request_cells(row: dict[str, Any]) -> list[str]:
+def request_cells(row: RequestRow) -> list[str]:
     """Returns the cells of a request, in the order of `REQUEST_COLUMNS`."""
-    keys = "\n".join(row["keyids"]) or "no new one"
-    return [row["site"], keys, row["certificate"] or "none", row["waiting_for"]]
+    keys = "\n".join(row.keyids) or "no new one"
+    return [row.site, keys, row.certificate or "none", row.waiting_for]
 
 
-def is_stalled(upload: dict[str, Any], now: datetime) -> bool:
+def is_stalled(upload: UploadRow, now: datetime) -> bool:
     """Returns whether nothing of an upload arrived for a while."""
-    return (now - moment_of(upload["updated_at"])).total_seconds() > STALLED_S
+    return (now - moment_of(upload.updated_at)).total_seconds() > STALLED_S
 
 
 def moment_of(text: str) -> datetime:

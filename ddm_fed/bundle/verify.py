@@ -18,7 +18,8 @@ the manifest's claim of a site: it is looked at to pick the key of step 4, and b
     this place of the log
  7. federation, plan and roster are ours
  8. it is valid at this moment
- 9. its place in the site's sequence (needs the store: `coordinator.inbox.admission`)
+ 9. its place in the site's sequence (needs the log: `coordinator.inbox.manifest`, which asks it
+    before 7, so that two stories are found under whatever plan they were told)
 10. sizes, then SHA-256 of the files, while they are copied if they are to be kept
 11. tensor headers against the plan
 12. finite, plausible values

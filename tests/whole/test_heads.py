@@ -379,7 +379,7 @@ def test_heads_can_be_calibrated_and_be_the_low_part_of_a_hybrid(verified, compl
 
 def test_status_says_what_each_site_waits_for(first, drafted, scratch):
     def waiting(fed):
-        return {row["waiting_for"] for row in site_states(fed.home)["sites"]}
+        return {row["waiting_for"] for row in site_states(fed.home).as_json()["sites"]}
 
     assert waiting(first) == {"`ddm-coord reference`"}
     assert waiting(drafted) == {"its head: `ddm-site head` there, then `ddm-coord admit`"}

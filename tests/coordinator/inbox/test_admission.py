@@ -256,7 +256,7 @@ def admit_one_of(fed: Federation, name: str) -> Verdict:
 def test_status_shows_refusals_and_members(fed: Federation):
     (fed.home.incoming / "junk").mkdir()
     admit(fed)
-    report = site_states(fed.home)
+    report = site_states(fed.home).as_json()
     states = {row["site"]: row["state"] for row in report["sites"]}
     assert states == {A: "admitted", B: "in the roster", C: "in the roster"}
     assert [entry["code"] for entry in report["refused"]] == ["DDM205"]
@@ -340,7 +340,7 @@ def test_valid_bundle_in_a_folder_with_an_odd_name_is_admitted(fed: Federation):
 
 def test_status_of_an_inbox_with_an_odd_name_is_printable(fed: Federation):
     (fed.home.incoming / os.fsdecode(b"\xff\x1b[2J")).mkdir()
-    assert all(name.isprintable() for name in site_states(fed.home)["arrivals"])
+    assert all(name.isprintable() for name in site_states(fed.home).as_json()["arrivals"])
 
 
 HOSTILE_DOCUMENTS = {

@@ -125,7 +125,7 @@ def assert_everything_agrees(fed: Federation, *sites: str) -> None:
     stored = {path.name: sha256_hex(path.read_bytes()) for path in home.blobs.folder.iterdir()}
     assert stored == {digest: digest for digest in signed}
     assert not list(home.path.rglob(f"{PART_PREFIX}*"))
-    report = site_states(home)
+    report = site_states(home).as_json()
     assert {row["site"] for row in report["sites"] if row["state"] == "admitted"} == set(sites)
     assert (report["arrivals"], report["log"]["size"]) == ([], len(sites))
 

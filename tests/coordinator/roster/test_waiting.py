@@ -355,7 +355,7 @@ def test_status_lists_what_waits_and_fills_in_no_key(fed: Federation, home: Coor
     site = make_site(fed)
     take_request(home, request_of(site))
     take_request(home, enrolment.add_certificate(fed.site(A), fed.trust).read_bytes())
-    member, stranger = site_states(home)["requests"]
+    member, stranger = site_states(home).as_json()["requests"]
     assert (member["site"], member["member"], member["keyids"]) == (A, True, [])
     assert "`ddm-coord roster rotate hospital-a`" in member["waiting_for"]
     assert (stranger["site"], stranger["member"]) == (C, False)
@@ -388,7 +388,7 @@ def test_two_requests_under_one_name_are_told_apart(
     assert "2 requests of `hospital-c` wait" in err
     names = {item.keyids[0]: item.name for item in waiting_requests(home)}
     assert all(name in err for name in names.values())
-    shown = site_states(home)["requests"]
+    shown = site_states(home).as_json()["requests"]
     assert all(f"roster add {row['request']} " in row["waiting_for"] for row in shown)
     assert coord(home, "roster", "add", names[honest.newest_key().public.keyid])[0] == 0
     assert members_of(home) == [A, C]
@@ -437,7 +437,7 @@ def test_request_accepted_by_too_few_root_keys_waits_for_the_others(scratch: Pat
     assert coord(home, "roster", "add", C)[0] == 0
     assert take_request(home, data) == "waiting"
     assert len(kept(home)) == 1
-    [row] = site_states(home)["requests"]
+    [row] = site_states(home).as_json()["requests"]
     assert row["waiting_for"].startswith("signatures of the root keys")
     proposals.sign(home.pending / "roster-0002.json", holder)
     signed = home.pending / "roster-0002.dsse.json"

@@ -457,10 +457,10 @@ def test_roster_that_changes_in_mid_upload_cuts_nobody_off_for_good(fed, server)
 
 
 def test_unforeseen_error_tells_the_other_side_a_number_only(fed, server, monkeypatch, capfd):
-    def broken(home):
+    def broken(*_):
         raise ZeroDivisionError("secret words")
 
-    monkeypatch.setattr(coordinator.server.service, "site_states", broken)
+    monkeypatch.setattr(coordinator.server.service, "site_row", broken)
     with as_member(fed, server.port) as stub, pytest.raises(grpc.RpcError) as caught:
         stub.GetStatus(messages.GetStatusRequest(), timeout=10)
     found = failure_of(caught.value)
@@ -607,7 +607,7 @@ def test_bundle_that_is_refused_says_why_to_its_site_and_to_nobody_else(fed, ser
         with pytest.raises(grpc.RpcError) as caught:
             other.CommitUpload(end, timeout=10)
         assert "has not begun" in failure_of(caught.value).error.message
-    row = next(row for row in site_states(fed.home)["sites"] if row["site"] == A)
+    row = next(row for row in site_states(fed.home).as_json()["sites"] if row["site"] == A)
     assert row["state"] == "refused"
     assert fed.log.size == 0
 

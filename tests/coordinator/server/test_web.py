@@ -12,6 +12,7 @@ import time
 import tomllib
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from coordinator.inbox.admission import admit_arrivals
 from coordinator.server import web
 from coordinator.server.web import start_web
 from coordinator.status.metrics import ServerMetrics
+from coordinator.status.report import RequestRow
 from ddm_fed.errors import MachineError
 from ddm_fed.pictures import write_grid
 from ddm_fed.storage.files import exclusive
@@ -170,9 +172,10 @@ def test_page_shows_requests_that_wait_for_approval(fed, monkeypatch):
     from coordinator.server import web_pages
 
     real = web_pages.settled_states
-    waiting = [{"site": "hospital-x", "keys": [f"ed25519:<b>{HOSTILE}"]}]
+    keyids = [f"ed25519:<b>{HOSTILE}"]
+    waiting = RequestRow("hospital-x", "hospital-x", keyids, None, False, "its people")
     monkeypatch.setattr(
-        web_pages, "settled_states", lambda home: real(home) | {"requests": waiting}
+        web_pages, "settled_states", lambda home: replace(real(home), requests=[waiting])
     )
     with start_web(fed.home) as running:
         text = ask(running).text

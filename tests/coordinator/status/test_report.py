@@ -24,14 +24,16 @@ from federation import (
 )
 
 from coordinator.ensembles.assemble import assemble, remove
+from coordinator.inbox import admission
 from coordinator.inbox.admission import admit_arrivals
 from coordinator.journal import refusals
 from coordinator.status.bundles import MAX_LOOKED_AT
-from coordinator.status.report import STATES, settled_states, site_states
+from coordinator.status.report import STATES, SiteRow, settled_states, site_row, site_states
 from coordinator.status.tables import shown_bytes, site_cells, site_detail
 from ddm_fed.errors import LogError
 from ddm_fed.signing import SigningKey
 from ddm_fed.storage.files import exclusive
+from ddm_fed.trust.log import read_log
 from sites.outbox import stages as outbox
 from sites.published import look
 from sites.transport.base import FolderTransport
@@ -54,11 +56,15 @@ def empty(copy_of) -> Federation:
 
 
 def rows(fed: Federation) -> dict[str, dict]:
-    return {row["site"]: row for row in site_states(fed.home)["sites"]}
+    return {row["site"]: row for row in site_states(fed.home).as_json()["sites"]}
 
 
 def states(fed: Federation) -> dict[str, str]:
     return {name: row["state"] for name, row in rows(fed).items()}
+
+
+def row_of(fed: Federation, site: str = A) -> SiteRow:
+    return next(row for row in site_states(fed.home).sites if row.site == site)
 
 
 def put_progress(fed: Federation, *, name: str = "a" * 64, **changed) -> Path:
@@ -177,7 +183,7 @@ def test_inbox_full_of_junk_is_looked_at_in_bounded_time(empty: Federation):
     for number in range(3 * MAX_LOOKED_AT):
         (empty.home.incoming / f"junk-{number}").mkdir()
     started = time.monotonic()
-    assert len(site_states(empty.home)["arrivals"]) == 3 * MAX_LOOKED_AT
+    assert len(site_states(empty.home).as_json()["arrivals"]) == 3 * MAX_LOOKED_AT
     assert time.monotonic() - started < 10
 
 
@@ -189,7 +195,7 @@ def test_admitted_sites_keep_what_earlier_versions_told(fed: Federation):
         *("admitted", 1, "`ddm-coord assemble`"),
     )
     assert row["last_progress"] == f"{admitted_at:%Y-%m-%dT%H:%M:%SZ}"
-    assert site_states(fed.home)["admissions"] == 3
+    assert site_states(fed.home).as_json()["admissions"] == 3
 
 
 def test_status_waits_for_no_assembly_after_it_until_something_is_newer(copy_of, scratch):
@@ -264,8 +270,7 @@ def test_refusal_of_a_forged_claim_says_that_nobody_signed_it(fed: Federation):
     admit_arrivals(fed.home, fed.trust)
     (event,) = refusals(fed.home)
     assert (event["claimed_site"], event["claim_signed"]) == (A, False)
-    row = rows(fed)[A]
-    assert "a claim nobody signed" in site_detail(row, MOMENT)
+    assert "a claim nobody signed" in site_detail(row_of(fed), MOMENT)
 
 
 @pytest.mark.parametrize("kind", ["empty", "file", "link"])
@@ -305,12 +310,53 @@ def test_refusal_is_forgotten_once_the_site_is_admitted(fed: Federation):
     assert (row["state"], row["refusal"]) == ("admitted", None)
 
 
+@pytest.mark.parametrize("stage", ["drafted", "submitted", "admitted"])
+def test_row_of_one_site_is_that_of_the_report(stages, stage: str):
+    home = getattr(stages, stage).home
+    trust = home.trust()
+    log = read_log(home.published, trust.chain)
+    for row in site_states(home).sites:
+        assert site_row(home, trust, log, row.site) == row
+
+
+def test_row_of_one_site_reads_no_other_manifest(stages, monkeypatch):
+    home, read = stages.admitted.home, []
+    trust = home.trust()
+    log, real = read_log(home.published, trust.chain), admission.read_admitted
+    monkeypatch.setattr(
+        admission, "read_admitted", lambda *given: read.append(given[1]) or real(*given)
+    )
+    assert site_row(home, trust, log, A).state == "admitted"
+    assert read == [log.newest(A).submission_sha256]
+
+
+def test_report_as_json_has_the_names_that_programs_read(fed: Federation):
+    put_progress(fed)
+    report = json.loads(json.dumps(site_states(fed.home).as_json()))
+    assert list(report) == [
+        *("federation", "root", "plan_sha256", "roster", "roster_expires_at", "pending_roster"),
+        *("log", "admissions", "stale_ensembles", "sites", "requests", "arrivals", "refused"),
+    ]
+    assert list(report["log"]) == ["size", "root"]
+    assert report["sites"][0] == {
+        "site": A,
+        "state": "arrived",
+        "sequence": "",
+        "epsilon": "",
+        "log_index": "",
+        "waiting_for": "`ddm-coord verify`",
+        "upload": report["sites"][0]["upload"],
+        "refusal": None,
+        "last_progress": report["sites"][0]["last_progress"],
+    }
+
+
 # What people read
 
 
 def test_detail_says_since_when_an_upload_stands_still(empty: Federation):
     put_progress(empty)
-    row = rows(empty)[A]
+    row = row_of(empty)
     assert site_detail(row, MOMENT + timedelta(seconds=60)) == "42 % of 2.0 GB by grpc"
     assert site_detail(row, MOMENT + timedelta(seconds=600)) == (
         "42 % of 2.0 GB by grpc; no progress since 2026-11-28 09:00:00Z"
@@ -318,7 +364,7 @@ def test_detail_says_since_when_an_upload_stands_still(empty: Federation):
 
 
 def test_cells_of_a_row_without_news_are_plain(empty: Federation):
-    cells = site_cells(rows(empty)[A], MOMENT)
+    cells = site_cells(row_of(empty), MOMENT)
     assert cells[:2] == [A, "in the roster"]
     assert cells[3:6] == ["", "", ""]
 
@@ -356,7 +402,7 @@ def test_states_wait_for_a_log_that_is_just_being_published(fed: Federation):
         site_states(fed.home)
     timer = threading.Timer(0.3, checkpoint.write_bytes, [later])
     timer.start()
-    assert {row["state"] for row in settled_states(fed.home)["sites"]} == {"admitted"}
+    assert {row["state"] for row in settled_states(fed.home).as_json()["sites"]} == {"admitted"}
     timer.join()
 
 
