@@ -127,7 +127,7 @@ def test_reason_of_a_removal_that_cannot_be_signed_is_refused_before_it_counts(
     fed = copy_of("admitted")
     words = ("remove", A, "--coordinator", fed.home.path, "--reason", reason)
     code, _, err = run("ddm-coord", *words, "--out", scratch / "without")
-    assert (code, "error[DDM104]" in err) == (1, True)
+    assert (code, "error[DDM107]" in err) == (2, True)
     assert fed.log.size == 3
 
 

@@ -292,8 +292,7 @@ def interpolated_commands() -> list[str]:
 def test_commands_that_are_suggested_are_put_together_by_one_that_quotes():
     # none of these can have a blank: a number, and names that a pattern allows
     assert set(interpolated_commands()) == {
-        "main.py: __version__",
-        "main.py: kind",
+        "assemble.py: kind",
         "load.py: kind",
         "changes.py: name",
         "report.py: name",

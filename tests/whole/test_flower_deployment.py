@@ -225,8 +225,8 @@ def test_edge_in_front_of_another_machine_does_not_start(scene):
         check=False,
         timeout=60,
     )
-    assert done.returncode == 1
-    assert "DDM104" in done.stderr
+    assert done.returncode == 2
+    assert "error[DDM107]: --superlink https://example.org:443" in done.stderr
 
 
 # What came of the run

@@ -151,4 +151,4 @@ def test_every_command_that_spends_privacy_on_images_settles_their_doubts():
         text = path.read_text(encoding="utf-8")
         if "load_images(" in text:
             found[path.name] = "settle_doubts(" in text
-    assert found == {"train.py": True, "head.py": True, "privacy.py": False}
+    assert found == {"train.py": True, "head.py": True, "audit.py": False}
