@@ -46,7 +46,7 @@ def read_plan_toml(text: str, *, name: str = "plan.toml") -> Plan:
     Example:
         >>> plan = read_plan_toml(Path("examples/digits/plan.toml").read_text())
         >>> plan.data.shape, plan.expert.default.architecture, plan.router.kind
-        ((1, 8, 8), 'DiT-Nano/2', 'mixture')
+        ((1, 8, 8), 'DiT-Nano/4', 'mixture')
         >>> read_plan_toml('federation = "digits"')
         Traceback (most recent call last):
         ddm_fed.errors.PlanError: error[DDM101]: plan.toml is not a valid plan: `expires_at`: ...

@@ -27,7 +27,7 @@ RUN = Path("demo-run")
 SITES = {"hospital-a": range(5), "hospital-b": range(5, 8), "hospital-c": range(8, 10)}
 STRATEGIES = ("sticky", "sticky-then-routed", "full", "top-1")
 SAMPLES = 2000
-SOLVER = ("--solver", "dpm++2m", "--steps", 20)
+SOLVER = ("--solver", "dpm++2m", "--steps", 15)
 PER_CLASS = 8
 
 
