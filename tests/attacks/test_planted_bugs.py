@@ -558,6 +558,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numbers nobody wrote: the tests decide
 @pytest.mark.parametrize(("function", "statement", "replacement", "end"), CASES)
 def test_mutant_of_the_noisy_update_dies(

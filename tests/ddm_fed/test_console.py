@@ -419,6 +419,7 @@ def test_names_that_an_error_has_already_are_kept(tmp_path):
 # Signals
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, -15)])
 def test_command_that_is_ended_by_a_signal_says_so(number, status):
     code = (

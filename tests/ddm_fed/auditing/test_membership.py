@@ -75,6 +75,7 @@ def draws():
     return Draws.at((1, 8, 8), generator(2), per_time=4)
 
 
+@pytest.mark.slow
 def test_members_of_an_overfitted_expert_are_found(overfitted, digits, draws):
     found = measure_membership(overfitted, *digits, draws)
     assert found.area.low > 0.7

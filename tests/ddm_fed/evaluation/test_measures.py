@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from sklearn.datasets import load_digits
 
+from ddm_fed.embedding.checkpoint import import_torchvision
 from ddm_fed.errors import DataError
 from ddm_fed.evaluation import (
     classifier_features,
@@ -120,9 +121,8 @@ def test_fidelity_states_the_counts_it_was_measured_with():
 
 @pytest.mark.filterwarnings("ignore:Metric .* will save all:UserWarning")  # by torchmetrics
 def test_distances_of_kernel_and_frechet_are_those_of_torchmetrics():
-    reason = "torchmetrics is not installed"
-    fid = pytest.importorskip("torchmetrics.image.fid", reason=reason)
-    kid = pytest.importorskip("torchmetrics.image.kid", reason=reason)
+    import_torchvision()  # before torchmetrics does: PyPI's own does not fit a torch without CUDA
+    from torchmetrics.image import fid, kid
 
     class Flat(torch.nn.Module):
         num_features = 12
@@ -204,6 +204,7 @@ def random_inception():
     return network.eval()
 
 
+@pytest.mark.slow
 def test_inception_of_random_weights_is_loaded_and_gives_features(random_inception, tmp_path):
     from safetensors.torch import save_file
 
@@ -229,8 +230,9 @@ def test_inception_of_random_weights_is_loaded_and_gives_features(random_incepti
 
 
 def test_inception_is_that_of_torch_fidelity(random_inception, tmp_path, monkeypatch):
-    reason = "torch-fidelity is not installed"
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason=reason)
+    import_torchvision()
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
     state = random_inception.state_dict()
     monkeypatch.setattr(module.torch, "load", lambda path, weights_only: state)
     other = module.FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path="x")
@@ -379,6 +381,7 @@ def test_two_sample_accuracy_is_near_the_best_possible_one():
     assert found.low < stats.norm.cdf(0.75) < found.high
 
 
+@pytest.mark.slow
 def test_two_sample_test_of_equal_distributions_keeps_its_level():
     held = 0
     for seed in range(60):
