@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-private test test-all lint format clean
+.PHONY: help demo demo-private check test test-all lint format clean
 
 help:  ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/' | expand -t 12
@@ -20,10 +20,14 @@ demo: $(STAMP)  ## Three sites train on digits of their own and become one verif
 demo-private: $(STAMP)  ## The same with experts trained with DP-SGD, epsilon 8 (demo-private-run/)
 	$(BIN)/python examples/digits/demo_private.py
 
-# two at a time, each on a core of its own; TESTS="tests/test_x.py -k y" runs some
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(TESTS)
+# two at a time, each on a core of its own, in the order of the files, so that what a file makes once
+# is made once; who is done first takes from the end of the other. TESTS="tests/sites -k y" runs some
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
 
-test: $(STAMP)  ## Run the tests
+check: lint  ## Check style and types, and run the quick tests: under a minute
+	$(PYTEST) -m "not slow and not federation and not processes"
+
+test: $(STAMP)  ## Run the tests, in minutes
 	$(PYTEST) -m "not processes"
 
 test-all: $(STAMP)  ## Run the tests, also those that start whole federations as real processes

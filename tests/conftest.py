@@ -23,6 +23,14 @@ settings.register_profile("repeatable", derandomize=True, database=None, deadlin
 settings.load_profile("repeatable")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what works on a federation, so that `make check` can do without."""
+    for item in items:
+        if "stages" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.federation)
+
+
 @pytest.fixture(scope="session")
 def stages(tmp_path_factory: pytest.TempPathFactory):
     """The federation after every stage. Never change it: ask for a copy."""

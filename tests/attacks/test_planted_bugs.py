@@ -53,6 +53,8 @@ from ddm_fed.training import (
 from sites.train import expert as site_training
 from sites.train.audit import AuditOptions, run_audit
 
+pytestmark = pytest.mark.slow
+
 A = SITES[0]
 # the gradient is never shortened after its noise, which would undo what is multiplied into it
 PLAN = a_plan(max_epsilon=PRIVATE, steps="steps = 3\nclip_norm = 100000")

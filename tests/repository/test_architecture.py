@@ -29,7 +29,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "flows": {"records"},
         "privacy": {"errors", "records"},
         "embedding": {"errors", "storage"},
-        "models": {"records", "storage", "flows"},
+        "models": {"records", "storage", "flows", "embedding"},
         "router": {"errors", "progress", "records", "storage", "flows", "privacy", "embedding"},
         "remote": {"errors", "limits", "storage"},
         "exchange": {"errors", "records", "storage"},

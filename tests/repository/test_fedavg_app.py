@@ -4,9 +4,6 @@ import importlib
 
 import pytest
 import torch
-
-pytest.importorskip("flwr", reason="the `flower` extra is not installed")
-
 from flower_deployment import APP
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.app.user_config import UserConfig

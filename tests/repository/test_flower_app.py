@@ -10,9 +10,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("flwr", reason="the `flower` extra is not installed")
-
 from flower_deployment import APP, make_programs
 from flwr.app import Context, RecordDict
 from flwr.app.user_config import UserConfig

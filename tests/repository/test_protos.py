@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from grpc_tools import protoc
 
 ROOT = Path(__file__).parents[2]
 PROTOS = ROOT / "protos"
 SOURCE = PROTOS / "ddm_fed" / "exchange" / "v1" / "exchange.proto"
 GENERATED = ROOT / "ddm_fed" / "exchange" / "v1"
 TOOLS = "1.76.0"
-protoc = pytest.importorskip("grpc_tools.protoc", reason="grpcio-tools is a developers' tool")
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from ddm_fed.storage.junk import is_junk
 from sites.outbox.stages import find_bundles
 from sites.workspace import SiteFolder
 
+pytestmark = pytest.mark.slow
+
 A, B, C = "hospital-a", "hospital-b", "hospital-c"
 
 

@@ -39,6 +39,8 @@ from sites.train.pipeline import TRAINED_FILE, TrainingOptions, run_plan
 from sites.transport import submit
 from sites.transport.base import FolderTransport
 
+pytestmark = pytest.mark.slow
+
 A, B, C = SITES
 DESIGNS = {
     A: ExpertDesign(architecture="DiT-Nano/2-single"),
@@ -220,6 +222,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.processes
 def test_command_started_by_torchrun_signs_one_bundle_of_the_same_expert(
     tmp_path: Path, monkeypatch
 ):

@@ -16,9 +16,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-
-pytest.importorskip("flwr", reason="the `flower` extra is not installed")
-
 from federation import SITES, Federation, snapshot
 from flower_deployment import PULL, Deployment, deployment, free_port, write_node_key
 

@@ -14,9 +14,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("flwr", reason="the `flower` extra is not installed")
-
 from documents import blocks_of
 from flower_deployment import ROOT, make_programs
 

@@ -10,6 +10,8 @@ import pytest
 from ddm_fed.errors import KeyFileError
 from ddm_fed.signing import SigningKey, keys, write_key
 
+pytestmark = pytest.mark.slow
+
 SOME_ROOT = "sha256:" + "a" * 64
 LIMITS = [0, 64, 110, 200, 400, 900]  # bytes a file may have: another file fails at each of them
 COMMANDS = {

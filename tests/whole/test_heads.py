@@ -35,6 +35,8 @@ from sites.train.head import run_head
 from sites.transport import submit
 from sites.transport.base import FolderTransport
 
+pytestmark = pytest.mark.slow
+
 A, B, C = SITES
 PLAN = """
 federation = "test"

@@ -32,7 +32,7 @@ from sites.transport import submit
 from sites.transport.base import FolderTransport
 from sites.workspace import SiteFolder, SiteSettings
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.processes
 PLAN = """
 federation = "kill"
 expires_at = 2036-01-01T00:00:00Z

@@ -14,7 +14,7 @@ def load_benchmark():
     return module
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_memory_of_submit_verify_and_assemble_does_not_grow_with_the_expert(tmp_path):
     benchmark = load_benchmark()
     small = benchmark.measure(tmp_path / "small", "DiT-Micro/8")

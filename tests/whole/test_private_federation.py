@@ -43,6 +43,8 @@ from sites.transport import submit
 from sites.transport.base import FolderTransport
 from sites.workspace import SiteFolder, write_site_settings
 
+pytestmark = pytest.mark.slow
+
 A = SITES[0]
 SGD = (
     PRIVATE.replace('"expert"]', '"expert", "head"]')

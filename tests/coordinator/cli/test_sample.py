@@ -27,6 +27,8 @@ from sites.transport import submit
 from sites.transport.base import FolderTransport
 from sites.workspace import SiteFolder, SiteSettings
 
+pytestmark = pytest.mark.slow
+
 PLAN = read_plan_toml("""
 federation = "test"
 expires_at = 2036-01-01T00:00:00Z

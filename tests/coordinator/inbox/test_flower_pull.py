@@ -8,9 +8,6 @@ import sys
 from importlib.metadata import version
 
 import pytest
-
-pytest.importorskip("flwr", reason="the `flower` extra is not installed")
-
 from federation import SITES, a_plan, create_federation, flip, random_images, snapshot, train
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.app.user_config import UserConfig
@@ -34,6 +31,8 @@ from sites.train.head import run_head
 from sites.transport import flower_app as site_side
 from sites.transport.opening import transport_to
 from sites.transport.submit import submit
+
+pytestmark = pytest.mark.slow
 
 PART = 200_000  # bytes: five parts a bundle
 ANSWERED, LOST, CRASHED, SILENT = "answered", "lost", "crashed", "silent"

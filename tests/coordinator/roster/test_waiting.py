@@ -47,6 +47,8 @@ from ddm_fed.signing import (
 from sites import enrolment
 from sites.workspace import ENROLMENT_FILE, ROTATION_FILE, SiteFolder, SiteSettings
 
+pytestmark = pytest.mark.slow
+
 A, C = "hospital-a", "hospital-c"
 MALLORY = SigningKey.from_seed(bytes([10] * 32))
 

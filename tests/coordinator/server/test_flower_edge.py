@@ -16,13 +16,10 @@ import time
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("flwr", reason="the `flower` extra is not installed")
-
 from flower_deployment import APP, free_port, write_tls
 from hostile import attacking
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 MIB = 1 << 20
 DEPLOY = APP.parent / "deploy"
 OTHERS = ("nginx", "caddy")

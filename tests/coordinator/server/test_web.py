@@ -20,6 +20,7 @@ import pytest
 import torch
 from commands import Started
 from federation import SITES, Federation, flip, make_odd_file, snapshot
+from hatchling.builders.wheel import WheelBuilder
 
 from coordinator.inbox.admission import admit_arrivals
 from coordinator.server import web
@@ -624,7 +625,6 @@ def test_templates_are_files_that_the_wheel_takes():
 
 
 def test_templates_are_in_the_wheel_that_is_built(tmp_path):
-    builder = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
-    wheel = next(builder.WheelBuilder(str(ROOT)).build(directory=str(tmp_path)))
+    wheel = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path)))
     with zipfile.ZipFile(wheel) as archive:
         assert set(TEMPLATES) <= set(archive.namelist())

@@ -474,6 +474,7 @@ def test_watch_whose_reader_goes_away_ends(empty: Federation):
         assert "Traceback" not in process.said()
 
 
+@pytest.mark.slow
 def test_watch_of_no_coordinator_is_an_error(tmp_path: Path):
     ended = run("ddm-coord", "status", "--watch", "--coordinator", tmp_path)
     assert (ended.code, ended.out) == (1, "")

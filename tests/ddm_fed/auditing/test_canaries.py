@@ -22,6 +22,8 @@ from ddm_fed.errors import MalformedError
 from ddm_fed.privacy import PrivateStep, Randomness
 from ddm_fed.records import AuditFacts, SampledGaussianEvent, canonical_json
 
+pytestmark = pytest.mark.slow
+
 DELTA = 1e-5
 STEPS = 50
 EVENTS = {

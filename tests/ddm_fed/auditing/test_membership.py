@@ -19,6 +19,8 @@ from ddm_fed.auditing.membership import compare
 from ddm_fed.flows import ClassCondition, denoising_loss
 from ddm_fed.models import network_named
 
+pytestmark = pytest.mark.slow
+
 MEMBERS, CONTROLS = 64, 400
 STEPS = 200
 

@@ -4,7 +4,6 @@ import hashlib
 import subprocess
 import sys
 import warnings
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -17,13 +16,6 @@ from ddm_fed.embedding.checkpoint import import_torchvision, read_checkpoint
 from ddm_fed.embedding.clip import MEAN, STD
 from ddm_fed.errors import DataError, DigestError, FileSetError, StateError
 
-needs_clip = pytest.mark.skipif(
-    find_spec("clip") is None or find_spec("pkg_resources") is None,
-    reason="clip-anytorch is not installed: pip install 'ddm-fed[clip]'",
-)
-needs_timm = pytest.mark.skipif(
-    find_spec("timm") is None, reason="timm is not installed: pip install 'ddm-fed[timm]'"
-)
 TIMM_NAME = "test_vit.r160_in1k"
 OTHER_SHA256 = "0" * 64
 
@@ -169,7 +161,6 @@ def test_weights_behind_a_link_are_refused(tmp_path):
 # --- CLIP ---
 
 
-@needs_clip
 def test_clip_embeddings_are_those_of_the_network_itself(clip, clip_network):
     given = images(5)
     mean, std = torch.tensor(MEAN).reshape(1, 3, 1, 1), torch.tensor(STD).reshape(1, 3, 1, 1)
@@ -178,7 +169,6 @@ def test_clip_embeddings_are_those_of_the_network_itself(clip, clip_network):
     torch.testing.assert_close(clip.images(given), expected, rtol=0, atol=1e-6)
 
 
-@needs_clip
 def test_clip_texts_are_those_of_the_network_itself(clip, clip_network):
     texts = ["a chest x-ray", "a photo of a cat"]
     expected = clip_network.encode_text(clip_package().tokenize(texts))
@@ -187,7 +177,6 @@ def test_clip_texts_are_those_of_the_network_itself(clip, clip_network):
     assert not torch.allclose(expected[0], expected[1])
 
 
-@needs_clip
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 40, 64)])
 def test_clip_embeddings_have_norm_one_whatever_the_image(clip, shape):
     found = clip.images(images(3, shape))
@@ -196,24 +185,20 @@ def test_clip_embeddings_have_norm_one_whatever_the_image(clip, shape):
     torch.testing.assert_close(found.norm(dim=1), torch.ones(3))
 
 
-@needs_clip
 def test_clip_says_what_it_is(clip, clip_file):
     assert (clip.name, clip.dimension, clip.digest) == ("clip", 24, digest_of(clip_file))
 
 
-@needs_clip
 def test_clip_text_that_is_too_long_is_refused(clip):
     with pytest.raises(ValueError, match="too long"):
         clip.texts(["cat " * 200])
 
 
-@needs_clip
 def test_clip_of_another_digest_is_refused(clip_file):
     with pytest.raises(DigestError):
         ClipEmbedder.open(clip_file, OTHER_SHA256)
 
 
-@needs_clip
 def test_clip_of_weights_of_another_network_is_refused(clip_file, clip_network, tmp_path):
     path = tmp_path / "other.safetensors"
     save_file({"weight": torch.zeros(3)}, path)
@@ -226,7 +211,7 @@ def test_clip_of_weights_of_another_network_is_refused(clip_file, clip_network, 
         ClipEmbedder.open(path, digest_of(path))
 
 
-@needs_clip
+@pytest.mark.slow
 def test_clip_in_a_fresh_interpreter_opens_beside_a_torch_without_cuda(clip_file):
     code = (
         "import sys; from pathlib import Path; from ddm_fed.embedding import ClipEmbedder\n"
@@ -252,7 +237,6 @@ def test_embedder_without_its_package_says_what_to_install(name, tmp_path, monke
 # --- timm ---
 
 
-@needs_timm
 def test_timm_embeddings_are_those_of_the_network_itself(timm_file, timm_network):
     embedder = open_embedder(f"timm:{TIMM_NAME}", timm_file, digest_of(timm_file))
     assert isinstance(embedder, TimmEmbedder)
@@ -270,7 +254,6 @@ def test_timm_embeddings_are_those_of_the_network_itself(timm_file, timm_network
     assert embedder.digest == digest_of(timm_file)
 
 
-@needs_timm
 @pytest.mark.parametrize(
     "name",
     ["no_such_network", "hf-hub:timm/resnet18", "local-dir:/tmp/x", "../resnet18", "resnet18 "],
@@ -280,7 +263,6 @@ def test_timm_names_that_lead_elsewhere_are_refused(name, timm_file):
         TimmEmbedder.open(name, timm_file, digest_of(timm_file))
 
 
-@needs_timm
 def test_timm_of_weights_of_another_network_is_refused(timm_file):
     with pytest.raises(DataError, match="does not hold the network `resnet18`"):
         TimmEmbedder.open("resnet18", timm_file, digest_of(timm_file))

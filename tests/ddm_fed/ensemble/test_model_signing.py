@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -181,6 +182,7 @@ def test_folder_with_a_pipe_is_not_signed(folder: Path):
         sign_folder(folder, KEY)
 
 
+@pytest.mark.slow
 def test_folder_with_more_files_than_a_document_holds_is_not_signed(tmp_path: Path):
     for index in range(2500):
         (tmp_path / f"{index:04d}{'x' * 240}").touch()
@@ -482,6 +484,7 @@ def test_key_that_is_none_is_refused(signed: Path, pem: bytes):
         verify_folder(signed, pem)
 
 
+@pytest.mark.slow
 @given(position=st.integers(min_value=0), mask=st.integers(min_value=1, max_value=255))
 def test_flipped_byte_anywhere_in_a_bundle_never_changes_what_is_covered(
     tmp_path_factory: pytest.TempPathFactory, position: int, mask: int
@@ -813,11 +816,7 @@ def test_openssl_verifies_our_signature(signed: Path, tmp_path: Path):
     assert done.stdout.strip() == b"Verified OK"
 
 
-# `pip install model-signing pyopenssl` in an environment of its own, its `bin` last in PATH
-REFERENCE = shutil.which("model_signing")
-needs_reference = pytest.mark.skipif(
-    REFERENCE is None, reason="the reference program `model_signing` is not on the PATH"
-)
+REFERENCE = Path(sys.executable).with_name("model_signing")
 
 
 def reference(*arguments: str | Path) -> subprocess.CompletedProcess:
@@ -836,12 +835,10 @@ def reference_verifies(folder: Path, key: ExportKey = KEY) -> bool:
     return False
 
 
-@needs_reference
 def test_reference_program_verifies_our_signature(signed: Path):
     assert reference_verifies(signed)
 
 
-@needs_reference
 def test_reference_program_refuses_what_we_refuse(signed: Path):
     (signed / "a.json").write_bytes(b"x")
     assert not reference_verifies(signed)
@@ -851,7 +848,6 @@ def test_reference_program_refuses_what_we_refuse(signed: Path):
     assert not reference_verifies(signed)
 
 
-@needs_reference
 def test_we_verify_the_signature_of_the_reference_program(folder: Path, tmp_path: Path):
     KEY.write(tmp_path / "export.pem")
     where = ["--signature", folder / SIGNATURE_FILE, "--private_key", tmp_path / "export.pem"]

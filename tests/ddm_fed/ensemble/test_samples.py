@@ -195,6 +195,7 @@ here.write(Path(sys.argv[1]), advance=advance)
 """
 
 
+@pytest.mark.slow
 def test_run_that_was_killed_goes_on_to_the_very_files_of_an_unbroken_one(tmp_path):
     program = KILLED.format(tests=str(Path(__file__).parent))
     root = str(Path(__file__).parents[3])

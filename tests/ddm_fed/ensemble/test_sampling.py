@@ -80,6 +80,7 @@ def nearest_site_counts(images):
 # --- repeatable ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "in_flight"), [(1, 1024), (7, 23), (64, 5), (3, 1)])
 @pytest.mark.parametrize("solver", ["heun", "dpm++2m", "sde"])
 @pytest.mark.parametrize("strategy", EVERY, ids=str)
@@ -446,6 +447,7 @@ def noise_floor():
     return max(sliced_wasserstein(*pair) for pair in pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("strategy", EXACT, ids=str)
 def test_exact_strategy_samples_the_pooled_images(strategy, solver, noise_floor):

@@ -27,6 +27,8 @@ from ddm_fed.evaluation import (
 )
 from ddm_fed.evaluation.inception import InceptionV3, enlarged
 
+pytestmark = pytest.mark.slow
+
 
 def rng(seed=0):
     return np.random.default_rng(seed)
@@ -39,10 +41,7 @@ def torch_rng(seed=0):
 @pytest.fixture
 def torchvision():
     """What both oracles import; PyPI's does not load beside a torch without CUDA by itself."""
-    try:
-        import_torchvision()
-    except ImportError:
-        pytest.skip("torchvision is not installed")
+    import_torchvision()
 
 
 @pytest.fixture(scope="module")
@@ -130,9 +129,7 @@ def test_fidelity_states_the_counts_it_was_measured_with():
 
 @pytest.mark.filterwarnings("ignore:Metric .* will save all:UserWarning")  # by torchmetrics
 def test_distances_of_kernel_and_frechet_are_those_of_torchmetrics(torchvision):
-    reason = "torchmetrics is not installed"
-    fid = pytest.importorskip("torchmetrics.image.fid", reason=reason)
-    kid = pytest.importorskip("torchmetrics.image.kid", reason=reason)
+    from torchmetrics.image import fid, kid
 
     class Flat(torch.nn.Module):
         num_features = 12
@@ -239,8 +236,8 @@ def test_inception_of_random_weights_is_loaded_and_gives_features(random_incepti
 
 
 def test_inception_is_that_of_torch_fidelity(random_inception, torchvision, monkeypatch):
-    reason = "torch-fidelity is not installed"
-    module = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason=reason)
+    from torch_fidelity import feature_extractor_inceptionv3 as module
+
     state = random_inception.state_dict()
     monkeypatch.setattr(module.torch, "load", lambda path, weights_only: state)
     other = module.FeatureExtractorInceptionV3("x", ["2048"], feature_extractor_weights_path="x")

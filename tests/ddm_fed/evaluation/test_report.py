@@ -16,6 +16,8 @@ from ddm_fed.errors import DataError, DdmFedError, OptionError, StateError
 from ddm_fed.evaluation import Extractor, weights_digest
 from ddm_fed.evaluation.report import EvaluateOptions, evaluate
 
+pytestmark = pytest.mark.slow
+
 QUICK = EvaluateOptions(steps=30)
 SHARES = {"hospital-a": 0.5, "hospital-b": 0.3, "hospital-c": 0.2}
 

@@ -279,6 +279,7 @@ def _gaussian_moments(m, s, steps):
     return np.array([mean, variance])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("m", "s"), [(0.4, 0.6), (-1.0, 0.1), (0.0, 1.0)])
 def test_sde_converges_with_weak_order_one_to_mean_and_variance_of_a_gaussian(m, s):
     steps = np.array([64, 128, 256, 512, 1024])
@@ -287,6 +288,7 @@ def test_sde_converges_with_weak_order_one_to_mean_and_variance_of_a_gaussian(m,
     assert -np.polyfit(np.log(steps), np.log(errors), 1)[0] > 0.85
 
 
+@pytest.mark.slow
 def test_sde_samples_follow_the_mixture():
     # 20,000 samples: the Kolmogorov distance exceeds 0.0158 by chance with probability 1e-4;
     # 200 steps may add as much again.

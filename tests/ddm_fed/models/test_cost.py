@@ -15,6 +15,7 @@ from ddm_fed.records.architecture import UNET_SIZES
 LATENT = (4, 32, 32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "parameters", "multiply_adds"),
     [
@@ -51,6 +52,7 @@ def test_parameters_of_mmdit_equal_a_count_by_hand():
     assert network_cost("MMDiT-Nano/2", (1, 8, 8), classes=3).parameters == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["DiT-Nano/2-single-qknorm-rope", "MMDiT-Nano/2", "UNet-Nano"])
 def test_flops_without_memory_equal_those_of_a_real_pass(name):
     model = network_named(name, (3, 16, 8), 2)
@@ -63,6 +65,7 @@ def test_flops_without_memory_equal_those_of_a_real_pass(name):
     assert any("attention" in kind or "bmm" in kind for kind in kinds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["Nano", "S", "M", "L"])
 def test_parameters_of_unet_are_those_of_its_configuration(size):
     from diffusers import UNet2DModel
@@ -73,6 +76,7 @@ def test_parameters_of_unet_are_those_of_its_configuration(size):
     assert network_cost(f"UNet-{size}", (3, 32, 32), classes=10).parameters == expected
 
 
+@pytest.mark.slow
 def test_cost_of_the_largest_expert_needs_no_memory():
     network_cost("MMDiT-Nano/2", (1, 8, 8))  # loads what counting needs
     before = _peak_bytes()

@@ -175,6 +175,7 @@ def test_network_at_the_start_returns_zero(name):
     assert torch.equal(out, torch.zeros(2, 1, 8, 8))
 
 
+@pytest.mark.slow
 @every_name
 @pytest.mark.parametrize("classes", [0, CLASSES])
 def test_network_gradient_reaches_every_weight_within_a_few_steps(name, classes):
@@ -186,6 +187,7 @@ def test_network_gradient_reaches_every_weight_within_a_few_steps(name, classes)
     assert {name for name, _ in model.named_parameters()} - reached == set()
 
 
+@pytest.mark.slow
 @every_family
 def test_network_learns_eight_images_by_heart(name):
     model, t = untrained(name, classes=0), torch.linspace(0.1, 0.9, 8)

@@ -264,6 +264,7 @@ def test_epsilon_of_dpsgd_is_the_one_in_the_table(sigma, q, steps, pld, _prv):
     assert epsilon([sampled(sigma, q, steps)], 1e-5) == pytest.approx(pld, abs=2e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Optimal order is the largest alpha")
 @pytest.mark.parametrize(
     ("sigma", "q", "steps"),
@@ -346,6 +347,7 @@ LOOSE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sigma", "q", "steps"), LOOSE)
 def test_epsilon_above_100_or_of_a_million_steps_is_tight_and_never_below_the_truth(
     sigma, q, steps
@@ -385,6 +387,7 @@ def test_ledger_of_many_kinds_of_events_is_refused():
         epsilon(events, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", [0.5, 1, 8])
 def test_sampled_event_meets_the_target_with_what_is_beside_it(target):
     beside = [gaussian(30)]
@@ -406,6 +409,7 @@ def test_sampled_event_of_an_ample_target_has_the_least_noise_there_is():
     assert event.noise_multiplier == Decimal("0.3")
 
 
+@pytest.mark.slow
 def test_sampled_event_beside_what_took_all_is_refused():
     with pytest.raises(BudgetError, match="nothing is left"):
         sampled_event(1, 1e-5, sampling_rate=Decimal("0.1"), steps=10, beside=[gaussian("1")])

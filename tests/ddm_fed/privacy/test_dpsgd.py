@@ -281,6 +281,7 @@ def failed(findings):
     return {name for name, finding in findings.items() if not finding.passed}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rate", [0.01, 0.25, 1.0])
 @pytest.mark.parametrize("seed", range(3))
 def test_honest_step_passes(rate, seed):
@@ -290,6 +291,7 @@ def test_honest_step_passes(rate, seed):
     assert failed(findings_of(step, model, rows)) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_honest_step_passes_on_every_kind_of_network(name):
     model, rows = a_model(name), some_units(SHAPES[name], units=4, draws=2)
@@ -313,6 +315,7 @@ class Bug(PrivateStep):
         return failed(findings_of(step, model, rows))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.0, 0.1, 0.5, 0.98])
 def test_too_little_noise_is_caught(factor):
     class TooLittle(Bug):

@@ -28,6 +28,7 @@ def faults(how):
     return int(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told anything")
 def test_large_blocks_are_not_asked_for_again():
     assert faults("keep") < faults("as it is") / 10

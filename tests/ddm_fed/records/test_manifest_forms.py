@@ -101,6 +101,7 @@ def times_in(value):
     return [value] if isinstance(value, str) and TIME.match(value) else []
 
 
+@pytest.mark.slow
 def test_manifest_does_not_tell_how_long_the_training_took(tmp_path):
     found = []
     for name, pause in (("short", 0.0), ("long", 1.1)):

@@ -243,6 +243,7 @@ def test_message_about_an_endless_key_is_short():
     assert len(caught.value.message) < 10_000
 
 
+@pytest.mark.slow
 def test_message_about_many_unknown_keys_is_short():
     with pytest.raises(MalformedError, match="unknown key") as caught:
         read_request(**{f"sit{index:x}": 1 for index in range(20_000)})

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import ClassVar
 
 import fsspec
+import moto.server
+import paramiko
 import pytest
 from federation import SITES, Federation, flip, snapshot
 from fsspec.implementations.local import LocalFileSystem
@@ -421,7 +423,6 @@ def test_shown_url_has_no_user_and_no_password():
 
 
 def test_host_that_does_not_answer_is_tried_for_as_long_as_the_timeout_says():
-    pytest.importorskip("paramiko", reason="the extra `sftp` is not installed")
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         port = taken.getsockname()[1]  # bound, and nobody listens
@@ -443,7 +444,6 @@ class Served(str):
 @pytest.fixture
 def sftp(scratch: Path, monkeypatch) -> Iterator[Served]:
     """An sshd of our own on loopback, whose key is in known_hosts; yields the URL of a folder."""
-    paramiko = pytest.importorskip("paramiko", reason="the extra `sftp` is not installed")
     sshd = shutil.which("sshd") or shutil.which("sshd", path="/usr/sbin")
     if sshd is None or os.getuid() != 0:
         pytest.skip("needs sshd, and root to start it")
@@ -560,9 +560,7 @@ def test_message_about_a_folder_shows_where_but_not_who(sftp):
 @pytest.fixture
 def bucket(monkeypatch) -> Iterator[str]:
     """A server that speaks S3 on loopback; yields the URL of a folder in a bucket."""
-    pytest.importorskip("s3fs", reason="the extra `s3` is not installed")
-    moto = pytest.importorskip("moto.server", reason="moto is not installed")
-    server = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server = moto.server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
@@ -599,6 +597,7 @@ def test_bundle_half_way_in_a_bucket_is_partial_and_then_completed(fed, site, bu
     assert found.state == "admitted"
 
 
+@pytest.mark.slow
 def test_bucket_that_is_not_there_is_named(bucket):
     with pytest.raises(StateError, match="no bucket at s3://elsewhere"):
         open_folder("s3://elsewhere/exchange")

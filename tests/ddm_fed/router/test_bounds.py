@@ -55,6 +55,7 @@ def released(plan, count: int = 600, seed: int = 0, kind: str = "noise"):
     return {name: item.value for name, item in found.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["noise", "extreme"])
 @pytest.mark.parametrize("count", [1, 30, 3000])
 @pytest.mark.parametrize("name", PLANS)

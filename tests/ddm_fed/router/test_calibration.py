@@ -143,6 +143,7 @@ def test_too_little_to_calibrate_with_is_refused(times, count):
         fit_calibration(Exact(), images, sites, None, generator(0), times=times)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("switch", [0.03, 0.35, 0.7, 0.98])
 def test_hybrid_is_calibrated_on_both_sides_of_its_switch(switch):
     images, sites = draws(6000)

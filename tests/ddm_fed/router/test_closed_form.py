@@ -196,6 +196,7 @@ def test_values_without_noise_are_kept_as_they_are():
     assert float(found.variances.max()) < 1e-9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 @pytest.mark.parametrize("epsilon", [1, 2, 8])
 def test_fitted_trace_is_near_the_true_one_for_every_noise(epsilon, covariance):
@@ -215,6 +216,7 @@ def test_fitted_trace_does_not_grow_with_the_radius_of_the_plan():
     assert float(traces[0]) < 20
 
 
+@pytest.mark.slow
 def test_error_of_fitted_means_is_what_the_fit_says_it_is():
     said, wrong = [], []
     for seed in range(6):
@@ -225,6 +227,7 @@ def test_error_of_fitted_means_is_what_the_fit_says_it_is():
     assert np.mean(said) == pytest.approx(np.mean(wrong), rel=0.3)
 
 
+@pytest.mark.slow
 def test_site_of_few_images_is_no_worse_known_than_by_its_share():
     # by itself such a site is a cloud of noise: broad, far away, and never chosen for its images
     world, plan = World(5, sizes=(900, 600, 40)), make_plan(1)
@@ -235,6 +238,7 @@ def test_site_of_few_images_is_no_worse_known_than_by_its_share():
             assert nll < chance + 0.15
 
 
+@pytest.mark.slow
 def test_posterior_of_noisy_statistics_lies_between_the_exact_one_and_the_shares():
     gaps = []
     for seed in range(3):

@@ -22,6 +22,8 @@ from ddm_fed.router.statistics import (
     shape_statistic,
 )
 
+pytestmark = pytest.mark.slow
+
 PLAN = """
 federation = "test"
 expires_at = 2036-01-01T00:00:00Z

@@ -199,6 +199,7 @@ def trained_classifier(mixtures, steps):
     return ClassifierRouter(network, BASIS, PriorRouter(mixtures.weights))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", [trained_heads, trained_classifier])
 def test_learned_router_approaches_the_exact_posterior_as_training_grows(trained):
     mixtures, exact = a_world()

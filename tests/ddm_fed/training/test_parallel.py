@@ -144,23 +144,23 @@ def assert_same_bits(first: list[dict], second: list[dict]) -> None:
         assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_two_processes_train_the_expert_of_one(alone, copied):
     assert_close(copied, alone, 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_micro_batches_of_two_processes_change_nothing_but_rounding(folder, copied):
     assert_close(together(folder / "ddp-micro", micro_batch=2), copied, 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_divided_weights_train_the_expert_of_copied_ones(alone, copied, divided):
     assert_close(divided, copied, 1e-5)
     assert_close(divided, alone, 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 @pytest.mark.parametrize("shard", [False, True], ids=["ddp", "fsdp"])
 def test_run_whose_first_process_dies_fails_soon_and_resumes_with_the_same_bits(
     folder, copied, divided, shard
@@ -176,7 +176,7 @@ def test_run_whose_first_process_dies_fails_soon_and_resumes_with_the_same_bits(
     assert_same_bits(together(cut, **how), steady)
 
 
-@pytest.mark.slow
+@pytest.mark.processes
 def test_checkpoint_of_two_processes_is_not_continued_by_one(folder):
     cut = folder / "cut-by-one"
     torchrun(cut, fatal_step=3)

@@ -186,6 +186,7 @@ def test_same_secret_and_seed_give_the_same_expert(tmp_path, plan):
     assert equal(first, second)
 
 
+@pytest.mark.slow
 def test_other_secret_gives_another_expert(tmp_path, plan):
     first = train(tmp_path / "a", plan).state
     assert not equal(first, train(tmp_path / "b", plan, secret=1).state)

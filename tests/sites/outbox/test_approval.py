@@ -460,6 +460,7 @@ def test_approve_shows_what_no_epsilon_covers_and_asks(fed: Federation, site: Si
     assert snapshot(folder) == before
 
 
+@pytest.mark.slow
 def test_approve_shows_what_review_shows(fed: Federation, site: SiteFolder):
     shown = done("ddm-site", "review", "--site", site.path, "--plan", fed.published)
     (folder,) = site.reviews.iterdir()
@@ -493,6 +494,7 @@ def test_approve_with_the_key_of_another_hospitals_officer_is_refused(
     assert snapshot(folder) == before
 
 
+@pytest.mark.slow
 def test_request_is_shown_before_it_is_signed(fed: Federation, scratch: Path):
     officer = write_key(scratch / "b.pem")
     request = create_site(scratch / "b", fed.root, officer, "hospital-b").path / ENROLMENT_FILE

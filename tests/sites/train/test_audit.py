@@ -26,6 +26,8 @@ from sites.train.audit import AUDIT_FILE, CANARIES_FILE, AuditOptions, run_audit
 from sites.train.expert import TRAINED_FILE
 from sites.train.pipeline import write_draft
 
+pytestmark = pytest.mark.slow
+
 A = SITES[0]
 PLAN = a_plan(max_epsilon=PRIVATE)
 FEW = AuditOptions(canaries=20_000)
