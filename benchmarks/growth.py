@@ -29,7 +29,7 @@ from coordinator.cli.main import app
 from coordinator.ensembles import assemble as assembling
 from coordinator.inbox.admission import take_arrivals
 from coordinator.inbox.ledger_prices import Prices, price_arrivals
-from coordinator.log import append, read_book
+from coordinator.log import append, read_own_log
 from coordinator.roster import changes, proposals
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed._version import __version__
@@ -149,7 +149,7 @@ def append_receipts(hub: Path, members: int) -> None:
     """Appends one receipt of each member to the log, and nothing else."""
     home = CoordinatorFolder.open(hub)
     trust = home.trust()
-    key, log = home.key(trust.chain), read_book(home, trust.chain)
+    key, log = home.key(trust.chain), read_own_log(home, trust.chain)
     for number, site in enumerate(trust.roster.sites[:members]):
         receipt = Receipt(
             federation=trust.plan.federation,

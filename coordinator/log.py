@@ -3,7 +3,7 @@
 Appending a whole line to `log/leaves.jsonl` is the moment of admission or removal. The checkpoint,
 the published copies and the receipts all follow from that file, and are made again after a kill.
 
-A command verifies the whole log once, when it reads it (`read_book`), and holds what it read. A
+A command verifies the whole log once, when it reads it (`read_own_log`), and holds what it read. A
 leaf it appends is verified by itself, before it is written, and written only to the very files that
 were read: which file it is, its size and the times it changed are compared each time, on the
 descriptor that is written to. Where they differ the whole log is verified again and must be the
@@ -60,7 +60,7 @@ class OwnLog(Log):
     checkpoint_stamp: _Stamp | None = None
 
 
-def read_book(home: CoordinatorFolder, chain: RosterChain) -> OwnLog:
+def read_own_log(home: CoordinatorFolder, chain: RosterChain) -> OwnLog:
     """Returns the log, finishing what a kill interrupted: a torn line, a checkpoint left behind.
 
     Raises:
@@ -118,7 +118,7 @@ def append(home: CoordinatorFolder, chain: RosterChain, log: OwnLog, envelope: b
     """
     grown = log.extended(envelope, chain)
     if not _is_unchanged(home, log):
-        found = read_book(home, chain)
+        found = read_own_log(home, chain)
         if found.head != log.head:
             raise _changed(home, log)
         log = found

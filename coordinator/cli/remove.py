@@ -31,12 +31,12 @@ def remove(
 
     Example: ddm-coord remove hospital-b --reason "consent withdrawn" --out ensemble-2
     """
-    from coordinator.ensembles import assemble as assembling
+    from coordinator.ensembles import remove as removing
     from coordinator.workspace import CoordinatorFolder
 
     home = CoordinatorFolder.open(coordinator)
     with home.changing():
-        removed = assembling.remove(home, site, reason=reason, delete_weights=delete_weights)
+        removed = removing.remove(home, site, reason=reason, delete_weights=delete_weights)
         console.say(
             f"`{site}` is removed: entry {removed.removal.log_index} of the log says so, signed"
         )

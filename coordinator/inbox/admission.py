@@ -25,7 +25,7 @@ from coordinator.inbox.claim import admitted_digests, claim_of, read_admitted
 from coordinator.inbox.history import released_units
 from coordinator.inbox.manifest import judge_manifest
 from coordinator.inbox.quotas import forget_evidence, forget_refused
-from coordinator.log import OwnLog, append, publish_log, read_book
+from coordinator.log import OwnLog, append, publish_log, read_own_log
 from coordinator.roster.proposals import pending_roster
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.bundle.submission import read_submission
@@ -289,7 +289,7 @@ def recover(home: CoordinatorFolder, trust: Trust) -> OwnLog:
     """Returns the log after finishing what a kill may have interrupted in any earlier command."""
     for folder in (home.log, home.published, home.receipts, *home.evidence.glob("*/")):
         sweep_parts(folder, older_than_s=0)  # only who holds the lock writes there
-    log = read_book(home, trust.chain)
+    log = read_own_log(home, trust.chain)
     publish_log(home, log)
     drop_unreferenced(home, log)
     shutil.rmtree(_cleared(home), ignore_errors=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from coordinator.log import read_book
+from coordinator.log import read_own_log
 from coordinator.roster.proposals import Proposal, next_roster, propose, require_nothing_pending
 from coordinator.roster.request import (
     is_member,
@@ -48,7 +48,7 @@ def add(
         StateError: a name, a key or a certificate is taken.
     """
     chain = home.chain()
-    size = read_book(home, chain).size
+    size = read_own_log(home, chain).size
     sites = {site.name: site for site in chain.current.sites}
     accepted = []
     for file in files:
@@ -120,7 +120,7 @@ def rotate_site(
         StateError: it replaces keys the site does not have.
     """
     chain = home.chain()
-    size = read_book(home, chain).size
+    size = read_own_log(home, chain).size
     data = read_bounded(file, MAX_DOCUMENT_BYTES)
     request, site = read_rotation(
         home,
@@ -187,7 +187,7 @@ def revoke(
         OptionError: the site has no such key.
     """
     chain = home.chain()
-    size = read_book(home, chain).size
+    size = read_own_log(home, chain).size
     site = member_of(chain, name)
     chosen = [key for key in site.keys if keyid in (None, VerifyKey.from_hex(key.public_key).keyid)]
     if not chosen:
@@ -243,7 +243,7 @@ def meaning_of_revoking(home: CoordinatorFolder, name: str, proposal: Proposal) 
             + ("" if site.certificates else " and cannot connect")
             + ": what arrives of it from now on is refused"
         )
-    log = read_book(home, home.chain())
+    log = read_own_log(home, home.chain())
     admitted = [entry.index for entry in log.receipts(site=name)]
     stolen = {index for index in admitted if any(k.is_compromised_at(index) for k in site.keys)}
     if stolen:
@@ -267,7 +267,7 @@ def rotate_coordinator(
 ) -> Proposal:
     """Makes a new coordinator key and proposes a roster in which it takes the old one's place."""
     chain = home.chain()
-    size = read_book(home, chain).size
+    size = read_own_log(home, chain).size
     require_nothing_pending(home)
     old = tuple(
         _ended(key, size, compromised_since) if key.is_active else key

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from coordinator import journal
-from coordinator.log import publish_log, read_book
+from coordinator.log import publish_log, read_own_log
 from coordinator.workspace import ROSTER_DAYS, CoordinatorFolder
 from ddm_fed.errors import PlanError, PlanMismatchError, StateError, UnknownSignerError
 from ddm_fed.records import (
@@ -235,7 +235,7 @@ def refresh_published(home: CoordinatorFolder) -> None:
         signed = open_envelope(data, PLAN_PAYLOAD, chain.all_coordinator_keys(), what="the plan")
         if key.public not in signed.signers:
             write_atomically(plan, seal(signed.payload, PLAN_PAYLOAD, [key]))
-    publish_log(home, read_book(home, chain))
+    publish_log(home, read_own_log(home, chain))
 
 
 def publish_plan(home: CoordinatorFolder, plan: Plan) -> str:

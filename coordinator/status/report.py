@@ -8,7 +8,7 @@ from pathlib import Path
 from time import sleep
 from typing import Any
 
-from coordinator.ensembles.assemble import removed_sites
+from coordinator.ensembles.remove import removed_sites
 from coordinator.inbox.admission import Admitted, current_members
 from coordinator.journal import events
 from coordinator.roster.proposals import pending_roster

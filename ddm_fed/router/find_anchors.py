@@ -1,4 +1,4 @@
-"""Anchors of a mixture router, from public images: the centres of their clusters."""
+"""AnchorRows of a mixture router, from public images: the centres of their clusters."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ DIGITS_BELOW_RADIUS = 3  # rounding moves a border between cells by a thousandth
 
 
 @dataclass(frozen=True)
-class Anchors:
+class AnchorRows:
     """Rows to paste into a plan, as decimals, and how many public images are nearest to each."""
 
     rows: list[list[str]]
@@ -29,7 +29,7 @@ class Anchors:
 
 def find_anchors(
     images: Tensor, plan: Plan, components: int, frequencies: int | None = None, seed: int = 0
-) -> Anchors:
+) -> AnchorRows:
     """Returns the centres of `components` clusters of public images, the largest cluster first.
 
     Args:
@@ -66,4 +66,4 @@ def find_anchors(
     order = np.argsort(-counts, kind="stable")
     places = max(0, DIGITS_BELOW_RADIUS - 1 - math.floor(math.log10(float(spec.radius))))
     rows = [[f"{value:.{places}f}" for value in row] for row in fitted.cluster_centers_[order]]
-    return Anchors(rows, counts[order].tolist())
+    return AnchorRows(rows, counts[order].tolist())

@@ -34,7 +34,7 @@ from sklearn.datasets import load_digits
 
 from coordinator.inbox.admission import admit_arrivals, admitted_bundles
 from coordinator.inbox.flower_app import Pulling, pull
-from coordinator.log import read_book
+from coordinator.log import read_own_log
 from coordinator.roster import changes, proposals
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.privacy import ImageSet, Private
@@ -202,7 +202,7 @@ def admitted(folder: Path) -> dict[str, tuple[str, dict[str, str]]]:
     """Returns the digests of manifest and files that a coordinator admitted, by site."""
     home = CoordinatorFolder.open(folder)
     trust = home.trust()
-    found = admitted_bundles(home, trust, read_book(home, trust.chain))
+    found = admitted_bundles(home, trust, read_own_log(home, trust.chain))
     return {item.submission.site: (item.payload_sha256, dict(item.sha256)) for item in found}
 
 

@@ -46,7 +46,7 @@ def approve(
 
 def _approve_review(folder: Path, key: "SigningKey", *, yes: bool, as_json: bool) -> None:
     from ddm_fed.privacy import describe_privacy
-    from sites.outbox.review import approve_review, open_for_approval
+    from sites.outbox.approve import approve_review, open_for_approval
     from sites.outbox.review_page import PAGE_FILE
 
     found = open_for_approval(folder, key.public)
@@ -69,7 +69,7 @@ def _approve_review(folder: Path, key: "SigningKey", *, yes: bool, as_json: bool
 
 def _approve_request(file: Path, key: "SigningKey", *, yes: bool, as_json: bool) -> None:
     from ddm_fed.signing import VerifyKey
-    from sites.outbox.review import approve_request, open_request
+    from sites.outbox.approve import approve_request, open_request
 
     request = open_request(file, key.public)
     if not as_json:

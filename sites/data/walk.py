@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ddm_fed.errors import FileSetError, printable
 from ddm_fed.storage.files import open_regular
-from sites.data.pictures import SUFFIXES
+from sites.data.image_file import SUFFIXES
 from sites.data.report import DataReport, examples
 
 # What file managers and network drives leave behind, in lower case; so do names with a dot first.

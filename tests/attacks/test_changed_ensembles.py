@@ -23,7 +23,8 @@ from federation import (
     snapshot,
 )
 
-from coordinator.ensembles.assemble import assemble, remove
+from coordinator.ensembles.assemble import assemble
+from coordinator.ensembles.remove import remove
 from coordinator.roster import changes, proposals
 from ddm_fed.bundle.verify import ENVELOPE_FILE, EXPERT_FILE, ROUTER_FILE
 from ddm_fed.ensemble.folder import STATEMENT_FILE, verify_ensemble

@@ -80,7 +80,7 @@ from ddm_fed.trust.log import LEAVES_FILE
 from ddm_fed.trust.published import PLAN_FILE, read_published, roster_file
 from sites.enrolment import replace_officer, replace_site_key
 from sites.outbox import stages as outbox
-from sites.outbox.review import approve_request, approve_review
+from sites.outbox.approve import approve_request, approve_review
 from sites.published import look
 from sites.transport import submit
 from sites.transport.base import FolderTransport

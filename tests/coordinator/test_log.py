@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from federation import Federation, flip
 
-from coordinator.log import OwnLog, append, publish_log, read_book
+from coordinator.log import OwnLog, append, publish_log, read_own_log
 from ddm_fed.errors import LogError, RefusedError, StateError
 from ddm_fed.records import Receipt, now, sha256_hex
 from ddm_fed.signing import SigningKey
@@ -58,10 +58,10 @@ def refused_untouched(fed: Federation, chain: RosterChain, log: OwnLog) -> None:
 
 
 def test_appended_leaves_are_the_log_that_a_reader_verifies(fed, chain):
-    log = read_book(fed.home, chain)
+    log = read_own_log(fed.home, chain)
     for _ in range(9):
         log = append(fed.home, chain, log, receipt(fed, log))
-    read = read_book(fed.home, chain)
+    read = read_own_log(fed.home, chain)
     assert (read.entries, read.checkpoint, read.void) == (log.entries, log.checkpoint, log.void)
     assert (read.head, read.size) == (log.head, 12)
     publish_log(fed.home, log)
@@ -69,7 +69,7 @@ def test_appended_leaves_are_the_log_that_a_reader_verifies(fed, chain):
 
 
 def test_append_verifies_the_new_leaf_and_no_other(fed, chain, monkeypatch):
-    log, verified, real = read_book(fed.home, chain), [], trust_log.read_entry
+    log, verified, real = read_own_log(fed.home, chain), [], trust_log.read_entry
 
     def counting(data, index, *rest, **options):
         verified.append(index)
@@ -79,12 +79,12 @@ def test_append_verifies_the_new_leaf_and_no_other(fed, chain, monkeypatch):
     for _ in range(5):
         log = append(fed.home, chain, log, receipt(fed, log))
     assert verified == [3, 4, 5, 6, 7]
-    read_book(fed.home, chain)  # a start verifies them all
+    read_own_log(fed.home, chain)  # a start verifies them all
     assert verified[5:] == list(range(8))
 
 
 def test_leaf_that_does_not_hold_is_never_written(fed, chain):
-    log = read_book(fed.home, chain)
+    log = read_own_log(fed.home, chain)
     offered = (
         receipt(fed, log, log_index=2),
         receipt(fed, log, sequence=log.last_sequence(A)),
@@ -101,15 +101,15 @@ def test_leaf_that_does_not_hold_is_never_written(fed, chain):
 
 
 def test_leaf_altered_between_reading_and_appending_is_found(fed, chain):
-    log = read_book(fed.home, chain)
+    log = read_own_log(fed.home, chain)
     flip(fed.home.log / "leaves.jsonl", 300)
     refused_untouched(fed, chain, log)
     with pytest.raises((StateError, RefusedError)):
-        read_book(fed.home, chain)
+        read_own_log(fed.home, chain)
 
 
 def test_leaf_altered_between_two_appends_is_found_though_its_time_was_set_back(fed, chain):
-    log = read_book(fed.home, chain)
+    log = read_own_log(fed.home, chain)
     log = append(fed.home, chain, log, receipt(fed, log))
     leaves = fed.home.log / "leaves.jsonl"
     facts = leaves.stat()
@@ -120,7 +120,7 @@ def test_leaf_altered_between_two_appends_is_found_though_its_time_was_set_back(
 
 def test_log_put_back_to_an_earlier_state_is_not_appended_to(fed, chain, scratch: Path):
     earlier = Path(shutil.copytree(fed.home.log, scratch / "earlier"))
-    log = read_book(fed.home, chain)
+    log = read_own_log(fed.home, chain)
     log = append(fed.home, chain, log, receipt(fed, log))
     for file in earlier.iterdir():  # whole, signed, and a rollback all the same
         shutil.copyfile(file, fed.home.log / file.name)
@@ -128,37 +128,37 @@ def test_log_put_back_to_an_earlier_state_is_not_appended_to(fed, chain, scratch
 
 
 def test_leaf_appended_by_another_process_is_not_overlooked(fed, chain):
-    log = read_book(fed.home, chain)
-    append(fed.home, chain, read_book(fed.home, chain), receipt(fed, log))
+    log = read_own_log(fed.home, chain)
+    append(fed.home, chain, read_own_log(fed.home, chain), receipt(fed, log))
     refused_untouched(fed, chain, log)
 
 
 @pytest.mark.parametrize("name", ["leaves.jsonl", "checkpoint"])
 def test_log_exchanged_for_a_link_is_not_written_through(fed, chain, scratch: Path, name: str):
-    log = read_book(fed.home, chain)
+    log = read_own_log(fed.home, chain)
     elsewhere = shutil.move(fed.home.log / name, scratch / name)
     (fed.home.log / name).symlink_to(elsewhere)
     refused_untouched(fed, chain, log)
 
 
 def test_log_that_was_only_touched_is_appended_to(fed, chain):
-    log = read_book(fed.home, chain)
+    log = read_own_log(fed.home, chain)
     for name in ("leaves.jsonl", "checkpoint"):
         (fed.home.log / name).touch()
     log = append(fed.home, chain, log, receipt(fed, log))
-    assert read_book(fed.home, chain).head == log.head
+    assert read_own_log(fed.home, chain).head == log.head
 
 
 def test_torn_line_of_a_failed_append_is_dropped_by_the_next(fed, chain):
-    log = read_book(fed.home, chain)
+    log = read_own_log(fed.home, chain)
     with (fed.home.log / "leaves.jsonl").open("ab") as file:
         file.write(b'{"payload"')
     log = append(fed.home, chain, log, receipt(fed, log))
-    assert read_book(fed.home, chain).head == log.head
+    assert read_own_log(fed.home, chain).head == log.head
 
 
 def test_altered_leaf_that_no_stamp_shows_is_never_signed(fed, chain, monkeypatch):
-    log = read_book(fed.home, chain)
+    log = read_own_log(fed.home, chain)
     flip(fed.home.log / "leaves.jsonl", 300)
     leaves = fed.home.log / "leaves.jsonl"
     unseen = type(log.leaves_stamp).of(leaves.stat())  # as if the system had kept the old times
@@ -171,7 +171,7 @@ def test_altered_leaf_that_no_stamp_shows_is_never_signed(fed, chain, monkeypatc
     honest = read_log_of(grown, chain)
     assert grown.head == honest.head  # over what was verified
     with pytest.raises((StateError, RefusedError)):
-        read_book(fed.home, chain)
+        read_own_log(fed.home, chain)
 
 
 def read_log_of(log: OwnLog, chain: RosterChain):
@@ -179,7 +179,7 @@ def read_log_of(log: OwnLog, chain: RosterChain):
 
 
 def test_two_continuations_of_one_log_do_not_mix(fed, chain):
-    log = read_book(fed.home, chain)
+    log = read_own_log(fed.home, chain)
     one = log.extended(receipt(fed, log), chain)
     two = log.extended(receipt(fed, log, sequence=9), chain)
     three = one.extended(receipt(fed, one), chain)

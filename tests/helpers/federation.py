@@ -14,7 +14,7 @@ import torch
 
 from coordinator.ensembles.assemble import assemble
 from coordinator.inbox.admission import Admitted, admit_arrivals, admitted_bundles
-from coordinator.log import read_book
+from coordinator.log import read_own_log
 from coordinator.roster import changes, proposals
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.bundle.verify import ENVELOPE_FILE
@@ -147,7 +147,7 @@ class Federation:
     @property
     def log(self) -> Log:
         """The coordinator's transparency log, as anybody knows it."""
-        own = read_book(self.home, self.home.chain())
+        own = read_own_log(self.home, self.home.chain())
         return Log(own.origin, own.entries, own.checkpoint, own.void)
 
     @property

@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from coordinator.inbox.admission import admit_arrivals, admitted_bundles
 from coordinator.inbox.upload_progress import read_progress
-from coordinator.log import read_book
+from coordinator.log import read_own_log
 from coordinator.roster import changes, proposals
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.ensemble.folder import verify_ensemble
@@ -147,7 +147,7 @@ def admit(folder: Path) -> int:
     """Verifies the inbox, in this process; returns the number of bundles then admitted."""
     home = CoordinatorFolder.open(folder / "hub")
     admit_arrivals(home, home.trust())
-    admitted = admitted_bundles(home, home.trust(), read_book(home, home.chain()))
+    admitted = admitted_bundles(home, home.trust(), read_own_log(home, home.chain()))
     kept = {digest for item in admitted for digest in item.sha256.values()}
     assert {path.name for path in home.blobs.folder.iterdir()} == kept  # all of them, no parts
     return len(admitted)
@@ -190,7 +190,7 @@ def test_admission_killed_half_way_admits_nothing_and_then_completes(copy):
     assert [path.name[:6] for path in blobs.iterdir()] == [".part-"]
     assert list((hub / "store" / "manifests").iterdir()) == []
     home = CoordinatorFolder.open(hub)
-    assert read_book(home, home.chain()).size == 0
+    assert read_own_log(home, home.chain()).size == 0
     assert len(list((hub / "inbox" / "incoming").iterdir())) == 2
 
     assert admit(copy) == 2
@@ -247,7 +247,7 @@ def test_import_killed_half_way_admits_nothing_and_then_goes_on_from_there(copy)
         return sum(known.committed_bytes for known in found if known is not None)
 
     kill_when(lambda: committed() >= 64 << 20, *command)
-    assert read_book(home, home.chain()).size == 0
+    assert read_own_log(home, home.chain()).size == 0
     assert admit(copy) == 0
     assert committed() >= 64 << 20
 

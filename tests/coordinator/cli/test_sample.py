@@ -12,7 +12,8 @@ from federation import Federation, train
 from typer.testing import CliRunner
 
 from coordinator.cli.main import app
-from coordinator.ensembles.assemble import assemble, remove
+from coordinator.ensembles.assemble import assemble
+from coordinator.ensembles.remove import remove
 from coordinator.inbox.admission import admit_arrivals
 from coordinator.roster import changes, proposals
 from coordinator.workspace import CoordinatorFolder

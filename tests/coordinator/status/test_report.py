@@ -23,7 +23,8 @@ from federation import (
     train,
 )
 
-from coordinator.ensembles.assemble import assemble, remove
+from coordinator.ensembles.assemble import assemble
+from coordinator.ensembles.remove import remove
 from coordinator.inbox import admission
 from coordinator.inbox.admission import admit_arrivals
 from coordinator.journal import refusals

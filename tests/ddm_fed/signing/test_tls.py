@@ -51,7 +51,7 @@ from ddm_fed.signing import (
     write_key,
 )
 from sites import enrolment as rotation
-from sites.outbox.review import approve_request
+from sites.outbox.approve import approve_request
 from sites.workspace import ENROLMENT_FILE, SiteFolder
 
 A, B, C = "hospital-a", "hospital-b", "hospital-c"

@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 import coordinator.cli.main
 import sites.cli.main
-from coordinator.ensembles.assemble import assemble, remove
+from coordinator.ensembles.assemble import assemble
+from coordinator.ensembles.remove import remove
 from ddm_fed.errors import LogError, RefusedError, RosterError, StateError
 from ddm_fed.evaluation.report import LEAST
 

@@ -37,13 +37,8 @@ from ddm_fed.records import IN_TOTO_PAYLOAD, sha256_hex
 from ddm_fed.signing import ENROLMENT_PAYLOAD, SigningKey, add_signature, new_key, write_key
 from ddm_fed.trust.log import SUBMISSION_FILE
 from sites.outbox import stages
-from sites.outbox.review import (
-    EGRESS_FILE,
-    REVIEW_FILE,
-    approve_request,
-    approve_review,
-    open_for_approval,
-)
+from sites.outbox.approve import approve_request, approve_review, open_for_approval
+from sites.outbox.review import EGRESS_FILE, REVIEW_FILE
 from sites.outbox.review_page import PAGE_FILE
 from sites.transport import submit
 from sites.transport.base import FolderTransport
