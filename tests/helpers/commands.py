@@ -22,7 +22,6 @@ BIN = Path(sys.executable).parent
 MAIN = {"ddm-site": "sites.cli.main", "ddm-coord": "coordinator.cli.main"}
 LIBRARIES = (
     "cryptography.x509",
-    "diffusers.models.unets.unet_2d",
     "dp_accounting.rdp",
     "fsspec",
     "google.protobuf.message",
