@@ -45,7 +45,7 @@ from ddm_fed.signing import (
 )
 from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.store import BlobStore
-from ddm_fed.storage.workspace import Home, read_settings, require_new
+from ddm_fed.storage.workspace import Home, read_settings, require_new, write_settings
 from ddm_fed.trust import RosterChain, Trust, pin_of
 from ddm_fed.trust.published import PLAN_FILE, read_chain, read_published, roster_files
 
@@ -133,11 +133,8 @@ class CoordinatorFolder(Home):
         write_atomically(path / "pending" / "roster-0001.json", roster.to_json())
         settings = CoordinatorSettings(federation=federation, root=pin_of(roster.to_json()))
         # last, because its presence says that the folder is complete
-        text = (
-            "# Written by `ddm-coord init`. `root` is the digest of the first roster.\n"
-            f'federation = "{settings.federation}"\nroot = "{settings.root}"\n'
-        )
-        write_atomically(path / "coordinator.toml", text.encode())
+        heading = "Written by `ddm-coord init`. `root` is the digest of the first roster."
+        write_settings(path / "coordinator.toml", settings, heading=heading)
         return cls(path, settings)
 
     @classmethod
@@ -170,10 +167,10 @@ class CoordinatorFolder(Home):
         Raises:
             StateError: nothing is published yet.
         """
-        self.chain()
-        if not (self.published / PLAN_FILE).exists():
-            raise StateError("no plan is published yet", hint="run `ddm-coord publish PLAN.toml`")
-        return read_published(self.published, self.settings.root)
+        if roster_files(self.published) and (self.published / PLAN_FILE).exists():
+            return read_published(self.published, self.settings.root)
+        self.chain()  # what is wrong with the rosters is said first
+        raise StateError("no plan is published yet", hint="run `ddm-coord publish PLAN.toml`")
 
     def key(self, chain: RosterChain) -> SigningKey:
         """Returns the active key that signs plans, receipts, checkpoints and ensembles.

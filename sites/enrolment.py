@@ -8,7 +8,7 @@ from ddm_fed.records import RosterSite
 from ddm_fed.signing import VerifyKey, new_key
 from ddm_fed.trust import Trust
 from sites.outbox.stages import member_of
-from sites.workspace import ROTATION_FILE, SiteFolder, write_request, write_settings
+from sites.workspace import ROTATION_FILE, SiteFolder, write_request, write_site_settings
 
 
 def replace_site_key(site: SiteFolder, trust: Trust, *, lost: bool) -> Path:
@@ -99,5 +99,5 @@ def replace_officer(site: SiteFolder, trust: Trust, officer: VerifyKey) -> Path:
         replaces=tuple(k.public_key for k in active if k.role == "dpo"),
         known=frozenset(k.public_key for k in active),
     )
-    write_settings(renamed)
+    write_site_settings(renamed)
     return file

@@ -48,8 +48,13 @@ from ddm_fed.signing import (
     site_dns_name,
 )
 from ddm_fed.storage.files import write_atomically
-from ddm_fed.storage.workspace import Home, read_settings, require_new
+from ddm_fed.storage.workspace import Home, read_settings, require_new, write_settings
 
+SETTINGS_HEADING = """\
+Written by `ddm-site init`. These are the site's own limits, which no plan can lower:
+epsilon over all plans together, the delta it is stated at, what must carry noise, and
+what epsilon protects at least. With `dpo_key`, nothing leaves without the
+data-protection officer's signature. docs/privacy.md explains each."""
 ENROLMENT_FILE = "enrolment.dsse.json"
 ROTATION_FILE = "rotation.dsse.json"
 
@@ -131,7 +136,7 @@ class SiteFolder(Home):
         key = site.newest_key()
         write_request(site, path / ENROLMENT_FILE, key, [key], certificate=tls.certificate)
         # last, because its presence says that the folder is complete
-        write_settings(site)
+        write_site_settings(site)
         return site
 
     @classmethod
@@ -288,23 +293,6 @@ def write_request(
     return request
 
 
-def write_settings(site: SiteFolder) -> None:
-    """Writes `site.toml`."""
-    settings = site.settings
-    dpo = f'dpo_key = "{settings.dpo_key}"\n' if settings.dpo_key is not None else ""
-    parts = ", ".join(f'"{part}"' for part in settings.must_be_private)
-    text = (
-        "# Written by `ddm-site init`. These are the site's own limits, which no plan can lower:\n"
-        "# epsilon over all plans together, the delta it is stated at, what must carry noise, and\n"
-        "# what epsilon protects at least. With `dpo_key`, nothing leaves without the\n"
-        "# data-protection officer's signature. docs/privacy.md explains each.\n"
-        f'name = "{settings.name}"\n'
-        f'root = "{settings.root}"\n'
-        f'max_epsilon = "{settings.max_epsilon}"\n'
-        f'max_delta = "{settings.max_delta:f}"\n'
-        f"must_be_private = [{parts}]\n"
-        f'least_noise_multiplier = "{settings.least_noise_multiplier:f}"\n'
-        f'unit = "{settings.unit}"\n'
-        f"share_audit = {str(settings.share_audit).lower()}\n{dpo}"
-    )
-    write_atomically(site.path / "site.toml", text.encode())
+def write_site_settings(site: SiteFolder) -> None:
+    """Writes `site.toml`; what people wrote into it besides stays."""
+    write_settings(site.path / "site.toml", site.settings, heading=SETTINGS_HEADING)

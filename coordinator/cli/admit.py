@@ -11,7 +11,7 @@ from ddm_fed.commands.options import JsonOption
 from ddm_fed.storage.files import size_below
 
 if TYPE_CHECKING:
-    from coordinator.inbox.admission import Verdict
+    from coordinator.inbox.admission import Known, Verdict
     from coordinator.workspace import CoordinatorFolder
 
 
@@ -23,7 +23,7 @@ def admit(coordinator: CoordinatorOption = Path(), as_json: JsonOption = False) 
     Example: ddm-coord admit --coordinator consortium
     """
     from coordinator.ensembles.reference import waits_for_reference
-    from coordinator.inbox.admission import admit_arrivals
+    from coordinator.inbox.admission import take_arrivals
     from coordinator.inbox.ledger_prices import Prices, price_arrivals
     from coordinator.workspace import CoordinatorFolder
 
@@ -31,8 +31,8 @@ def admit(coordinator: CoordinatorOption = Path(), as_json: JsonOption = False) 
     bar = console.moving_bytes("verifying the inbox", size_below(home.incoming))
     waiting = price_arrivals(home, home.trust(), Prices())
     with home.changing(), bar as advance:
-        verdicts = admit_arrivals(home, home.trust(), later=waiting, advance=advance)
-        jumps = _jumps(home, verdicts)
+        verdicts, known = take_arrivals(home, home.trust(), later=waiting, advance=advance)
+        jumps = _jumps(home, known, verdicts)
     refused = [verdict for verdict in verdicts if verdict.error is not None]
     if as_json:
         console.show_json(
@@ -64,30 +64,28 @@ def admit(coordinator: CoordinatorOption = Path(), as_json: JsonOption = False) 
     else:
         console.say(f"nothing new in {home.incoming}")
     for said in jumps:
-        console.say(f"WARNING: {said}: `ddm-coord assemble` will ask about it")
+        console.say(f"WARNING: {said}: `ddm-coord assemble` will ask for a decision")
     for error in [*waiting.values(), *(verdict.error for verdict in refused)]:
         if error is not None:
             console.show_error(error)
     if refused:
         console.say(f"refused bundles are kept in {home.refused}")
         raise typer.Exit(1)
-    if waits_for_reference(home, home.trust()):
+    if waits_for_reference(home, known.trust):
         console.next_step(console.typed("ddm-coord", "reference", "--coordinator", coordinator))
         return
     words = ("ddm-coord", "assemble", "--coordinator", coordinator, "ENSEMBLE_FOLDER")
     console.next_step(console.typed(*words))
 
 
-def _jumps(home: "CoordinatorFolder", verdicts: "list[Verdict]") -> list[str]:
+def _jumps(home: "CoordinatorFolder", known: "Known", verdicts: "list[Verdict]") -> list[str]:
     """Returns what a person has to decide about the counts of what was just admitted."""
     from coordinator.ensembles.image_counts import count_members, sentence
     from coordinator.inbox.admission import current_members
-    from coordinator.log import read_book
 
     new = {item.admitted.payload_sha256 for item in verdicts if item.admitted is not None}
     if not new:
         return []
-    trust = home.trust()
-    log = read_book(home, trust.chain)
+    trust, log = known
     found = count_members(home, trust, log, current_members(home, trust, log))
     return [sentence(item) for item in found if item.jumped and item.submission_sha256 in new]

@@ -11,6 +11,7 @@ from ddm_fed.errors import OptionError
 from ddm_fed.storage.files import size_below
 
 if TYPE_CHECKING:
+    from coordinator.inbox.admission import Known
     from coordinator.workspace import CoordinatorFolder
     from ddm_fed.ensemble.folder import BuiltRouterFile
 
@@ -21,8 +22,8 @@ def assemble(
     router: Annotated[
         str | None,
         typer.Option(
-            help="prior, mixture or heads, or a folder that `router build` made; by default what "
-            "the plan says."
+            help="prior, mixture or heads, or a folder that `router build` made. By "
+            "default what the plan says."
         ),
     ] = None,
     without: Annotated[
@@ -30,7 +31,10 @@ def assemble(
     ] = None,
     accept: Annotated[
         list[str] | None,
-        typer.Option(help="Take this site's count, though it jumped against its earlier bundle."),
+        typer.Option(
+            help="Accept this site's count, although it is far from that of its earlier "
+            "bundle. May be given several times."
+        ),
     ] = None,
 ) -> None:
     """Put the admitted experts together as a signed folder anyone can verify and sample.
@@ -74,25 +78,26 @@ def assemble_and_say(
     router: "RouterName | BuiltRouterFile | None",
     without: list[str],
     accept: list[str],
+    known: "Known | None" = None,
 ) -> None:
     """Assembles, and says what there is to know about the sites' counts and what comes next."""
     from coordinator.ensembles import assemble as assembling
-    from coordinator.ensembles.image_counts import count_members, sentence
-    from coordinator.log import read_book
+    from coordinator.ensembles.image_counts import sentence
+    from coordinator.inbox.admission import begin
 
-    members = assembling.choose_members(home, without)
-    trust = home.trust()
-    for item in count_members(home, trust, read_book(home, trust.chain), members):
+    assembling.require_free(target)
+    chosen = assembling.choose(home, known or begin(home), without)
+    for item in chosen.counted:
         if item.jumped or item.weighs < item.share - 1e-9:
             console.say(f"WARNING: {sentence(item)}")
     total = 2 * sum(
         size_below(home.blobs.path(digest))
-        for item in members.values()
+        for item in chosen.members.values()
         for digest in item.sha256.values()
     )
     with console.moving_bytes("assembling", total) as advance:
-        verified = assembling.assemble(
-            home, target, router=router, without=without, accept=accept, advance=advance
+        verified = assembling.write_chosen(
+            home, chosen, target, router=router, accept=accept, advance=advance
         )
     names = ", ".join(member.site for member in verified.record.members)
     console.say(f"{target} is a signed ensemble of {names}")

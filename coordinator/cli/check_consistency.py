@@ -15,8 +15,7 @@ def check_consistency(
     folders: Annotated[
         list[Path],
         typer.Argument(
-            help="Folders that hold rosters and log: published folders, the folders of sites, "
-            "ensembles.",
+            help="Folders with rosters and log: published folders, folders of sites, ensembles.",
             exists=True,
             file_okay=False,
         ),
@@ -25,7 +24,7 @@ def check_consistency(
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare what the coordinator showed to several places; name a fork with both signed heads.
+    """Compare what the coordinator showed to several places; prove a fork by both signed heads.
 
     Example: ddm-coord check-consistency hospital-a hospital-b published --root sha256:3b6a…
     """

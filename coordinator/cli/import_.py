@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 def import_(
     source: Annotated[
         str,
-        typer.Argument(help="Folder that `ddm-site export` wrote, or a URL that fsspec knows."),
+        typer.Argument(
+            help="Folder that `ddm-site export` wrote, or a URL such as s3://… or sftp://…."
+        ),
     ],
     coordinator: CoordinatorOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Take in bundles from a medium, a share or a bucket; verify them; write the receipts back.
+    """Read bundles from a medium, a share or a bucket; verify and admit them; write receipts back.
 
-    Copies that are not whole are named and left alone. Safe to run again at any time: it goes on
-    from where it came to, and deletes nothing there.
+    Incomplete copies are named and left alone. Safe to run again at any time: it continues where it
+    stopped, and deletes nothing there.
 
     Examples: ddm-coord import /media/usb/ddm · ddm-coord import sftp://files.example/exchange
     """
@@ -37,6 +39,7 @@ def import_(
         write_back,
     )
     from coordinator.workspace import CoordinatorFolder
+    from ddm_fed.records import BundleState
     from ddm_fed.remote import open_folder
 
     home = CoordinatorFolder.open(coordinator)
@@ -58,7 +61,7 @@ def import_(
         _show(found, left, as_json)
     written = write_back(home, medium, found)
     _say_what_goes_back(home.receipts, medium.name, written)
-    if any(item.state != "admitted" for item in found):
+    if any(item.state is not BundleState.ADMITTED for item in found):
         raise typer.Exit(1)
     if waits_for_reference(home, home.trust()):
         console.next_step(console.typed("ddm-coord", "reference", "--coordinator", coordinator))
@@ -68,6 +71,8 @@ def import_(
 
 
 def _show(found: "list[Found]", left: int, as_json: bool) -> None:
+    from ddm_fed.records import BundleState
+
     if as_json:
         console.show_json(
             [
@@ -76,7 +81,7 @@ def _show(found: "list[Found]", left: int, as_json: bool) -> None:
                     "submission_sha256": item.digest,
                     "site": item.site,
                     "state": item.state,
-                    "admitted": item.state == "admitted",
+                    "admitted": item.state is BundleState.ADMITTED,
                     "code": item.code,
                     "reason": item.reason,
                 }
@@ -97,12 +102,12 @@ def _show(found: "list[Found]", left: int, as_json: bool) -> None:
             ],
         )
     else:
-        console.say("there is no bundle")
+        console.say("no bundle found")
     for item in found:
         if item.reason is not None:
             console.say(f"{item.name[:16]}…: {item.state}: {item.reason}\n  hint: {item.hint}")
     if left:
-        console.say(f"{left} more things in incoming/ were left alone: they are no bundles")
+        console.say(f"{left} other entries of incoming/ were left alone: they are not bundles")
 
 
 def _say_what_goes_back(receipts: Path, medium: str, written: "Written") -> None:

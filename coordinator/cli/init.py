@@ -16,13 +16,13 @@ def init(
     root_key: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Public key file of an institution that is to sign rosters; give all of them. "
-            "Without any, this folder holds the one root key."
+            help="Public key file of an institution that signs rosters. Give one for "
+            "each. Without any, this folder holds the only root key."
         ),
     ] = None,
-    threshold: Annotated[int, typer.Option(help="How many root keys it takes.", min=1)] = 1,
+    threshold: Annotated[int, typer.Option(help="How many root keys have to sign.", min=1)] = 1,
 ) -> None:
-    """Make a coordinator: its folder, its keys, and the first roster, whose digest everybody pins.
+    """Make a coordinator: its folder, its keys, and the first roster. Everybody pins its digest.
 
     Examples: ddm-coord init consortium --federation digits · ddm-coord init consortium
     --federation digits --root-key a.pub --root-key b.pub --root-key c.pub --threshold 2

@@ -18,7 +18,9 @@ CoordinatorOption = Annotated[
 ]
 RootOption = Annotated[
     str | None,
-    typer.Option("--root", help="Fingerprint of the federation, sha256:…, learnt from a person."),
+    typer.Option(
+        "--root", help="Fingerprint of the federation, sha256:…, which a person told you."
+    ),
 ]
 
 

@@ -87,8 +87,8 @@ def anchors(
     images: Annotated[
         Path,
         typer.Argument(
-            help="PUBLIC images: an .npz with `images`, or MedMNIST's `train_images`, of the "
-            "plan's shape.",
+            help="PUBLIC images of the plan's shape: an .npz with `images`, or "
+            "MedMNIST's `train_images`.",
             exists=True,
             dir_okay=False,
         ),
@@ -96,27 +96,34 @@ def anchors(
     plan: Annotated[
         Path,
         typer.Option(
-            help="The plan.toml they are for, or a folder with a signed plan.", exists=True
+            help="The plan.toml that they are for, or a folder with a signed plan.", exists=True
         ),
     ],
     components: Annotated[
-        int, typer.Option(min=2, max=64, help="How many anchors, and so Gaussians per site.")
+        int,
+        typer.Option(
+            min=2, max=64, help="Number of anchors, which is the number of Gaussians per site."
+        ),
     ],
     frequencies: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Lowest frequencies per channel that an anchor holds.", show_default="all"
+            min=1,
+            help="How many of the lowest frequencies per channel an anchor holds.",
+            show_default="all",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Decides the start.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Decides where the search starts.")
+    ] = 0,
     coordinator: CoordinatorOption = Path(),
     root: RootOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Print anchors for a mixture router of several components, found in public images.
 
-    Paste the lines into the plan, under its router. Anchors are signed and published with it: never
-    make them from private images, for that would be a release nobody paid for.
+    Paste the lines into the plan, under its router. Anchors are signed and published with it. Never
+    make them from private images: that would be a release without a ledger entry.
 
     Example: ddm-coord plan anchors public.npz --plan plan.toml --components 10
     """

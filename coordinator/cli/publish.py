@@ -11,7 +11,7 @@ from ddm_fed.errors import OptionError
 
 
 def publish(
-    plan: Annotated[Path, typer.Argument(help="The plan people wrote, plan.toml.", dir_okay=False)],
+    plan: Annotated[Path, typer.Argument(help="The plan.toml that people wrote.", dir_okay=False)],
     coordinator: CoordinatorOption = Path(),
 ) -> None:
     """Check and sign the plan, and put it into the published folder.
@@ -43,8 +43,8 @@ def publish(
     )
     if before not in (None, plan_sha256):
         console.say(
-            f"it takes the place of the plan {before[:16]}…: what sites made under that and have "
-            "not sent is not taken any more, and the epsilon they spent on it stays spent"
+            f"it replaces the plan {before[:16]}…: what sites made under that plan and have not "
+            "sent is not taken any more, and the epsilon they spent on it stays spent"
         )
     if earlier:
         console.say(

@@ -17,10 +17,13 @@ def reference(
     ] = None,
     replace: Annotated[
         bool,
-        typer.Option("--replace", help="Make a new one; every site has to train its head again."),
+        typer.Option(
+            "--replace",
+            help="Replace the present one. Every site then has to train its head again.",
+        ),
     ] = False,
 ) -> None:
-    """Publish the pool of all releases, signed: what every site trains its head of the router with.
+    """Publish the signed pool of all releases, which every site trains its router head against.
 
     For plans with router.kind = "heads", once every site's first bundle is admitted. It is made of
     what the sites released and of nothing else. Example: ddm-coord reference

@@ -13,11 +13,15 @@ from ddm_fed import console
 def remove(
     site: Annotated[str, typer.Argument(help="The site that leaves.")],
     out: Annotated[Path, typer.Option(help="Folder to make: the ensemble without the site.")],
-    reason: Annotated[str, typer.Option(help="Why, for everybody who reads the log.")],
+    reason: Annotated[
+        str, typer.Option(help="The reason. Everybody who reads the log can read it.")
+    ],
     coordinator: CoordinatorOption = Path(),
     delete_weights: Annotated[
         bool,
-        typer.Option("--delete-weights", help="Delete its weights here too. This is final."),
+        typer.Option(
+            "--delete-weights", help="Also delete its weights here. This cannot be undone."
+        ),
     ] = False,
 ) -> None:
     """End the use of a site's expert: a signed removal in the log, and an ensemble without it.
@@ -44,4 +48,4 @@ def remove(
                 "them, routers trained on their samples. Make it again from the new ensemble; "
                 "`ddm-coord verify ENSEMBLE --published PUBLISHED` finds copies elsewhere"
             )
-        assemble_and_say(home, out, None, [], [])
+        assemble_and_say(home, out, None, [], [], removed.known)

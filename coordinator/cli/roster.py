@@ -22,19 +22,22 @@ app = typer.Typer(
     rich_markup_mode="rich",
     help="""Who takes part, with which keys.
 
-Every change is a new roster, signed by the root keys. Where they are in several hands it waits
-until enough of them have signed it with sign.""",
+Every change is a new roster, signed by the root keys. If several people hold them, it waits
+until enough of them have signed it with `sign`.""",
 )
 KeyOption = Annotated[
     list[str] | None,
-    typer.Option("--key", help="A key of the site as its people read it out; compared."),
+    typer.Option(
+        "--key",
+        help="A key of the site, as its people read it out. It is compared with the request.",
+    ),
 ]
 CompromisedOption = Annotated[
     int | None,
     typer.Option(
         "--compromised-since",
-        help="Size of the log from which on the old keys may have been a thief's: what they signed "
-        "from there on counts no longer.",
+        help="Size of the log from which the old keys may have been stolen. What "
+        "they signed after that does not count.",
         min=0,
     ),
 ]
@@ -44,12 +47,14 @@ CompromisedOption = Annotated[
 def add(
     requests: Annotated[
         list[str],
-        typer.Argument(help="Enrolment requests: files, or sites whose request waits here."),
+        typer.Argument(
+            help="Enrolment requests: files, or names of sites whose request is waiting here."
+        ),
     ],
     coordinator: CoordinatorOption = Path(),
     key: KeyOption = None,
 ) -> None:
-    """Take sites into the roster, from the requests they sent.
+    """Add sites to the roster, from the requests they sent.
 
     Examples: ddm-coord roster add hospital-a.dsse.json --key ed25519:77ab… · ddm-coord roster add
     hospital-a --key ed25519:77ab…
@@ -77,10 +82,10 @@ def add(
 
 @app.command()
 def refuse(
-    request: Annotated[str, typer.Argument(help="The site whose request waits here.")],
+    request: Annotated[str, typer.Argument(help="The site whose request is waiting here.")],
     coordinator: CoordinatorOption = Path(),
 ) -> None:
-    """Drop a request that came over a network; nothing else changes.
+    """Drop a request that came over a network. Nothing else changes.
 
     Example: ddm-coord roster refuse hospital-x
     """
@@ -98,7 +103,8 @@ def rotate(
     request: Annotated[
         str | None,
         typer.Argument(
-            help="The request of `ddm-site rotate`: a file, or a site whose request waits here."
+            help="The request of `ddm-site rotate`: a file, or the name of a site whose "
+            "request is waiting here."
         ),
     ] = None,
     coordinator: CoordinatorOption = Path(),
@@ -109,20 +115,21 @@ def rotate(
         bool,
         typer.Option(
             "--server-certificate",
-            help="List the next certificate to serve with; end the last but one.",
+            help="Add the next certificate of the server to the roster; end the one "
+            "before the last.",
         ),
     ] = False,
     root_key: Annotated[
         list[Path] | None,
-        typer.Option(help="Public key file of a new holder of a root key; all of them."),
+        typer.Option(help="Public key file of a new holder of a root key. Give one for each."),
     ] = None,
     threshold: Annotated[
-        int | None, typer.Option(help="How many of the new root keys it takes.", min=1)
+        int | None, typer.Option(help="How many of the new root keys have to sign.", min=1)
     ] = None,
     lost: Annotated[
         bool,
         typer.Option(
-            "--lost", help="The site's people said that no present key is left to sign with."
+            "--lost", help="The site's people said that they have no present key left to sign with."
         ),
     ] = False,
     compromised_since: CompromisedOption = None,
@@ -141,8 +148,9 @@ def rotate(
     chosen = [request is not None, coordinator_key, server_certificate, bool(root_key)]
     if sum(chosen) != 1:
         raise OptionError(
-            f"{sum(chosen)} things to replace are named",
-            hint="give one: a request, --coordinator-key, --server-certificate, or --root-key",
+            f"{sum(chosen)} of REQUEST, --coordinator-key, --server-certificate and --root-key are "
+            "given, which say what to replace",
+            hint="give exactly one of them",
         )
     if bool(root_key) != (threshold is not None):
         raise OptionError("--root-key and --threshold need each other", hint="give both")
@@ -169,21 +177,24 @@ def rotate(
 
 @app.command()
 def revoke(
-    site: Annotated[str, typer.Argument(help="The site.")],
+    site: Annotated[str, typer.Argument(help="Name of the site.")],
     coordinator: CoordinatorOption = Path(),
     key: Annotated[
-        str | None, typer.Option(help="Only this key, ed25519:…; by default all of the site.")
+        str | None,
+        typer.Option(help="End only this key, ed25519:…; by default all keys of the site."),
     ] = None,
     certificates: Annotated[
         bool,
-        typer.Option("--certificates", help="Only its certificates: it connects no more."),
+        typer.Option(
+            "--certificates", help="End only its certificates, so that it cannot connect any more."
+        ),
     ] = False,
     compromised_since: CompromisedOption = None,
 ) -> None:
-    """End what keys of a site may sign, from here on, or from an earlier size of the log.
+    """Revoke keys of a site, from now on, or from an earlier size of the log.
 
-    With all keys its certificates end too. Example: ddm-coord roster revoke hospital-a
-    --compromised-since 12
+    If all its keys are revoked, its certificates end too. Example: ddm-coord roster revoke
+    hospital-a --compromised-since 12
     """
     from coordinator.roster import changes
     from coordinator.workspace import CoordinatorFolder
@@ -229,14 +240,14 @@ def sign(
     file: Annotated[
         Path,
         typer.Argument(
-            help="roster-NNNN.json, or the .dsse.json others have signed.",
+            help="roster-NNNN.json, or the .dsse.json that others have signed.",
             exists=True,
             dir_okay=False,
         ),
     ],
     key: Annotated[Path, typer.Option(help="Your root key, a .pem file.", dir_okay=False)],
 ) -> None:
-    """Sign a roster that waits, on any machine, after reading what it says.
+    """Sign a roster that waits for signatures, on any machine. It shows what the roster says.
 
     Example: ddm-coord roster sign roster-0002.json --key root-b.pem
     """
@@ -252,11 +263,13 @@ def sign(
 def merge(
     file: Annotated[
         Path,
-        typer.Argument(help="The .dsse.json that somebody signed.", exists=True, dir_okay=False),
+        typer.Argument(
+            help="The .dsse.json that somebody has signed.", exists=True, dir_okay=False
+        ),
     ],
     coordinator: CoordinatorOption = Path(),
 ) -> None:
-    """Take the signatures others made; publish the roster as soon as they are enough.
+    """Add signatures that others made; publish the roster once there are enough.
 
     Example: ddm-coord roster merge roster-0002.dsse.json
     """
@@ -274,7 +287,7 @@ def merge(
 
 @app.command()
 def discard(coordinator: CoordinatorOption = Path()) -> None:
-    """Drop the roster that waits for signatures; the present one stays.
+    """Drop the roster that waits for signatures. The present one stays.
 
     Example: ddm-coord roster discard
     """

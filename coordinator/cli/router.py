@@ -20,16 +20,18 @@ app = typer.Typer(
     help="Make routers from the experts' own samples, and compare routers.",
 )
 SamplesOption = Annotated[
-    int, typer.Option("--samples-per-site", help="Images drawn from each expert.", min=16)
+    int, typer.Option("--samples-per-site", help="Number of images drawn from each expert.", min=16)
 ]
-StepsOption = Annotated[int, typer.Option(help="Solver steps of each image.", min=1)]
+StepsOption = Annotated[int, typer.Option(help="Solver steps per image.", min=1)]
 SeedOption = Annotated[int, typer.Option(help="Same seed, same router.", min=0)]
 DeviceOption = Annotated[
     list[str] | None,
-    typer.Option(help="cpu, cuda or cuda:1; by default the GPU, if there is one."),
+    typer.Option(
+        help="cpu, cuda or cuda:1. By default the GPU, if there is one. May be given several times."
+    ),
 ]
 ResidentOption = Annotated[
-    int | None, typer.Option(help="Most experts in memory at once; all by default.", min=1)
+    int | None, typer.Option(help="The most experts in memory at once. By default all.", min=1)
 ]
 
 
@@ -57,15 +59,22 @@ def build(
     root: RootOption = None,
     samples_per_site: SamplesOption = 1000,
     steps: StepsOption = 20,
-    training_steps: Annotated[int, typer.Option(help="Steps of the network.", min=1)] = 3000,
+    training_steps: Annotated[
+        int, typer.Option(help="Training steps of the network.", min=1)
+    ] = 3000,
     frequencies: Annotated[
         int | None,
         typer.Option(
-            help="DCT coefficients per channel it reads; all, up to 1024.", min=1, max=4096
+            help="How many DCT coefficients per channel the network reads. By default "
+            "all, up to 1024.",
+            min=1,
+            max=4096,
         ),
     ] = None,
-    width: Annotated[int, typer.Option(help="Channels of the network.", min=8, max=8192)] = 256,
-    depth: Annotated[int, typer.Option(help="Blocks of the network.", min=1, max=32)] = 3,
+    width: Annotated[
+        int, typer.Option(help="Number of channels of the network.", min=8, max=8192)
+    ] = 256,
+    depth: Annotated[int, typer.Option(help="Number of blocks of the network.", min=1, max=32)] = 3,
     switch: Annotated[
         float,
         typer.Option(
@@ -76,7 +85,7 @@ def build(
         ),
     ] = 0.7,
     no_calibrate: Annotated[
-        bool, typer.Option("--no-calibrate", help="Leave the posterior as it is.")
+        bool, typer.Option("--no-calibrate", help="Do not calibrate the posterior.")
     ] = False,
     seed: SeedOption = 0,
     resident: ResidentOption = None,
@@ -86,7 +95,7 @@ def build(
     """Verify an ensemble, draw images from each expert, and make a router of them.
 
     It costs no privacy: whatever the experts and the releases guarantee, the router does too. It
-    serves these experts only; `assemble --router OUT` puts it into a signed ensemble.
+    fits these experts only. `assemble --router OUT` puts it into a signed ensemble.
 
     Example: ddm-coord router build ensemble --kind hybrid --out router
     """
@@ -160,13 +169,16 @@ def compare(
     samples_per_site: SamplesOption = 500,
     steps: StepsOption = 20,
     seed: Annotated[
-        int, typer.Option(help="Other than that of the routers: fresh images.", min=0)
+        int,
+        typer.Option(
+            help="Another seed than that of the routers, so that the images are new.", min=0
+        ),
     ] = 1,
     resident: ResidentOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask the routers an ensemble can have whose images the experts' samples are.
+    """Measure how well each router of an ensemble tells which expert a sample came from.
 
     Example: ddm-coord router compare ensemble --router router-replay --router router-hybrid
     """

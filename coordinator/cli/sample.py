@@ -21,9 +21,9 @@ def sample(
     coordinator: CoordinatorOption = Path(),
     root: RootOption = None,
 ) -> None:
-    """Verify an ensemble, then draw images from it. The same command continues a killed run.
+    """Verify an ensemble, then draw images from it. Run it again to continue a killed run.
 
-    Where the coordinator's folder is at hand, an ensemble that became stale is refused.
+    A stale ensemble is refused, if the coordinator's folder is at hand to tell.
 
     Example: ddm-coord sample ensemble --root sha256:3b6a… --count 100 --out samples
     """

@@ -17,26 +17,29 @@ def serve(
     listen: Annotated[
         str,
         typer.Option(
-            help="HOST:PORT for members; port 0 takes a free one.", callback=listening_address
+            help="HOST:PORT to listen on for members. Port 0 takes a free one.",
+            callback=listening_address,
         ),
     ] = "127.0.0.1:8443",
     enroll: Annotated[
         str | None,
         typer.Option(
-            help="HOST:PORT for requests to be enrolled, from anybody; by default none.",
+            help="HOST:PORT to listen on for requests to be enrolled, from anybody. By "
+            "default none are taken.",
             callback=listening_address,
         ),
     ] = None,
     web: Annotated[
         str | None,
         typer.Option(
-            help="HOST:PORT of the read-only page and the metrics; by default none.",
+            help="HOST:PORT to serve the read-only page and the metrics on. By default "
+            "they are not served.",
             callback=listening_address,
         ),
     ] = None,
     samples: Annotated[
         Path | None,
-        typer.Option(help="What `ddm-coord sample` made, to show its grid.", file_okay=False),
+        typer.Option(help="Folder that `sample` wrote, to show its grid.png.", file_okay=False),
     ] = None,
     share_ensemble: Annotated[
         bool,
@@ -44,15 +47,17 @@ def serve(
     ] = False,
     reserve: Annotated[
         float,
-        typer.Option(help="GiB of disk to leave free whatever arrives.", min=0, callback=finite),
+        typer.Option(
+            help="GiB of disk space to keep free, whatever arrives.", min=0, callback=finite
+        ),
     ] = 1.0,
     uploads: Annotated[
-        int, typer.Option(help="Unfinished bundles of one site at a time.", min=1)
+        int, typer.Option(help="The most unfinished bundles of one site at a time.", min=1)
     ] = 2,
     timeout: Annotated[
         float,
         typer.Option(
-            help="Seconds a stream may bring less than 64 KiB before it is ended.",
+            help="End a stream that brings less than 64 KiB in this many seconds.",
             min=1,
             callback=finite,
         ),
@@ -61,8 +66,8 @@ def serve(
 ) -> None:
     """Listen for sites: hand out what is published, take bundles in, admit them at once.
 
-    Only members of the roster are answered, over mutual TLS. Ends with Ctrl-C or SIGTERM, after
-    what is under way has come to a safe point.
+    Only members of the roster are answered, over mutual TLS. Ctrl-C or SIGTERM ends it, once work
+    in progress has reached a safe point.
 
     Example: ddm-coord serve --listen 0.0.0.0:8443 --enroll 0.0.0.0:8444 --web 127.0.0.1:8080
     """
@@ -109,16 +114,19 @@ def serve(
         else:
             _say(facts)
         wait_for_end()
-        console.say("ending: what is under way comes to a safe point")
+        console.say("ending, once work in progress has reached a safe point")
 
 
 def _say(facts: dict[str, str | None]) -> None:
     console.say(f"members connect to {facts['listen']}")
     if facts["enroll"] is not None:
-        console.say(f"requests to be enrolled are taken at {facts['enroll']}")
+        console.say(f"requests to be enrolled go to {facts['enroll']}")
     if facts["web"] is not None:
         console.say(f"the page is at {facts['web']}")
-    console.say("the part behind # names the certificate; a host may be called otherwise outside")
+    console.say(
+        "the part after # is the fingerprint of the certificate; from outside, the host may have "
+        "another name"
+    )
 
 
 def _host_and_port(text: str) -> tuple[str, int]:

@@ -14,7 +14,7 @@ def sign_model(
     ensemble: Annotated[Path, typer.Argument(help="The ensemble's folder.", file_okay=False)],
     coordinator: CoordinatorOption = Path(),
 ) -> None:
-    """Add model.sig, in OpenSSF Model Signing v1.0 format, so that other tools verify the folder.
+    """Add model.sig, in OpenSSF Model Signing v1.0 format, for other tools to verify the folder.
 
     The ensemble is verified first; a stale one is refused. The key is P-256 and named in the
     roster; its public half is written beside the ensemble. Example: ddm-coord sign-model ensemble

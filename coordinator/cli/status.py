@@ -24,13 +24,13 @@ def status(
     coordinator: CoordinatorOption = Path(),
     as_json: JsonOption = False,
     watch: Annotated[
-        bool, typer.Option("--watch", help="Go on until Ctrl-C, and show what changes.")
+        bool, typer.Option("--watch", help="Show what changes, until Ctrl-C.")
     ] = False,
     every: Annotated[
         float,
         typer.Option(
             metavar="SECONDS",
-            help="With --watch: how often to look.",
+            help="With --watch: how often to look again.",
             min=0.1,
             max=3600,
             callback=finite,
@@ -40,8 +40,8 @@ def status(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="Write metrics for Prometheus to this file instead, for the textfile collector of "
-            "node_exporter, which reads names that end in .prom.",
+            help="Instead, write metrics for Prometheus to this file, for the textfile "
+            "collector of node_exporter. It reads files whose name ends in .prom.",
             dir_okay=False,
         ),
     ] = None,

@@ -17,10 +17,10 @@ DEFAULT_PORT = 8470
 def web(
     coordinator: CoordinatorOption = Path(),
     host: Annotated[
-        str, typer.Option(help="Address to listen at; the default is this machine alone.")
+        str, typer.Option(help="Address to listen on. By default only this machine can connect.")
     ] = "127.0.0.1",
     port: Annotated[
-        int, typer.Option(help="Port to listen at; 0 takes a free one.", min=0, max=65535)
+        int, typer.Option(help="Port to listen on. 0 takes a free one.", min=0, max=65535)
     ] = DEFAULT_PORT,
     samples: Annotated[
         Path | None,
@@ -32,15 +32,15 @@ def web(
     web_name: Annotated[
         list[str] | None,
         typer.Option(
-            help="Further name the page is asked for by, for example that of a reverse proxy. May "
-            "be given several times."
+            help="Another host name under which the page is requested, for example that "
+            "of a reverse proxy. May be given several times."
         ),
     ] = None,
 ) -> None:
     """Serve the status as a read-only web page, with /status.json and /metrics, until Ctrl-C.
 
-    It only reads, and takes no lock. Whoever reaches the port can read who takes part: put a
-    reverse proxy with TLS and a login before it if that is more than this machine.
+    It only reads, and takes no lock. Anyone who reaches the port can read who takes part. If other
+    machines can reach it, put a reverse proxy with TLS and a login in front of it.
 
     Example: ddm-coord web --samples samples
     """
@@ -55,7 +55,5 @@ def web(
     ):
         typer.echo(server.url)
         if host not in (*LOCAL_NAMES, "::1"):
-            console.say(
-                "no login and no TLS: everybody who reaches this port can read who takes part"
-            )
+            console.say("no login and no TLS: anyone who reaches this port can read who takes part")
         Event().wait()

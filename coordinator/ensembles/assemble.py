@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from coordinator import journal
-from coordinator.ensembles.image_counts import count_members, require_decided
-from coordinator.inbox.admission import Admitted, admitted_bundles, current_members, recover
+from coordinator.ensembles.image_counts import Counted, count_members, require_decided
+from coordinator.inbox.admission import Admitted, Known, admitted_bundles, begin, current_members
 from coordinator.log import append, publish_log
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.ensemble.folder import (
@@ -27,27 +27,47 @@ from ddm_fed.trust.receipts import sign_removal
 
 @dataclass(frozen=True)
 class Removed:
-    """What was removed, and the earlier ensembles it makes stale: digest to folder."""
+    """What was removed, and the earlier ensembles it makes stale: digest to folder.
+
+    `known` has the log after the removal.
+    """
 
     site: str
     removal: Removal
     stale: Mapping[str, str]
+    known: Known
 
 
-def choose_members(home: CoordinatorFolder, without: Collection[str]) -> dict[str, Admitted]:
+@dataclass(frozen=True)
+class Chosen:
+    """The members of an ensemble to be, what each says it has, and what they were judged by."""
+
+    known: Known
+    members: Mapping[str, Admitted]
+    counted: list[Counted]
+
+
+def choose(home: CoordinatorFolder, known: Known, without: Collection[str]) -> Chosen:
+    """Returns the members of the next ensemble, and what they say they have.
+
+    Raises:
+        StateError: a site has not been admitted and was not left out, or is not known.
+    """
+    trust, log = known
+    members = choose_members(home, known, without)
+    return Chosen(known, members, count_members(home, trust, log, members))
+
+
+def choose_members(
+    home: CoordinatorFolder, known: Known, without: Collection[str]
+) -> dict[str, Admitted]:
     """Returns the admitted submission of every site of the roster that was not left out.
 
     Raises:
         StateError: a site has not been admitted and was not left out.
         OptionError: a site that is left out is not known, or none remains.
     """
-    trust = home.trust()
-    return _choose(home, trust, recover(home, trust), without)
-
-
-def _choose(
-    home: CoordinatorFolder, trust: Trust, log: Log, without: Collection[str]
-) -> dict[str, Admitted]:
+    trust, log = known
     names = {site.name for site in trust.roster.sites}
     unknown = sorted(set(without) - names)
     if unknown:
@@ -96,27 +116,43 @@ def assemble(
     accept: Collection[str] = (),
     advance: Advance = lambda _: None,
 ) -> WrittenEnsemble:
+    """Writes and signs the ensemble folder `target` of all sites but `without`.
+
+    See `choose` and `write_chosen`, whose errors it raises.
+    """
+    require_free(target)
+    chosen = choose(home, begin(home), without)
+    return write_chosen(home, chosen, target, router=router, accept=accept, advance=advance)
+
+
+def write_chosen(
+    home: CoordinatorFolder,
+    chosen: Chosen,
+    target: Path,
+    *,
+    router: RouterName | BuiltRouterFile | None,
+    accept: Collection[str] = (),
+    advance: Advance = lambda _: None,
+) -> WrittenEnsemble:
     """Writes and signs the ensemble folder `target`.
 
     Args:
         home: The coordinator.
+        chosen: Its members.
         target: Must not exist.
         router: Which router; None is the plan's. One that was made from samples is refused unless
             its samples are of exactly the members' experts.
-        without: Sites to leave out.
         accept: Sites whose count a person has looked at, though it jumped.
         advance: Told the bytes copied and verified.
 
     Raises:
-        StateError: `target` exists, a site is missing, the router is of other experts, or a count
-            jumped that nobody has decided about.
+        StateError: `target` exists, the router is of other experts, or a count jumped that nobody
+            has decided about.
         PlanMismatchError: the router asks heads that do not compose.
     """
-    _require_free(target)
-    trust = home.trust()
-    log = recover(home, trust)
-    admitted = _choose(home, trust, log, without)
-    require_decided(home, count_members(home, trust, log, admitted), accept)
+    require_free(target)
+    (trust, log), admitted = chosen.known, chosen.members
+    require_decided(home, chosen.counted, accept)
     members = {
         name: Member(
             item.envelope,
@@ -129,8 +165,8 @@ def assemble(
     if isinstance(router, BuiltRouterFile):
         _require_made_of(router, members)
         built, router = router, router.record.kind
-    chosen = router or trust.plan.router.kind
-    if chosen == "heads" or (built is not None and needs_heads(built.record)):
+    kind = router or trust.plan.router.kind
+    if kind == "heads" or (built is not None and needs_heads(built.record)):
         require_common_reference({name: item.submission for name, item in admitted.items()})
     verified = write_ensemble(
         target,
@@ -138,7 +174,7 @@ def assemble(
         trust,
         log,
         members,
-        chosen,
+        kind,
         home.key(trust.chain),
         built=built,
         advance=advance,
@@ -165,7 +201,12 @@ def _require_made_of(built: BuiltRouterFile, members: Mapping[str, Member]) -> N
         )
 
 
-def _require_free(target: Path) -> None:
+def require_free(target: Path) -> None:
+    """Refuses to write an ensemble where something is.
+
+    Raises:
+        StateError: `target` exists.
+    """
     if target.exists():
         raise StateError(
             f"{target} exists already", hint="an ensemble is never changed; choose another folder"
@@ -192,8 +233,7 @@ def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: b
             f"--reason has {len(reason)} characters, or some that cannot be seen",
             hint=f"it is signed and public: one line of at most {MAX_REASON} plain characters",
         )
-    trust = home.trust()
-    log = recover(home, trust)
+    trust, log = begin(home)
     void = [entry for entry in log.receipts(site=site) if entry.index in log.void]
     counted = [entry for entry, _ in log.counted(site)]
     entries = void + counted  # of two with one number the one that counts is named
@@ -222,13 +262,14 @@ def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: b
             if entry.receipt is not None
         }
         envelope = sign_removal(removal, submissions, home.key(trust.chain))
-        log = append(home, trust.chain, envelope)
-        publish_log(home, log)
+        log = append(home, trust.chain, log, envelope)
+        publish_log(home, log, since=removal.log_index)
         journal.record(home, "removed", site=site, log_index=removal.log_index)
     if delete_weights:
         _delete_weights(home, trust, log, site)
     found = [entry.removal for entry in log.entries if entry.removal is not None]
-    return Removed(site, next(item for item in reversed(found) if item.site == site), stale)
+    removal = next(item for item in reversed(found) if item.site == site)
+    return Removed(site, removal, stale, Known(trust, log))
 
 
 def _ensembles_with(home: CoordinatorFolder, site: str) -> dict[str, str]:

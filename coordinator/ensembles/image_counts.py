@@ -9,6 +9,7 @@ shown to a person, who takes it or leaves the site out; and a plan may cap what 
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -67,25 +68,35 @@ def count_members(
     units = torch.tensor([count for count, _ in found], dtype=torch.float64)
     weighs = capped(trust.plan, units[:, None])[:, 0]
     rows = zip(names, found, units / units.sum(), weighs / weighs.sum(), strict=True)
-    counted = []
+    counted, said = [], _said(home, log)
     for name, (count, noise), share, weight in rows:
         digest = members[name].payload_sha256
-        before = _earlier(home, log, name, digest, trust.plan.privacy.unit)
+        before = _earlier(said.get(name, []), digest, trust.plan.privacy.unit)
         least, most = sorted((count, count if before is None else before))
         jumped = most - JUMP * least > DEVIATIONS * math.hypot(1, JUMP) * noise
         counted.append(Counted(name, digest, count, before, jumped, float(share), float(weight)))
     return counted
 
 
-def _earlier(home: CoordinatorFolder, log: Log, site: str, digest: str, unit: str) -> float | None:
-    """Returns what the site's last bundle before `digest` said, of the same unit, or None."""
-    found, counting = None, {entry.submission_sha256 for entry, _ in log.counted(site)}
+def _said(home: CoordinatorFolder, log: Log) -> dict[str, list[dict[str, Any]]]:
+    """Returns what every site's bundles that count said when they were admitted, oldest first."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for event in journal.events(home):
-        if event["event"] == "admitted" and event["submission_sha256"] in counting:
-            if event["submission_sha256"] == digest:
-                break
-            if event.get("units") is not None and event.get("unit") == unit:
-                found = float(event["units"])
+        if event["event"] == "admitted":
+            entry = log.find(event["submission_sha256"])
+            if entry is not None and entry.receipt is not None and entry.index not in log.void:
+                found.setdefault(entry.receipt.site, []).append(event)
+    return found
+
+
+def _earlier(said: list[dict[str, Any]], digest: str, unit: str) -> float | None:
+    """Returns what a site's last bundle before `digest` said, of the same unit, or None."""
+    found = None
+    for event in said:
+        if event["submission_sha256"] == digest:
+            break
+        if event.get("units") is not None and event.get("unit") == unit:
+            found = float(event["units"])
     return found
 
 

@@ -5,6 +5,7 @@ from decimal import Decimal
 
 from coordinator import journal
 from coordinator.ensembles.assemble import choose_members
+from coordinator.inbox.admission import begin
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.bundle.policy import release_events
 from ddm_fed.bundle.reference import (
@@ -39,7 +40,8 @@ def publish_reference(
     Raises:
         StateError: a site is missing, the plan has no heads, or there is a reference already.
     """
-    trust = home.trust()
+    known = begin(home)
+    trust = known.trust
     heads_spec(trust.plan)
     present = reference_sha256(home.published, trust)
     if present is not None and not replace:
@@ -49,7 +51,7 @@ def publish_reference(
             "train its head again",
         )
     members, vectors = [], {}
-    for site, item in sorted(choose_members(home, without).items()):
+    for site, item in sorted(choose_members(home, known, without).items()):
         sha256 = item.sha256[ROUTER_FILE]
         file = home.blobs.open(sha256)
         vectors[site] = read_verified(

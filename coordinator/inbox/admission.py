@@ -18,20 +18,16 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from coordinator import journal
-from coordinator.inbox.claim import (
-    admitted_digests,
-    claim_of,
-    read_admitted,
-    require_own_files,
-)
-from coordinator.inbox.history import released_units, require_progress
+from coordinator.inbox.claim import admitted_digests, claim_of, read_admitted
+from coordinator.inbox.history import released_units
+from coordinator.inbox.manifest import judge_manifest
 from coordinator.inbox.quotas import forget_evidence, forget_refused
-from coordinator.log import append, publish_log, read_book
+from coordinator.log import OwnLog, append, publish_log, read_book
 from coordinator.roster.proposals import pending_roster
 from coordinator.workspace import CoordinatorFolder
-from ddm_fed.bundle.reference import reference_sha256
 from ddm_fed.bundle.submission import read_submission
 from ddm_fed.bundle.verify import (
     ENVELOPE_FILE,
@@ -42,8 +38,6 @@ from ddm_fed.bundle.verify import (
 )
 from ddm_fed.errors import (
     EquivocationError,
-    PlanMismatchError,
-    PolicyError,
     RefusedError,
     RevokedKeyError,
     StateError,
@@ -55,7 +49,6 @@ from ddm_fed.records import (
     MAX_DOCUMENT_BYTES,
     Receipt,
     Submission,
-    extends,
     ledger_head,
     now,
     sha256_hex,
@@ -103,6 +96,13 @@ class Admitted:
         return self.entry.submission_sha256
 
 
+class Known(NamedTuple):
+    """What a command verified once, when it began, and hands on to all that it does."""
+
+    trust: Trust
+    log: OwnLog
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What became of one arrival: admitted, or refused with the reason."""
@@ -133,82 +133,26 @@ def verify(
 ) -> VerifiedBundle:
     """Returns the bundle, verified, its files copied into the store while they were hashed.
 
-    The manifest is judged by the log before a byte of the weights is read.
+    The manifest is judged before a byte of the weights is read.
 
     Raises:
         RefusedError: the first rule that fails.
     """
-    statement, payload_sha256 = read_submission(
-        held.envelope, trust.chain, log.size, what=held.what
-    )
-    require_progress(statement.predicate, payload_sha256, log)
-    require_extended_ledger(home, trust, log, statement.predicate)
-    require_our_reference(home, trust, statement.predicate, held.what)
-    require_own_files(home, log, statement, held.what)
+    manifest = read_submission(held.envelope, trust.chain, log.size, what=held.what)
+    digests = judge_manifest(home, trust, log, manifest, what=held.what)
     return verify_files(
+        manifest,
         held.envelope,
+        digests,
         {name: held.arrival / name for name in held.names},
         trust,
-        now(),
         what=held.what,
-        position=log.size,
         store=home.blobs,
         advance=advance,
     )
 
 
-def require_our_reference(
-    home: CoordinatorFolder, trust: Trust, submission: Submission, what: str
-) -> None:
-    """Refuses a head that was trained against another reference: it fits no other head.
-
-    Raises:
-        PlanMismatchError: it was.
-    """
-    if submission.head is None or submission.plan_sha256 != trust.plan_sha256:
-        return  # without a head, or refused for its plan
-    found, expected = submission.head.reference_sha256, reference_sha256(home.published, trust)
-    if found != expected:
-        raise PlanMismatchError(
-            f"{what} has a head for the reference {found[:16]}…, published is "
-            f"{'none' if expected is None else expected[:16] + '…'}",
-            hint="the site has to train its head again with `ddm-site head`, against the newest "
-            "published folder",
-        )
-
-
-def require_extended_ledger(
-    home: CoordinatorFolder, trust: Trust, log: Log, submission: Submission
-) -> None:
-    """Refuses a ledger that forgets an entry of the one that was admitted last from its site.
-
-    It reaches over plans and keys: what was spent on images stays spent.
-
-    Raises:
-        PolicyError: the ledger was cut, or another one stands in its place.
-    """
-    site, ledger = submission.site, submission.privacy.ledger
-    for entry, _ in reversed(list(log.counted(site))):
-        admitted = _admitted(home, entry)
-        try:
-            what = f"the manifest of entry {entry.index}"
-            read_submission(admitted.envelope, trust.chain, entry.index, what=what)
-        except RevokedKeyError:  # a thief's, among keys of which another may sign here
-            continue
-        known = admitted.submission.privacy.ledger
-        if not extends(ledger, ledger_head(known)):
-            kept = sum(1 for old, new in zip(known, ledger, strict=False) if old == new)
-            raise PolicyError(
-                f"the ledger of `{site}` forgets: that of its submission at entry {entry.index} of "
-                f"the log has {len(known)} entries, this one has {len(ledger)} and agrees with "
-                f"{kept} of them",
-                hint="it was cut, or the site was restored from a backup: what was spent stays "
-                "spent; the site runs `ddm-site ledger --recover` and signs anew",
-            )
-        return
-
-
-def admit(home: CoordinatorFolder, trust: Trust, log: Log, bundle: VerifiedBundle) -> Log:
+def admit(home: CoordinatorFolder, trust: Trust, log: OwnLog, bundle: VerifiedBundle) -> OwnLog:
     """Writes the manifest and then the leaf that admits `bundle`; returns the log after it."""
     file = home.manifest(bundle.payload_sha256)
     if not file.exists():
@@ -224,7 +168,7 @@ def admit(home: CoordinatorFolder, trust: Trust, log: Log, bundle: VerifiedBundl
         admitted_at=now(),
     )
     envelope = sign_receipt(receipt, bundle.payload_sha256, home.key(trust.chain))
-    return append(home, trust.chain, envelope)
+    return append(home, trust.chain, log, envelope)
 
 
 def admitted_bundles(home: CoordinatorFolder, trust: Trust, log: Log) -> list[Admitted]:
@@ -249,9 +193,9 @@ def _admitted(home: CoordinatorFolder, entry: LogEntry) -> Admitted:
 
 def drop_unreferenced(home: CoordinatorFolder, log: Log) -> None:
     """Deletes from the store what belongs to nothing admitted: parts of what was refused."""
-    admitted = [_admitted(home, entry) for entry in log.receipts()]
-    blobs = {sha256 for item in admitted for sha256 in item.sha256.values()}
-    manifests = {home.manifest(item.payload_sha256).name for item in admitted}
+    admitted = [entry.submission_sha256 for entry in log.receipts()]
+    blobs = {sha256 for item in admitted for sha256 in admitted_digests(home, item).values()}
+    manifests = {home.manifest(item).name for item in admitted}
     for folder, referenced in ((home.blobs.folder, blobs), (home.manifests, manifests)):
         for file in folder.iterdir():
             if file.name not in referenced and not file.is_dir():  # folders are a NAS's own
@@ -268,14 +212,28 @@ def current_members(home: CoordinatorFolder, trust: Trust, log: Log) -> dict[str
     }
 
 
+class Taken(NamedTuple):
+    """What became of each arrival, in their order, and what is known after the last."""
+
+    verdicts: list[Verdict]
+    known: Known
+
+
 def admit_arrivals(
+    home: CoordinatorFolder, trust: Trust, *, only: str | None = None
+) -> list[Verdict]:
+    """Returns the verdicts of `take_arrivals`, for who needs nothing else."""
+    return take_arrivals(home, trust, only=only).verdicts
+
+
+def take_arrivals(
     home: CoordinatorFolder,
     trust: Trust,
     *,
     only: str | None = None,
     later: Collection[str] = (),
     advance: Advance = lambda _: None,
-) -> list[Verdict]:
+) -> Taken:
     """Verifies everything in the inbox; admits it, or moves it to `refused` with the reason.
 
     Args:
@@ -308,10 +266,10 @@ def admit_arrivals(
             continue
         _clear(home, arrival)
         verdicts.append(Verdict(arrival.name, admitted, None))
-    return verdicts
+    return Taken(verdicts, Known(trust, log))
 
 
-def recover(home: CoordinatorFolder, trust: Trust) -> Log:
+def recover(home: CoordinatorFolder, trust: Trust) -> OwnLog:
     """Returns the log after finishing what a kill may have interrupted in any earlier command."""
     for folder in (home.log, home.published, home.receipts, *home.evidence.glob("*/")):
         sweep_parts(folder, older_than_s=0)  # only who holds the lock writes there
@@ -327,7 +285,7 @@ def recover(home: CoordinatorFolder, trust: Trust) -> Log:
         last_refusal = event if event["event"] == "refused" else None
     for entry in log.receipts():
         if entry.submission_sha256 not in noted:
-            _note_admission(home, trust, entry)
+            _note_admission(home, trust, _admitted(home, entry))
     if last_refusal is not None:  # written before the arrival was moved
         kept = home.refused / str(last_refusal["kept_as"])
         for arrival in list(home.incoming.iterdir()):
@@ -337,10 +295,21 @@ def recover(home: CoordinatorFolder, trust: Trust) -> Log:
     return log
 
 
+def begin(home: CoordinatorFolder) -> Known:
+    """Returns plan, rosters and log, each verified once, after finishing what a kill interrupted.
+
+    Raises:
+        StateError: nothing is published yet, or the folder was damaged.
+        RefusedError: a document does not hold.
+    """
+    trust = home.trust()
+    return Known(trust, recover(home, trust))
+
+
 def recover_if_published(home: CoordinatorFolder) -> None:
     """Finishes what a kill interrupted, if there is a plan and so anything to finish."""
     if (home.published / PLAN_FILE).exists():
-        recover(home, home.trust())
+        begin(home)
 
 
 def _require_settled_key(home: CoordinatorFolder, trust: Trust) -> None:
@@ -355,8 +324,8 @@ def _require_settled_key(home: CoordinatorFolder, trust: Trust) -> None:
 
 
 def _take(
-    home: CoordinatorFolder, trust: Trust, log: Log, arrival: Path, advance: Advance
-) -> tuple[Log, Admitted]:
+    home: CoordinatorFolder, trust: Trust, log: OwnLog, arrival: Path, advance: Advance
+) -> tuple[OwnLog, Admitted]:
     held = quarantine(arrival)
     payload_sha256 = sha256_hex(peek_payload(held.envelope, IN_TOTO_PAYLOAD, what=held.what))
     entry = log.find(payload_sha256)
@@ -368,9 +337,12 @@ def _take(
             raise
         log = admit(home, trust, log, bundle)
         entry = log.entries[-1]
-        _note_admission(home, trust, entry)
-    publish_log(home, log)  # delivered twice: the first receipt stands
-    return log, _admitted(home, entry)
+        admitted = Admitted(entry, bundle.submission, bundle.envelope, bundle.sha256)
+        _note_admission(home, trust, admitted)
+    else:  # delivered twice: the first receipt stands
+        admitted = _admitted(home, entry)
+    publish_log(home, log, since=entry.index)
+    return log, admitted
 
 
 def _cleared(home: CoordinatorFolder) -> Path:
@@ -388,24 +360,24 @@ def _clear(home: CoordinatorFolder, arrival: Path) -> None:
     shutil.rmtree(gone, ignore_errors=True)
 
 
-def _note_admission(home: CoordinatorFolder, trust: Trust, entry: LogEntry) -> None:
-    receipt = entry.receipt
-    if receipt is not None:
-        item, units = _admitted(home, entry), None
-        digest = item.sha256[ROUTER_FILE]
-        # under another plan its integers mean something else; it may also be deleted by now
-        if receipt.plan_sha256 == trust.plan_sha256 and home.blobs.path(digest).exists():
-            units = released_units(home, trust, item.submission, digest)[0]
-        journal.record(
-            home,
-            "admitted",
-            site=receipt.site,
-            sequence=receipt.sequence,
-            submission_sha256=entry.submission_sha256,
-            log_index=entry.index,
-            units=None if units is None else str(round(units)),
-            unit=trust.plan.privacy.unit,
-        )
+def _note_admission(home: CoordinatorFolder, trust: Trust, item: Admitted) -> None:
+    receipt, units = item.entry.receipt, None
+    if receipt is None:
+        return
+    digest = item.sha256[ROUTER_FILE]
+    # under another plan its integers mean something else; it may also be deleted by now
+    if receipt.plan_sha256 == trust.plan_sha256 and home.blobs.path(digest).exists():
+        units = released_units(home, trust, item.submission, digest)[0]
+    journal.record(
+        home,
+        "admitted",
+        site=receipt.site,
+        sequence=receipt.sequence,
+        submission_sha256=item.payload_sha256,
+        log_index=item.entry.index,
+        units=None if units is None else str(round(units)),
+        unit=trust.plan.privacy.unit,
+    )
 
 
 def _keep_evidence(

@@ -1,6 +1,7 @@
 """Whose a bundle says it is, before anything of it is believed; and whose files were admitted."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,15 +42,15 @@ def claim_of(arrival: Path, chain: RosterChain) -> Claim | None:
         if arrival.is_symlink():
             return None
         envelope = read_bounded(arrival / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
-        payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=what)
-        site = Statement[Submission].from_json(payload, what=what).predicate.site
     except (RefusedError, OSError):
         return None
-    try:
-        open_as_site(envelope, chain, what=what)
-    except RefusedError:
-        return Claim(site, signed=False)
-    return Claim(site, signed=True)
+    with suppress(RefusedError):
+        return Claim(open_as_site(envelope, chain, what=what)[1].predicate.site, signed=True)
+    with suppress(RefusedError):
+        payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=what)
+        claimed = Statement[Submission].from_json(payload, what=what)
+        return Claim(claimed.predicate.site, signed=False)
+    return None
 
 
 def admitted_digests(home: CoordinatorFolder, submission_sha256: str) -> Mapping[str, str]:

@@ -18,7 +18,7 @@ from time import monotonic, sleep
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can import flwr
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-from coordinator.inbox.flower_pull import FINE, Answer, Ask, Event, State, Talk, Visit
+from coordinator.inbox.flower_pull import Answer, Ask, Event, Talk, Visit
 from coordinator.inbox.upload import Uploads
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.errors import ExchangeError, StateError
@@ -31,6 +31,7 @@ from ddm_fed.exchange.flower import (
     missing_flower,
     require_flower,
 )
+from ddm_fed.records import BundleState
 
 try:
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
@@ -166,7 +167,7 @@ def pull(grid: Grid, pulling: Pulling) -> list[Event]:
         _hold(grid, conversations, pulling.parallel)
     finally:
         uploads.close()
-    wrong = [event for event in events if event.state not in FINE]
+    wrong = [event for event in events if event.state is None or not event.state.is_settled]
     if wrong:
         names = ", ".join(sorted({event.carrier for event in wrong}))
         raise ExchangeError(
@@ -302,7 +303,9 @@ class _Conversation:
             why = HOPELESS.get(reply.error.code)
             self._hopeless += why is not None
             if why is not None and self._hopeless >= HOPELESS_TRIES:
-                self._end("failed", f"the SuperNode {why} (Flower's code {reply.error.code})")
+                self._end(
+                    BundleState.FAILED, f"the SuperNode {why} (Flower's code {reply.error.code})"
+                )
             else:
                 self._fail()
             return
@@ -316,7 +319,7 @@ class _Conversation:
             return
         silent = monotonic() - self._silent_since
         if silent > self._pulling.timeout_s:
-            self._end("unreachable", f"nothing was heard for {silent:.0f} s")
+            self._end(BundleState.UNREACHABLE, f"nothing was heard for {silent:.0f} s")
         elif self.message_id is not None and monotonic() - self.sent_at > self._pulling.answer_s:
             self.message_id = None
             self._fail()
@@ -326,7 +329,7 @@ class _Conversation:
         self._failed += 1
         self.resume(None)
 
-    def _end(self, state: State, message: str) -> None:
+    def _end(self, state: BundleState, message: str) -> None:
         self._talk.close()
         self.ask = self.message_id = None
         hint = "what arrived is kept; look at the SuperNode there, then run this again"

@@ -23,13 +23,10 @@ from ddm_fed.exchange.flower import (
     RECEIPT,
     STAT,
 )
-from ddm_fed.records import IN_TOTO_PAYLOAD, Statement, Submission, sha256_hex
+from ddm_fed.records import IN_TOTO_PAYLOAD, BundleState, Statement, Submission, sha256_hex
 from ddm_fed.signing import peek_payload
 
 Action = Literal["stat", "part", "receipt"]
-State = Literal["admitted", "earlier", "refused", "waiting", "failed", "unreachable"]
-FINE: tuple[State, ...] = ("admitted", "earlier")
-"""How a bundle may end; `earlier` was of an earlier plan, or overtaken by a newer one on offer."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ class Event:
     """
 
     carrier: str
-    state: State | None
+    state: BundleState | None
     facts: Mapping[str, str | int]
 
 
@@ -106,19 +103,22 @@ class Visit:
             try:
                 offered[manifest] = _peek(manifest)
             except RefusedError as error:
-                self._tell("refused", digest="a manifest that cannot be read", error=error)
+                self._tell(
+                    BundleState.REFUSED, digest="a manifest that cannot be read", error=error
+                )
         newest = max((submission.sequence for _, submission in offered.values()), default=0)
         for manifest, (digest, submission) in offered.items():
             try:
                 if submission.plan_sha256 == self.uploads.view.current().trust.plan_sha256:
                     yield from self._take(manifest)
                 else:
-                    self._tell("earlier", digest=digest)
+                    self._tell(BundleState.EARLIER_PLAN, digest=digest)
             except RefusedError as error:
                 overtaken = submission.sequence < newest
-                self._tell("earlier" if overtaken else "refused", digest=digest, error=error)
+                state = BundleState.SUPERSEDED if overtaken else BundleState.REFUSED
+                self._tell(state, digest=digest, error=error)
             except DdmFedError as error:
-                self._tell("failed", digest=digest, error=error)
+                self._tell(BundleState.FAILED, digest=digest, error=error)
 
     def _take(self, manifest: bytes) -> Talk:
         found = self.uploads.begin(manifest, carrier=self.carrier, site=self.site)
@@ -131,11 +131,11 @@ class Visit:
                     found.close()
         outcome = deliver(self.home, found.digest)
         if outcome.refusal is not None:
-            self._tell("refused", digest=found.digest, error=outcome.refusal)
+            self._tell(BundleState.REFUSED, digest=found.digest, error=outcome.refusal)
         elif outcome.receipt is None:
-            self._tell("waiting", digest=found.digest)
+            self._tell(BundleState.WAITING, digest=found.digest)
         else:
-            self._tell("admitted", digest=found.digest)
+            self._tell(BundleState.ADMITTED, digest=found.digest)
             facts: dict[str, str | int] = {"protocol": PROTOCOL, "digest": found.digest}
             _checked((yield from _asked(Ask(RECEIPT, facts, {found.digest: outcome.receipt}))))
             self._tell(None, event="receipt kept", digest=found.digest)
@@ -163,7 +163,11 @@ class Visit:
             self._tell(None, event="part", digest=upload.digest, bytes=have, of=upload.size_bytes)
 
     def _tell(
-        self, state: State | None, *, error: DdmFedError | Refusal | None = None, **facts: str | int
+        self,
+        state: BundleState | None,
+        *,
+        error: DdmFedError | Refusal | None = None,
+        **facts: str | int,
     ) -> None:
         if error is not None:
             facts |= {"code": error.code, "message": error.message, "hint": error.hint}
@@ -214,5 +218,5 @@ def _peek(manifest: bytes) -> tuple[str, Submission]:
     return sha256_hex(payload), statement.predicate
 
 
-def _state_of(error: DdmFedError) -> State:
-    return "refused" if isinstance(error, RefusedError) else "failed"
+def _state_of(error: DdmFedError) -> BundleState:
+    return BundleState.REFUSED if isinstance(error, RefusedError) else BundleState.FAILED

@@ -12,7 +12,6 @@ deleted there.
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
 
 from coordinator.inbox import outcome as delivery
 from coordinator.inbox.upload import Arrived, Limits, Upload, Uploads
@@ -36,6 +35,7 @@ from ddm_fed.progress import Advance
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
+    BundleState,
     FileSize,
     Statement,
     Submission,
@@ -58,8 +58,6 @@ _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}")
 # verdicts on the content itself: the same bytes would be refused again
 _FINAL = {WeightsError.code, ValuesError.code, PolicyError.code}
 
-State = Literal["admitted", "waiting", "refused", "partial"]
-
 
 @dataclass(frozen=True)
 class Found:
@@ -77,7 +75,7 @@ class Found:
     """
 
     name: str
-    state: State
+    state: BundleState
     digest: str | None = None
     site: str | None = None
     code: str | None = None
@@ -195,19 +193,20 @@ class Importer:
         try:
             return self._take(entry, name, advance)
         except RefusedError as error:
-            return _because(error, name, "refused")
+            return _because(error, name, BundleState.REFUSED)
         finally:
             self._uploads.close()  # what came in is safe, and another process may go on
 
     def _take(self, entry: Entry, name: str, advance: Advance) -> Found:
         if entry.name.startswith(PART_PREFIX):
-            return _because(_unfinished(name), name, "partial")
+            return _because(_unfinished(name), name, BundleState.PARTIAL)
         files = self._listed(entry, name)
         manifest = files.pop(ENVELOPE_FILE, None)
         if manifest is None:
-            return _because(_without_manifest(name, files), name, "partial")
+            return _because(_without_manifest(name, files), name, BundleState.PARTIAL)
         if manifest == 0:  # a removable medium that was pulled out keeps names, and loses bytes
-            return _because(_partial(name, [f"`{ENVELOPE_FILE}` has 0 bytes"]), name, "partial")
+            error = _partial(name, [f"`{ENVELOPE_FILE}` has 0 bytes"])
+            return _because(error, name, BundleState.PARTIAL)
         path = f"incoming/{entry.name}"
         envelope = self._medium.read(f"{path}/{ENVELOPE_FILE}", MAX_DOCUMENT_BYTES) or b""
         digest = sha256_hex(peek_payload(envelope, IN_TOTO_PAYLOAD, what=_called(name)))
@@ -224,7 +223,7 @@ class Importer:
             return self._outcome(name, digest, site)
         problems = list(_differences(statement, files))
         if problems:
-            return _because(_partial(name, problems), name, "partial", digest, site)
+            return _because(_partial(name, problems), name, BundleState.PARTIAL, digest, site)
         try:
             upload = self._uploads.begin(envelope, carrier=CARRIER)
             if not isinstance(upload, Arrived):
@@ -232,9 +231,9 @@ class Importer:
                 with self._uploads.finishing(upload):
                     upload.commit()
         except (QuotaError, BusyError) as error:
-            return _because(error, name, "waiting", digest, site)
+            return _because(error, name, BundleState.WAITING, digest, site)
         except RefusedError as error:
-            return _because(error, name, "refused", digest, site)
+            return _because(error, name, BundleState.REFUSED, digest, site)
         return self._outcome(name, digest, site)
 
     def _listed(self, entry: Entry, name: str) -> dict[str, int]:
@@ -244,7 +243,11 @@ class Importer:
             FileSetError: it is no folder, or holds anything else.
         """
         if entry.kind != "folder" or _SAFE.fullmatch(entry.name) is None:
-            shown = f"is {_article(entry.kind)}" if entry.kind != "folder" else "is no name we use"
+            shown = (
+                f"is {_article(entry.kind)}"
+                if entry.kind != "folder"
+                else "has a name that we do not use"
+            )
             raise FileSetError(f"`{name}` {shown}, not the folder of a bundle", hint=_COPY_AGAIN)
         inside = [
             item
@@ -277,11 +280,11 @@ class Importer:
     def _outcome(self, name: str, digest: str, site: str) -> Found:
         outcome = delivery.deliver(self._home, digest, timeout_s=self._timeout_s)
         if outcome.receipt is not None:
-            return Found(name, "admitted", digest, site, receipt=outcome.receipt)
+            return Found(name, BundleState.ADMITTED, digest, site, receipt=outcome.receipt)
         if outcome.refusal is not None:
             why = outcome.refusal
-            return Found(name, "refused", digest, site, why.code, why.message, why.hint)
-        return Found(name, "waiting", digest, site)
+            return Found(name, BundleState.REFUSED, digest, site, why.code, why.message, why.hint)
+        return Found(name, BundleState.WAITING, digest, site)
 
 
 def write_back(home: CoordinatorFolder, medium: RemoteFolder, found: list[Found]) -> Written:
@@ -344,7 +347,7 @@ def _article(kind: str) -> str:
 
 
 _COPY_AGAIN = "only folders with plain files belong here; copy the original folder again"
-_RESUME = "run the same `ddm-site export` or copy again: it goes on from there; then import again"
+_RESUME = "run the same `ddm-site export` or copy again: it continues from there; then import again"
 
 
 def _partial(name: str, problems: list[str]) -> FileSetError:
@@ -363,7 +366,7 @@ def _unfinished(name: str) -> FileSetError:
 def _because(
     error: DdmFedError,
     name: str,
-    state: State,
+    state: BundleState,
     digest: str | None = None,
     site: str | None = None,
 ) -> Found:

@@ -25,17 +25,14 @@ from datetime import timedelta
 from pathlib import Path
 from threading import Lock, RLock
 
-from coordinator.inbox.admission import require_extended_ledger, require_our_reference
-from coordinator.inbox.claim import require_own_files
-from coordinator.inbox.history import require_progress
 from coordinator.inbox.ledger_prices import Prices
+from coordinator.inbox.manifest import judge_manifest
 from coordinator.inbox.quotas import make_room, require_share
 from coordinator.inbox.upload_progress import PROGRESS_FILE, Progress, read_progress
 from coordinator.published import Published, PublishedView
 from coordinator.workspace import CoordinatorFolder
-from ddm_fed.bundle.policy import require_ours, require_valid_at
 from ddm_fed.bundle.submission import read_submission
-from ddm_fed.bundle.verify import ENVELOPE_FILE, signed_digests
+from ddm_fed.bundle.verify import ENVELOPE_FILE
 from ddm_fed.errors import (
     DigestError,
     MachineError,
@@ -307,7 +304,8 @@ class Uploads:
         published, what = self.view.current(), f"the bundle that `{carrier}` offers"
         trust, log = published.trust, published.log
         require_in_force(trust, now())
-        statement, digest = read_submission(envelope, trust.chain, log.size, what=what)
+        manifest = read_submission(envelope, trust.chain, log.size, what=what)
+        statement, digest = manifest
         submission = statement.predicate
         if site is not None and submission.site != site:
             raise PlanMismatchError(
@@ -318,13 +316,7 @@ class Uploads:
         entry = log.find(digest)
         if entry is not None or target.exists():
             return Arrived(digest, entry)
-        require_ours(submission, trust, what)
-        require_valid_at(submission, trust, now(), what)
-        signed_digests(statement, trust.plan, what)
-        require_progress(submission, digest, log)
-        require_extended_ledger(self.home, trust, log, submission)
-        require_our_reference(self.home, trust, submission, what)
-        require_own_files(self.home, log, statement, what)
+        judge_manifest(self.home, trust, log, manifest, what=what)
         self.prices.require(submission, digest, trust, what=what)
         with self._lock:
             known = self._open.get(digest)

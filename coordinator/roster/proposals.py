@@ -183,7 +183,7 @@ def discard(home: CoordinatorFolder) -> Roster:
     roster, file = pending_roster(home), _pending_file(home)
     if roster is None or file is None or roster.version == 1:
         raise StateError(
-            "there is no roster that could be discarded",
+            "no roster can be discarded",
             hint="the first one is what everybody pins: it can only be signed",
         )
     _signed_name(file).unlink(missing_ok=True)

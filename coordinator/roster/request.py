@@ -191,7 +191,7 @@ def member_of(chain: RosterChain, name: str) -> RosterSite:
     Raises:
         StateError: there is none.
     """
-    site = chain.current.site(name)
+    site = chain.site(name)
     if site is None:
         raise StateError(
             f"`{name}` is not in roster {chain.current.version}",

@@ -114,7 +114,7 @@ def waiting_requests(home: CoordinatorFolder) -> list[WaitingRequest]:
             site=request.site,
             keyids=tuple(VerifyKey.from_hex(key.public_key).keyid for key in request.keys),
             certificate=request.certificate and certificate_fingerprint(request.certificate),
-            is_member=chain.current.site(request.site) is not None,
+            is_member=chain.site(request.site) is not None,
         )
         for file, request in _judged(home, chain)
         if request is not None
@@ -140,7 +140,7 @@ def find_request(home: CoordinatorFolder, name: str) -> Path:
         return found[0]
     if not found:
         raise StateError(
-            f"no request of a site called `{name}` waits, and it is no file",
+            f"no request of a site called `{name}` waits, and there is no such file",
             hint="`ddm-coord status` lists those that wait; give one of their names, or a file",
         )
     raise StateError(
@@ -189,7 +189,7 @@ def _judge(
     home: CoordinatorFolder, chain: RosterChain, data: bytes, *, what: str
 ) -> tuple[EnrolmentRequest, RequestState]:
     claimed = claimed_request(data, what=what)
-    site = chain.current.site(claimed.site)
+    site = chain.site(claimed.site)
     if site is None:
         request = read_enrolment(home, data, what=what)
         require_free(chain, chain.current.sites, request)

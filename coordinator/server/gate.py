@@ -78,8 +78,7 @@ class Gate:
             listener = _listener(self._address)
         except (OSError, ValueError, OverflowError) as error:
             raise MachineError(
-                f"nothing can listen at {self._address}: "
-                f"{getattr(error, 'strerror', None) or error}",
+                f"cannot listen on {self._address}: {getattr(error, 'strerror', None) or error}",
                 hint="another program listens there, or the host is not this machine's: choose "
                 "another port or host",
             ) from None

@@ -248,7 +248,7 @@ class Door:
             server.add_secure_port(f"unix:{place}", identity.credentials())
         except RuntimeError as error:
             raise MachineError(
-                f"{place} cannot be listened on: {error}",
+                f"{place} cannot be used to listen on: {error}",
                 hint="make room, or set TMPDIR to another folder of this machine's own disk",
             ) from None
         server.start()

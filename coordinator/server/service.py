@@ -117,12 +117,12 @@ class ExchangeService(services.ExchangeServiceServicer):
         if isinstance(found, Upload):
             return messages.BeginUploadResponse(
                 submission_sha256=found.digest,
-                state=messages.UPLOAD_STATE_OPEN,
+                state=messages.BUNDLE_STATE_UPLOADING,
                 committed_bytes=found.have(),
             )
-        state, receipt = messages.UPLOAD_STATE_ARRIVED, b""
+        state, receipt = messages.BUNDLE_STATE_ARRIVED, b""
         if found.entry is not None:
-            state, receipt = messages.UPLOAD_STATE_ADMITTED, found.entry.envelope
+            state, receipt = messages.BUNDLE_STATE_ADMITTED, found.entry.envelope
         return messages.BeginUploadResponse(
             submission_sha256=found.digest, state=state, receipt_envelope=receipt
         )
@@ -185,7 +185,8 @@ class ExchangeService(services.ExchangeServiceServicer):
         caller, digest = call.caller(), request.submission_sha256
         if self._uploads.find(digest) is not None:
             return messages.QueryWriteStatusResponse(
-                state=messages.UPLOAD_STATE_OPEN, committed_bytes=self._own(digest, caller).have()
+                state=messages.BUNDLE_STATE_UPLOADING,
+                committed_bytes=self._own(digest, caller).have(),
             )
         found = _committed(self._outcome(digest, caller))
         return messages.QueryWriteStatusResponse(
@@ -317,12 +318,12 @@ def _require_bytes(part: messages.WriteUploadRequest, caller: Caller) -> None:
 def _committed(outcome: Outcome) -> messages.CommitUploadResponse:
     if outcome.receipt is not None:
         return messages.CommitUploadResponse(
-            state=messages.UPLOAD_STATE_ADMITTED, receipt_envelope=outcome.receipt
+            state=messages.BUNDLE_STATE_ADMITTED, receipt_envelope=outcome.receipt
         )
     if outcome.refusal is not None:
         refusal = messages.Refusal(**vars(outcome.refusal))
-        return messages.CommitUploadResponse(state=messages.UPLOAD_STATE_REFUSED, refusal=refusal)
-    return messages.CommitUploadResponse(state=messages.UPLOAD_STATE_ARRIVED)
+        return messages.CommitUploadResponse(state=messages.BUNDLE_STATE_REFUSED, refusal=refusal)
+    return messages.CommitUploadResponse(state=messages.BUNDLE_STATE_ARRIVED)
 
 
 class EnrolmentService(services.EnrolmentServiceServicer):

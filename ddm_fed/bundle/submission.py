@@ -4,6 +4,8 @@ A submission is read only after its signatures hold, but for its claim of a site
 to pick the keys, and believed after one of them did sign.
 """
 
+from typing import NamedTuple
+
 from ddm_fed.errors import (
     CountersignatureError,
     PlanMismatchError,
@@ -27,6 +29,13 @@ from ddm_fed.trust import RosterChain
 MOST_UNSENT = 1000
 
 
+class Manifest(NamedTuple):
+    """A manifest that everybody has signed who had to, and the digest of its payload."""
+
+    statement: Statement[Submission]
+    payload_sha256: str
+
+
 def read_submission(
     envelope: bytes,
     chain: RosterChain,
@@ -34,7 +43,7 @@ def read_submission(
     *,
     what: str,
     require: Require | None = None,
-) -> tuple[Statement[Submission], str]:
+) -> Manifest:
     """Returns the manifest in `envelope` and its digest, signed as its site asks (2 to 6).
 
     Args:
@@ -49,9 +58,8 @@ def read_submission(
         RefusedError: form, signature, or a signer who is not the claimed site, may not sign at
             this place of the log, or is missing.
     """
-    signed = open_as_site(envelope, chain, what=what)
-    statement = Statement[Submission].from_json(signed.payload, what=what)
-    site = chain.current.site(statement.predicate.site)
+    signed, statement = open_as_site(envelope, chain, what=what)
+    site = chain.site(statement.predicate.site)
     if statement.predicate_type != SUBMISSION_PREDICATE or site is None:
         raise PlanMismatchError(
             f"{what} is a statement of type `{statement.predicate_type}`, expected "
@@ -59,11 +67,13 @@ def read_submission(
             hint="one signed document was put in the place of another; ask for the right file",
         )
     require_signers(signed, site, position, require or site.require_at(position), what=what)
-    return statement, signed.sha256
+    return Manifest(statement, signed.sha256)
 
 
-def open_as_site(envelope: bytes, chain: RosterChain, *, what: str) -> SignedPayload:
-    """Returns the payload of a submission, verified with the keys of the site it claims.
+def open_as_site(
+    envelope: bytes, chain: RosterChain, *, what: str
+) -> tuple[SignedPayload, Statement[Submission]]:
+    """Returns a submission as it was signed and as it was read, by the keys of the site it claims.
 
     All keys the site ever had are tried, so that the message can say why one does not count; who
     signed is for `require_signers` to judge.
@@ -72,8 +82,9 @@ def open_as_site(envelope: bytes, chain: RosterChain, *, what: str) -> SignedPay
         RefusedError: form, signature, or no signer of the claimed site.
     """
     payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=what)
-    claimed = Statement[Submission].from_json(payload, what=what).predicate.site
-    site = chain.current.site(claimed)
+    statement = Statement[Submission].from_json(payload, what=what)
+    claimed = statement.predicate.site
+    site = chain.site(claimed)
     if site is None:
         raise UnknownSignerError(
             f"{what} claims to come from `{claimed}`, which is not in roster "
@@ -83,7 +94,8 @@ def open_as_site(envelope: bytes, chain: RosterChain, *, what: str) -> SignedPay
         )
     # Only the claimed site's keys are tried: another member's valid signature is impersonation.
     keys = [VerifyKey.from_hex(key.public_key) for key in site.keys]
-    return open_envelope(envelope, IN_TOTO_PAYLOAD, keys, what=what)
+    # It verifies the payload of the same bytes, so what was read above is what was signed.
+    return open_envelope(envelope, IN_TOTO_PAYLOAD, keys, what=what), statement
 
 
 def require_signers(

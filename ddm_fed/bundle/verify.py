@@ -45,7 +45,7 @@ from ddm_fed.bundle.policy import (
     require_valid_at,
     trained_event,
 )
-from ddm_fed.bundle.submission import read_submission
+from ddm_fed.bundle.submission import Manifest, read_submission
 from ddm_fed.errors import (
     DigestError,
     FileSetError,
@@ -210,39 +210,62 @@ def verify_bundle(
     what = f"the bundle {folder.name[:16]}"
     sources = {name: folder / name for name in arrived_files(folder, what=what)}
     envelope = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+    manifest = read_submission(envelope, trust.chain, position, what=what, require=require)
+    digests = require_agreed(manifest.statement, trust, moment, what=what)
     return verify_files(
-        envelope,
-        sources,
-        trust,
-        moment,
-        what=what,
-        position=position,
-        require=require,
-        store=store,
-        advance=advance,
+        manifest, envelope, digests, sources, trust, what=what, store=store, advance=advance
     )
+
+
+def require_agreed(
+    statement: Statement[Submission], trust: Trust, moment: datetime, *, what: str
+) -> dict[str, str]:
+    """Returns the digests of the files of a manifest that is ours and valid (rules 7 and 8).
+
+    Args:
+        statement: The manifest, whose signatures hold.
+        trust: The verified plan and rosters.
+        moment: The time at which it must be valid.
+        what: Its name, for messages.
+
+    Raises:
+        PlanMismatchError: it is of another federation, plan or roster.
+        ExpiredError: it is not valid at `moment`.
+        FileSetError: it is about other files than those of a bundle.
+        SizeError: they are larger than the plan allows.
+    """
+    require_ours(statement.predicate, trust, what)
+    require_valid_at(statement.predicate, trust, moment, what)
+    return signed_digests(statement, trust.plan, what)
 
 
 def verify_files(
+    manifest: Manifest,
     envelope: bytes,
+    digests: Mapping[str, str],
     sources: Mapping[str, Path],
     trust: Trust,
-    moment: datetime,
     *,
     what: str,
-    position: int | None = None,
-    require: Require | None = None,
     store: BlobStore | None = None,
     advance: Advance = lambda _: None,
 ) -> VerifiedBundle:
-    """Like `verify_bundle`, for a manifest and files that need not lie in one folder."""
-    statement, payload_sha256 = read_submission(
-        envelope, trust.chain, position, what=what, require=require
-    )
-    submission = statement.predicate
-    require_ours(submission, trust, what)
-    require_valid_at(submission, trust, moment, what)
-    digests = signed_digests(statement, trust.plan, what)
+    """Returns the bundle of a manifest that was judged already, if its files hold (10 to 14).
+
+    Args:
+        manifest: As `read_submission` returned it.
+        envelope: What it was read from.
+        digests: As `require_agreed` returned them.
+        sources: Where each file lies; they need not be in one folder.
+        trust: The verified plan and rosters.
+        what: Its name, for messages.
+        store: See `verify_bundle`.
+        advance: Told the bytes that were hashed.
+
+    Raises:
+        RefusedError: the first rule that fails.
+    """
+    submission = manifest.statement.predicate
     if sources.keys() != digests.keys():
         raise FileSetError(
             f"{what} holds {sorted(sources)}, it is signed over {sorted(digests)}",
@@ -272,7 +295,7 @@ def verify_files(
         with open_regular(files[name]) as file:
             check_tensor_file(file, table, what=f"{what}: `{name}`", bounds=bounds)
     check_privacy(submission, trust, what=what)
-    bundle = VerifiedBundle(submission, payload_sha256, envelope, files, digests)
+    bundle = VerifiedBundle(submission, manifest.payload_sha256, envelope, files, digests)
     released = {name: value.numpy() for name, value in read_weights(bundle, ROUTER_FILE).items()}
     require_plausible(trust.plan, released, what=f"{what}: `{ROUTER_FILE}`")
     _require_released_units(bundle, released[LOCATION], trust.plan, what)

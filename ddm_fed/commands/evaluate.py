@@ -23,29 +23,37 @@ def evaluate(
     samples: Annotated[Path, typer.Argument(help="Folder that `sample` wrote.", file_okay=False)],
     real: Annotated[
         Path,
-        typer.Option(help=".npz of real images no site trained on: test_images, or images."),
+        typer.Option(
+            help=".npz of real images that no site trained on, under `test_images` or `images`."
+        ),
     ],
     train: Annotated[
         Path | None,
         typer.Option(
-            help=".npz of real training images: train_images, or images. For features of a "
-            "classifier, comparisons and the search for copies. May be the same file as --real."
+            help=".npz of real training images, under `train_images` or `images`. Needed "
+            "for a classifier, for comparisons and to search for copies. May be the "
+            "same file as --real."
         ),
     ] = None,
     features: Annotated[
         Literal["classifier", "inception"],
-        typer.Option(help="What measures: a classifier that is trained here on --train, or this."),
+        typer.Option(
+            help="Features to measure by: of a classifier that is trained here on "
+            "--train, or of Inception-v3."
+        ),
     ] = "classifier",
     weights: Annotated[
         Path | None,
-        typer.Option(help="Weights of Inception-v3, a safetensors file; never downloaded."),
+        typer.Option(
+            help="Weights of Inception-v3, a safetensors file. They are never downloaded."
+        ),
     ] = None,
     out: Annotated[
         Path, typer.Option(help="Folder for evaluation.json and pictures.", file_okay=False)
     ] = Path("evaluation"),
     seed: Annotated[int, typer.Option(help="Same seed, same figures.", min=0)] = 0,
     training_steps: Annotated[
-        int, typer.Option(help="About how many steps a classifier trains for.", min=1)
+        int, typer.Option(help="About how many steps a classifier is trained for.", min=1)
     ] = 2000,
     as_json: JsonOption = False,
 ) -> None:

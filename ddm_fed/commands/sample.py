@@ -13,7 +13,7 @@ from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
     from ddm_fed.ensemble.folder import VerifiedEnsemble
-    from ddm_fed.ensemble.samples import DrawOptions
+    from ddm_fed.ensemble.samples import SampleOptions
 
 # as in `ddm_fed.records` and `ddm_fed.flows`, which would load pydantic and torch for --help
 RouterName = Literal["prior", "mixture", "heads", "replay", "hybrid"]
@@ -35,19 +35,22 @@ class SampleFlags:
     strategy: Annotated[
         str | None,
         typer.Option(
-            help="sticky, by default: every image by one expert, each site by its share. Or "
-            "sticky-then-routed[-T], per-step, full, threshold-W, top-K: these ask the router."
+            help="By default sticky: one expert makes the whole image, and sites are "
+            "drawn by their share. sticky-then-routed[-T], per-step, full, "
+            "threshold-W and top-K ask the router."
         ),
     ] = None
     router: Annotated[
-        RouterName | None, typer.Option(help="By default what it was assembled with.")
+        RouterName | None,
+        typer.Option(help="Which router; by default the one that the ensemble was assembled with."),
     ] = None
     steps: Annotated[int, typer.Option(help="Solver steps.", min=1)] = 50
-    solver: Annotated[SolverName, typer.Option(help="How a step is made.")] = "heun"
+    solver: Annotated[SolverName, typer.Option(help="Which solver.")] = "heun"
     guidance: Annotated[
         float,
         typer.Option(
-            help="Strength of the class; 1 is as trained, more costs twice.", callback=finite
+            help="Strength of the class. 1 is as trained; any other value costs twice the time.",
+            callback=finite,
         ),
     ] = 1.0
     seed: Annotated[int, typer.Option(help="Same seed, same images.")] = 0
@@ -59,74 +62,82 @@ class SampleFlags:
         ),
     ] = None
     batch_size: Annotated[
-        int, typer.Option(help="Most images an expert is given at once.", min=1)
+        int, typer.Option(help="The most images an expert is given at once.", min=1)
     ] = 256
     in_flight: Annotated[
-        int, typer.Option(help="Samples worked on together; a kill loses no more.", min=1)
+        int,
+        typer.Option(
+            help="Number of samples worked on together. A killed run loses no more than these.",
+            min=1,
+        ),
     ] = 1024
     resident: Annotated[
-        int | None, typer.Option(help="Most experts in memory at once; all by default.", min=1)
+        int | None, typer.Option(help="The most experts in memory at once. By default all.", min=1)
     ] = None
     precision: Annotated[
-        Literal["float32", "bfloat16"], typer.Option(help="Of the arithmetic.")
+        Literal["float32", "bfloat16"], typer.Option(help="Precision of the arithmetic.")
     ] = "float32"
     device: Annotated[
         list[str] | None,
         typer.Option(
-            help="cpu, cuda or cuda:1; several take the experts in turn. By default the GPU, if "
-            "there is one."
+            help="cpu, cuda or cuda:1. By default the GPU, if there is one. May be given "
+            "several times; experts are spread over them."
         ),
     ] = None
     offload: Annotated[
         bool,
         typer.Option(
-            "--offload", help="Keep experts that gave way to others in the processor's memory."
+            "--offload",
+            help="Keep experts that had to make room in the processor's memory.",
         ),
     ] = False
     attribution: Annotated[
         bool,
-        typer.Option("--attribution", help="Say which sites every sample came from, and how much."),
+        typer.Option("--attribution", help="Say how much of every sample came from which site."),
     ] = False
     no_png: Annotated[
-        bool, typer.Option("--no-png", help="Write no PNG of each sample into images/.")
+        bool, typer.Option("--no-png", help="Do not write a PNG of each sample into images/.")
     ] = False
 
 
-def options_of(flags: SampleFlags) -> "DrawOptions":
+def options_of(flags: SampleFlags) -> "SampleOptions":
     """Returns what `draw` takes.
 
     Raises:
         OptionError: a value means nothing, or this machine has no such device.
     """
     from ddm_fed.ensemble.devices import chosen_devices
-    from ddm_fed.ensemble.samples import DrawOptions
-    from ddm_fed.ensemble.velocity import Strategy
+    from ddm_fed.ensemble.sample_options import SampleOptions
+    from ddm_fed.ensemble.sampling import SamplingOptions
+    from ddm_fed.ensemble.velocity import DEFAULT_STRATEGY, Strategy
 
     try:
-        chosen = None if flags.strategy is None else Strategy.parse(flags.strategy)
+        strategy = Strategy.parse(flags.strategy) if flags.strategy else DEFAULT_STRATEGY
     except ValueError as error:
         raise OptionError(f"--strategy: {error}", hint="see `ddm-site sample --help`") from None
-    return DrawOptions(
+    return SampleOptions(
         count=flags.count,
-        strategy=chosen,
+        sampling=SamplingOptions(
+            strategy=strategy,
+            steps=flags.steps,
+            solver=flags.solver,
+            seed=flags.seed,
+            guidance=flags.guidance,
+            batch_size=flags.batch_size,
+            in_flight=flags.in_flight,
+            attribution=flags.attribution,
+        ),
         router=flags.router,
-        steps=flags.steps,
-        solver=flags.solver,
-        seed=flags.seed,
         label=flags.label,
-        batch_size=flags.batch_size,
-        guidance=flags.guidance,
-        in_flight=flags.in_flight,
         resident=flags.resident,
         precision=flags.precision,
         png=not flags.no_png,
         devices=chosen_devices(flags.device),
         offload=flags.offload,
-        attribution=flags.attribution,
     )
 
 
-def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "DrawOptions") -> None:
+def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "SampleOptions") -> None:
     """Draws images into `out`, and shows how far it is and where they came from."""
     from ddm_fed.ensemble.samples import draw
 

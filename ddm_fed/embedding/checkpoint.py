@@ -24,7 +24,7 @@ def read_checkpoint(path: Path, sha256: str) -> dict[str, Tensor]:
     The bytes that are hashed are the bytes that are parsed.
 
     Raises:
-        DataError: there is no such file, or it is no safetensors file.
+        DataError: there is no such file, or it is not a safetensors file.
         DigestError: it is another file.
         FileSetError: it is a link or a device.
     """
@@ -42,7 +42,7 @@ def read_checkpoint(path: Path, sha256: str) -> dict[str, Tensor]:
     try:
         return load(data)
     except SafetensorError as error:
-        raise DataError(f"{path} is no safetensors file: {error}", hint=CONVERT_HINT) from None
+        raise DataError(f"{path} is not a safetensors file: {error}", hint=CONVERT_HINT) from None
 
 
 def other_network(path: Path, what: str, error: Exception) -> DataError:

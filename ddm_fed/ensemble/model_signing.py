@@ -292,11 +292,11 @@ def _read_digests(statement: _Statement, what: str) -> dict[str, str]:
     digests: dict[str, str] = {}
     for resource in statement.predicate.resources:
         if not _is_plain_path(resource.name):
-            raise _not_of_the_format(what, f"it names `{resource.name}`, which is no plain path")
+            raise _not_of_the_format(what, f"it names `{resource.name}`, which is not a plain path")
         if resource.name in digests:
             raise _not_of_the_format(what, f"it names `{resource.name}` twice")
         if not _is_sha256(resource.digest):
-            raise _not_of_the_format(what, f"the digest of `{resource.name}` is no SHA-256")
+            raise _not_of_the_format(what, f"the digest of `{resource.name}` is not a SHA-256")
         digests[resource.name] = resource.digest
     (subject,) = statement.subject
     if not digests or not subject.name:

@@ -7,33 +7,38 @@ from torch import Tensor
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import frequencies_seen, load_releases
 from ddm_fed.ensemble.pool import Precision
+from ddm_fed.ensemble.sampling import SamplingOptions
 from ddm_fed.ensemble.velocity import Ensemble, Strategy
 from ddm_fed.errors import OptionError
-from ddm_fed.flows import Solver
 from ddm_fed.records import DataSpec, RouterName
 from ddm_fed.router import released_totals
 
 
 @dataclass(frozen=True)
-class DrawOptions:
-    """How to sample; see `ddm-site sample --help`."""
+class SampleOptions:
+    """What is sampled, how, and what is written of it; see `ddm-coord sample --help`.
+
+    Attributes:
+        count: Number of samples.
+        sampling: How they are sampled.
+        router: Which of the routers the ensemble can have; None is the one of its record.
+        label: The only class that is sampled; None samples every class as often as sites have it.
+        resident: Most experts in memory at once; None keeps all.
+        precision: Of the experts' arithmetic.
+        png: Whether every sample is written as a picture of its own, too.
+        devices: Where experts run; several take them in turn.
+        offload: Whether experts that gave way to others stay in the processor's memory.
+    """
 
     count: int
-    strategy: Strategy | None
-    router: RouterName | None
-    steps: int
-    solver: Solver
-    seed: int
-    label: str | None
-    batch_size: int
-    guidance: float = 1.0
-    in_flight: int = 1024
+    sampling: SamplingOptions
+    router: RouterName | None = None
+    label: str | None = None
     resident: int | None = None
     precision: Precision = "float32"
     png: bool = True
     devices: tuple[str, ...] = ("cpu",)
     offload: bool = False
-    attribution: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,15 +98,13 @@ class Content:
         return only
 
 
-def require_fit(
-    ensemble: Ensemble, content: Content, options: DrawOptions, strategy: Strategy
-) -> None:
+def require_fit(ensemble: Ensemble, content: Content, options: SampleOptions) -> None:
     """Refuses options that the ensemble cannot answer.
 
     Raises:
         OptionError: naming the option, and what to give instead.
     """
-    classes = content.data.classes
+    classes, guidance = content.data.classes, options.sampling.guidance
     if options.label is not None and options.label not in classes:
         known = ", ".join(classes) or "none: the plan is unconditional"
         raise OptionError(
@@ -114,26 +117,26 @@ def require_fit(
             "invented",
             hint=f"the classes that sites have are {', '.join(content.held)}",
         )
-    if options.guidance != 1.0 and not classes:
+    if guidance != 1.0 and not classes:
         raise OptionError(
-            f"--guidance {options.guidance:g} needs classes to guide to, and the plan has none",
+            f"--guidance {guidance:g} needs classes to guide to, and the plan has none",
             hint="leave --guidance out",
         )
-    if options.guidance != 1.0 and not content.knows_no_class:
+    if guidance != 1.0 and not content.knows_no_class:
         raise OptionError(
-            f"--guidance {options.guidance:g} starts from what experts say without a class, and "
+            f"--guidance {guidance:g} starts from what experts say without a class, and "
             "under this plan (training.label_dropout = 0) they never learnt to say anything",
             hint="leave --guidance out; for guidance train under a plan with a label_dropout such "
             "as 0.1",
         )
-    if options.attribution and ensemble.sees_until <= 0:
+    if options.sampling.attribution and ensemble.sees_until <= 0:
         raise OptionError(
             "--attribution asks the router whose an image is, and this router looks at no image",
             hint="give --router mixture, or another that the ensemble has; the sites that were "
             "drawn are in samples.npz anyway",
         )
     try:
-        ensemble.require(strategy)
+        ensemble.require(options.sampling.strategy)
     except ValueError as error:
         raise OptionError(
             f"--strategy: {error}",
@@ -141,9 +144,10 @@ def require_fit(
         ) from None
 
 
-def notes_on(content: Content, options: DrawOptions, strategy: Strategy) -> list[str]:
+def notes_on(content: Content, options: SampleOptions) -> list[str]:
     """Returns what has to be known of such samples before anybody counts or compares them."""
-    notes, pixels = [], content.data.height * content.data.width
+    sampling, notes = options.sampling, list[str]()
+    pixels = content.data.height * content.data.width
     missing = [name for name in content.data.classes if name not in content.held]
     if missing and options.label is None:
         notes.append(f"no site is known to have {', '.join(missing)}: none were drawn")
@@ -153,14 +157,14 @@ def notes_on(content: Content, options: DrawOptions, strategy: Strategy) -> list
             "parts, whatever the sites have"
         )
     seen = content.frequencies
-    if strategy.asks_router and seen is not None and seen < pixels:
+    if sampling.strategy.asks_router and seen is not None and seen < pixels:
         notes.append(
-            f"strategy {strategy} goes by a router that sees {seen} of {pixels} frequencies: what "
-            "sites differ in beyond those is mixed; --strategy sticky keeps it"
+            f"strategy {sampling.strategy} goes by a router that sees {seen} of {pixels} "
+            "frequencies: what sites differ in beyond those is mixed; --strategy sticky keeps it"
         )
-    if options.guidance != 1.0:
-        text = f"under guidance {options.guidance:g} the shares of the sites are not exact"
-        if strategy.asks_router:
+    if sampling.guidance != 1.0:
+        text = f"under guidance {sampling.guidance:g} the shares of the sites are not exact"
+        if sampling.strategy.asks_router:
             text += ": some may be far too large; use --strategy sticky, which draws sites by share"
         notes.append(text)
     return notes

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import load_ensemble
 from ddm_fed.ensemble.sample_options import Content as Content
-from ddm_fed.ensemble.sample_options import DrawOptions as DrawOptions
+from ddm_fed.ensemble.sample_options import SampleOptions as SampleOptions
 from ddm_fed.ensemble.sample_options import notes_on, require_fit
-from ddm_fed.ensemble.sampling import SamplingOptions, apportioned, sample_chunk
-from ddm_fed.ensemble.velocity import DEFAULT_STRATEGY, Ensemble, Strategy
+from ddm_fed.ensemble.sampling import apportioned, sample_chunk
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import StateError, names_its_path
 from ddm_fed.flows import CALLS_PER_STEP, ClassCondition
 from ddm_fed.pictures import write_grid, write_picture
@@ -46,7 +46,7 @@ SUMMARY = "samples.json"
 def draw(
     verified: VerifiedEnsemble,
     out: Path,
-    options: DrawOptions,
+    options: SampleOptions,
     *,
     advance: Advance = lambda _: None,
 ) -> dict[str, Any]:
@@ -73,7 +73,7 @@ def draw(
         "members": {bundle.site: bundle.payload_sha256 for bundle in verified.bundles},
         "router": options.router or verified.record.router,
     }
-    content = Content.of(verified, options.router, options.strategy or DEFAULT_STRATEGY)
+    content = Content.of(verified, options.router, options.sampling.strategy)
     return write_samples(ensemble, content, out, options, source, advance=advance)
 
 
@@ -81,7 +81,7 @@ def write_samples(
     ensemble: Ensemble,
     content: Content,
     out: Path,
-    options: DrawOptions,
+    options: SampleOptions,
     source: dict[str, Any],
     *,
     advance: Advance = lambda _: None,
@@ -105,9 +105,8 @@ def write_samples(
         OptionError, StateError: as for `draw`.
     """
     _require_ours(out)
-    strategy = options.strategy or DEFAULT_STRATEGY
-    require_fit(ensemble, content, options, strategy)
-    described = source | _described(ensemble, content, options, strategy)
+    require_fit(ensemble, content, options)
+    described = source | _described(ensemble, content, options)
     digest = sha256_hex(canonical_json(json.loads(json.dumps(described), parse_float=str)))
     out.mkdir(parents=True, exist_ok=True)
     if (out / SUMMARY).exists():
@@ -121,7 +120,7 @@ def write_samples(
         if (parts / "options").exists():
             _require_same_digest(out, (parts / "options").read_text(), digest)
         write_atomically(parts / "options", digest.encode())
-        job = _Job(ensemble, content, out, options, strategy, tuple(source["members"]))
+        job = _Job(ensemble, content, out, options, tuple(source["members"]))
         files = [job.part(indices, advance) for indices in job.chunks]
         summary = described | _counted(ensemble, files, tuple(source["members"]))
         summary["options_sha256"] = digest
@@ -146,25 +145,14 @@ class _Job:
         ensemble: Ensemble,
         content: Content,
         out: Path,
-        options: DrawOptions,
-        strategy: Strategy,
+        options: SampleOptions,
         sites: Sequence[str],
     ) -> None:
         self._ensemble, self._data, self._out, self._sites = ensemble, content.data, out, sites
         weights = content.weights(options.label)
         self._labels = None if weights is None else apportioned(weights, options.count)
         self._options = options
-        self._sampling = SamplingOptions(
-            strategy=strategy,
-            steps=options.steps,
-            solver=options.solver,
-            seed=options.seed,
-            guidance=options.guidance,
-            batch_size=options.batch_size,
-            in_flight=options.in_flight,
-            attribution=options.attribution,
-        )
-        self.chunks = self._sampling.chunks(options.count)
+        self.chunks = options.sampling.chunks(options.count)
 
     def part(self, indices: range, advance: Advance) -> Path:
         """Returns the file of a finished chunk, which is drawn where it is missing."""
@@ -180,13 +168,14 @@ class _Job:
         def one_step_of(count: int) -> None:
             nonlocal steps_done
             before, steps_done = steps_done, steps_done + count
-            advance(steps_done // self._options.steps - before // self._options.steps)
+            steps = self._options.sampling.steps
+            advance(steps_done // steps - before // steps)
 
         drawn = sample_chunk(
             self._ensemble,
             self._data.shape,
             indices,
-            self._sampling,
+            self._options.sampling,
             condition=None if labels is None else ClassCondition(labels),
             advance=one_step_of,
         )
@@ -211,7 +200,7 @@ class _Job:
         folder = self._out / "images"
         folder.mkdir(exist_ok=True)
         for row, index in enumerate(indices):
-            notes = {"seed": str(self._options.seed), "index": str(index)}
+            notes = {"seed": str(self._options.sampling.seed), "index": str(index)}
             if "labels" in arrays:
                 notes["class"] = self._data.classes[arrays["labels"][row]]
             if "sites" in arrays:
@@ -219,28 +208,26 @@ class _Job:
             write_picture(folder / f"{index:06d}.png", arrays["images"][row], notes)
 
 
-def _described(
-    ensemble: Ensemble, content: Content, options: DrawOptions, strategy: Strategy
-) -> dict[str, Any]:
+def _described(ensemble: Ensemble, content: Content, options: SampleOptions) -> dict[str, Any]:
     """Returns all that decides about the images, to the last bit, and what to know of them."""
     weights = content.weights(options.label)
     shares = [] if weights is None else (weights / weights.sum()).tolist()
     return {
-        "strategy": str(strategy),
-        "solver": options.solver,
-        "steps": options.steps,
-        "calls_per_step": CALLS_PER_STEP[options.solver],
-        "guidance": options.guidance,
-        "seed": options.seed,
+        "strategy": str(options.sampling.strategy),
+        "solver": options.sampling.solver,
+        "steps": options.sampling.steps,
+        "calls_per_step": CALLS_PER_STEP[options.sampling.solver],
+        "guidance": options.sampling.guidance,
+        "seed": options.sampling.seed,
         "count": options.count,
         "class": options.label,
         "class_shares": dict(zip(content.data.classes, shares, strict=True)) or None,
-        "notes": notes_on(content, options, strategy),
+        "notes": notes_on(content, options),
         "precision": options.precision,
         "devices": [str(device) for device in ensemble.experts.devices],
-        "batch_size": options.batch_size,
-        "in_flight": options.in_flight,
-        "attribution": options.attribution,
+        "batch_size": options.sampling.batch_size,
+        "in_flight": options.sampling.in_flight,
+        "attribution": options.sampling.attribution,
         "png": options.png,
     }
 

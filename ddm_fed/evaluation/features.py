@@ -59,14 +59,16 @@ def inception_features(weights: Path) -> Extractor:
         weights: A safetensors file of the converted TensorFlow weights.
 
     Raises:
-        DataError: it is missing, is no safetensors file, or is of another network.
+        DataError: it is missing, is not a safetensors file, or is of another network.
     """
     if not weights.is_file():
         raise DataError(f"{weights}, the weights of Inception-v3, is missing", hint=CONVERT_HINT)
     try:
         tensors = load_file(weights)
     except SafetensorError as error:
-        raise DataError(f"{weights} is no safetensors file: {error}", hint=CONVERT_HINT) from None
+        raise DataError(
+            f"{weights} is not a safetensors file: {error}", hint=CONVERT_HINT
+        ) from None
     with torch.device("meta"):
         network = InceptionV3()
     shapes = {name: value.shape for name, value in network.state_dict().items()}

@@ -69,12 +69,12 @@ def read_samples(folder: Path) -> tuple[Pictures, dict[str, Any]]:
         raise StateError(
             f"{folder} holds no finished samples",
             hint="draw some with `ddm-site sample` or `ddm-coord sample`; a run that was stopped "
-            "goes on when it is given again",
+            "continues when it is run again",
         )
     try:
         summary = json.loads(file.read_bytes())
     except ValueError as error:
-        raise DataError(f"{file} is no JSON: {error}", hint="draw the samples again") from None
+        raise DataError(f"{file} is not JSON: {error}", hint="draw the samples again") from None
     if not isinstance(summary, dict):
         raise DataError(f"{file} holds no summary", hint="draw the samples again")
     return _read(archive, (("images", "labels"),)), summary

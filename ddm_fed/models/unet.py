@@ -4,11 +4,13 @@ The library is loaded when such a network is built, not when this package is imp
 """
 
 import math
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ddm_fed.embedding.checkpoint import import_torchvision
 from ddm_fed.flows import Condition
 from ddm_fed.models.base import ExpertNetwork
 from ddm_fed.records import UnetSize
@@ -28,6 +30,8 @@ class UNet(ExpertNetwork):
 
     def __init__(self, shape: tuple[int, int, int], size: UnetSize, classes: int) -> None:
         super().__init__(classes)
+        with suppress(ImportError):  # diffusers imports torchvision wherever it is installed
+            import_torchvision()
         from diffusers.models.unets.unet_2d import UNet2DModel
 
         self.net: nn.Module = UNet2DModel(**unet_config(shape, size, classes))

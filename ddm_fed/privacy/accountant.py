@@ -6,11 +6,12 @@ Adjacency is add-or-remove-one unit. Figures are rounded up, never down.
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Any
+from typing import Any, Self
 
 from ddm_fed.errors import BudgetError, PolicyError
 from ddm_fed.records import (
@@ -296,18 +297,39 @@ def sampled_event(
     def fits(multiplier: float) -> bool:
         return epsilon([*beside, event(multiplier)], delta) <= target_epsilon
 
-    low, high = MIN_MULTIPLIER, MIN_MULTIPLIER
-    while not fits(high):
-        low, high = high, 2 * high
-        if high > MAX_MULTIPLIER:
-            raise BudgetError(
-                f"epsilon {target_epsilon:g} is spent already: nothing is left for training",
-                hint="agree on a larger `privacy.sgd.epsilon`, or on a cheaper router release",
-            )
-    while high - low > 5e-4 * high:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return event(high)
+    if not fits(MAX_MULTIPLIER):
+        raise BudgetError(
+            f"epsilon {target_epsilon:g} is spent already: nothing is left for training",
+            hint="agree on a larger `privacy.sgd.epsilon`, or on a cheaper router release",
+        )
+    if fits(MIN_MULTIPLIER):
+        return event(MIN_MULTIPLIER)
+    from dp_accounting import LowerEndpointAndGuess, calibrate_dp_mechanism, dp_event
+
+    found = calibrate_dp_mechanism(
+        lambda: _Pricing(dp_event.NoOpDpEvent(), beside),
+        event,
+        target_epsilon,
+        delta,
+        LowerEndpointAndGuess(MIN_MULTIPLIER, 2 * MIN_MULTIPLIER),
+        tol=float(PLACES),
+    )
+    return event(found)
+
+
+@dataclass
+class _Pricing:
+    """What dp-accounting's calibration asks of an accountant, with the prices of `epsilon`."""
+
+    ledger: Any
+    beside: Sequence[Event]
+
+    def compose(self, event: Event) -> Self:
+        self.events = [*self.beside, event]
+        return self
+
+    def get_epsilon(self, delta: float) -> float:
+        return epsilon(self.events, delta)
 
 
 def private_events(entries: Iterable[LedgerEntry]) -> list[Event]:

@@ -34,6 +34,7 @@ from ddm_fed.records.built_router import LEARNED_ROUTERS as LEARNED_ROUTERS
 from ddm_fed.records.built_router import BuiltRouter as BuiltRouter
 from ddm_fed.records.built_router import RouterName as RouterName
 from ddm_fed.records.built_router import RouterNetworkSpec as RouterNetworkSpec
+from ddm_fed.records.bundle_state import BundleState as BundleState
 from ddm_fed.records.canonical import MAX_DOCUMENT_BYTES as MAX_DOCUMENT_BYTES
 from ddm_fed.records.canonical import canonical_json as canonical_json
 from ddm_fed.records.canonical import parse_json as parse_json

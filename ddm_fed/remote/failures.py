@@ -83,7 +83,7 @@ class Calling(AbstractContextManager["Calling"]):
         return ExchangeError(
             f"{self._name} cannot be reached, or broke off: {reason}",
             hint=f"check the address and the network{proxy}, then run the same command again: it "
-            "goes on from there",
+            "continues from there",
         )
 
     def _reason(self, error: BaseException) -> str:

@@ -166,7 +166,7 @@ def _system_errors(name: str) -> Iterator[None]:
         raise MachineError(
             f"the operating system refused in {name}: {error.strerror or error}",
             hint="check that it is mounted, writable and has room, then run the same command "
-            "again: it goes on from there",
+            "again: it continues from there",
         ) from None
 
 

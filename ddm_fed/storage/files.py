@@ -194,22 +194,24 @@ def exclusive(path: Path) -> Iterator[None]:
     with _lock_file(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_ours = os.fstat(file.fileno()).st_nlink > 0  # of a deleted file, others make another
         except BlockingIOError:
+            is_ours = False
+        if not is_ours:
             raise BusyError(
                 f"another process is working in {path.parent}",
                 hint="wait until it has finished, or stop it, then run this again",
-            ) from None
+            )
         yield
 
 
 def is_locked(path: Path) -> bool:
     """Returns whether a process holds the lock file `path`."""
-    with _lock_file(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with exclusive(path):
+            return False
+    except BusyError:
+        return True
 
 
 def sync_folder(path: Path) -> None:

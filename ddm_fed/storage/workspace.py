@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ddm_fed.errors import StateError
 from ddm_fed.records import Record, canonical_json, explain
-from ddm_fed.storage.files import exclusive, is_locked, sweep_parts
+from ddm_fed.storage.files import exclusive, is_locked, sweep_parts, write_atomically
 
 DEEPER = ("inbox/receipts", "store/blobs", "store/manifests")  # where documents are written, too
 SettingsT = TypeVar("SettingsT", bound=Record)
@@ -85,3 +85,28 @@ def read_settings(file: Path, kind: type[SettingsT], *, hint: str) -> SettingsT:
     raise StateError(
         f"{file} is not valid: {reason}", hint="correct it by hand, it is a short file"
     )
+
+
+def write_settings(file: Path, settings: Record, *, heading: str) -> None:
+    """Writes settings as TOML.
+
+    Args:
+        file: `site.toml` or `coordinator.toml`. Of one that is there already the values change,
+            and comments stay.
+        settings: What it says from now on. What is None is left out.
+        heading: Lines of comment at the top of a new file.
+    """
+    import tomlkit
+
+    if file.exists():
+        document = tomlkit.parse(file.read_bytes().decode("utf-8-sig"))
+    else:
+        document = tomlkit.document()
+        for line in heading.splitlines():
+            document.add(tomlkit.comment(line))
+    for key, value in settings.model_dump(mode="json").items():
+        if value is not None:
+            document[key] = value
+        elif key in document:
+            del document[key]
+    write_atomically(file, tomlkit.dumps(document).encode())

@@ -158,7 +158,7 @@ class Training:
                 self._rehearse()
             except (RuntimeError, OSError, ImportError) as error:
                 reason = str(error).strip().partition("\n")[0]
-                say(f"torch cannot compile the network here and goes on without: {reason}")
+                say(f"torch cannot compile the network here, so it is trained without: {reason}")
                 self._build()
         self._network = self._team.share_gradients(self._learner.model)
         if self._network is not self._learner.model:
@@ -285,7 +285,7 @@ def diverged(what: str) -> DivergedError:
 def interrupted(done: int, steps: int, saved: int) -> CheckpointError:
     """Returns the error of a run that was stopped after `done` of `steps`, `saved` of them kept."""
     if saved:
-        onwards = f"run the same command again: it goes on from the checkpoint of step {saved}"
+        onwards = f"run the same command again: it continues from the checkpoint of step {saved}"
     else:
         onwards = (
             "no checkpoint of a step was written yet: the same command begins with the first step. "

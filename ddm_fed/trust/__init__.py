@@ -15,8 +15,7 @@ from ddm_fed.trust.checkpoint import open_checkpoint as open_checkpoint
 from ddm_fed.trust.checkpoint import read_proof as read_proof
 from ddm_fed.trust.checkpoint import sign_checkpoint as sign_checkpoint
 from ddm_fed.trust.checkpoint import write_proof as write_proof
-from ddm_fed.trust.merkle import inclusion_path as inclusion_path
+from ddm_fed.trust.merkle import MerkleTree as MerkleTree
 from ddm_fed.trust.merkle import leaf_hash as leaf_hash
-from ddm_fed.trust.merkle import merkle_root as merkle_root
 from ddm_fed.trust.merkle import node_hash as node_hash
 from ddm_fed.trust.merkle import verify_inclusion as verify_inclusion

@@ -15,6 +15,7 @@ Nothing here touches disk or network. Source: the TUF specification, section 5.3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
 from ddm_fed.errors import ExpiredError, PlanMismatchError, RosterError
 from ddm_fed.records import (
@@ -64,6 +65,17 @@ class RosterChain:
     def current(self) -> Roster:
         """The newest roster."""
         return self.rosters[-1]
+
+    @cached_property
+    def _members(self) -> dict[str, RosterSite]:
+        return {site.name: site for site in self.current.sites}
+
+    def site(self, name: str) -> RosterSite | None:
+        """Returns the member of the newest roster called `name`, or None.
+
+        However many there are, it takes the same time: every entry of a log asks.
+        """
+        return self._members.get(name)
 
     @property
     def reference(self) -> RosterReference:
@@ -228,8 +240,9 @@ def require_next(
             hint="fetch the published folder of the right federation",
         )
     _require_kept(f"roster {version}", "the coordinator", previous.coordinator, roster.coordinator)
+    members = {site.name: site for site in roster.sites}
     for site in previous.sites:
-        _require_site_kept(f"roster {version}", site, roster.site(site.name))
+        _require_site_kept(f"roster {version}", site, members.get(site.name))
 
 
 def _require_site_kept(what: str, old: RosterSite, new: RosterSite | None) -> None:

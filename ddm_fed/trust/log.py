@@ -18,11 +18,12 @@ Whoever saw an earlier head checks that the log continues it: a log that does no
 two signed heads prove it.
 """
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import islice
+from itertools import takewhile
 from pathlib import Path
+from typing import Self
 
 from ddm_fed.errors import LogError, RollbackError
 from ddm_fed.limits import MAX_LEAF_BYTES, MAX_LEAVES, MAX_LOG_BYTES
@@ -41,10 +42,9 @@ from ddm_fed.storage.files import open_regular, read_bounded
 from ddm_fed.trust import (
     Checkpoint,
     InclusionProof,
+    MerkleTree,
     RosterChain,
-    inclusion_path,
     leaf_hash,
-    merkle_root,
     open_checkpoint,
 )
 
@@ -86,6 +86,28 @@ class LogEntry:
         return self.statement.subject[0].digest.sha256
 
 
+class _Index:
+    """What is asked of a log again and again: its tree, and its receipts by site and by digest.
+
+    A log and those that continue it share one. Every log looks at its own first entries only, so
+    what was appended later is not in it.
+    """
+
+    def __init__(self, entries: Iterable[LogEntry]) -> None:
+        self.tree = MerkleTree()
+        self.by_site: dict[str, list[LogEntry]] = {}
+        self.by_submission: dict[str, LogEntry] = {}
+        for entry in entries:
+            self.add(entry)
+
+    def add(self, entry: LogEntry) -> None:
+        """Adds the next entry."""
+        self.tree.append(entry.leaf)
+        if entry.receipt is not None:
+            self.by_site.setdefault(entry.receipt.site, []).append(entry)
+            self.by_submission.setdefault(entry.submission_sha256, entry)
+
+
 @dataclass(frozen=True)
 class Log:
     """A verified log. `read_log` makes one from files, the coordinator from what it wrote.
@@ -105,11 +127,16 @@ class Log:
     checkpoint: bytes
     void: frozenset[int] = frozenset()
     """Places of the receipts that do not count."""
+    shared: _Index | None = field(default=None, repr=False, compare=False)
 
     @cached_property
-    def leaves(self) -> tuple[bytes, ...]:
+    def _index(self) -> _Index:
+        return _Index(self.entries) if self.shared is None else self.shared
+
+    @property
+    def leaves(self) -> Sequence[bytes]:
         """The leaf hashes."""
-        return tuple(entry.leaf for entry in self.entries)
+        return self._index.tree.leaves[: self.size]
 
     @property
     def size(self) -> int:
@@ -118,7 +145,7 @@ class Log:
 
     def head_at(self, size: int) -> LogHead:
         """Returns what the head of this log was when it had `size` leaves."""
-        return LogHead(size=size, root=merkle_root(self.leaves[:size]).hex())
+        return LogHead(size=size, root=self._index.tree.root(size).hex())
 
     @cached_property
     def head(self) -> LogHead:
@@ -127,12 +154,36 @@ class Log:
 
     def proof(self, index: int) -> InclusionProof:
         """Returns the proof that the leaf `index` is in the log under its checkpoint."""
-        return InclusionProof(index, inclusion_path(self.leaves, index), self.checkpoint)
+        path = self._index.tree.inclusion_path(index, self.size)
+        return InclusionProof(index, path, self.checkpoint)
+
+    def extended(self, envelope: bytes, chain: RosterChain) -> Self:
+        """Returns this log with the leaf in `envelope`, which alone is verified (rules 3 and 4).
+
+        What is here was verified before. The result has the checkpoint of this log still: whoever
+        may sign signs one over the new `head`, and puts it in.
+
+        Raises:
+            RefusedError: the leaf does not hold, or does not come next.
+        """
+        entry = read_entry(envelope, self.size, chain, chain.log_keys(self.size))
+        void = self.void
+        if is_void(entry, chain):
+            void |= {entry.index}
+        elif entry.receipt is not None:
+            require_rises(entry, entry.receipt, self.last_sequence(entry.receipt.site))
+        index = self._index
+        if index.tree.size != self.size:  # this log was continued otherwise already
+            index = _Index(self.entries)
+        index.add(entry)
+        return replace(self, entries=(*self.entries, entry), void=void, shared=index)
 
     def receipts(self, *, site: str | None = None, size: int | None = None) -> Iterator[LogEntry]:
         """Yields the entries that are receipts, of `site` and among the first `size` if given."""
-        for entry in islice(self.entries, size):
-            if entry.receipt is not None and site in (None, entry.receipt.site):
+        end = self.size if size is None else min(size, self.size)
+        found = self.entries if site is None else self._index.by_site.get(site, ())
+        for entry in takewhile(lambda entry: entry.index < end, found):
+            if entry.receipt is not None:
                 yield entry
 
     def counted(self, site: str) -> Iterator[tuple[LogEntry, Receipt]]:
@@ -151,10 +202,8 @@ class Log:
 
     def find(self, submission_sha256: str) -> LogEntry | None:
         """Returns the receipt for this submission."""
-        return next(
-            (entry for entry in self.receipts() if entry.submission_sha256 == submission_sha256),
-            None,
-        )
+        found = self._index.by_submission.get(submission_sha256)
+        return found if found is not None and found.index < self.size else None
 
     def current(self, plan_sha256: str, *, with_void: bool = False) -> dict[str, LogEntry]:
         """Returns the newest receipt under this plan of every site that was not removed since.
@@ -259,7 +308,7 @@ def log_of(lines: Iterable[bytes], chain: RosterChain, checkpoint: bytes) -> Log
 
 def is_void(entry: LogEntry, chain: RosterChain) -> bool:
     """Returns whether `entry` is a receipt for what nobody could sign at its place."""
-    site = chain.current.site(entry.receipt.site) if entry.receipt is not None else None
+    site = chain.site(entry.receipt.site) if entry.receipt is not None else None
     if site is None:
         return False
     able = {key.role for key in site.keys if key.may_sign_at(entry.index)}
@@ -276,14 +325,24 @@ def read_entries(lines: Iterable[bytes], chain: RosterChain) -> Iterator[LogEntr
     for index, line in enumerate(lines):
         entry = read_entry(line, index, chain, chain.log_keys(index))
         if entry.receipt is not None and not is_void(entry, chain):
-            site, sequence = entry.receipt.site, entry.receipt.sequence
-            if sequence <= last.get(site, 0):
-                raise LogError(
-                    f"log entry {index} admits sequence {sequence} of `{site}` after {last[site]}",
-                    hint="an older submission was admitted again; ask the coordinator",
-                )
-            last[site] = sequence
+            site = entry.receipt.site
+            require_rises(entry, entry.receipt, last.get(site, 0))
+            last[site] = entry.receipt.sequence
         yield entry
+
+
+def require_rises(entry: LogEntry, receipt: Receipt, last: int) -> None:
+    """Refuses a receipt whose number does not follow `last`, the highest of its site (rule 4).
+
+    Raises:
+        LogError: it does not.
+    """
+    if receipt.sequence <= last:
+        raise LogError(
+            f"log entry {entry.index} admits sequence {receipt.sequence} of `{receipt.site}` after "
+            f"{last}",
+            hint="an older submission was admitted again; ask the coordinator",
+        )
 
 
 def _lines(file: Path, expected: int) -> Iterator[bytes]:
@@ -318,11 +377,11 @@ def _lines(file: Path, expected: int) -> Iterator[bytes]:
 
 
 def _require_head(lines: list[bytes], head: Checkpoint) -> None:
-    leaves = [
+    tree = MerkleTree(
         leaf_hash(peek_payload(line, IN_TOTO_PAYLOAD, what=f"log entry {index}"))
         for index, line in enumerate(lines)
-    ]
-    found = merkle_root(leaves).hex()
+    )
+    found = tree.root().hex()
     if found != head.root:
         raise LogError(
             f"the {head.size} leaves of the log have the root {found}, its checkpoint was signed "
@@ -341,7 +400,8 @@ def require_continues(log: Log, seen: Log, *, what: str) -> None:
     """
     common = min(log.size, seen.size)
     if log.head_at(common) != seen.head_at(common):
-        first = next(i for i in range(common) if log.leaves[i] != seen.leaves[i])
+        pairs = zip(log.leaves, seen.leaves, strict=False)
+        first = next(i for i, (ours, theirs) in enumerate(pairs) if ours != theirs)
         raise LogError(
             f"{what}: the coordinator showed two histories, which differ from entry {first} on. "
             f"One signed head: {_one_line(seen)}. The other: {_one_line(log)}",

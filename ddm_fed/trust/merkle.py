@@ -27,39 +27,106 @@ def node_hash(left: bytes, right: bytes) -> bytes:
     return hashlib.sha256(b"\x01" + left + right).digest()
 
 
-def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """Returns the root of the tree over the leaf hashes `leaves`; SHA-256 of nothing for none."""
-    if not leaves:
-        return hashlib.sha256().digest()
-    level = list(leaves)
-    while len(level) > 1:
-        pairs = zip(level[::2], level[1::2], strict=False)
-        # the last of an odd number has no sibling yet and rises as it is
-        level = [node_hash(*pair) for pair in pairs] + level[len(level) & ~1 :]
-    return level[0]
+class MerkleTree:
+    """A tree that grows leaf by leaf and keeps the hash of every complete subtree.
 
+    A leaf costs two hashes on average. A root or a path, at any size the tree has had, costs no
+    more of them than the square of the tree's height: a log of many leaves is appended to, and
+    proofs are made for all of its members, in time that follows their number.
 
-def inclusion_path(leaves: Sequence[bytes], index: int) -> tuple[bytes, ...]:
-    """Returns the hashes beside the way from leaf `index` to the root, the leaf's sibling first.
+    Example:
+        >>> tree = MerkleTree([leaf_hash(b"a"), leaf_hash(b"b")])
+        >>> earlier = tree.root()
+        >>> tree.append(leaf_hash(b"c"))
+        >>> tree.root(2) == earlier
+        True
 
-    Raises:
-        LogError: there is no leaf `index`.
+    Args:
+        leaves: Hashes of the first entries, 32 bytes each.
     """
-    if not 0 <= index < len(leaves):
-        raise LogError(
-            f"the log has {len(leaves)} entries, and entry {index} was asked for",
-            hint="entries are counted from 0; read the log again, it may have grown meanwhile",
-        )
-    start, end, path = 0, len(leaves), []
-    while end - start > 1:
-        middle = start + _left_leaves(end - start)
-        if index < middle:
-            path.append(merkle_root(leaves[middle:end]))
-            end = middle
-        else:
-            path.append(merkle_root(leaves[start:middle]))
-            start = middle
-    return tuple(reversed(path))
+
+    def __init__(self, leaves: Iterable[bytes] = ()) -> None:
+        # level h holds the hashes of the complete subtrees of 2^h leaves, from the left
+        self._levels: list[list[bytes]] = [[]]
+        for leaf in leaves:
+            self.append(leaf)
+
+    @property
+    def size(self) -> int:
+        """The number of leaves."""
+        return len(self._levels[0])
+
+    @property
+    def leaves(self) -> Sequence[bytes]:
+        """The leaf hashes."""
+        return self._levels[0]
+
+    def append(self, leaf: bytes) -> None:
+        """Adds the 32-byte hash of the next entry."""
+        node = leaf
+        for height in range(self.size.bit_length() + 1):
+            if height == len(self._levels):
+                self._levels.append([])
+            level = self._levels[height]
+            level.append(node)
+            if len(level) % 2:  # its sibling has yet to come
+                return
+            node = node_hash(level[-2], level[-1])
+
+    def root(self, size: int | None = None) -> bytes:
+        """Returns the root over the first `size` leaves, by default all; SHA-256 of nothing for 0.
+
+        Raises:
+            LogError: there are not so many.
+        """
+        size = self.size if size is None else size
+        self._require_size(size, least=0)
+        return self._node(0, size) if size else hashlib.sha256().digest()
+
+    def inclusion_path(self, index: int, size: int | None = None) -> tuple[bytes, ...]:
+        """Returns the hashes beside the way from leaf `index` to the root, its sibling first.
+
+        Args:
+            index: The leaf, counted from 0.
+            size: Of the tree the path is for: its first leaves; by default all.
+
+        Raises:
+            LogError: there is no leaf `index`.
+        """
+        size = self.size if size is None else size
+        self._require_size(size, least=0)
+        if not 0 <= index < size:
+            raise LogError(
+                f"the log has {size} entries, and entry {index} was asked for",
+                hint="entries are counted from 0; read the log again, it may have grown meanwhile",
+            )
+        start, end, path = 0, size, []
+        while end - start > 1:
+            middle = start + _left_leaves(end - start)
+            if index < middle:
+                path.append(self._node(middle, end))
+                end = middle
+            else:
+                path.append(self._node(start, middle))
+                start = middle
+        return tuple(reversed(path))
+
+    def _node(self, start: int, end: int) -> bytes:
+        """Returns the hash above the leaves from `start` to before `end`, which is a subtree."""
+        size = end - start
+        if size & (size - 1) == 0:  # complete, and so it begins at a multiple of its size
+            height = size.bit_length() - 1
+            return self._levels[height][start >> height]
+        middle = start + _left_leaves(size)
+        return node_hash(self._node(start, middle), self._node(middle, end))
+
+    def _require_size(self, size: int, *, least: int) -> None:
+        if not least <= size <= self.size:
+            raise LogError(
+                f"the log has {self.size} entries, and its state at {size} was asked for",
+                hint=f"ask for a size from {least} to the size of the log; an empty log proves "
+                "nothing",
+            )
 
 
 def verify_inclusion(

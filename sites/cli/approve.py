@@ -26,17 +26,14 @@ def approve(
     key: Annotated[Path, typer.Option(help="Your key, a .pem file.", dir_okay=False)],
     yes: Annotated[
         bool,
-        typer.Option(
-            "--yes", help="Agree without being asked, where there is no terminal to ask at."
-        ),
+        typer.Option("--yes", help="Agree without being asked, for use without a terminal."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a site wants to send, or its request to be enrolled; ask; countersign it.
+    """Show what a site wants to send, or its request to be enrolled; then ask, and countersign it.
 
-    Works on any machine. What is signed stays as it is; only your signature is added, and only
-    with a key that the site names as its officer's. Example: ddm-site approve outbox/reviews/3f2a…
-    --key dpo.pem
+    Works on any machine. It only adds your signature, and only if the site names your key as its
+    officer's. Example: ddm-site approve outbox/reviews/3f2a… --key dpo.pem
     """
     from ddm_fed.signing import SigningKey
 

@@ -29,27 +29,31 @@ def audit(
     controls: Annotated[
         str | None,
         typer.Option(
-            help="Images of the same kind that were not trained on, given as --data is: with them "
-            "the finished expert is attacked as well."
+            help="Images of the same kind that were not trained on, in the form of "
+            "--data. With them, the finished expert is attacked as well."
         ),
     ] = None,
     canaries: Annotated[
-        int, typer.Option(help="Canaries; fewer may miss half of the noise missing.", min=2)
+        int,
+        typer.Option(
+            help="Number of canaries. Fewer may not notice that half of the noise is missing.",
+            min=2,
+        ),
     ] = 200_000,
     training_steps: Annotated[
         int | None,
         typer.Option(
-            help="Most training steps the canaries go through; by default the plan's.", min=1
+            help="The most training steps the canaries go through; by default the plan's.", min=1
         ),
     ] = None,
     value_range: ValueRangeOption = None,
     max_bad_fraction: MaxBadOption = 0.05,
-    seed: Annotated[int, typer.Option(help="Of times, noise and samples.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Decides times, noise and samples.", min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Attack the site's own training and releases. Spends nothing; what it finds stays here.
 
-    Exit status 1 if something does not keep its promise.
+    Ends with 1 if a guarantee does not hold.
 
     Example: ddm-site audit --plan published --data images/ --controls held-out/
     """
@@ -109,4 +113,4 @@ def _show_audit(found: "AuditResult") -> None:
     for note in found.notes:
         console.say(f"- {note}")
     if found.violates:
-        console.say("Something does not keep its promise: release nothing before it is explained.")
+        console.say("A guarantee does not hold. Release nothing before this is explained.")

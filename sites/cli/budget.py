@@ -30,7 +30,7 @@ def budget(
         Path | None,
         typer.Option(
             "--site",
-            help="The site's folder: counts what it has spent. Needed with a published folder.",
+            help="The site's folder, to count what it has spent. Needed with a published folder.",
             envvar="DDM_SITE",
             file_okay=False,
         ),
@@ -38,8 +38,8 @@ def budget(
     units: Annotated[
         int | None,
         typer.Option(
-            help="How many images (or patients) you have; by default what the plan assumes. Only "
-            "used here, and written nowhere.",
+            help="How many images (or patients) you have; by default what the plan "
+            "assumes. It is written nowhere.",
             min=1,
         ),
     ] = None,

@@ -17,17 +17,20 @@ def enroll(
         str,
         typer.Option(
             help="Where the coordinator takes requests: grpcs://HOST:PORT#sha256:…, as "
-            "`ddm-coord serve --enroll` prints it."
+            "printed by `ddm-coord serve --enroll`."
         ),
     ],
     site: SiteOption = Path(),
     request: Annotated[
         Path | None,
-        typer.Option(help="Another request than the site's enrolment, such as rotation.dsse.json."),
+        typer.Option(
+            help="A request to send instead of the site's enrolment, for example "
+            "rotation.dsse.json."
+        ),
     ] = None,
     timeout: TimeoutOption = 60.0,
 ) -> None:
-    """Send the request to be enrolled, or to have keys replaced. People decide about it.
+    """Send the request to be enrolled, or to have keys replaced. The coordinator's people decide.
 
     Example: ddm-site enroll --site hospital-a --to grpcs://consortium.example:8444#sha256:9f0c…
     """
@@ -42,9 +45,9 @@ def enroll(
     if enroll(address, data, timeout_s=timeout):
         console.say("its keys are in the roster already")
         return
-    console.say("the coordinator's people have the request, and decide about it")
+    console.say("the coordinator's people have the request, and will decide")
     fetch = console.typed("ddm-site", "fetch", "--site", site, "--from")
     console.next_step(
-        f"read them this key aloud: {home.newest_key().public.keyid}",
-        f"once they say so: {fetch} grpcs://HOST:PORT#sha256:…",
+        f"read this key aloud to them: {home.newest_key().public.keyid}",
+        f"once they have agreed: {fetch} grpcs://HOST:PORT#sha256:…",
     )

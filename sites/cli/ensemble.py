@@ -22,7 +22,7 @@ def ensemble(
     site: SiteOption = Path(),
     timeout: TimeoutOption = 300.0,
 ) -> None:
-    """Fetch the newest ensemble, and verify it. Cut off, the same command goes on.
+    """Fetch the newest ensemble, and verify it. If it is cut off, run it again to continue.
 
     Example: ddm-site ensemble --plan published --from grpcs://consortium.example:8443 --out best
     """

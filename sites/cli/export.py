@@ -19,16 +19,16 @@ from sites.cli.submit import show_submitted
 def export(
     folder: Annotated[
         Path,
-        typer.Argument(help="Folder on the medium; made if it is not there.", file_okay=False),
+        typer.Argument(help="Folder on the medium. It is made if it is missing.", file_okay=False),
     ],
     plan: PlanOption,
     site: SiteOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Write released bundles to a removable medium, for a coordinator that no network leads to.
+    """Write released bundles to a removable medium, for a coordinator without a network.
 
-    Safe to run again at any time: it goes on from where it came to. Bundles of several sites may
-    share a removable medium. They stay here in any case.
+    Safe to run again at any time: it continues where it stopped. Several sites may share a medium.
+    The bundles stay here in any case.
 
     Example: ddm-site export /media/usb/ddm --site hospital-a --plan published
     """

@@ -11,7 +11,7 @@ from sites.cli.options import (
 
 
 def fetch(source: AddressOption, site: SiteOption = Path(), timeout: TimeoutOption = 60.0) -> None:
-    """Fetch plan, rosters, log and reference into the site's published folder, verified.
+    """Fetch and verify plan, rosters, log and reference, into the site's published folder.
 
     Example: ddm-site fetch --site hospital-a --from grpcs://consortium.example:8443
     """

@@ -28,7 +28,7 @@ def head(
     seed: Annotated[
         int | None,
         typer.Option(
-            help="For reproducible experiments without noise; random and secret otherwise."
+            help="Makes experiments without noise reproducible. By default random and secret."
         ),
     ] = None,
     yes: YesOption = False,
@@ -36,7 +36,7 @@ def head(
     """Train the site's head of the router against the published reference, and sign it.
 
     For plans with router.kind = "heads", after `train` and the coordinator's `reference`. The new
-    bundle holds the expert and the release again; it takes the first one's place.
+    bundle holds the expert and the release again, and replaces the first one.
 
     Example: ddm-site head --plan published --data digits
     """

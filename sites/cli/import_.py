@@ -20,12 +20,13 @@ def import_(
     site: SiteOption = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Take from a medium what the coordinator wrote: signed receipts, and its published folder.
+    """Read from a medium what the coordinator wrote: signed receipts, and its published folder.
 
     Everything is verified before it is kept. The published folder becomes published/ of the site.
 
     Example: ddm-site import /media/usb/ddm --site hospital-a
     """
+    from ddm_fed.records import BundleState
     from sites.transport import removable_medium
     from sites.workspace import SiteFolder
 
@@ -33,8 +34,9 @@ def import_(
     with home.changing():
         found = removable_medium.bring_back(home, folder)
     if as_json:
-        states = dict.fromkeys(found.admitted, "admitted") | dict.fromkeys(found.waiting, "waiting")
-        states |= dict.fromkeys(found.wrong, "bad receipt")
+        states = dict.fromkeys(found.admitted, BundleState.ADMITTED)
+        states |= dict.fromkeys(found.waiting, BundleState.WAITING)
+        states |= dict.fromkeys(found.wrong, BundleState.BAD_RECEIPT)
         console.show_json(
             {
                 "submissions": [
@@ -56,7 +58,7 @@ def import_(
             "left alone"
         )
     elif found.published is None:
-        console.say("there is no published/ on the medium: receipts were checked by the last one")
+        console.say("there is no published/ on the medium: the last one seen verified the receipts")
     else:
         console.say(f"{found.published} is the coordinator's newest: use it with --plan")
     for error in found.wrong.values():

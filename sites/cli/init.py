@@ -24,25 +24,28 @@ def init(
     root: Annotated[
         str,
         typer.Option(
-            help="Fingerprint of the federation, sha256:…, learnt from a person: by telephone or "
-            "on paper, not from the files you are about to check with it."
+            help="Fingerprint of the federation, sha256:…. Get it from a person, by "
+            "telephone or on paper, not from the files that you are going to verify "
+            "with it."
         ),
     ],
     max_epsilon: Annotated[
-        str, typer.Option(help="Most epsilon this site spends, whatever plans allow.")
+        str, typer.Option(help="The most epsilon that this site spends, whatever plans allow.")
     ] = "10",
     must_be_private: Annotated[
         list[PrivatePartName] | None,
-        typer.Option(help="What this site only trains or releases with noise; several times."),
+        typer.Option(
+            help="What this site only trains or releases with noise. May be given several times."
+        ),
     ] = None,
     unit: Annotated[
-        Literal["image", "patient"], typer.Option(help="What epsilon has to protect at least.")
+        Literal["image", "patient"], typer.Option(help="What epsilon has to protect, at least.")
     ] = "image",
     dpo: Annotated[
         Path | None,
         typer.Option(
-            help="Public key file of the data-protection officer, without whose signature nothing "
-            "may leave.",
+            help="Public key file of the data-protection officer. Nothing may leave "
+            "without their signature.",
             dir_okay=False,
         ),
     ] = None,

@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 def ledger(
     site: SiteOption = Path(),
-    delta: Annotated[float, typer.Option(help="Delta at which epsilon is stated.")] = 1e-5,
+    delta: Annotated[float, typer.Option(help="The delta at which epsilon is stated.")] = 1e-5,
     recover: Annotated[
         bool,
         typer.Option(
             "--recover",
-            help="After a cut or a restored backup: bring back all that the copy in keys/, the "
-            "outbox and --from remember. Nothing spent is forgotten.",
+            help="After a ledger was cut or restored from backup: bring back every entry "
+            "that the copy in keys/, the outbox or --from still has.",
         ),
     ] = False,
     manifests: Annotated[
         list[Path] | None,
         typer.Option(
             "--from",
-            help="A manifest or bundle that this site signed, from elsewhere; with --recover.",
+            help="With --recover: a manifest or bundle that this site signed, from elsewhere.",
             exists=True,
         ),
     ] = None,
@@ -41,18 +41,18 @@ def ledger(
         bool,
         typer.Option(
             "--lost",
-            help="Count one whole run under --plan as spent, of which nothing is left.",
+            help="Count one whole run under --plan as spent, though nothing of it is left.",
         ),
     ] = False,
     plan: Annotated[
-        Path | None, typer.Option(help="The published folder; with --lost.", exists=True)
+        Path | None, typer.Option(help="With --lost: the published folder.", exists=True)
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show everything this site ever released, and what it adds up to.
+    """Show everything that this site ever released, and what it adds up to.
 
-    It says if entries are missing that this site signed or the coordinator admitted, and ends
-    with 1 then.
+    Ends with 1, and says so, if entries are missing that this site signed or the coordinator
+    admitted.
 
     Examples: ddm-site ledger --site hospital-a · ddm-site ledger --site hospital-a --recover
     """

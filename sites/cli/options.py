@@ -24,21 +24,21 @@ DataOption = Annotated[
     str,
     typer.Option(
         "--data",
-        help="`digits` (or digits:0-4), an .npz with images and labels, an .npy that is mapped "
-        "into memory, or a folder of images.",
+        help="`digits` (or digits:0-4), an .npz with images and labels, an .npy, "
+        "which is mapped into memory, or a folder of images.",
     ),
 ]
 ValueRangeOption = Annotated[
     tuple[float, float] | None,
     typer.Option(
-        "--value-range", help="Values that mean black and white, if the dtype does not say."
+        "--value-range", help="The values of black and white, if the dtype does not tell."
     ),
 ]
 MaxBadOption = Annotated[
     float,
     typer.Option(
         "--max-bad-fraction",
-        help="Most unreadable files in a folder, as a fraction.",
+        help="The largest fraction of files in a folder that may be unreadable.",
         min=0,
         max=1,
         callback=finite,
@@ -47,14 +47,14 @@ MaxBadOption = Annotated[
 YesOption = Annotated[
     bool,
     typer.Option(
-        "--yes", help="Go on although something about the data looks like a mistake; asks nothing."
+        "--yes", help="Go on without asking if something about the data looks like a mistake."
     ),
 ]
 TimeoutOption = Annotated[
     float,
     typer.Option(
         "--timeout",
-        help="Seconds without any progress after which the command gives up.",
+        help="Give up after this many seconds without progress.",
         min=1,
         callback=finite,
     ),
@@ -63,7 +63,7 @@ AddressOption = Annotated[
     str,
     typer.Option(
         "--from",
-        help="The coordinator: grpcs://HOST:PORT, before the first fetch with #sha256:… behind it.",
+        help="The coordinator: grpcs://HOST:PORT. Before the first fetch, add #sha256:….",
     ),
 ]
 
@@ -80,7 +80,7 @@ def open_published(site: Path, plan: Path) -> "tuple[SiteFolder, Published]":
     for digest in seen.entries_not_ours(home, published.log):
         console.say(
             f"WARNING: the log has the submission {digest[:16]}… in this site's name, which is not "
-            "in its outbox. If nobody here released it, its key is stolen: have it revoked."
+            "in its outbox. If nobody here released it, the site's key is stolen: have it revoked."
         )
     return home, published
 

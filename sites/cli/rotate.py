@@ -22,12 +22,12 @@ def rotate(
         typer.Option(help="Public key file of a new data-protection officer.", dir_okay=False),
     ] = None,
     lost: Annotated[
-        bool, typer.Option("--lost", help="The present key is lost: do not sign with it.")
+        bool, typer.Option("--lost", help="The present key is lost; do not sign with it.")
     ] = False,
     certificate: Annotated[
         bool,
         typer.Option(
-            "--certificate", help="Only a new certificate to connect with; the keys stay."
+            "--certificate", help="Make only a new certificate for connections; keep the keys."
         ),
     ] = False,
 ) -> None:

@@ -26,10 +26,10 @@ def sample(
     flags: SampleFlags,
     site: SiteOption = Path(),
 ) -> None:
-    """Verify an ensemble, then draw images from it. The same command continues a killed run.
+    """Verify an ensemble, then draw images from it. Run it again to continue a killed run.
 
-    The fingerprint is the one that the site pinned. An ensemble that became stale by what the site
-    fetched since is refused.
+    The fingerprint is the one that the site pinned. An ensemble is refused if what the site has
+    fetched since says that it is stale.
 
     Example: ddm-site sample ensemble --site hospital-a --count 100 --out samples
     """

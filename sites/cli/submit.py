@@ -20,21 +20,21 @@ if TYPE_CHECKING:
 
 MEANINGS = {
     "sent": "sent; run this again later to collect the receipt",
-    "waiting": "waits for the coordinator",
+    "waiting": "is waiting for the coordinator",
     "admitted": "admitted; the signed receipt is in receipts/",
-    "refused": "was refused, by the coordinator or on its way; see the error below",
+    "refused": "was refused; see the error below",
     "earlier plan": "is of an earlier plan and was never admitted; it is not sent",
     "earlier reference": "has a head for a reference that was replaced; it is not sent",
     "earlier key": "is signed with a key that was replaced; run `ddm-site train` again",
     "revoked key": "is signed with a key that was revoked and is not sent",
-    "superseded": "was never admitted, and a newer one was; it is not sent",
+    "superseded": "is not sent: a newer one was admitted",
     "expired": "has expired and is not sent; run `ddm-site train` again to sign it anew",
     "from the future": "was signed while this machine's clock was ahead and is not sent; run "
     "`ddm-site train` again to sign it anew",
     "damaged": "is damaged here and is not sent; restore it from backup, or run `ddm-site train` "
     "again to sign it anew",
-    "held back": "would be refused and is not sent; see the error below",
-    "bad receipt": "has a receipt that does not hold; see the error below",
+    "held back": "is not sent, because it would be refused; see the error below",
+    "bad receipt": "has a receipt that does not verify; see the error below",
 }
 
 
@@ -43,8 +43,8 @@ def submit(
     to: Annotated[
         str,
         typer.Option(
-            help="A folder (the coordinator's inbox, a share, a medium), a URL that fsspec knows "
-            "(s3://…, sftp://…), or grpcs://HOST:PORT."
+            help="A folder (the coordinator's inbox, a share, a medium), a URL such as "
+            "s3://… or sftp://…, or grpcs://HOST:PORT."
         ),
     ],
     site: SiteOption = Path(),
@@ -53,7 +53,7 @@ def submit(
 ) -> None:
     """Send released bundles and collect receipts. Safe to run again at any time.
 
-    A bundle whose way was cut goes on from where it came to. It stays here in any case.
+    An upload that was cut off continues where it stopped. The bundle stays here in any case.
 
     Examples: ddm-site submit --plan published --to /mnt/share/inbox · ddm-site submit --plan
     published --to grpcs://consortium.example:8443

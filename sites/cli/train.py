@@ -48,41 +48,61 @@ def train(
     value_range: ValueRangeOption = None,
     max_bad_fraction: MaxBadOption = 0.05,
     architecture: Annotated[
-        str | None, typer.Option(help="Out of the plan's; by default its first. So too below.")
+        str | None, typer.Option(help="One of the plan's architectures; by default its first.")
     ] = None,
-    path: Annotated[str | None, typer.Option(help="linear, cosine or vp.")] = None,
-    prediction: Annotated[str | None, typer.Option(help="velocity, noise or image.")] = None,
+    path: Annotated[
+        str | None,
+        typer.Option(
+            help="linear, cosine or vp, if the plan allows it; by default the plan's first."
+        ),
+    ] = None,
+    prediction: Annotated[
+        str | None,
+        typer.Option(
+            help="velocity, noise or image, if the plan allows it; by default the plan's first."
+        ),
+    ] = None,
     base: Annotated[
         Path | None, typer.Option(help="The plan's base checkpoint on this machine.")
     ] = None,
     ema_half_life: Annotated[
         int | None,
-        typer.Option(help="Which of the plan's averages is the expert; also after training."),
+        typer.Option(
+            help="Which of the plan's averages becomes the expert. Can also be changed "
+            "after training."
+        ),
     ] = None,
     precision: Annotated[
         Literal["auto", "float32", "bfloat16"],
-        typer.Option(help="Of the arithmetic; auto measures which is faster here."),
+        typer.Option(help="Precision of the arithmetic; auto measures which is faster here."),
     ] = "auto",
     micro_batch: Annotated[
-        int | None, typer.Option(help="Most images in memory at once; changes no result.", min=1)
+        int | None,
+        typer.Option(help="The most images in memory at once. Does not change the result.", min=1),
     ] = None,
     compile_network: Annotated[
-        bool, typer.Option("--compile", help="Compile the network first, where torch can.")
+        bool, typer.Option("--compile", help="Compile the network first, if torch can.")
     ] = False,
     shard: Annotated[
-        bool, typer.Option("--shard", help="Under torchrun: divide the weights as well.")
+        bool,
+        typer.Option(
+            "--shard", help="Under torchrun, also divide the weights among the processes."
+        ),
     ] = False,
     sample_every: Annotated[
-        int | None, typer.Option(help="Steps between pictures of samples, in private/.", min=1)
+        int | None,
+        typer.Option(help="Write a picture of samples into private/ every so many steps.", min=1),
     ] = None,
     gradients: Annotated[
         Literal["auto", "functional", "opacus"],
-        typer.Option(help="Per-unit gradients of DP-SGD: auto measures which engine is faster."),
+        typer.Option(
+            help="How DP-SGD computes per-unit gradients; auto measures which is faster here."
+        ),
     ] = "auto",
     seed: Annotated[
         int | None,
         typer.Option(
-            help="For reproducible experiments without noise; random and secret otherwise."
+            help="Makes experiments without noise reproducible. By default random and secret."
         ),
     ] = None,
     checkpoint_every: Annotated[

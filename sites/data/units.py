@@ -165,7 +165,7 @@ def _rows(path: Path, reader: Any, files: Mapping[str, bool]) -> dict[str, str]:
             file = composed.get(unicodedata.normalize("NFC", file), file)
         if file not in files:
             raise DataError(
-                f"{path} names {file}, which is no image file of the folder",
+                f"{path} names {file}, which is not an image file in the folder",
                 hint="write paths relative to the folder, with forward slashes; remove other rows",
             )
         if file in unit_of:

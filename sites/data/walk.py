@@ -50,7 +50,7 @@ def image_files(folder: Path, report: DataReport) -> list[Path]:
             lost.add(reason := f"{kind} files are of a kind that is not read")
             report.leave_out(reason, name)
         else:
-            report.leave_out(f"{suffix or 'other'} files are no images", name)
+            report.leave_out(f"{suffix or 'other'} files are not images", name)
     for reason in sorted(lost):
         names = report.left_out[reason]
         report.doubts.append(f"{len(names)} {reason}: {examples(names)}. {_advice(reason)}")

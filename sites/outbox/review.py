@@ -208,7 +208,7 @@ def _require_consistent(egress: EgressRecord, manifest: bytes, review: Review) -
     if statement.predicate_type != SUBMISSION_PREDICATE:
         raise MalformedError(
             f"{SUBMISSION_FILE} is a statement of type `{statement.predicate_type}`",
-            hint="it is no submission; run `ddm-site review` again",
+            hint="this is not a submission; run `ddm-site review` again",
         )
     return privacy
 

@@ -7,12 +7,12 @@ verified at the coordinator, after arrival, whichever way it came.
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 from ddm_fed.bundle.verify import ENVELOPE_FILE, VerifiedBundle, tensor_files
 from ddm_fed.errors import StateError
 from ddm_fed.progress import Advance
-from ddm_fed.records import MAX_DOCUMENT_BYTES
+from ddm_fed.records import MAX_DOCUMENT_BYTES, BundleState
 from ddm_fed.storage.digests import check_file
 from ddm_fed.storage.files import new_folder, read_bounded
 from ddm_fed.storage.targets import require_ours
@@ -25,11 +25,11 @@ class Sent:
     """What became of a bundle on its way.
 
     Attributes:
-        state: Delivered, or waiting for the coordinator's verdict, or admitted.
+        state: Sent, waiting for the coordinator, or admitted.
         receipt: The receipt's envelope, if it came at once. It is not verified yet.
     """
 
-    state: Literal["sent", "waiting", "admitted"]
+    state: BundleState
     receipt: bytes | None = None
 
 
@@ -89,7 +89,7 @@ class FolderTransport:
         """
         target = self._inbox / "incoming" / bundle.payload_sha256
         if target.exists():
-            return Sent("waiting")
+            return Sent(BundleState.WAITING)
         with new_folder(target) as part:
             for name in tensor_files(bundle.submission):
                 check_file(
@@ -101,4 +101,4 @@ class FolderTransport:
                     advance=advance,
                 )
             shutil.copyfile(folder / ENVELOPE_FILE, part / ENVELOPE_FILE)
-        return Sent("sent")
+        return Sent(BundleState.SENT)

@@ -5,7 +5,7 @@ from pathlib import Path
 from ddm_fed.bundle.verify import VerifiedBundle
 from ddm_fed.errors import RefusedError, StateError
 from ddm_fed.progress import Advance
-from ddm_fed.records import MAX_DOCUMENT_BYTES
+from ddm_fed.records import MAX_DOCUMENT_BYTES, BundleState
 from ddm_fed.storage.files import read_bounded
 from ddm_fed.trust import Trust
 from ddm_fed.trust.receipts import read_receipt
@@ -50,4 +50,4 @@ class FlowerTransport:
 
     def send(self, bundle: VerifiedBundle, folder: Path, advance: Advance) -> Sent:  # noqa: ARG002
         """Waits: the coordinator's next run fetches it."""
-        return Sent("waiting")
+        return Sent(BundleState.WAITING)

@@ -33,7 +33,7 @@ from ddm_fed.exchange import (
 )
 from ddm_fed.exchange.body import Body, BodyReader, open_body
 from ddm_fed.progress import Advance
-from ddm_fed.records import sha256_hex
+from ddm_fed.records import BundleState, sha256_hex
 from ddm_fed.remote.proxies import proxy_to
 from ddm_fed.signing import server_certificates_pem
 from ddm_fed.trust import Trust
@@ -96,7 +96,7 @@ def _unreachable(failure: Failure, address: Address, timeout_s: float) -> Exchan
         f"{timeout_s:.0f} seconds: {_words(failure)}",
         hint="check the address and the network, and that the coordinator runs `ddm-coord "
         f"serve`; {_PROXY_HINT if proxy else ''}if others get through, this site's certificate "
-        "may not be in its roster. Then run the same command again: it goes on from there",
+        "may not be in its roster. Then run the same command again: it continues from there",
     )
 
 
@@ -289,9 +289,9 @@ class _Sending:
     def _try_once(self) -> Sent:
         offer = messages.BeginUploadRequest(submission_envelope=self._bundle.envelope)
         found = self._service.BeginUpload(offer, timeout=CALL_S)
-        if found.state == messages.UPLOAD_STATE_ADMITTED:
-            return Sent("admitted", found.receipt_envelope)
-        if found.state == messages.UPLOAD_STATE_OPEN:
+        if found.state == messages.BUNDLE_STATE_ADMITTED:
+            return Sent(BundleState.ADMITTED, found.receipt_envelope)
+        if found.state == messages.BUNDLE_STATE_UPLOADING:
             self._moved_to(found.committed_bytes)
             if found.committed_bytes < self._reader.body.size_bytes:
                 parts = self._parts(found.submission_sha256, found.committed_bytes)
@@ -299,12 +299,12 @@ class _Sending:
                 self._moved_to(answer.committed_bytes)
         end = messages.CommitUploadRequest(submission_sha256=self._bundle.payload_sha256)
         verdict = self._service.CommitUpload(end, timeout=COMMIT_S)
-        if verdict.state == messages.UPLOAD_STATE_REFUSED:
+        if verdict.state == messages.BUNDLE_STATE_REFUSED:
             why = verdict.refusal
             raise rebuilt(why.code, why.message, why.hint)
-        if verdict.state == messages.UPLOAD_STATE_ADMITTED:
-            return Sent("admitted", verdict.receipt_envelope)
-        return Sent("waiting")
+        if verdict.state == messages.BUNDLE_STATE_ADMITTED:
+            return Sent(BundleState.ADMITTED, verdict.receipt_envelope)
+        return Sent(BundleState.WAITING)
 
     def _moved_to(self, safe: int) -> None:
         if safe > self._safe:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 from ddm_fed.bundle.verify import ENVELOPE_FILE, VerifiedBundle
 from ddm_fed.errors import DigestError, ExchangeError
 from ddm_fed.progress import Advance
-from ddm_fed.records import MAX_DOCUMENT_BYTES, FileSize
+from ddm_fed.records import MAX_DOCUMENT_BYTES, BundleState, FileSize
 from ddm_fed.remote import open_folder
 from ddm_fed.storage.files import BLOCK_BYTES, PART_PREFIX, open_regular
 from ddm_fed.storage.targets import require_ours
@@ -118,14 +118,14 @@ class _Sending:
         whole = place == target and wanted.items() <= there.items()
         whole = whole and remote.read(f"{place}/{ENVELOPE_FILE}", len(envelope)) == envelope
         if whole and remote.path is None:
-            return Sent("waiting")
+            return Sent(BundleState.WAITING)
         sent = [self._send(f"{place}/{file.name}", file, there.get(file.name, 0)) for file in files]
         if whole and not any(sent):
-            return Sent("waiting")
+            return Sent(BundleState.WAITING)
         remote.write(f"{place}/{ENVELOPE_FILE}", envelope)
         if place != target:
             remote.rename(place, target)
-        return Sent("sent")
+        return Sent(BundleState.SENT)
 
     def _sizes(self, place: str) -> dict[str, int]:
         found = self._remote.entries(place)

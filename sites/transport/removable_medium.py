@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ddm_fed.errors import FileSetError, RefusedError, RollbackError, StateError
 from ddm_fed.progress import Advance
-from ddm_fed.records import MAX_DOCUMENT_BYTES
+from ddm_fed.records import MAX_DOCUMENT_BYTES, BundleState
 from ddm_fed.remote import RemoteFolder, open_folder
 from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.targets import require_ours
@@ -42,7 +42,7 @@ published/      what the coordinator published last: plan, rosters and log
 3. At the site again:   ddm-site import FOLDER
 
 Unmount the medium before you pull it out. A copy that is not complete is recognised and named;
-run the same command again, and it goes on from there. Please leave names and files as they are.
+run the same command again, and it continues from there. Please leave names and files as they are.
 """
 
 
@@ -89,7 +89,7 @@ def export(
     medium.write(README_FILE, README.encode())
     found = submit(site, trust, RemoteFolderTransport(str(folder)), advance=advance)
     for item in found:
-        if item.state in ("sent", "waiting"):
+        if item.state in (BundleState.SENT, BundleState.WAITING):
             medium.write(f"{item.digest}.sha256", _sums(site, trust, item.digest))
     return found
 

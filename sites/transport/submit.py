@@ -6,7 +6,6 @@ Each bundle has a state of its own: one that cannot go holds up no other.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ddm_fed.bundle.policy import CLOCK_SKEW
 from ddm_fed.bundle.submission import open_as_site
@@ -24,7 +23,7 @@ from ddm_fed.errors import (
     WeightsError,
 )
 from ddm_fed.progress import Advance
-from ddm_fed.records import MAX_DOCUMENT_BYTES, Statement, Submission, now
+from ddm_fed.records import MAX_DOCUMENT_BYTES, BundleState, Statement, Submission, now
 from ddm_fed.storage.files import read_bounded, write_atomically
 from ddm_fed.trust import Trust
 from ddm_fed.trust.receipts import read_receipt
@@ -32,22 +31,6 @@ from sites.outbox.stages import find_bundles, member_of
 from sites.transport.base import Transport
 from sites.workspace import SiteFolder
 
-State = Literal[
-    "admitted",
-    "waiting",
-    "sent",
-    "refused",
-    "superseded",
-    "earlier plan",
-    "earlier reference",
-    "earlier key",
-    "revoked key",
-    "expired",
-    "from the future",
-    "damaged",
-    "held back",
-    "bad receipt",
-]
 # errors that say that the site's own copy is no longer what it signed
 DAMAGE = (DigestError, FileSetError, MalformedError, SignatureError, ValuesError, WeightsError)
 
@@ -58,15 +41,13 @@ class Submitted:
 
     Attributes:
         digest: Of its manifest.
-        state: `admitted`, `waiting`, `sent` or `refused`; `superseded` if a newer one was admitted;
-            or why it is not sent, because it would be refused: `earlier plan`, `earlier
-            reference`, `earlier key`, `revoked key`, `expired`, `from the future`, `damaged`, or
-            `held back` for anything else. `bad receipt` is one that does not hold.
+        state: Sent, waiting, admitted or refused; superseded if a newer one was admitted; or why it
+            is not sent, because it would be refused. A receipt may also not hold.
         error: What is wrong, where somebody has to do something about it.
     """
 
     digest: str
-    state: State
+    state: BundleState
     error: RefusedError | None = None
 
 
@@ -116,7 +97,7 @@ def submit(
 
 
 def _is_admitted(found: Submitted | None) -> bool:
-    return found is not None and found.state == "admitted"
+    return found is not None and found.state is BundleState.ADMITTED
 
 
 def _read(folder: Path, trust: Trust) -> _Outgoing:
@@ -135,14 +116,14 @@ def _collect(
     try:
         if kept.exists():
             keep_receipt(site, trust, digest, read_bounded(kept, MAX_DOCUMENT_BYTES))
-            return Submitted(digest, "admitted")
+            return Submitted(digest, BundleState.ADMITTED)
         receipt = transport.collect(digest)
         if receipt is None:
             return None
         keep_receipt(site, trust, digest, receipt)
     except RefusedError as error:
-        return Submitted(digest, "bad receipt", error)
-    return Submitted(digest, "admitted")
+        return Submitted(digest, BundleState.BAD_RECEIPT, error)
+    return Submitted(digest, BundleState.ADMITTED)
 
 
 def _send(
@@ -156,17 +137,17 @@ def _send(
 ) -> Submitted:
     digest, submission = item.folder.name, item.submission
     if submission is None:
-        return Submitted(digest, "damaged", item.error)
+        return Submitted(digest, BundleState.DAMAGED, item.error)
     if submission.sequence < last:
-        return Submitted(digest, "superseded")
+        return Submitted(digest, BundleState.SUPERSEDED)
     if submission.plan_sha256 != trust.plan_sha256:
-        return Submitted(digest, "earlier plan")
+        return Submitted(digest, BundleState.EARLIER_PLAN)
     reference = newest.reference_sha256 if newest is not None else None
     if submission.reference_sha256 not in (None, reference):
         # the coordinator replaced it since, and this site followed
-        return Submitted(digest, "earlier reference")
+        return Submitted(digest, BundleState.EARLIER_REFERENCE)
     if now() >= submission.expires_at:
-        return Submitted(digest, "expired")
+        return Submitted(digest, BundleState.EXPIRED)
     try:
         verified = verify_bundle(item.folder, trust, now())
     except RefusedError as error:
@@ -182,13 +163,14 @@ def _not_sent(
         keys = member_of(site, trust).keys
         replaced = any(key.is_active for key in keys if key.role == "site")
         return (
-            Submitted(digest, "earlier key")
+            Submitted(digest, BundleState.EARLIER_KEY)
             if replaced
-            else Submitted(digest, "revoked key", error)
+            else Submitted(digest, BundleState.REVOKED_KEY, error)
         )
     if isinstance(error, ExpiredError) and submission.issued_at > now() + CLOCK_SKEW:
-        return Submitted(digest, "from the future", error)
-    return Submitted(digest, "damaged" if isinstance(error, DAMAGE) else "held back", error)
+        return Submitted(digest, BundleState.FROM_THE_FUTURE, error)
+    damaged = isinstance(error, DAMAGE)
+    return Submitted(digest, BundleState.DAMAGED if damaged else BundleState.HELD_BACK, error)
 
 
 def _deliver(
@@ -203,12 +185,12 @@ def _deliver(
     try:
         sent = transport.send(verified, folder, advance)
     except RefusedError as error:
-        return Submitted(digest, "refused", error)
+        return Submitted(digest, BundleState.REFUSED, error)
     if sent.receipt is not None:
         try:
             keep_receipt(site, trust, digest, sent.receipt)
         except RefusedError as error:
-            return Submitted(digest, "bad receipt", error)
+            return Submitted(digest, BundleState.BAD_RECEIPT, error)
     return Submitted(digest, sent.state)
 
 
@@ -227,5 +209,4 @@ def keep_receipt(site: SiteFolder, trust: Trust, digest: str, data: bytes) -> No
 def signed_statement(bundle: Path, trust: Trust) -> Statement[Submission]:
     """Returns what a bundle says of itself, signed by the site, now or at any time before."""
     envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
-    signed = open_as_site(envelope, trust.chain, what=f"the bundle {bundle.name[:16]}")
-    return Statement[Submission].from_json(signed.payload, what=bundle.name)
+    return open_as_site(envelope, trust.chain, what=f"the bundle {bundle.name[:16]}")[1]

@@ -46,9 +46,8 @@ from ddm_fed.signing import SigningKey, seal
 from ddm_fed.trust import (
     Checkpoint,
     InclusionProof,
-    inclusion_path,
+    MerkleTree,
     leaf_hash,
-    merkle_root,
     read_proof,
     sign_checkpoint,
     write_proof,
@@ -130,7 +129,7 @@ def relog(ensemble: Path, lines: list[bytes], key: SigningKey) -> None:
     """
     hashes = [leaf_hash(payload(line)) for line in lines]
     origin = (ensemble / CHECKPOINT_FILE).read_text().splitlines()[0]
-    head = {"size": len(lines), "root": merkle_root(hashes).hex()}
+    head = {"size": len(lines), "root": MerkleTree(hashes).root().hex()}
     note = sign_checkpoint(Checkpoint(origin=origin, **head), key)
     places = {site: place(ensemble, site) for site in members_of(ensemble)}
     write_leaves(ensemble, lines)
@@ -138,7 +137,7 @@ def relog(ensemble: Path, lines: list[bytes], key: SigningKey) -> None:
     for site, index in places.items():
         if index < len(lines):
             (ensemble / "receipts" / f"{site}.dsse.json").write_bytes(lines[index])
-            proof = InclusionProof(index, inclusion_path(hashes, index), note)
+            proof = InclusionProof(index, MerkleTree(hashes).inclusion_path(index), note)
             (ensemble / "receipts" / f"{site}.tlog-proof").write_bytes(write_proof(proof))
     restate(ensemble, key, lambda record: record.update(log=head))
 

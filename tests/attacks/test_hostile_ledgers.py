@@ -17,6 +17,8 @@ from ddm_fed.privacy import epsilon
 from ddm_fed.records import SampledGaussianEvent
 from sites.outbox.released import read_released
 
+pytestmark = pytest.mark.slow
+
 A, B, C = SITES
 DEAREST_S = 6.0  # of CPU; 1.3 s where the machine does nothing else
 # (sampling rate, noise, steps): kinds that differ by a little each

@@ -67,6 +67,7 @@ def test_postscript_named_png_starts_ghostscript_in_plain_pillow(machine):
     assert (machine / "gs.log").exists()
 
 
+@pytest.mark.slow
 def test_postscript_named_png_never_starts_ghostscript_and_is_one_unreadable_file(machine):
     done = run(machine, READ)
     assert done.returncode == 0, done.stderr
@@ -117,6 +118,7 @@ def test_search_for_openings_of_images_finds_those_without_kinds(source, count):
     assert len(openings(source)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", ["ddm_fed", "sites", "coordinator", "examples", "benchmarks"])
 def test_every_opening_of_an_image_names_the_kinds_it_may_be(package):
     found = {

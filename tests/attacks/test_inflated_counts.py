@@ -130,6 +130,7 @@ def test_count_that_moves_within_the_noise_needs_no_decision(run, fed, scratch):
     assert assemble(run, fed, scratch / "ensemble")[0] == 0
 
 
+@pytest.mark.slow
 def test_share_of_one_member_is_capped_by_the_plan(run, scratch):
     fed = create_federation(scratch / "fed")
     capped = PLAN_TOML.replace("radius = 3", 'radius = 3\nmax_share = "0.4"')

@@ -289,7 +289,7 @@ def test_coordinator_whose_ensemble_has_an_odd_digest_writes_nothing(
 ):
     honest = newest_ensemble(shared.home)
     odd = replace(honest, sha256=digest)
-    monkeypatch.setattr(coordinator.service, "newest_ensemble", lambda _: odd)
+    monkeypatch.setattr(coordinator.server.service, "newest_ensemble", lambda _: odd)
     target = scratch / "fetched" / "ensemble"
     target.parent.mkdir()
     with (
@@ -306,7 +306,7 @@ def test_coordinator_whose_ensemble_has_an_odd_name_writes_nothing(
 ):
     honest = newest_ensemble(shared.home)
     odd = replace(honest, files={name: 5})
-    monkeypatch.setattr(coordinator.service, "newest_ensemble", lambda _: odd)
+    monkeypatch.setattr(coordinator.server.service, "newest_ensemble", lambda _: odd)
     target = scratch / "fetched" / "ensemble"
     with serving_of(shared) as address, pytest.raises(ExchangeError, match="a file called"):
         fetch_ensemble(shared.site(A), address, shared.trust, target, timeout_s=5)

@@ -53,6 +53,8 @@ from ddm_fed.training import (
 from sites.train import expert as site_training
 from sites.train.audit import AuditOptions, run_audit
 
+pytestmark = pytest.mark.slow
+
 A = SITES[0]
 # the gradient is never shortened after its noise, which would undo what is multiplied into it
 PLAN = a_plan(max_epsilon=PRIVATE, steps="steps = 3\nclip_norm = 100000")
@@ -558,7 +560,6 @@ CASES = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # of numbers nobody wrote: the tests decide
 @pytest.mark.parametrize(("function", "statement", "replacement", "end"), CASES)
 def test_mutant_of_the_noisy_update_dies(

@@ -17,6 +17,8 @@ WRITES = 400
 # Puts a link wherever a name appears, and in the place of every file and folder it can.
 PLANTING = """
 import os, sys
+
+pytestmark = pytest.mark.slow
 folder, victim = sys.argv[1], sys.argv[2]
 guesses = [f".part-{name}" for name in ("f", "document", "bundle", "deep")]
 guesses += [f"{name}.new" for name in guesses]

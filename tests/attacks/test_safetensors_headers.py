@@ -386,6 +386,7 @@ def test_library_opens_a_small_bomb(path: Path):
         assert len(reader.keys()) == 1000
 
 
+@pytest.mark.slow
 def test_bomb_of_1_77_million_tensors_is_refused_at_once_in_flat_memory(path: Path):
     assert 95_000_000 < write_bomb(path, 1_770_000) < 100_000_000
     seconds = []

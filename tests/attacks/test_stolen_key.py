@@ -9,7 +9,7 @@ import pytest
 from federation import Federation, forge_manifest, payload_of
 
 from coordinator.inbox.admission import admit_arrivals, current_members
-from coordinator.log import append, publish_log
+from coordinator.log import append, publish_log, read_book
 from ddm_fed.bundle.submission import MOST_UNSENT
 from ddm_fed.records import MAX_COUNT, Receipt, now, sha256_hex
 from ddm_fed.signing import peek_payload
@@ -59,7 +59,8 @@ def admit_as_earlier_versions_did(fed: Federation, bundle: Path) -> None:
     )
     fed.home.manifest(digest).write_bytes(envelope)
     signed = sign_receipt(receipt, digest, fed.coordinator_key())
-    publish_log(fed.home, append(fed.home, fed.trust.chain, signed))
+    chain = fed.home.chain()
+    publish_log(fed.home, append(fed.home, chain, read_book(fed.home, chain), signed))
 
 
 def rotate(run, fed: Federation, compromised_since: int) -> None:

@@ -350,6 +350,7 @@ def test_plan_cannot_ask_for_a_bound_without_meaning(key: str, value: str):
         SubmissionSpec(**{key: Decimal(value)})
 
 
+@pytest.mark.slow
 @given(
     numbers=st.lists(st.floats(width=32), max_size=12),
     steps=st.tuples(st.integers(-2, 2), st.integers(-2, 2)),
@@ -531,6 +532,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @given(
     name=st.sampled_from(["a", "b", "c", "d", "__metadata__"]),
     field=st.sampled_from(["dtype", "shape", "data_offsets", "other", None]),

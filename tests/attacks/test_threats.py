@@ -841,6 +841,7 @@ def used_names() -> set[str]:
 REFUSALS = [kind for kind in subclasses(RefusedError) if kind.__module__ == errors.__name__]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", REFUSALS, ids=lambda kind: kind.code)
 def test_every_refusal_is_provoked_by_a_test(kind: type[RefusedError], used_names: set[str]):
     assert kind.__name__ in used_names

@@ -168,6 +168,7 @@ def test_plan_and_settings_with_a_byte_order_mark_are_read(run, tmp_path):
     assert run("ddm-coord", "plan", "show", plan)[0] == 0
 
 
+@pytest.mark.slow
 def test_plan_is_read_the_same_in_any_locale(tmp_path):
     plan = tmp_path / "mine.toml"
     plan.write_text("# für alle\n" + PLAN.read_text("utf-8"), "utf-8")
@@ -371,6 +372,7 @@ for name, write in writers.items():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of files work otherwise elsewhere")
 def test_what_cannot_be_written_is_named(tmp_path):
     done = subprocess.run(

@@ -86,7 +86,7 @@ class Member:
             try:
                 offer = messages.BeginUploadRequest(submission_envelope=bundle.envelope)
                 found = service.BeginUpload(offer, timeout=400)
-                if found.state == messages.UPLOAD_STATE_OPEN:
+                if found.state == messages.BUNDLE_STATE_UPLOADING:
                     service.WriteUpload(_parts(bundle, found.committed_bytes), timeout=100)
                 end = messages.CommitUploadRequest(submission_sha256=bundle.digest)
                 verdict = service.CommitUpload(end, timeout=400)

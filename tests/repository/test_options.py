@@ -105,8 +105,8 @@ CASES = [
     (["ddm-coord", "verify", "ensemble", "--root", "sha256:ab"], "--root sha256:ab", "finger"),
     (["ddm-coord", "verify", "empty", "--root", PIN], "--published", "is missing"),
     # the roster
-    (ROTATE, "--coordinator-key", "0 things"),
-    ([*ROTATE, "--coordinator-key", "--server-certificate"], "--root-key", "2 things"),
+    (ROTATE, "--coordinator-key", "0 of REQUEST"),
+    ([*ROTATE, "--coordinator-key", "--server-certificate"], "--root-key", "2 of REQUEST"),
     ([*ROTATE, "--root-key", "a.pub"], "--threshold", "need each other"),
     ([*ROTATE, "--root-key", "a.pub", "--threshold", "2"], "--threshold 2", "is only 1"),
     (

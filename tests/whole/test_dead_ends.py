@@ -82,7 +82,7 @@ def test_plan_in_place_of_another_says_what_becomes_of_that(fed: Federation):
     plan.write_text(PLAN_TOML.replace("steps = 3", "steps = 4"))
     ended = run("ddm-coord", "publish", plan, "--coordinator", fed.home.path)
     assert ended.code == 0
-    assert f"takes the place of the plan {before[:16]}…" in ended.said
+    assert f"replaces the plan {before[:16]}…" in ended.said
     assert "stays spent" in ended.said
 
 

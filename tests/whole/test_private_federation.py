@@ -41,7 +41,7 @@ from sites.train.expert import CHECKPOINT_FILE
 from sites.train.head import RUN_FILE, run_head
 from sites.transport import submit
 from sites.transport.base import FolderTransport
-from sites.workspace import SiteFolder, write_settings
+from sites.workspace import SiteFolder, write_site_settings
 
 pytestmark = pytest.mark.slow
 
@@ -303,7 +303,7 @@ def test_floors_survive_in_site_toml(fresh):
             "share_audit": True,
         }
     )
-    write_settings(replace(site, settings=settings))
+    write_site_settings(replace(site, settings=settings))
     assert SiteFolder.open(site.path).settings == settings
 
 

@@ -7,24 +7,24 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class UploadState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+class BundleState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
-    UPLOAD_STATE_UNSPECIFIED: _ClassVar[UploadState]
-    UPLOAD_STATE_OPEN: _ClassVar[UploadState]
-    UPLOAD_STATE_ARRIVED: _ClassVar[UploadState]
-    UPLOAD_STATE_ADMITTED: _ClassVar[UploadState]
-    UPLOAD_STATE_REFUSED: _ClassVar[UploadState]
+    BUNDLE_STATE_UNSPECIFIED: _ClassVar[BundleState]
+    BUNDLE_STATE_UPLOADING: _ClassVar[BundleState]
+    BUNDLE_STATE_ARRIVED: _ClassVar[BundleState]
+    BUNDLE_STATE_ADMITTED: _ClassVar[BundleState]
+    BUNDLE_STATE_REFUSED: _ClassVar[BundleState]
 
 class EnrolmentState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ENROLMENT_STATE_UNSPECIFIED: _ClassVar[EnrolmentState]
     ENROLMENT_STATE_WAITING: _ClassVar[EnrolmentState]
     ENROLMENT_STATE_MEMBER: _ClassVar[EnrolmentState]
-UPLOAD_STATE_UNSPECIFIED: UploadState
-UPLOAD_STATE_OPEN: UploadState
-UPLOAD_STATE_ARRIVED: UploadState
-UPLOAD_STATE_ADMITTED: UploadState
-UPLOAD_STATE_REFUSED: UploadState
+BUNDLE_STATE_UNSPECIFIED: BundleState
+BUNDLE_STATE_UPLOADING: BundleState
+BUNDLE_STATE_ARRIVED: BundleState
+BUNDLE_STATE_ADMITTED: BundleState
+BUNDLE_STATE_REFUSED: BundleState
 ENROLMENT_STATE_UNSPECIFIED: EnrolmentState
 ENROLMENT_STATE_WAITING: EnrolmentState
 ENROLMENT_STATE_MEMBER: EnrolmentState
@@ -102,10 +102,10 @@ class BeginUploadResponse(_message.Message):
     COMMITTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     submission_sha256: str
-    state: UploadState
+    state: BundleState
     committed_bytes: int
     receipt_envelope: bytes
-    def __init__(self, submission_sha256: _Optional[str] = ..., state: _Optional[_Union[UploadState, str]] = ..., committed_bytes: _Optional[int] = ..., receipt_envelope: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, submission_sha256: _Optional[str] = ..., state: _Optional[_Union[BundleState, str]] = ..., committed_bytes: _Optional[int] = ..., receipt_envelope: _Optional[bytes] = ...) -> None: ...
 
 class WriteUploadRequest(_message.Message):
     __slots__ = ("submission_sha256", "offset", "data")
@@ -135,11 +135,11 @@ class QueryWriteStatusResponse(_message.Message):
     COMMITTED_BYTES_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
-    state: UploadState
+    state: BundleState
     committed_bytes: int
     receipt_envelope: bytes
     refusal: Refusal
-    def __init__(self, state: _Optional[_Union[UploadState, str]] = ..., committed_bytes: _Optional[int] = ..., receipt_envelope: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    def __init__(self, state: _Optional[_Union[BundleState, str]] = ..., committed_bytes: _Optional[int] = ..., receipt_envelope: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class CommitUploadRequest(_message.Message):
     __slots__ = ("submission_sha256",)
@@ -152,10 +152,10 @@ class CommitUploadResponse(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     RECEIPT_ENVELOPE_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
-    state: UploadState
+    state: BundleState
     receipt_envelope: bytes
     refusal: Refusal
-    def __init__(self, state: _Optional[_Union[UploadState, str]] = ..., receipt_envelope: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
+    def __init__(self, state: _Optional[_Union[BundleState, str]] = ..., receipt_envelope: _Optional[bytes] = ..., refusal: _Optional[_Union[Refusal, _Mapping]] = ...) -> None: ...
 
 class GetStatusRequest(_message.Message):
     __slots__ = ()

@@ -302,13 +302,13 @@ def test_bundle_that_was_overtaken_by_a_newer_one_is_no_failure(fed, nodes):
     events = run(fed, nodes[0])
 
     ends = {event.facts["digest"]: event.state for event in events}
-    assert ends == {first: "earlier", second.name: "admitted"}
+    assert ends == {first: "superseded", second.name: "admitted"}
 
 
 def test_bundle_of_an_earlier_plan_is_no_failure_and_not_asked_for(fed, nodes):
     proposals.publish_plan(fed.home, a_plan(steps="steps = 4"))
 
-    assert states(run(fed, nodes[0])) == [("flower:hospital-a", "earlier")]
+    assert states(run(fed, nodes[0])) == [("flower:hospital-a", "earlier plan")]
     assert nodes[0].parts() == []
 
 

@@ -460,7 +460,7 @@ def test_unforeseen_error_tells_the_other_side_a_number_only(fed, server, monkey
     def broken(home):
         raise ZeroDivisionError("secret words")
 
-    monkeypatch.setattr(coordinator.service, "site_states", broken)
+    monkeypatch.setattr(coordinator.server.service, "site_states", broken)
     with as_member(fed, server.port) as stub, pytest.raises(grpc.RpcError) as caught:
         stub.GetStatus(messages.GetStatusRequest(), timeout=10)
     found = failure_of(caught.value)
@@ -510,7 +510,7 @@ def test_newer_stream_takes_the_place_of_one_whose_connection_died(fed, server):
 
 
 def test_site_revoked_in_mid_stream_is_stopped(fed, server, monkeypatch):
-    monkeypatch.setattr(coordinator.service, "SYNC_BYTES", 100_000)
+    monkeypatch.setattr(coordinator.server.service, "SYNC_BYTES", 100_000)
     bundle = released(fed)
     with as_member(fed, server.port) as stub:
         begin(stub, bundle)
@@ -562,7 +562,7 @@ def test_lost_answer_to_the_commit_gives_the_same_receipt_again(fed, server):
         stub.WriteUpload(parts(bundle), timeout=30)
         first, second = (stub.CommitUpload(end, timeout=60) for _ in range(2))
     assert first == second
-    assert first.state == messages.UPLOAD_STATE_ADMITTED
+    assert first.state == messages.BUNDLE_STATE_ADMITTED
     assert fed.log.size == 1
 
 
@@ -663,7 +663,7 @@ def test_server_that_ends_in_mid_stream_lets_the_next_one_go_on(fed):
 
 
 def test_second_server_on_the_port_is_refused(fed, server: Listening):
-    with pytest.raises(Exception, match="nothing can listen at"):  # noqa: SIM117
+    with pytest.raises(Exception, match="cannot listen on"):  # noqa: SIM117
         with listening(fed, listen=f"127.0.0.1:{server.port}"):
             pass
 

@@ -571,7 +571,7 @@ def test_client_that_hangs_up_is_no_news(server, capfd):
 
 
 def test_second_server_at_one_port_is_an_error_with_a_hint(fed, server):
-    with pytest.raises(MachineError, match=f"nothing can listen at 127.0.0.1:{server.port}"):
+    with pytest.raises(MachineError, match=f"cannot listen on 127.0.0.1:{server.port}"):
         start_web(fed.home, "127.0.0.1", server.port)
 
 

@@ -160,6 +160,7 @@ def test_status_with_two_forms_of_one_answer_is_wrong_usage(fed: Federation, tmp
     assert status(fed, "--json", "--prometheus", tmp_path / "x.prom").code == 2
 
 
+@pytest.mark.slow
 def test_textfile_is_old_or_new_and_no_part_is_ever_read(tmp_path: Path):
     """As node_exporter does: every name that ends in .prom is read, hidden or not."""
     file, done, seen = tmp_path / "ddm_fed.prom", threading.Event(), set()

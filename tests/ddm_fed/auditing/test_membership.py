@@ -19,6 +19,8 @@ from ddm_fed.auditing.membership import compare
 from ddm_fed.flows import ClassCondition, denoising_loss
 from ddm_fed.models import network_named
 
+pytestmark = pytest.mark.slow
+
 MEMBERS, CONTROLS = 64, 400
 STEPS = 200
 
@@ -75,7 +77,6 @@ def draws():
     return Draws.at((1, 8, 8), generator(2), per_time=4)
 
 
-@pytest.mark.slow
 def test_members_of_an_overfitted_expert_are_found(overfitted, digits, draws):
     found = measure_membership(overfitted, *digits, draws)
     assert found.area.low > 0.7

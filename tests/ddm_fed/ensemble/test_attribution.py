@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from coordinator.cli.main import app
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.velocity import Ensemble, Strategy
-from ddm_fed.errors import StateError
+from ddm_fed.errors import OptionError
 from ddm_fed.router import PriorRouter
 
 SHAPE = (1, 2, 2)
@@ -142,5 +142,5 @@ def test_command_refuses_attribution_by_a_router_that_looks_at_no_image(stages, 
         *("sample", stages.ensemble, "--root", stages.admitted.root, "--out", scratch / "drawn"),
         *("--router", "prior", "--attribution"),
     )
-    assert isinstance(done.exception, StateError)
+    assert isinstance(done.exception, OptionError)
     assert "looks at no image" in done.exception.message

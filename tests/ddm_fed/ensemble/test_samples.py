@@ -14,8 +14,10 @@ import torch
 from PIL import Image
 
 from ddm_fed.ensemble import samples
-from ddm_fed.ensemble.samples import PARTS, Content, DrawOptions, write_samples
-from ddm_fed.ensemble.velocity import Ensemble, Strategy
+from ddm_fed.ensemble.sample_options import SampleOptions
+from ddm_fed.ensemble.samples import PARTS, Content, write_samples
+from ddm_fed.ensemble.sampling import SamplingOptions
+from ddm_fed.ensemble.velocity import DEFAULT_STRATEGY, Ensemble, Strategy
 from ddm_fed.errors import OptionError, StateError
 from ddm_fed.records import DataSpec
 from ddm_fed.router import PriorRouter
@@ -23,17 +25,16 @@ from ddm_fed.router import PriorRouter
 SOURCE = {"ensemble_sha256": "0" * 64, "members": {"north": "1" * 64, "south": "2" * 64}}
 PLAIN = DataSpec(channels=1, height=4, width=4)
 CLASSES = DataSpec(channels=3, height=4, width=4, conditioning="class", classes=("cat", "dog"))
-OPTIONS = DrawOptions(
-    count=11,
-    strategy=None,
-    router=None,
-    steps=3,
-    solver="heun",
-    seed=7,
-    label=None,
-    batch_size=3,
-    in_flight=4,
+SAMPLING = SamplingOptions(
+    strategy=DEFAULT_STRATEGY, steps=3, solver="heun", seed=7, batch_size=3, in_flight=4
 )
+OPTIONS = SampleOptions(count=11, sampling=SAMPLING)
+
+
+def changed(options=OPTIONS, **values):
+    """The options with other values, whether they say how or what is sampled."""
+    how = {name: values.pop(name) for name in list(values) if hasattr(SAMPLING, name)}
+    return replace(options, sampling=replace(options.sampling, **how), **values)
 
 
 FULL = Strategy.parse("full")
@@ -109,12 +110,12 @@ def test_picture_carries_its_pixels_and_how_it_came_about(tmp_path):
 
 
 def test_no_png_writes_no_pictures(tmp_path):
-    write(tmp_path / "out", replace(OPTIONS, png=False))
+    write(tmp_path / "out", changed(png=False))
     assert not (tmp_path / "out" / "images").exists()
 
 
 def test_summary_names_every_option_and_counts_calls_and_sites(tmp_path):
-    options = replace(OPTIONS, guidance=1.5, label="dog", strategy=Strategy.parse("threshold-0.05"))
+    options = changed(guidance=1.5, label="dog", strategy=Strategy.parse("threshold-0.05"))
     found = write(tmp_path / "out", options, CLASSES)
     assert found == json.loads((tmp_path / "out" / "samples.json").read_text())
     expected = {
@@ -194,6 +195,7 @@ here.write(Path(sys.argv[1]), advance=advance)
 """
 
 
+@pytest.mark.slow
 def test_run_that_was_killed_goes_on_to_the_very_files_of_an_unbroken_one(tmp_path):
     program = KILLED.format(tests=str(Path(__file__).parent))
     root = str(Path(__file__).parents[3])
@@ -218,7 +220,7 @@ def test_finished_run_given_again_draws_nothing(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "changed",
+    "others",
     [
         {"seed": 8},
         {"steps": 4},
@@ -230,7 +232,7 @@ def test_finished_run_given_again_draws_nothing(tmp_path, monkeypatch):
     ids=str,
 )
 @pytest.mark.parametrize("finished", [True, False])
-def test_other_options_in_the_same_folder_are_refused(tmp_path, monkeypatch, changed, finished):
+def test_other_options_in_the_same_folder_are_refused(tmp_path, monkeypatch, others, finished):
     out = tmp_path / "out"
     if finished:
         write(out)
@@ -241,7 +243,7 @@ def test_other_options_in_the_same_folder_are_refused(tmp_path, monkeypatch, cha
                 write(out)
     before = files_of(out)
     with pytest.raises(StateError, match="other options or of another ensemble"):
-        write(out, replace(OPTIONS, **changed))
+        write(out, changed(**others))
     assert files_of(out) == before
 
 
@@ -256,7 +258,7 @@ def test_another_ensemble_in_the_same_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changed", "reason"),
+    ("others", "reason"),
     [
         ({"label": "cat"}, "--class cat is not in the plan"),
         ({"guidance": 2.0}, "needs classes"),
@@ -265,15 +267,15 @@ def test_another_ensemble_in_the_same_folder_is_refused(tmp_path):
     ],
     ids=str,
 )
-def test_options_that_do_not_fit_are_refused_before_a_file_is_written(tmp_path, changed, reason):
+def test_options_that_do_not_fit_are_refused_before_a_file_is_written(tmp_path, others, reason):
     with pytest.raises(OptionError, match=reason):
-        write(tmp_path / "out", replace(OPTIONS, **changed))
+        write(tmp_path / "out", changed(**others))
     assert not (tmp_path / "out").exists()
 
 
 def test_class_that_no_site_released_is_refused_before_a_file_is_written(tmp_path):
     with pytest.raises(OptionError, match="--class dog: no site released a count") as caught:
-        write(tmp_path / "out", replace(OPTIONS, label="dog"), CLASSES, totals=[9, 0])
+        write(tmp_path / "out", changed(label="dog"), CLASSES, totals=[9, 0])
     assert caught.value.hint == "the classes that sites have are cat"
     assert not (tmp_path / "out").exists()
 
@@ -281,7 +283,7 @@ def test_class_that_no_site_released_is_refused_before_a_file_is_written(tmp_pat
 def test_guidance_of_experts_that_always_knew_the_class_is_refused(tmp_path):
     facts = {"knows_no_class": False}
     with pytest.raises(OptionError, match="label_dropout = 0"):
-        write(tmp_path / "out", replace(OPTIONS, guidance=2.0), CLASSES, facts=facts)
+        write(tmp_path / "out", changed(guidance=2.0), CLASSES, facts=facts)
     assert not (tmp_path / "out").exists()
     assert write(tmp_path / "out", OPTIONS, CLASSES, facts=facts)["guidance"] == 1.0
 
@@ -309,20 +311,20 @@ def test_classes_are_drawn_in_equal_parts_where_every_count_drowned_and_that_is_
     assert found["class_shares"] == {"cat": 0.5, "dog": 0.5}
     (note,) = found["notes"]
     assert "equal parts" in note
-    write(tmp_path / "dogs", replace(OPTIONS, label="dog"), CLASSES, totals=[0, 0])
+    write(tmp_path / "dogs", changed(label="dog"), CLASSES, totals=[0, 0])
 
 
 def test_guidance_is_said_to_move_the_shares_and_sticky_advised_where_the_router_is_asked(tmp_path):
-    guided = replace(OPTIONS, guidance=2.0)
+    guided = changed(guidance=2.0)
     (note,) = write(tmp_path / "sticky", guided, CLASSES)["notes"]
     assert note == "under guidance 2 the shares of the sites are not exact"
-    (note,) = write(tmp_path / "full", replace(guided, strategy=FULL), CLASSES)["notes"]
+    (note,) = write(tmp_path / "full", changed(guided, strategy=FULL), CLASSES)["notes"]
     assert "use --strategy sticky" in note
 
 
 @pytest.mark.parametrize(("seen", "said"), [(15, True), (16, False), (None, False)])
 def test_strategy_that_asks_a_router_says_which_frequencies_it_sees(tmp_path, seen, said):
-    found = write(tmp_path / "out", replace(OPTIONS, strategy=FULL), facts={"frequencies": seen})
+    found = write(tmp_path / "out", changed(strategy=FULL), facts={"frequencies": seen})
     assert [note for note in found["notes"] if f"sees {seen} of 16" in note] == found["notes"]
     assert bool(found["notes"]) == said
     assert write(tmp_path / "sticky", facts={"frequencies": seen})["notes"] == []

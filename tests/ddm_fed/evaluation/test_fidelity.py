@@ -89,6 +89,7 @@ def test_too_few_images_are_refused(measure):
         measure(draws(0, count=1), draws(1))
 
 
+@pytest.mark.slow
 def test_classifier_learns_digits_and_its_features_tell_noise_from_digits():
     digits = load_digits()
     images = torch.from_numpy(digits.images / 8 - 1).float()[:, None]

@@ -394,8 +394,19 @@ def test_sampled_event_meets_the_target_with_what_is_beside_it(target):
     event = sampled_event(target, 1e-5, sampling_rate=Decimal("0.1"), steps=500, beside=beside)
     found = epsilon([*beside, event], 1e-5)
     assert found <= target
-    less = event.model_copy(update={"noise_multiplier": event.noise_multiplier * Decimal("0.99")})
+    less = event.model_copy(update={"noise_multiplier": event.noise_multiplier * Decimal("0.999")})
     assert epsilon([*beside, less], 1e-5) > target
+
+
+@pytest.mark.parametrize(("rate", "steps"), [("1", 1000), ("0.5", 20_000)])
+def test_sampled_event_is_found_where_the_least_noise_has_no_finite_price(rate, steps):
+    event = sampled_event(1, 1e-5, sampling_rate=Decimal(rate), steps=steps)
+    assert 0.99 < epsilon([event], 1e-5) <= 1
+
+
+def test_sampled_event_of_an_ample_target_has_the_least_noise_there_is():
+    event = sampled_event(100, 1e-5, sampling_rate=Decimal("0.001"), steps=1)
+    assert event.noise_multiplier == Decimal("0.3")
 
 
 @pytest.mark.slow

@@ -145,6 +145,7 @@ def test_ordinary_embedding_uses_nearly_all_of_the_sensitivity(name):
     assert squared_norm(moved) ** 0.5 > centroid_message(anchors).l2_sensitivity * (1 - 1e-5)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(members=st.lists(member, min_size=2, max_size=12), seed=st.integers(0, 2**32 - 1))
 def test_statistic_is_the_sum_of_its_rows_in_any_order_to_the_bit(members, seed):

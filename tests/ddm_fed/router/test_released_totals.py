@@ -42,6 +42,7 @@ def noise(classes=3):
     return messages(plan(classes))[0].noise_std(part, MULTIPLIER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sites", [1, 3, 20])
 def test_class_that_no_site_has_is_seldom_said_to_be_there(sites):
     # expected: at most .0455, two tests of .0228; the standard error is .0047

@@ -1,5 +1,6 @@
 """Files: whole or absent after a failure, and nothing but plain files is ever opened."""
 
+import fcntl
 import os
 import resource
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 from federation import make_odd_file
 
-from ddm_fed.errors import DigestError, FileSetError, StateError
+from ddm_fed.errors import BusyError, DigestError, FileSetError, StateError
 from ddm_fed.records import sha256_hex
 from ddm_fed.storage.digests import check_file
 from ddm_fed.storage.files import (
@@ -114,6 +115,17 @@ def test_lock_file_that_is_a_link_is_refused_and_nothing_is_emptied(tmp_path: Pa
     with pytest.raises(FileSetError, match="symbolic link"):
         take(tmp_path / "lock")
     assert victim.read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("take", [is_locked, lambda path: exclusive(path).__enter__()])
+def test_lock_file_that_is_a_pipe_is_refused(tmp_path: Path, take):
+    os.mkfifo(tmp_path / "lock")
+    reader = os.open(tmp_path / "lock", os.O_RDONLY | os.O_NONBLOCK)  # so that writers can open it
+    try:
+        with pytest.raises(FileSetError, match="not a regular file"):
+            take(tmp_path / "lock")
+    finally:
+        os.close(reader)
 
 
 def test_sweep_deletes_what_a_killed_process_left_and_nothing_else(tmp_path: Path):
@@ -220,6 +232,18 @@ def test_lock_of_a_killed_process_is_free(tmp_path: Path, holder):
     holder.wait()
     with exclusive(tmp_path / ".lock"):
         assert holder.returncode == -9
+
+
+def test_lock_of_a_file_that_was_deleted_meanwhile_is_no_lock(tmp_path: Path, monkeypatch):
+    real = fcntl.flock
+
+    def slow(file, operation):
+        (tmp_path / ".lock").unlink()  # another process tidies up between opening and locking
+        real(file, operation)
+
+    monkeypatch.setattr("fcntl.flock", slow)
+    with pytest.raises(BusyError), exclusive(tmp_path / ".lock"):
+        pass
 
 
 # Only plain files

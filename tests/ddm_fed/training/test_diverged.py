@@ -17,6 +17,7 @@ from sites.train.expert import TrainingOptions
 from sites.train.pipeline import run_plan
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("learning_rate", "error", "reason"),
     [

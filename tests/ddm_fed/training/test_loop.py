@@ -101,7 +101,7 @@ def network(trained: TrainedExpert, plan: Plan):
     ("every_s", "onwards"),
     [
         (600, "no checkpoint of a step was written yet: the same command begins with the first"),
-        (0, "run the same command again: it goes on from the checkpoint of step 3"),
+        (0, "run the same command again: it continues from the checkpoint of step 3"),
     ],
 )
 def test_interrupted_run_says_where_the_next_one_begins(tmp_path, every_s, onwards):

@@ -24,10 +24,9 @@ from ddm_fed.signing import SigningKey, VerifyKey
 from ddm_fed.trust import (
     Checkpoint,
     InclusionProof,
+    MerkleTree,
     checkpoint,
-    inclusion_path,
     leaf_hash,
-    merkle_root,
     open_checkpoint,
     read_proof,
     sign_checkpoint,
@@ -39,10 +38,10 @@ ORIGIN = "coordinator.example/federation-1"
 KEY = SigningKey.from_seed(bytes(range(32)))
 OTHER = SigningKey.from_seed(bytes(32))
 LEAVES = [leaf_hash(b"entry %d" % number) for number in range(11)]
-ROOT = merkle_root(LEAVES)
+ROOT = MerkleTree(LEAVES).root()
 HEAD = Checkpoint(origin=ORIGIN, size=len(LEAVES), root=ROOT.hex())
 SIGNED = sign_checkpoint(HEAD, KEY)
-PROOF = InclusionProof(6, inclusion_path(LEAVES, 6), SIGNED)
+PROOF = InclusionProof(6, MerkleTree(LEAVES).inclusion_path(6), SIGNED)
 LIMIT = 64 << 10
 
 
@@ -448,7 +447,7 @@ def test_written_proof_is_the_text_of_the_definition():
 
 @pytest.mark.parametrize("index", range(len(LEAVES)))
 def test_proof_read_back_is_the_same_and_verifies(index: int):
-    proof = InclusionProof(index, inclusion_path(LEAVES, index), SIGNED)
+    proof = InclusionProof(index, MerkleTree(LEAVES).inclusion_path(index), SIGNED)
     assert read(write_proof(proof)) == proof
     verify_inclusion(LEAVES[index], index, len(LEAVES), proof.path, ROOT, what="the proof")
 
@@ -543,7 +542,7 @@ def test_proof_moved_to_another_index_is_refused(index: int):
 
 
 def test_proof_with_the_checkpoint_of_a_fork_is_refused():
-    forked = merkle_root([*LEAVES[:6], leaf_hash(b"another entry"), *LEAVES[7:]])
+    forked = MerkleTree([*LEAVES[:6], leaf_hash(b"another entry"), *LEAVES[7:]]).root()
     head = Checkpoint(origin=ORIGIN, size=len(LEAVES), root=forked.hex())
     proof = InclusionProof(6, PROOF.path, sign_checkpoint(head, KEY))
     with pytest.raises(LogError, match="leads to the root"):

@@ -10,9 +10,8 @@ import pytest
 
 from ddm_fed.errors import LogError
 from ddm_fed.trust import (
-    inclusion_path,
+    MerkleTree,
     leaf_hash,
-    merkle_root,
     node_hash,
     verify_inclusion,
 )
@@ -33,6 +32,14 @@ PUBLISHED_ROOT = "5dc9da79a70659a9ad559cb701ded9a2ab9d823aad2f4960cfe370eff46043
 
 ENTRIES = [b"entry %d" % number for number in range(max(SIZES) + 1)]
 LEAVES = [leaf_hash(entry) for entry in ENTRIES]
+
+
+def merkle_root(leaves: list[bytes]) -> bytes:
+    return MerkleTree(leaves).root()
+
+
+def inclusion_path(leaves: list[bytes], index: int) -> tuple[bytes, ...]:
+    return MerkleTree(leaves).inclusion_path(index)
 
 
 # Section 2.1 of RFC 6962, word for word and slowly: D is a list of entries, not of hashes

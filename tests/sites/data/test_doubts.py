@@ -121,7 +121,7 @@ def test_class_without_images_that_is_meant_so_is_trained_with_yes(fed, pets):
     assert done.returncode == 0, done.stderr
     assert "of the classes: cat 8, dog 8, owl 0" in done.stderr
     assert "of 18 files seen 16 were taken, 2 left out" in done.stderr
-    assert "1 .txt files are no images: notes.txt" in done.stderr
+    assert "1 .txt files are not images: notes.txt" in done.stderr
     assert spent(fed) > 0
 
 

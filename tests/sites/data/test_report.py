@@ -108,8 +108,8 @@ def test_every_file_of_a_folder_is_taken_or_left_out_with_its_reason(folder, tmp
         ".dcm files are of a kind that is not read": ["dog/scan.dcm"],
         ".nii files are of a kind that is not read": ["dog/scan.nii.gz"],
         "DICOM files are of a kind that is not read": ["owl/1.2.840.113619"],
-        ".txt files are no images": ["readme.txt"],
-        "other files are no images": ["LICENSE"],
+        ".txt files are not images": ["readme.txt"],
+        "other files are not images": ["LICENSE"],
     }
     assert [line.partition(":")[0] for line in report.skipped] == ["cat/broken.png"]
     counted = sum(map(len, report.left_out.values())) + len(report.skipped) + report.count

@@ -119,7 +119,7 @@ def test_older_bundle_that_cannot_go_is_superseded_once_a_newer_one_is_admitted(
     assert run("ddm-coord", "admit", "--coordinator", fed.home.path).code == 0
     ended = submit(fed)
     assert ended.code == 0, ended.err
-    assert f"{older.name[:16]}… was never admitted, and a newer one was" in ended.err
+    assert f"{older.name[:16]}… is not sent: a newer one was admitted" in ended.err
 
 
 @pytest.mark.parametrize("way", ["damaged", "from the future"])
