@@ -104,20 +104,20 @@ def serving(
     desk = Desk(Members(view, gate), metrics, watchdog)
     service = ExchangeService(home, uploads, view, desk, share_ensemble=options.share_ensemble)
     health = HealthService(desk, EXCHANGE.full_name)
-    members = Door(
+    members = Listener(
         gate,
         lambda: member_identity(home, view),
         [handlers(EXCHANGE, service), handlers(HEALTH, health)],
         threads=lambda: _threads(len(view.current().trust.roster.sites)),
         calls_at_once=2 * CALLS_AT_ONCE,  # more than it may have: it is told so
     )
-    doors = [members]
+    listeners = [members]
     if options.enroll is not None:
         few = seats(3 / 8, MOST_STRANGERS, 0, STRANGER_S)
         outer = Gate(options.enroll, few, metrics.ended)
         strangers = EnrolmentService(take_request, Desk(Strangers(outer), metrics, watchdog))
-        doors.append(
-            Door(
+        listeners.append(
+            Listener(
                 outer,
                 lambda: own_identity(home),
                 [handlers(ENROLMENT, strangers)],
@@ -129,18 +129,18 @@ def serving(
     with ExitStack() as stack:
         stack.callback(uploads.close)
         stack.callback(watchdog.close)
-        for door in doors:
-            stack.callback(door.close)
-            door.open()
+        for listener in listeners:
+            stack.callback(listener.close)
+            listener.open()
         with ThreadPoolExecutor(1, "tending") as tending:
-            tending.submit(_tend, home, uploads, health, doors, ended)
+            tending.submit(_tend, home, uploads, health, listeners, ended)
             try:
-                enroll_port = doors[1].port if options.enroll is not None else None
-                yield Listening(doors[0].port, enroll_port, key.fingerprint)
+                enroll_port = listeners[1].port if options.enroll is not None else None
+                yield Listening(listeners[0].port, enroll_port, key.fingerprint)
             finally:
                 ended.set()
                 health.serving = False
-        for stopped in [door.stop(STOP_S) for door in doors]:
+        for stopped in [listener.stop(STOP_S) for listener in listeners]:
             stopped.wait()
 
 
@@ -171,7 +171,7 @@ class TlsIdentity:
 
         gRPC can also ask for a new set in every handshake (`dynamic_ssl_server_credentials`). In
         grpcio 1.85 that ends the whole process with a fault when connections come and go quickly,
-        which any stranger could bring about; so a changed roster opens the door anew.
+        which any stranger could bring about; so a changed roster opens the port anew.
         """
         pair = [(self.private_pem, self.certificate_pem)]
         return grpc.ssl_server_credentials(
@@ -194,7 +194,7 @@ def member_identity(home: CoordinatorFolder, view: PublishedView) -> TlsIdentity
     return TlsIdentity(key.private_pem, key.certificate_pem, members)
 
 
-class Door:
+class Listener:
     """A port, its gate, and the gRPC server behind that, which is replaced as its identity changes.
 
     Args:
@@ -286,7 +286,7 @@ def _tend(
     home: CoordinatorFolder,
     uploads: Uploads,
     health: HealthService,
-    doors: list[Door],
+    listeners: list[Listener],
     ended: Event,
 ) -> None:
     """Follows the roster, the room on the disk, and what nobody continues, until `ended`."""
@@ -298,9 +298,9 @@ def _tend(
             for digest in uploads.expire():
                 console.log_line({"event": "expired", "submission_sha256": digest})
         try:
-            for door in doors:
-                if door.renew():
-                    console.log_line({"event": "opened anew", "port": door.port})
+            for listener in listeners:
+                if listener.renew():
+                    console.log_line({"event": "opened anew", "port": listener.port})
         except DdmFedError as error:  # what holds now goes on to hold until this is put right
             console.log_line({"event": "not renewed", "code": error.code, "reason": error.message})
         ended.wait(ROSTER_S)

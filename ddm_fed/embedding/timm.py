@@ -1,7 +1,7 @@
 """Image networks of timm, from weights that are at hand: DINOv2 and many others.
 
-The only door to timm (`pip install 'ddm-fed[timm]'`). Names are those of timm's own registry: the
-names by which it would fetch a model from the network or a folder are refused.
+Only this module imports timm (`pip install 'ddm-fed[timm]'`). Names are those of timm's own
+registry: the names by which it would fetch a model from the network or a folder are refused.
 """
 
 import re

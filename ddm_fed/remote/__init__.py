@@ -1,4 +1,4 @@
-"""Folders elsewhere: a medium, a share, or anything that fsspec knows by a URL. Its only door.
+"""Folders elsewhere: a medium, a share, or anything that fsspec knows by a URL.
 
     folder = open_folder("sftp://files.example/exchange")
     folder.entries("incoming")      what is there; links are named, never followed

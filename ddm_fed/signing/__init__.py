@@ -1,4 +1,4 @@
-"""Who said it, and when: keys, the DSSE envelope, rosters, the log. The door to `cryptography`."""
+"""Who said it: keys, the DSSE envelope, certificates. Imports `cryptography` for all others."""
 
 from ddm_fed.signing.envelope import ENROLMENT_PAYLOAD as ENROLMENT_PAYLOAD
 from ddm_fed.signing.envelope import PLAN_PAYLOAD as PLAN_PAYLOAD

@@ -1,4 +1,4 @@
-"""Opens private images. The only door to them: everything past it is `Private`.
+"""Opens private images, as nothing else does: everything that comes out is `Private`.
 
 Pixels become [-1, 1] by a rule that depends on the dtype alone, never on the values: a rule that
 looked at the values would let one image change all others, and no privacy bound would hold.

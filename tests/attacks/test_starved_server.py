@@ -70,8 +70,8 @@ def serving(fed: Federation, log: Path, *options: str) -> Iterator[Server]:
     program = Path(sys.executable).with_name("ddm-coord")
     words = [program, "serve", "--json", "--coordinator", fed.home.path, "--reserve", "0"]
     words += ["--timeout", TIMEOUT_S, *options]
-    for door in ("listen", "enroll", "web"):
-        words += [f"--{door}", "127.0.0.1:0"]
+    for port in ("listen", "enroll", "web"):
+        words += [f"--{port}", "127.0.0.1:0"]
     limited = ["/bin/sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh"]
     with log.open("w") as errors:
         process = subprocess.Popen(

@@ -309,15 +309,15 @@ def newcomer(fed: Federation) -> SiteFolder:
 def test_request_over_the_network_waits_for_people_and_changes_no_roster(fed):
     data = (newcomer(fed).path / "enrolment.dsse.json").read_bytes()
     with listening(fed, enroll="127.0.0.1:0") as server:
-        door = address(server.enroll_port, server.fingerprint)
+        enrolment = address(server.enroll_port, server.fingerprint)
         before = fed.trust.roster
-        assert enroll(door, data, timeout_s=5) is False
-        assert enroll(door, data, timeout_s=5) is False
+        assert enroll(enrolment, data, timeout_s=5) is False
+        assert enroll(enrolment, data, timeout_s=5) is False
         assert fed.trust.roster == before
         (waiting,) = waiting_requests(fed.home)
         assert waiting.site == "newcomer"
         changes.add(fed.home, [waiting.file])
-        assert enroll(door, data, timeout_s=5) is True
+        assert enroll(enrolment, data, timeout_s=5) is True
 
 
 def test_newcomer_is_a_member_soon_after_the_roster_says_so(fed, server):
@@ -342,9 +342,9 @@ def test_door_for_strangers_answers_nothing_else(fed):
 
 def test_request_that_does_not_hold_is_refused_with_the_reason(fed):
     with listening(fed, enroll="127.0.0.1:0") as server:
-        door = address(server.enroll_port, server.fingerprint)
+        enrolment = address(server.enroll_port, server.fingerprint)
         with pytest.raises(Exception, match="not a valid"):
-            enroll(door, b"{}", timeout_s=2)
+            enroll(enrolment, b"{}", timeout_s=2)
         assert waiting_requests(fed.home) == []
 
 

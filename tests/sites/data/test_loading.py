@@ -1,4 +1,4 @@
-"""The door to private images: every form they come in, and everything that is refused."""
+"""How private images are opened: every form they come in, and everything that is refused."""
 
 import io
 import struct
