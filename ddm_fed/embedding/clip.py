@@ -1,7 +1,7 @@
 """CLIP, from weights that are at hand: images and text as directions in one space.
 
 Only this module imports clip-anytorch (`pip install 'ddm-fed[clip]'`). Published CLIP checkpoints
-are TorchScript archives, and opening one runs code out of it: that happens once, where it is trusted
+are TorchScript archives, and opening one runs code: that happens once, where it is trusted
 (docs/routers.md), and here only the safetensors file made of it is read.
 
 Source: Radford et al. 2021, arXiv:2103.00020; the constants and steps of preparation are those of
