@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from federation import (
     random_images,
     train,
 )
+from ports import free_port
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
@@ -214,12 +214,6 @@ def test_plan_show_of_a_published_folder_under_another_pin_is_refused(trained: F
 
 
 # Several processes of one site
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.processes
