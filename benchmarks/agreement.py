@@ -20,7 +20,8 @@ from torch import Tensor
 from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.ensemble.load import load_ensemble
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
-from ddm_fed.ensemble.velocity import Ensemble, Strategy
+from ddm_fed.ensemble.strategy import Strategy
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.flows import Expert
 from ddm_fed.models import build_network
 from ddm_fed.records import Plan

@@ -54,7 +54,7 @@ from ddm_fed.training import (
     train_expert,
     train_private_expert,
 )
-from ddm_fed.training.budget import planned_events
+from ddm_fed.training.plan_cost import planned_events
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TIMES, TEST_IMAGES = (0.1, 0.3, 0.5, 0.7, 0.9, 0.98), 400

@@ -32,7 +32,8 @@ from ladder import Images, releases_of
 from safetensors.torch import load_file
 
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
-from ddm_fed.ensemble.velocity import Ensemble, Strategy
+from ddm_fed.ensemble.strategy import Strategy
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.evaluation import frechet_distance, measure_memorization, train_classifier_on
 from ddm_fed.exchange.flower import FLWR_VERSION
 from ddm_fed.flows import Expert

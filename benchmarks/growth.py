@@ -34,7 +34,7 @@ from coordinator.roster import changes, proposals
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed._version import __version__
 from ddm_fed.bundle.verify import EXPERT_FILE
-from ddm_fed.ensemble import samples
+from ddm_fed.ensemble import sample_folder
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import NonPrivateEvent, Receipt, TrainingFacts, now, read_plan_toml, sha256_hex
@@ -72,7 +72,7 @@ radius = 3
 [privacy]
 max_epsilon = 3
 """
-USED = (assembling, samples)  # imported here, so that no step's time holds an import
+USED = (assembling, sample_folder)  # imported here, so that no step's time holds an import
 
 
 class Measured(NamedTuple):

@@ -28,7 +28,7 @@ from ddm_fed.router import (
     release_tensors,
     train_classifier,
 )
-from ddm_fed.router.find_anchors import find_anchors
+from ddm_fed.router.mixture_anchors import find_anchors
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 DRAWS = 4  # of the noise on every test image

@@ -39,7 +39,7 @@ from ddm_fed.models import expert_tensors
 from ddm_fed.records import IN_TOTO_PAYLOAD, now, sha256_hex
 from ddm_fed.router import release_tensors
 from ddm_fed.signing import PLAN_PAYLOAD, ROSTER_PAYLOAD, SigningKey, seal
-from ddm_fed.storage.store import BlobStore
+from ddm_fed.storage.blob_store import BlobStore
 from ddm_fed.storage.tensors import DEFAULT_BOUNDS, check_tensor_file
 from ddm_fed.trust import establish_chain, establish_trust, open_checkpoint
 from ddm_fed.trust.log import CHECKPOINT_FILE, LEAVES_FILE, read_log

@@ -22,7 +22,8 @@ from ladder import Federation, load_federation, releases_of, train_experts
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.ensemble.sampling import Samples, SamplingOptions, sample
-from ddm_fed.ensemble.velocity import Ensemble, Strategy
+from ddm_fed.ensemble.strategy import Strategy
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.evaluation import frechet_distance, train_classifier_on
 from ddm_fed.flows import ClassCondition
 from ddm_fed.router import (

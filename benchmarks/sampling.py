@@ -27,7 +27,8 @@ from safetensors.torch import save_file
 
 from ddm_fed.ensemble.pool import ExpertPool
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
-from ddm_fed.ensemble.velocity import Ensemble, Strategy
+from ddm_fed.ensemble.strategy import Strategy
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.flows import Expert
 from ddm_fed.models import build_network
 from ddm_fed.records import DataSpec, ExpertDesign

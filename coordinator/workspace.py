@@ -43,8 +43,8 @@ from ddm_fed.signing import (
     new_key,
     newest_tls_key,
 )
+from ddm_fed.storage.blob_store import BlobStore
 from ddm_fed.storage.files import write_atomically
-from ddm_fed.storage.store import BlobStore
 from ddm_fed.storage.workspace import Home, read_settings, require_new, write_settings
 from ddm_fed.trust import RosterChain, Trust, pin_of
 from ddm_fed.trust.published import PLAN_FILE, read_chain, read_published, roster_files

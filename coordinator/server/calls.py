@@ -36,7 +36,7 @@ REFUSED_LINE_S = 1.0
 
 
 @dataclass(frozen=True)
-class Desk:
+class CallContext:
     """What every call of a service needs.
 
     Attributes:
@@ -78,12 +78,12 @@ class Answering(AbstractContextManager["Answering"]):
 
     Args:
         rpc: Name of the call.
-        desk: What it needs.
+        call_context: What it needs.
         context: gRPC's.
     """
 
-    def __init__(self, rpc: str, desk: Desk, context: grpc.ServicerContext) -> None:
-        self._rpc, self._desk, self._context = rpc, desk, context
+    def __init__(self, rpc: str, call_context: CallContext, context: grpc.ServicerContext) -> None:
+        self._rpc, self._call_context, self._context = rpc, call_context, context
         self._began, self._who = time.monotonic(), "unknown"
         self._given_up = self._admitted = False
         self._place = ExitStack()
@@ -98,11 +98,11 @@ class Answering(AbstractContextManager["Answering"]):
 
     def watching(self, seconds: float | None = None) -> AbstractContextManager[Callable[[], None]]:
         """Gives the call up if the function that is yielded is not called for too long."""
-        return self._desk.watchdog.watching(self.give_up, seconds)
+        return self._call_context.watchdog.watching(self.give_up, seconds)
 
     def caller(self) -> Caller:
         """Returns who asks, by the roster of this moment; the call ends here if it is nobody."""
-        found = self._desk.guard.caller(self._context.peer(), self._context.auth_context())
+        found = self._call_context.guard.caller(self._context.peer(), self._context.auth_context())
         if found is None:
             self._log("UNAUTHENTICATED")
             self._context.abort(
@@ -117,7 +117,7 @@ class Answering(AbstractContextManager["Answering"]):
         Raises:
             QuotaError: it has as many already, or asks too often.
         """
-        admitting = self._desk.guard.admitting(self.caller(), self._context.peer())
+        admitting = self._call_context.guard.admitting(self.caller(), self._context.peer())
         self._place.enter_context(admitting)
         self._admitted = True
 
@@ -151,7 +151,7 @@ class Answering(AbstractContextManager["Answering"]):
             self._log("OK" if error is None else "CANCELLED")
         elif isinstance(error, DdmFedError):
             status = status_of(error)
-            calls = 1 if self._admitted else self._desk.refused.lines(self._who)
+            calls = 1 if self._admitted else self._call_context.refused.lines(self._who)
             self._log(status.name, calls=calls, ddm=error.code, reason=error.message)
             self._context.set_trailing_metadata(details_of(error))
             self._context.abort(status, error.code)
@@ -164,7 +164,7 @@ class Answering(AbstractContextManager["Answering"]):
             self._context.abort(grpc.StatusCode.INTERNAL, f"unforeseen, logged as {number}")
 
     def _log(self, code: str, calls: int = 1, **facts: object) -> None:
-        self._desk.metrics.rpc_ended(self._rpc, code)
+        self._call_context.metrics.rpc_ended(self._rpc, code)
         if calls == 0:
             return
         if calls > 1:
@@ -184,7 +184,7 @@ def answers(method: Any) -> Any:
 
     @wraps(method)
     def answer(self: Any, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-        with Answering(method.__name__, self.desk, context) as call:
+        with Answering(method.__name__, self.call_context, context) as call:
             call.admit()
             return method(self, call, call.only(requests))
 
@@ -196,7 +196,7 @@ def takes(method: Any) -> Any:
 
     @wraps(method)
     def answer(self: Any, requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-        with Answering(method.__name__, self.desk, context) as call:
+        with Answering(method.__name__, self.call_context, context) as call:
             call.admit()
             return method(self, call, requests)
 
@@ -208,7 +208,7 @@ def streams(method: Any) -> Any:
 
     @wraps(method)
     def answer(self: Any, requests: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        with Answering(method.__name__, self.desk, context) as call:
+        with Answering(method.__name__, self.call_context, context) as call:
             call.admit()
             for response in method(self, call, call.only(requests)):
                 with call.watching():

@@ -20,8 +20,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from coordinator.server.connection_limits import seats
 from coordinator.server.gate import Gate
-from coordinator.server.seats import seats
 from ddm_fed import console
 from ddm_fed.errors import OptionError, SizeError
 from ddm_fed.exchange.flower import MIB, missing_flower

@@ -29,7 +29,7 @@ from threading import Thread
 from time import monotonic
 from typing import Any, cast
 
-from coordinator.server.seats import Room, Seats
+from coordinator.server.connection_limits import Room, Seats
 from ddm_fed import console
 from ddm_fed.errors import MachineError, QuotaError
 

@@ -6,7 +6,7 @@ is, and keeps `Watch` open for ever. `Check` is what monitors use; `Watch` is no
 
 from grpc_health.v1 import health_pb2
 
-from coordinator.server.calls import Answering, Desk, answers
+from coordinator.server.calls import Answering, CallContext, answers
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _STATES = health_pb2.HealthCheckResponse
@@ -16,12 +16,12 @@ class HealthService:
     """Answers members.
 
     Args:
-        desk: What every call needs.
+        call_context: What every call needs.
         service: The name it tells the state of; "" stands for it too.
     """
 
-    def __init__(self, desk: Desk, service: str) -> None:
-        self.desk, self._names = desk, ("", service)
+    def __init__(self, call_context: CallContext, service: str) -> None:
+        self.call_context, self._names = call_context, ("", service)
         self.serving = True
 
     @answers

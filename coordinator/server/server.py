@@ -20,10 +20,10 @@ import grpc
 from coordinator.inbox.upload import Limits, Uploads, has_room
 from coordinator.published import PublishedView
 from coordinator.server.callers import CALLS_AT_ONCE, Members, Strangers
-from coordinator.server.calls import Desk
+from coordinator.server.calls import CallContext
+from coordinator.server.connection_limits import MOST_MEMBERS, MOST_STRANGERS, MOST_WAITING, seats
 from coordinator.server.gate import Gate
 from coordinator.server.health import HEALTH, HealthService
-from coordinator.server.seats import seats
 from coordinator.server.service import EnrolmentService, ExchangeService
 from coordinator.server.watchdog import Watchdog
 from coordinator.status.metrics import ServerMetrics
@@ -37,7 +37,6 @@ SITES_BEFORE = 64  # threads are there for as many sites, however few the roster
 SPARE_THREADS = 8
 STOP_S, RENEW_S = 10.0, 1.0
 TEND_S, ROSTER_S = 30.0, 0.5
-MOST_MEMBERS, MOST_WAITING, MOST_STRANGERS = 1024, 512, 64  # connections
 STRANGER_S = 30.0  # for all that a stranger may want
 EXCHANGE = messages.DESCRIPTOR.services_by_name["ExchangeService"]
 ENROLMENT = messages.DESCRIPTOR.services_by_name["EnrolmentService"]
@@ -101,9 +100,11 @@ def serving(
     uploads.expire()
     watchdog = Watchdog(options.timeout_s)
     gate = Gate(options.listen, seats(1 / 2, MOST_WAITING, MOST_MEMBERS), metrics.ended)
-    desk = Desk(Members(view, gate), metrics, watchdog)
-    service = ExchangeService(home, uploads, view, desk, share_ensemble=options.share_ensemble)
-    health = HealthService(desk, EXCHANGE.full_name)
+    call_context = CallContext(Members(view, gate), metrics, watchdog)
+    service = ExchangeService(
+        home, uploads, view, call_context, share_ensemble=options.share_ensemble
+    )
+    health = HealthService(call_context, EXCHANGE.full_name)
     members = Listener(
         gate,
         lambda: member_identity(home, view),
@@ -115,7 +116,7 @@ def serving(
     if options.enroll is not None:
         few = seats(3 / 8, MOST_STRANGERS, 0, STRANGER_S)
         outer = Gate(options.enroll, few, metrics.ended)
-        strangers = EnrolmentService(take_request, Desk(Strangers(outer), metrics, watchdog))
+        strangers = EnrolmentService(take_request, CallContext(Strangers(outer), metrics, watchdog))
         listeners.append(
             Listener(
                 outer,

@@ -13,7 +13,7 @@ from coordinator.inbox.outcome import Outcome, claimed_site, deliver, outcome_of
 from coordinator.inbox.upload import SYNC_BYTES, Upload, Uploads
 from coordinator.published import PublishedView
 from coordinator.server.callers import Caller
-from coordinator.server.calls import Answering, Desk, answers, streams, takes
+from coordinator.server.calls import Answering, CallContext, answers, streams, takes
 from coordinator.status.report import site_row
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.bundle.reference import REFERENCE_FILE, VECTORS_FILE, reference_sha256
@@ -35,7 +35,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         home: The coordinator.
         uploads: Takes bundles in.
         view: What is published.
-        desk: What every call needs.
+        call_context: What every call needs.
         share_ensemble: Whether members may fetch the newest ensemble.
     """
 
@@ -44,11 +44,11 @@ class ExchangeService(services.ExchangeServiceServicer):
         home: CoordinatorFolder,
         uploads: Uploads,
         view: PublishedView,
-        desk: Desk,
+        call_context: CallContext,
         *,
         share_ensemble: bool,
     ) -> None:
-        self.desk = desk
+        self.call_context = call_context
         self._home, self._uploads, self._view = home, uploads, view
         self._share_ensemble = share_ensemble
         self._admitting = Lock()  # one thread verifies; the others find their bundle admitted
@@ -135,7 +135,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         caller, token = call.caller(), object()
         upload, checked, marked = None, 0, 0
         try:
-            with self.desk.metrics.writing(), call.watching() as progress:
+            with self.call_context.metrics.writing(), call.watching() as progress:
                 for part in request:
                     _require_bytes(part, caller)
                     if upload is None:
@@ -144,7 +144,7 @@ class ExchangeService(services.ExchangeServiceServicer):
                         marked = part.offset
                     self._require_newest(upload, token)
                     have = upload.write(part.offset, part.data)
-                    self.desk.metrics.received(caller.site, len(part.data))
+                    self.call_context.metrics.received(caller.site, len(part.data))
                     if have - marked >= PROGRESS_BYTES:
                         marked = have
                         progress()
@@ -331,11 +331,11 @@ class EnrolmentService(services.EnrolmentServiceServicer):
 
     Args:
         take: Verifies and keeps a request; returns whether its keys are in the roster.
-        desk: What every call needs.
+        call_context: What every call needs.
     """
 
-    def __init__(self, take: Callable[[bytes], bool], desk: Desk) -> None:
-        self._take, self.desk = take, desk
+    def __init__(self, take: Callable[[bytes], bool], call_context: CallContext) -> None:
+        self._take, self.call_context = take, call_context
 
     @answers
     def Enroll(self, call: Answering, request: messages.EnrollRequest) -> messages.EnrollResponse:

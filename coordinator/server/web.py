@@ -22,8 +22,8 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from coordinator.server.connection_limits import seats
 from coordinator.server.gate import Gate
-from coordinator.server.seats import seats
 from coordinator.server.web_pages import Pages, Response, text_response
 from coordinator.status.metrics import ServerMetrics
 from coordinator.workspace import CoordinatorFolder

@@ -75,6 +75,7 @@ from ddm_fed.router import (
     require_plausible,
 )
 from ddm_fed.signing import SigningKey, seal
+from ddm_fed.storage.blob_store import BlobStore
 from ddm_fed.storage.digests import check_file
 from ddm_fed.storage.files import (
     list_regular_files,
@@ -84,7 +85,6 @@ from ddm_fed.storage.files import (
     write_atomically,
 )
 from ddm_fed.storage.junk import is_junk
-from ddm_fed.storage.store import BlobStore
 from ddm_fed.storage.tensors import ITEM_BYTES, Bounds, check_tensor_file
 from ddm_fed.trust import Trust
 from ddm_fed.trust.log import SUBMISSION_FILE

@@ -13,7 +13,7 @@ from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
     from ddm_fed.ensemble.folder import VerifiedEnsemble
-    from ddm_fed.ensemble.samples import SampleOptions
+    from ddm_fed.ensemble.sample_folder import SampleOptions
 
 # as in `ddm_fed.records` and `ddm_fed.flows`, which would load pydantic and torch for --help
 RouterName = Literal["prior", "mixture", "heads", "replay", "hybrid"]
@@ -109,7 +109,7 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
     from ddm_fed.ensemble.devices import chosen_devices
     from ddm_fed.ensemble.sample_options import SampleOptions
     from ddm_fed.ensemble.sampling import SamplingOptions
-    from ddm_fed.ensemble.velocity import DEFAULT_STRATEGY, Strategy
+    from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, Strategy
 
     try:
         strategy = Strategy.parse(flags.strategy) if flags.strategy else DEFAULT_STRATEGY
@@ -139,7 +139,7 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
 
 def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "SampleOptions") -> None:
     """Draws images into `out`, and shows how far it is and where they came from."""
-    from ddm_fed.ensemble.samples import draw
+    from ddm_fed.ensemble.sample_folder import draw
 
     count = options.count
     with console.counting("sampling", count, "samples") as show:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ddm_fed.embedding.base import on_the_sphere, prepared
-from ddm_fed.embedding.checkpoint import (
+from ddm_fed.embedding.public_weights import (
     import_torchvision,
     not_installed,
     other_network,

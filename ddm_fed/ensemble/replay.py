@@ -21,7 +21,8 @@ from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import load_ensemble, load_heads, load_releases
 from ddm_fed.ensemble.pool import ExpertPool
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
-from ddm_fed.ensemble.velocity import Ensemble, Strategy
+from ddm_fed.ensemble.strategy import Strategy
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import OptionError
 from ddm_fed.flows import ClassCondition, Condition, VelocityModel
 from ddm_fed.progress import QUIET, Advance, Watch

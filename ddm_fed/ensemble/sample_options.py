@@ -8,7 +8,8 @@ from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import frequencies_seen, load_releases
 from ddm_fed.ensemble.pool import Precision
 from ddm_fed.ensemble.sampling import SamplingOptions
-from ddm_fed.ensemble.velocity import Ensemble, Strategy
+from ddm_fed.ensemble.strategy import Strategy
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import OptionError
 from ddm_fed.records import DataSpec, RouterName
 from ddm_fed.router import released_totals

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddm_fed.ensemble.velocity import Ensemble, Strategy, draw_sites, require_condition
+from ddm_fed.ensemble.strategy import Strategy, draw_sites
+from ddm_fed.ensemble.velocity import Ensemble, require_condition
 from ddm_fed.flows import (
     LINEAR,
     Condition,

@@ -38,7 +38,7 @@ from ddm_fed.evaluation.inputs import Pictures, read_real, read_samples
 from ddm_fed.records import canonical_json, sha256_hex
 from ddm_fed.storage.digests import sha256_of
 from ddm_fed.storage.files import write_atomically
-from ddm_fed.storage.targets import require_ours
+from ddm_fed.storage.output_folder import require_ours
 
 REPORT = "evaluation.json"
 FORMAT = 2  # 2: real images and samples are compared with classes in the same proportion

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ddm_fed.embedding.checkpoint import import_torchvision
+from ddm_fed.embedding.public_weights import import_torchvision
 from ddm_fed.flows import Condition
 from ddm_fed.models.base import ExpertNetwork
 from ddm_fed.records import UnetSize

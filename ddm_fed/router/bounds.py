@@ -26,7 +26,7 @@ import numpy as np
 from ddm_fed.errors import ValuesError
 from ddm_fed.privacy import gaussian_events
 from ddm_fed.records import Plan, StatisticsSpec
-from ddm_fed.router.message import GRID, Ints, Message
+from ddm_fed.router.noisy_vector import GRID, Ints, Message
 from ddm_fed.router.statistics import LOCATION, SHAPE, Floats, cell_count, messages, router_shares
 
 FALSE_ALARM = 1e-9  # chance that an honest release is refused

@@ -14,8 +14,8 @@ from ddm_fed.errors import OptionError
 from ddm_fed.records import Plan, StatisticsSpec
 from ddm_fed.router.base import Router
 from ddm_fed.router.max_share import capped
-from ddm_fed.router.message import Ints
 from ddm_fed.router.mixture import GaussianMixtures, MixtureRouter
+from ddm_fed.router.noisy_vector import Ints
 from ddm_fed.router.prior import PriorRouter
 from ddm_fed.router.shrinkage import Estimates, draw_together, positive_mean, weighted_means
 from ddm_fed.router.statistics import LOCATION, SHAPE, Location, decode_location, messages

@@ -46,7 +46,7 @@ from ddm_fed.privacy import (
     release,
 )
 from ddm_fed.records import Plan, StatisticsSpec
-from ddm_fed.router.message import GRID, Ints, Message, Part
+from ddm_fed.router.noisy_vector import GRID, Ints, Message, Part
 from ddm_fed.router.shrinkage import positive_mean, shrunk_error
 from ddm_fed.storage.tensors import TensorTable
 

@@ -15,7 +15,7 @@ from sites.cli.options import (
 
 if TYPE_CHECKING:
     from ddm_fed.records import Event, Plan
-    from ddm_fed.training.budget import Outlook
+    from ddm_fed.training.plan_cost import Outlook
     from sites.workspace import SiteFolder
 
 
@@ -50,7 +50,7 @@ def budget(
     Example: ddm-site budget --plan plan.toml --units 2000
     """
     from ddm_fed.privacy import private_events
-    from ddm_fed.training.budget import advice, delta_warning, outlook, planned_events
+    from ddm_fed.training.plan_cost import advice, delta_warning, outlook, planned_events
     from sites.privacy.ledger import open_ledger
     from sites.workspace import SiteFolder
 

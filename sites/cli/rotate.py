@@ -37,7 +37,7 @@ def rotate(
     --site hospital-a --plan published
     """
     from ddm_fed.signing import read_public
-    from sites import enrolment
+    from sites import rotation
 
     if certificate and (lost or dpo is not None):
         raise OptionError(
@@ -47,11 +47,11 @@ def rotate(
     home, published = open_published(site, plan)
     with home.changing():
         if certificate:
-            file = enrolment.add_certificate(home, published.trust)
+            file = rotation.add_certificate(home, published.trust)
         elif dpo is None:
-            file = enrolment.replace_site_key(home, published.trust, lost=lost)
+            file = rotation.replace_site_key(home, published.trust, lost=lost)
         else:
-            file = enrolment.replace_officer(home, published.trust, read_public(dpo))
+            file = rotation.replace_officer(home, published.trust, read_public(dpo))
     console.say(f"wrote {file}")
     if dpo is not None:
         console.say("the new officer signs it with `ddm-site approve` first")

@@ -14,11 +14,11 @@ from ddm_fed.records import DataSpec, PrivacyUnit
 from ddm_fed.storage.files import UNREADABLE_ARCHIVE
 from ddm_fed.storage.numpy_files import require_honest_archive, require_honest_array
 from sites.data.arrays import Pixels, to_images
+from sites.data.find_files import class_folders_look_split, image_files, note_suspects
 from sites.data.image_file import PictureError, read_picture
 from sites.data.labels import class_indices, note_classes
 from sites.data.report import DataReport
 from sites.data.units import load_units
-from sites.data.walk import class_folders_look_split, image_files, note_suspects
 
 NPZ_KEYS = (("images", "labels"), ("train_images", "train_labels"))  # ours, MedMNIST's
 UNIT_KEYS = {"units", "patient_ids"}

@@ -1,4 +1,4 @@
-"""The way out: draft, reviewed, approved, released, submitted. Each step needs the one before."""
+"""The way out: draft, reviewed, released, submitted. Each step needs the one before."""
 
 import shlex
 from dataclasses import dataclass

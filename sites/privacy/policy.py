@@ -2,7 +2,7 @@
 
 from ddm_fed.errors import BudgetError
 from ddm_fed.records import Plan
-from ddm_fed.training.budget import planned_events
+from ddm_fed.training.plan_cost import planned_events
 from sites.workspace import SiteSettings
 
 

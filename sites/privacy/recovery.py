@@ -24,7 +24,7 @@ from ddm_fed.records import (
     sha256_hex,
 )
 from ddm_fed.storage.files import write_atomically
-from ddm_fed.training.budget import planned_events
+from ddm_fed.training.plan_cost import planned_events
 from ddm_fed.trust import Trust
 from ddm_fed.trust.log import SUBMISSION_FILE, Log
 from sites.privacy.ledger import (

@@ -53,7 +53,7 @@ from ddm_fed.training import (
     seeded,
     trial_run,
 )
-from ddm_fed.training.budget import planned_events
+from ddm_fed.training.plan_cost import planned_events
 from ddm_fed.trust import Trust
 from sites.train.expert import RELEASE_FILE, TRAINED_FILE, Recorded, is_released, recorded
 from sites.workspace import SiteFolder

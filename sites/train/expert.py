@@ -34,7 +34,7 @@ from ddm_fed.training import (
     train_expert,
     train_private_expert,
 )
-from ddm_fed.training.budget import planned_events
+from ddm_fed.training.plan_cost import planned_events
 from ddm_fed.trust import Trust
 from sites.privacy.ledger import SiteLedger
 

@@ -29,7 +29,7 @@ from ddm_fed.router import (
 )
 from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.tensors import write_tensors
-from ddm_fed.training.budget import planned_events
+from ddm_fed.training.plan_cost import planned_events
 from ddm_fed.trust import Trust
 from ddm_fed.trust.log import Log
 from sites.outbox.stages import require_number_left

@@ -50,7 +50,7 @@ from ddm_fed.router import release_statistics
 from ddm_fed.storage.files import new_folder, read_bounded, write_atomically
 from ddm_fed.storage.tensors import write_tensors
 from ddm_fed.training import PrivateTraining, require_base, require_possible
-from ddm_fed.training.budget import planned_events
+from ddm_fed.training.plan_cost import planned_events
 from ddm_fed.trust import Trust, require_in_force
 from ddm_fed.trust.log import Log
 from sites.outbox.spending import before_spending

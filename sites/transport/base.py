@@ -15,7 +15,7 @@ from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_DOCUMENT_BYTES, BundleState
 from ddm_fed.storage.digests import check_file
 from ddm_fed.storage.files import new_folder, read_bounded
-from ddm_fed.storage.targets import require_ours
+from ddm_fed.storage.output_folder import require_ours
 
 INBOX_MARKS = ("incoming", "receipts")
 

@@ -19,7 +19,7 @@ from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_DOCUMENT_BYTES, BundleState, FileSize
 from ddm_fed.remote import open_folder
 from ddm_fed.storage.files import BLOCK_BYTES, PART_PREFIX, open_regular
-from ddm_fed.storage.targets import require_ours
+from ddm_fed.storage.output_folder import require_ours
 from sites.transport.base import INBOX_MARKS, Sent
 from sites.transport.retries import Retries
 

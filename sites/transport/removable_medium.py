@@ -17,7 +17,7 @@ from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_DOCUMENT_BYTES, BundleState
 from ddm_fed.remote import RemoteFolder, open_folder
 from ddm_fed.storage.files import write_atomically
-from ddm_fed.storage.targets import require_ours
+from ddm_fed.storage.output_folder import require_ours
 from ddm_fed.trust import Trust
 from ddm_fed.trust.published import PLAN_FILE, published_files, read_published
 from sites.outbox.stages import find_bundles

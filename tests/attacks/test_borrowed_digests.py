@@ -11,7 +11,7 @@ from coordinator.inbox.admission import admit_arrivals
 from coordinator.inbox.upload import Uploads
 from ddm_fed.bundle.verify import ENVELOPE_FILE
 from ddm_fed.errors import DigestError, ReplayError
-from ddm_fed.storage.store import BlobStore
+from ddm_fed.storage.blob_store import BlobStore
 from sites.outbox.released import read_released
 
 A, B, C = SITES

@@ -53,7 +53,7 @@ from ddm_fed.models import expert_tensors
 from ddm_fed.privacy import epsilon_text
 from ddm_fed.records import GaussianEvent, Plan, now, read_plan_toml, sha256_hex
 from ddm_fed.signing import SigningKey
-from ddm_fed.storage.store import BlobStore
+from ddm_fed.storage.blob_store import BlobStore
 from ddm_fed.trust import Trust
 
 A, B = "hospital-a", "hospital-b"

@@ -74,14 +74,14 @@ from ddm_fed.errors import (
 )
 from ddm_fed.records import SiteKey, canonical_json, now, sha256_hex
 from ddm_fed.signing import ROSTER_PAYLOAD, SigningKey
-from ddm_fed.storage.store import BlobStore
+from ddm_fed.storage.blob_store import BlobStore
 from ddm_fed.trust import Trust, require_in_force
 from ddm_fed.trust.log import LEAVES_FILE
 from ddm_fed.trust.published import PLAN_FILE, read_published, roster_file
-from sites.enrolment import replace_officer, replace_site_key
 from sites.outbox import stages as outbox
 from sites.outbox.approve import approve_request, approve_review
 from sites.published import look
+from sites.rotation import replace_officer, replace_site_key
 from sites.transport import submit
 from sites.transport.base import FolderTransport
 from sites.workspace import ROTATION_FILE

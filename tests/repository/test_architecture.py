@@ -90,7 +90,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "data": set(),
         "privacy": {"workspace"},
         "outbox": {"workspace", "privacy"},
-        "enrolment": {"workspace", "outbox"},
+        "rotation": {"workspace", "outbox"},
         "train": {"workspace", "privacy", "outbox"},
         "transport": {"workspace", "published", "outbox"},
         "cli": {
@@ -99,7 +99,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "data",
             "privacy",
             "outbox",
-            "enrolment",
+            "rotation",
             "train",
             "transport",
         },
@@ -131,7 +131,7 @@ IMPORTERS = {
         "sites.data",
         "ddm_fed.evaluation",
         "ddm_fed.router.anchors",
-        "ddm_fed.router.find_anchors",
+        "ddm_fed.router.mixture_anchors",
     },
     "scipy": {
         "ddm_fed.router.sphere",
@@ -141,7 +141,7 @@ IMPORTERS = {
     },
     "clip": {"ddm_fed.embedding.clip"},
     "timm": {"ddm_fed.embedding.timm"},
-    "torchvision": {"ddm_fed.embedding.checkpoint"},
+    "torchvision": {"ddm_fed.embedding.public_weights"},
     "matplotlib": {"ddm_fed.evaluation.figures"},
     "google": {"ddm_fed.exchange"},
     "grpc": {
@@ -162,7 +162,7 @@ IMPORTERS = {
         "ddm_fed.storage.tensors",
         "ddm_fed.training",
         "ddm_fed.evaluation.features",
-        "ddm_fed.embedding.checkpoint",
+        "ddm_fed.embedding.public_weights",
     },
     "pydantic": {
         "ddm_fed.records",

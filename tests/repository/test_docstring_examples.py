@@ -11,12 +11,12 @@ import torch
 from ddm_fed.bundle.verify import verify_bundle
 from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.ensemble.load import load_ensemble, load_releases
-from ddm_fed.ensemble.velocity import Strategy
+from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.records import now
 from ddm_fed.trust.published import PLAN_FILE, roster_file
 
 EXAMPLES = (
-    "ddm_fed.records.plan_file.read_plan_toml",
+    "ddm_fed.records.plan_toml.read_plan_toml",
     "ddm_fed.flows.path.LinearPath",
     "ddm_fed.flows.solvers.integrate",
     "ddm_fed.privacy.private_value.Private",

@@ -30,7 +30,7 @@ from ddm_fed.bundle.verify import EXPERT_FILE, verify_bundle
 from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.ensemble.load import load_ensemble
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
-from ddm_fed.ensemble.velocity import Strategy
+from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.errors import CheckpointError, PlanMismatchError, StateError, WeightsError
 from ddm_fed.records import ExpertDesign, now, read_plan_toml
 from ddm_fed.training import RunOptions

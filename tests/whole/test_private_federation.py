@@ -33,7 +33,7 @@ from ddm_fed.progress import Watch
 from ddm_fed.records import SampledGaussianEvent, now, read_plan_toml
 from ddm_fed.router import HeadNoise, fit_private_head, pooled_reference
 from ddm_fed.training import read_identity
-from ddm_fed.training.budget import advice, outlook, planned_events
+from ddm_fed.training.plan_cost import advice, outlook, planned_events
 from sites.cli.main import app
 from sites.outbox import stages
 from sites.privacy.ledger import open_ledger

@@ -44,7 +44,7 @@ from ddm_fed.signing import (
     seal,
     write_key,
 )
-from sites import enrolment
+from sites import rotation
 from sites.workspace import ENROLMENT_FILE, ROTATION_FILE, SiteFolder, SiteSettings
 
 pytestmark = pytest.mark.slow
@@ -130,7 +130,7 @@ def test_request_of_a_member_that_is_fulfilled_is_not_kept(
 def test_request_for_a_certificate_waits_until_it_is_listed(
     fed: Federation, home: CoordinatorFolder
 ):
-    file = enrolment.add_certificate(fed.site(A), fed.trust)
+    file = rotation.add_certificate(fed.site(A), fed.trust)
     assert take_request(home, file.read_bytes()) == "waiting"
     [waiting] = waiting_requests(home)
     assert (waiting.site, waiting.is_member, waiting.keyids) == (A, True, ())
@@ -142,7 +142,7 @@ def test_request_for_a_certificate_waits_until_it_is_listed(
 
 
 def test_request_for_new_keys_of_a_member_waits(fed: Federation, home: CoordinatorFolder):
-    file = enrolment.replace_site_key(fed.site(A), fed.trust, lost=False)
+    file = rotation.replace_site_key(fed.site(A), fed.trust, lost=False)
     assert take_request(home, file.read_bytes()) == "waiting"
     assert [item.is_member for item in waiting_requests(home)] == [True]
 
@@ -220,13 +220,13 @@ def test_request_under_the_name_of_a_member_by_a_stranger_is_refused(
 def test_rotation_without_a_present_key_has_to_be_brought_by_people(
     fed: Federation, home: CoordinatorFolder
 ):
-    file = enrolment.replace_site_key(fed.site(A), fed.trust, lost=True)
+    file = rotation.replace_site_key(fed.site(A), fed.trust, lost=True)
     with pytest.raises(UnknownSignerError, match="signed by no present key"):
         take_request(home, file.read_bytes())
 
 
 def test_request_of_a_revoked_site_is_refused(fed: Federation, home: CoordinatorFolder):
-    file = enrolment.add_certificate(fed.site(A), fed.trust)
+    file = rotation.add_certificate(fed.site(A), fed.trust)
     changes.revoke(home, A)
     for data in (file.read_bytes(), request_of(fed.site(A))):
         with pytest.raises(DdmFedError):
@@ -356,7 +356,7 @@ def test_waiting_request_is_shown_accepted_by_name_and_gone(
 def test_status_lists_what_waits_and_fills_in_no_key(fed: Federation, home: CoordinatorFolder):
     site = make_site(fed)
     take_request(home, request_of(site))
-    take_request(home, enrolment.add_certificate(fed.site(A), fed.trust).read_bytes())
+    take_request(home, rotation.add_certificate(fed.site(A), fed.trust).read_bytes())
     member, stranger = site_states(home).as_json()["requests"]
     assert (member["site"], member["member"], member["keyids"]) == (A, True, [])
     assert "`ddm-coord roster rotate hospital-a`" in member["waiting_for"]
@@ -418,7 +418,7 @@ def test_refused_request_is_gone_and_recorded(fed: Federation, home: Coordinator
 
 
 def test_waiting_rotation_is_accepted_by_name(fed: Federation, home: CoordinatorFolder, coord):
-    file = enrolment.add_certificate(fed.site(A), fed.trust)
+    file = rotation.add_certificate(fed.site(A), fed.trust)
     take_request(home, file.read_bytes())
     assert coord(home, "roster", "rotate", A)[0] == 0
     assert len(home.chain().current.sites[0].certificates) == 2

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 
 from ddm_fed.embedding import ClipEmbedder, TimmEmbedder, open_embedder
 from ddm_fed.embedding.base import prepared
-from ddm_fed.embedding.checkpoint import import_torchvision, read_checkpoint
 from ddm_fed.embedding.clip import MEAN, STD
+from ddm_fed.embedding.public_weights import import_torchvision, read_checkpoint
 from ddm_fed.errors import DataError, DigestError, FileSetError, StateError
 
 TIMM_NAME = "test_vit.r160_in1k"

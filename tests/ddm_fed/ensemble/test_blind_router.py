@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
-from ddm_fed.ensemble.velocity import DEFAULT_STRATEGY, Ensemble, Strategy
+from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, Strategy
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.router import GaussianMixtures, MixtureRouter
 
 APART, WITHIN = 0.4, 0.05

@@ -18,7 +18,7 @@ from ddm_fed.ensemble.folder import STATEMENT_FILE, verify_ensemble
 from ddm_fed.ensemble.load import frequencies_seen, load_ensemble, load_router
 from ddm_fed.ensemble.replay import BuildOptions, build_from_samples
 from ddm_fed.ensemble.router_folder import read_built, write_built
-from ddm_fed.ensemble.velocity import Strategy
+from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.errors import OptionError, RefusedError, StateError
 from ddm_fed.records import BuiltRouter, EnsembleRecord, RouterNetworkSpec
 

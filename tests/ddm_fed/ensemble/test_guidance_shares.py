@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
-from ddm_fed.ensemble.velocity import Ensemble, Strategy
+from ddm_fed.ensemble.strategy import Strategy
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.flows import ClassCondition
 from ddm_fed.router import GaussianMixtures, MixtureRouter
 

@@ -9,7 +9,8 @@ from scipy import stats
 
 from ddm_fed.ensemble.pool import ExpertPool
 from ddm_fed.ensemble.sampling import SamplingOptions, apportioned, sample
-from ddm_fed.ensemble.velocity import Ensemble, Strategy
+from ddm_fed.ensemble.strategy import Strategy
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.evaluation import site_share_error
 from ddm_fed.flows import ClassCondition, Expert
 from ddm_fed.models import DiT

@@ -13,7 +13,8 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from ddm_fed.ensemble.velocity import Ensemble, Strategy, draw_sites
+from ddm_fed.ensemble.strategy import Strategy, draw_sites
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.flows import ClassCondition, Expert
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import GaussianEvent, LedgerEntry, read_plan_toml, today

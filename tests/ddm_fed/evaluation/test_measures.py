@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 from sklearn.datasets import load_digits
 
-from ddm_fed.embedding.checkpoint import import_torchvision
+from ddm_fed.embedding.public_weights import import_torchvision
 from ddm_fed.errors import DataError
 from ddm_fed.evaluation import (
     classifier_features,

@@ -9,7 +9,8 @@ import torch
 from scipy import integrate, special
 
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
-from ddm_fed.ensemble.velocity import DEFAULT_STRATEGY, Ensemble, Strategy
+from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, Strategy
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.flows import ClassCondition
 from ddm_fed.router import (
     Anchors,

@@ -50,7 +50,7 @@ from ddm_fed.signing import (
     who_is,
     write_key,
 )
-from sites import enrolment as rotation
+from sites import rotation
 from sites.outbox.approve import approve_request
 from sites.workspace import ENROLMENT_FILE, SiteFolder
 

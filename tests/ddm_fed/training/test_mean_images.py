@@ -47,8 +47,8 @@ from ddm_fed.training import (
     draw_central,
     train_private_expert,
 )
-from ddm_fed.training.budget import advice, outlook, planned_events
 from ddm_fed.training.mean_images import central_step, empty_sums, examine_central
+from ddm_fed.training.plan_cost import advice, outlook, planned_events
 from sites.cli.main import app
 from sites.outbox import stages
 from sites.privacy.ledger import open_ledger

@@ -186,7 +186,7 @@ def test_jpeg_by_any_of_its_names_is_taken(folder, suffix):
 
 
 def test_folder_that_cannot_be_opened_is_a_doubt(folder, monkeypatch):
-    from sites.data import walk
+    from sites.data import find_files
 
     path = folder(ALL)
     scan = os.scandir
@@ -196,7 +196,7 @@ def test_folder_that_cannot_be_opened_is_a_doubt(folder, monkeypatch):
             raise PermissionError(13, "Permission denied")
         return scan(place)
 
-    monkeypatch.setattr(walk.os, "scandir", refuse)
+    monkeypatch.setattr(find_files.os, "scandir", refuse)
     report = report_of(path, PETS)
     assert report.left_out == {"folders cannot be opened (Permission denied)": ["owl/"]}
     assert len(report.doubts) == 2  # and its class has none

@@ -18,7 +18,7 @@ from ddm_fed.records import AuditFacts, now
 from ddm_fed.router import exact_statistics
 from ddm_fed.storage.tensors import read_own_tensors, write_tensors
 from ddm_fed.training import PrivateTraining
-from ddm_fed.training.budget import planned_events
+from ddm_fed.training.plan_cost import planned_events
 from sites.cli.main import app
 from sites.outbox import stages
 from sites.privacy.ledger import open_ledger

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 # The client's, ours towards the server, and the server's.
 DESCRIPTORS_EACH = 3
 MOST_DESCRIPTORS = 1 << 16
+MOST_MEMBERS, MOST_WAITING, MOST_STRANGERS = 1024, 512, 64  # connections to the gRPC ports
 LOBBY_OF_DESK = 8
 
 Sitting = TypeVar("Sitting")

@@ -13,11 +13,12 @@ import pytest
 import torch
 from PIL import Image
 
-from ddm_fed.ensemble import samples
+from ddm_fed.ensemble import sample_folder
+from ddm_fed.ensemble.sample_folder import PARTS, Content, write_samples
 from ddm_fed.ensemble.sample_options import SampleOptions
-from ddm_fed.ensemble.samples import PARTS, Content, write_samples
 from ddm_fed.ensemble.sampling import SamplingOptions
-from ddm_fed.ensemble.velocity import DEFAULT_STRATEGY, Ensemble, Strategy
+from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, Strategy
+from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import OptionError, StateError
 from ddm_fed.records import DataSpec
 from ddm_fed.router import PriorRouter
@@ -159,7 +160,7 @@ def test_run_that_failed_goes_on_to_the_very_files_of_an_unbroken_one(
     tmp_path, monkeypatch, data, chunks
 ):
     write(tmp_path / "whole", data=data)
-    real, begun = samples.sample_chunk, []
+    real, begun = sample_folder.sample_chunk, []
 
     def failing(*arguments, **options):
         begun.append(1)
@@ -167,10 +168,10 @@ def test_run_that_failed_goes_on_to_the_very_files_of_an_unbroken_one(
             raise MemoryError
         return real(*arguments, **options)
 
-    monkeypatch.setattr(samples, "sample_chunk", failing)
+    monkeypatch.setattr(sample_folder, "sample_chunk", failing)
     with pytest.raises(MemoryError):
         write(tmp_path / "broken", data=data)
-    monkeypatch.setattr(samples, "sample_chunk", real)
+    monkeypatch.setattr(sample_folder, "sample_chunk", real)
     redone = []
     write(tmp_path / "broken", data=data, advance=redone.append)
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
@@ -182,7 +183,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_samples as here
+import test_sample_folder as here
 
 done = 0
 def advance(more):
@@ -214,7 +215,7 @@ def test_run_that_was_killed_goes_on_to_the_very_files_of_an_unbroken_one(tmp_pa
 def test_finished_run_given_again_draws_nothing(tmp_path, monkeypatch):
     first = write(tmp_path / "out")
     before = files_of(tmp_path / "out")
-    monkeypatch.setattr(samples, "sample_chunk", None)
+    monkeypatch.setattr(sample_folder, "sample_chunk", None)
     assert write(tmp_path / "out") == first
     assert files_of(tmp_path / "out") == before
 
@@ -238,7 +239,7 @@ def test_other_options_in_the_same_folder_are_refused(tmp_path, monkeypatch, oth
         write(out)
     else:
         with monkeypatch.context() as patched:
-            patched.setattr(samples, "sample_chunk", None)
+            patched.setattr(sample_folder, "sample_chunk", None)
             with pytest.raises(TypeError):
                 write(out)
     before = files_of(out)

@@ -36,7 +36,7 @@ from ddm_fed.storage.files import (
     open_folder_at,
     write_atomically,
 )
-from ddm_fed.storage.targets import require_ours
+from ddm_fed.storage.output_folder import require_ours
 
 GRID_SAMPLES = 100
 PARTS = f"{PART_PREFIX}samples"
