@@ -3,9 +3,11 @@
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import commands
 import federation as helpers
 import pytest
 import torch
@@ -29,6 +31,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "stages" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.federation)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch) -> Callable[..., commands.Ended]:
+    """`run("ddm-site", "init", folder)`: a real command in this process, and how it ended."""
+    for name in ("DDM_SITE", "DDM_COORDINATOR", "DDM_FED_PASSPHRASE", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("COLUMNS", "500")
+
+    def run_here(program: str, *words: object) -> commands.Ended:
+        monkeypatch.setattr(sys, "argv", [program, *map(str, words)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            commands.main_of(program)()
+        return commands.Ended(caught.value.code or 0, *capsys.readouterr())
+
+    return run_here
 
 
 @pytest.fixture(scope="session")

@@ -179,7 +179,7 @@ def test_file_that_goes_while_an_ensemble_is_verified_ends_without_a_traceback(
         (ensemble / "passing").unlink(missing_ok=True)
         return real(*arguments)
 
-    monkeypatch.setattr(ddm_fed.assembly, "read_published", meanwhile)
+    monkeypatch.setattr(ddm_fed.ensemble.folder, "read_published", meanwhile)
     verify_ensemble(ensemble, stages.admitted.root)  # nothing of it was ever signed
 
 
@@ -192,7 +192,7 @@ def test_file_that_comes_while_an_ensemble_is_verified_is_refused_or_not_looked_
         (ensemble / "sites" / A / "head.safetensors").write_bytes(b"x")
         return real(*arguments)
 
-    monkeypatch.setattr(ddm_fed.assembly, "read_log", meanwhile)
+    monkeypatch.setattr(ddm_fed.ensemble.folder, "read_log", meanwhile)
     with pytest.raises(DdmFedError):
         verify_ensemble(ensemble, stages.admitted.root)
 

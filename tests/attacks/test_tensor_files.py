@@ -364,6 +364,7 @@ def test_verdict_is_that_of_exact_arithmetic(fuzzed: Path, numbers, steps):
     assert passes(fuzzed, values, bounds) == passes_exactly(values, bounds)
 
 
+@pytest.mark.slow
 @given(
     numbers=st.lists(st.floats(width=32), min_size=1, max_size=12),
     bounds=st.builds(Bounds, st.floats(0, 1e38), st.floats(0, 1e38)),

@@ -65,24 +65,6 @@ def process(*words: object, cwd: Path | None = None, **variables: str):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """Runs the `main` of a command in this process; returns exit status and both streams."""
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def ended(command: str, *words: object):
-        main = {"ddm-site": sites.cli.main.main, "ddm-coord": coordinator.cli.main.main}[command]
-        monkeypatch.setattr(sys, "argv", [command, *map(str, words)])
-        capsys.readouterr()
-        try:
-            main()
-        except SystemExit as end:
-            return end.code or 0, *capsys.readouterr()
-        raise AssertionError("a command line ends with a status")
-
-    return ended
-
-
 def on_a_terminal(columns: int, *words: object) -> str:
     """Returns what a command writes to a terminal of that width, without its colours."""
     here, there = pty.openpty()
@@ -157,6 +139,7 @@ def test_plan_in_another_encoding_is_refused_with_its_name(run, tmp_path, encodi
     assert said in err
 
 
+@pytest.mark.slow
 def test_plan_and_settings_with_a_byte_order_mark_are_read(run, tmp_path):
     home = CoordinatorFolder.create(tmp_path / "c", "digits")
     file = home.path / "coordinator.toml"
@@ -237,6 +220,7 @@ def test_keys_on_a_narrow_terminal_stay_whole(stages):
     assert key in shown.replace("\r\n", "\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("words", "command"), EVERY)
 def test_help_in_few_columns_cuts_no_option(words, command, monkeypatch, capsys):
     main = {"ddm-site": sites.cli.main.main, "ddm-coord": coordinator.cli.main.main}[words[0]]

@@ -13,6 +13,8 @@ import signal
 import sys
 import tempfile
 import threading
+import warnings
+from collections.abc import Callable
 from importlib import import_module
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -47,6 +49,14 @@ class Ended(NamedTuple):
     code: int
     out: str
     err: str
+
+
+def main_of(program: str) -> Callable[[], None]:
+    """Returns what the installed script calls."""
+    with warnings.catch_warnings():  # typer 0.20 imports a name that click 8.5 deprecates
+        warnings.simplefilter("ignore", DeprecationWarning)
+        main: Callable[[], None] = import_module(MAIN[program]).main
+    return main
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -211,6 +221,6 @@ def _become(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [str(BIN / program), *words]
     try:
-        import_module(MAIN[program]).main()
+        main_of(program)()
     finally:
         atexit._run_exitfuncs()  # as at the end of any Python; multiprocessing skips them

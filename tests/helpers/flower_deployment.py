@@ -7,7 +7,6 @@ import ipaddress
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -23,19 +22,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from ports import free_port
 
 ROOT = Path(__file__).parents[2]
 APP = ROOT / "examples" / "flower" / "app"
 SUPERVISE, PULL = APP.parent / "supervise.py", APP.parent / "pull.py"
 STOP_S = 10
 PROGRAMS_S = 60
-
-
-def free_port() -> int:
-    """Returns a port of loopback that nobody listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def make_programs(folder: Path) -> Path:

@@ -8,17 +8,16 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import NamedTuple
 
+import commands
 import pytest
+from commands import Started
 
 from ddm_fed import __version__
 from ddm_fed.signing import read_public
 
 with warnings.catch_warnings():  # typer 0.20 imports a name that click 8.5 deprecates
     warnings.simplefilter("ignore", DeprecationWarning)
-    import coordinator.cli.main
-    import sites.cli.main
 
 EXAMPLE_PLAN = Path(__file__).parents[2] / "examples" / "digits" / "plan.toml"
 SOME_ROOT = "sha256:" + "a" * 64
@@ -29,14 +28,6 @@ ESCAPE = "\x1b"
 REFUSED = ("ddm-coord", "publish", EXAMPLE_PLAN, "--coordinator")  # and a folder that is none
 
 
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
 def clean_environment(**variables):
     """Returns the least a command needs, so that nobody's settings decide a test."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
@@ -44,34 +35,8 @@ def clean_environment(**variables):
 
 
 def process(command, *arguments, **variables):
-    """Runs the installed command as a process of its own."""
-    run = subprocess.run(
-        [Path(sys.executable).parent / command, *map(str, arguments)],
-        env=clean_environment(**variables),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return Ended(run.returncode, run.stdout, run.stderr)
-
-
-@pytest.fixture
-def run(capsys, monkeypatch):
-    """Runs the `main` of a command in this process, which is faster and ends the same way."""
-    for name in ("DDM_SITE", "DDM_COORDINATOR", "DDM_FED_PASSPHRASE", "FORCE_COLOR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def ended(command, *arguments):
-        main = {"ddm-site": sites.cli.main.main, "ddm-coord": coordinator.cli.main.main}[command]
-        monkeypatch.setattr(sys, "argv", [command, *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        return Ended(caught.value.code or 0, *capsys.readouterr())
-
-    return ended
+    """Runs the command as a process of its own."""
+    return commands.run(command, *arguments, env=clean_environment(**variables))
 
 
 @pytest.fixture
@@ -152,13 +117,8 @@ def test_process_with_the_folder_in_its_environment_uses_it(consortium):
 def on_a_terminal(*arguments, **variables):
     """Returns what a command writes to a terminal."""
     here, there = pty.openpty()
-    process = subprocess.Popen(
-        [Path(sys.executable).parent / arguments[0], *map(str, arguments[1:])],
-        env=clean_environment(**{"TERM": "xterm-256color"} | variables),
-        stdin=there,
-        stdout=there,
-        stderr=there,
-    )
+    env = clean_environment(**{"TERM": "xterm-256color"} | variables)
+    process = Started(*arguments, env=env, stdin=there, stdout=there, stderr=there)
     os.close(there)
     shown = b""
     while True:

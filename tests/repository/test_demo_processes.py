@@ -67,6 +67,7 @@ def test_lines_of_commands_that_run_together_name_who_says_them(tmp_path):
         assert f"{who} | ddm-site 0" in said
 
 
+@pytest.mark.slow
 def test_failure_of_one_is_shown_with_its_output_and_ends_the_others(tmp_path):
     done = start(
         tmp_path,

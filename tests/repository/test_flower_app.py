@@ -40,6 +40,7 @@ def build(tmp_path_factory):
     return build
 
 
+@pytest.mark.slow
 def test_app_has_the_digest_that_sites_are_told_to_pin(build, tmp_path):
     copy = shutil.copytree(APP, tmp_path / "app", ignore=shutil.ignore_patterns("__pycache__"))
     fab = build(copy, tmp_path / "built")
@@ -83,6 +84,7 @@ except PermissionError:
 """
 
 
+@pytest.mark.slow
 def test_pinned_app_is_taken_and_another_one_refused(build, tmp_path):
     other = shutil.copytree(APP, tmp_path / "other", ignore=shutil.ignore_patterns("__pycache__"))
     with (other / "ddm_pull" / "client_app.py").open("a") as file:

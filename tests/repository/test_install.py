@@ -38,6 +38,7 @@ def install(index: Path, package: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_installation_says_its_phases_and_not_the_warnings_of_pip(index):
     done = install(index, "tiny")
     assert done.returncode == 0

@@ -90,6 +90,7 @@ def test_help_loads_no_heavy_library(module, arguments):
     assert python(code).splitlines()[-1].strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_answers_at_once(command):
     assert min(cpu_seconds_of([script(command), "--help"]) for _ in range(3)) < HELP_CPU_S

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from federation import (
     random_images,
     train,
 )
+from ports import free_port
 from safetensors.numpy import load_file
 from typer.testing import CliRunner
 
@@ -31,7 +31,7 @@ from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.ensemble.load import load_ensemble
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.strategy import Strategy
-from ddm_fed.errors import CheckpointError, PlanMismatchError, StateError, WeightsError
+from ddm_fed.errors import CheckpointError, OptionError, PlanMismatchError, WeightsError
 from ddm_fed.records import ExpertDesign, now, read_plan_toml
 from ddm_fed.training import RunOptions
 from sites.outbox import stages
@@ -134,7 +134,7 @@ def test_expert_averaged_otherwise_than_the_plan_says_is_refused(fed: Federation
 def test_site_that_asks_for_what_the_plan_does_not_allow_is_refused(fed: Federation):
     other = ExpertDesign(architecture="DiT-Nano/4")
     work = fed.site(A).work(fed.trust.plan_sha256)
-    with pytest.raises(StateError, match="the plan does not allow an expert of DiT-Nano/4"):
+    with pytest.raises(OptionError, match="the plan does not allow an expert of DiT-Nano/4"):
         train(fed.site(A), fed.trust, random_images(0), seed=0, design=other, restart=True)
     assert (work / EXPERT_FILE).exists(), "a refusal must not cost an expert"
 
@@ -176,7 +176,7 @@ def test_draft_states_the_average_that_was_asked_for_even_where_the_weights_are_
 
 
 def test_average_the_plan_does_not_keep_is_refused(fed: Federation):
-    with pytest.raises(StateError, match="half-life"):
+    with pytest.raises(OptionError, match="half-life"):
         train(fed.site(A), fed.trust, random_images(0), design=DESIGNS[A], ema_half_life=99)
 
 
@@ -214,12 +214,6 @@ def test_plan_show_of_a_published_folder_under_another_pin_is_refused(trained: F
 
 
 # Several processes of one site
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.processes

@@ -17,7 +17,8 @@ from pathlib import Path
 import httpx
 import pytest
 from federation import SITES, Federation, snapshot
-from flower_deployment import PULL, Deployment, deployment, free_port, write_node_key
+from flower_deployment import PULL, Deployment, deployment, write_node_key
+from ports import free_port
 
 from sites.outbox import stages as outbox
 from sites.transport.opening import transport_to

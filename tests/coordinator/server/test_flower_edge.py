@@ -16,8 +16,9 @@ import time
 from pathlib import Path
 
 import pytest
-from flower_deployment import APP, free_port, write_tls
+from flower_deployment import APP, write_tls
 from hostile import attacking
+from ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 MIB = 1 << 20
@@ -302,7 +303,7 @@ def test_plain_http_gets_nothing(edge):
 
 
 def test_superlink_that_does_not_answer_is_a_bad_gateway_and_the_edge_stays(ours):
-    process, port = start_edge("ours", ours.folder, free_port())
+    process, port = start_edge("ours", ours.folder())
     try:
         lonely = Edge("ours", ours.folder, port, process)
         assert [lonely.ask(FLEET)[0] for _ in range(2)] == [502, 502]

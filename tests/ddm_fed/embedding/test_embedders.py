@@ -161,6 +161,7 @@ def test_weights_behind_a_link_are_refused(tmp_path):
 # --- CLIP ---
 
 
+@pytest.mark.slow
 def test_clip_embeddings_are_those_of_the_network_itself(clip, clip_network):
     given = images(5)
     mean, std = torch.tensor(MEAN).reshape(1, 3, 1, 1), torch.tensor(STD).reshape(1, 3, 1, 1)

@@ -835,10 +835,12 @@ def reference_verifies(folder: Path, key: ExportKey = KEY) -> bool:
     return False
 
 
+@pytest.mark.slow
 def test_reference_program_verifies_our_signature(signed: Path):
     assert reference_verifies(signed)
 
 
+@pytest.mark.slow
 def test_reference_program_refuses_what_we_refuse(signed: Path):
     (signed / "a.json").write_bytes(b"x")
     assert not reference_verifies(signed)
@@ -848,6 +850,7 @@ def test_reference_program_refuses_what_we_refuse(signed: Path):
     assert not reference_verifies(signed)
 
 
+@pytest.mark.slow
 def test_we_verify_the_signature_of_the_reference_program(folder: Path, tmp_path: Path):
     KEY.write(tmp_path / "export.pem")
     where = ["--signature", folder / SIGNATURE_FILE, "--private_key", tmp_path / "export.pem"]

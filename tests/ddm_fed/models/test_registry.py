@@ -80,6 +80,7 @@ def trained(model, x, t, target, condition, steps, rate):
 # --- what goes in and comes out ---
 
 
+@pytest.mark.slow
 @every_name
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 12, 8)], ids=["square", "tall"])
 @pytest.mark.parametrize("classes", [0, CLASSES])

@@ -398,6 +398,7 @@ def test_sampled_event_meets_the_target_with_what_is_beside_it(target):
     assert epsilon([*beside, less], 1e-5) > target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rate", "steps"), [("1", 1000), ("0.5", 20_000)])
 def test_sampled_event_is_found_where_the_least_noise_has_no_finite_price(rate, steps):
     event = sampled_event(1, 1e-5, sampling_rate=Decimal(rate), steps=steps)

@@ -161,6 +161,7 @@ def stack(members, plan):
 member = st.tuples(st.sampled_from(KINDS), st.integers(0, 2**32 - 1), st.integers(0, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PLANS)
 @settings(max_examples=60, deadline=None)
 @given(others=st.lists(member, max_size=9), added=member, place=st.integers(0, 9))

@@ -116,6 +116,7 @@ def test_interrupted_run_says_where_the_next_one_begins(tmp_path, every_s, onwar
     assert caught.value.hint.startswith(onwards)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("classes", [False, True])
 def test_interrupted_and_resumed_run_has_the_same_bits(tmp_path, precision, classes):
@@ -242,6 +243,7 @@ def test_trained_expert_of_any_objective_predicts_better_than_a_new_one(tmp_path
     assert loss[0] < 0.85 * loss[1]
 
 
+@pytest.mark.slow
 def test_conditional_expert_learns_what_a_class_looks_like(tmp_path):
     plan = a_plan(150, classes=True, extra="learning_rate = 0.003\nema_half_lives = [7]")
     data = images(labels=True)

@@ -56,6 +56,8 @@ from sites.train.audit import AuditOptions, run_audit
 from sites.transport import submit
 from sites.transport.base import FolderTransport
 
+pytestmark = pytest.mark.slow
+
 A = SITES[0]
 CENTRAL = (
     PRIVATE
@@ -135,7 +137,6 @@ def test_radius_may_reach_the_furthest_image_about_the_centre():
         a_plan(max_epsilon=CENTRAL.replace("radius = 3", "radius = 11.3\ncentre = -0.4"))
 
 
-@pytest.mark.slow
 def test_all_together_cost_what_the_plan_allows():
     planned = planned_events(PLAN)
     assert 0.99 < epsilon([planned.central], 1e-5) <= 1
@@ -146,7 +147,6 @@ def test_all_together_cost_what_the_plan_allows():
     assert plain.central is None
 
 
-@pytest.mark.slow
 def test_central_images_that_leave_nothing_for_the_expert_are_found_out():
     greedy = CENTRAL.replace("epsilon = 1\n", "epsilon = 7.99\n")
     with pytest.raises(BudgetError, match="nothing is left"):

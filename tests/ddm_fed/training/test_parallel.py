@@ -1,7 +1,6 @@
 """Several processes train the expert that one process would: real ones, started by torchrun."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 
 from ddm_fed.errors import CheckpointError, OptionError
 from ddm_fed.privacy import ImageSet, Private
@@ -44,7 +44,7 @@ max_epsilon = 1
 # which process 0 ends without a word.
 WORKER = f"""
 import os, sys, torch
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path[:0] = [{str(Path(__file__).parent)!r}, {str(Path(__file__).parents[2] / "helpers")!r}]
 from ddm_fed.privacy import Private
 from ddm_fed.progress import Watch
 from ddm_fed.training import RunOptions, train_expert
@@ -75,12 +75,6 @@ def images() -> Private[ImageSet]:
     labels = torch.arange(30) % 2
     pixels = 0.1 * torch.randn((30, 1, 8, 8), generator=generator) + labels[:, None, None, None]
     return Private(ImageSet((pixels - 0.5).clamp(-1, 1), labels))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 def torchrun(checkpoint: Path, *, shard=False, micro_batch=0, fatal_step=0):

@@ -33,6 +33,8 @@ from ddm_fed.training import (
 )
 from ddm_fed.training.plan_cost import planned_events
 
+pytestmark = pytest.mark.slow
+
 SGD = """
 max_epsilon = 10
 must_be_private = ["router", "expert"]
@@ -186,7 +188,6 @@ def test_same_secret_and_seed_give_the_same_expert(tmp_path, plan):
     assert equal(first, second)
 
 
-@pytest.mark.slow
 def test_other_secret_gives_another_expert(tmp_path, plan):
     first = train(tmp_path / "a", plan).state
     assert not equal(first, train(tmp_path / "b", plan, secret=1).state)

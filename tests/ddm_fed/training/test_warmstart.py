@@ -82,6 +82,7 @@ def base(tmp_path_factory):
     return folder / "base.safetensors", losses
 
 
+@pytest.mark.slow
 def test_warm_start_for_another_prediction_learns_faster(base, tmp_path):
     path, _ = base
     cold, cold_losses = train(a_plan("velocity", 60), tmp_path / "cold")

@@ -102,6 +102,7 @@ def spent(fed):
     return len(open_ledger(fed.site(SITE)).entries())
 
 
+@pytest.mark.slow
 def test_class_without_images_is_refused_before_anything_is_spent_where_nobody_can_be_asked(
     fed, pets
 ):

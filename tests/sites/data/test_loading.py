@@ -427,6 +427,7 @@ def test_bright_neighbour_in_a_folder_changes_no_other_image(folder):
     assert torch.equal(alone, beside[:-1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape", "classes"),
     [

@@ -513,6 +513,7 @@ def lit_half():
     return Image.fromarray(pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", "<>")
 def test_odd_entries_of_exif_hinder_nobody_and_the_photo_is_upright(tmp_path, order):
     # of 2,800 photos each, Pillow's exif_transpose raised on 268 (little end first) and on 213
@@ -545,6 +546,7 @@ def test_photo_is_upright_in_every_orientation(folder, kind, orientation):
     assert np.array_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_any_exception_of_a_decoder_is_the_error_of_its_file(folder):
     # bytes of the heads of these files, in turn, set to something else: Pillow raises OSError,
     # ValueError, SyntaxError, TypeError and DecompressionBombError

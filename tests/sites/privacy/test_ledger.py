@@ -73,6 +73,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+@pytest.mark.slow
 def test_entry_survives_a_kill_right_after_append(ledger: SiteLedger, path: Path):
     done = subprocess.run([sys.executable, "-c", KILLED], cwd=path.parent, check=False)
     assert done.returncode == -9
