@@ -27,7 +27,7 @@ from coordinator.roster import proposals
 from ddm_fed.bundle.reference import read_reference
 from ddm_fed.bundle.verify import verify_bundle
 from ddm_fed.ensemble.folder import verify_ensemble
-from ddm_fed.errors import BudgetError, CheckpointError, PolicyError, StateError
+from ddm_fed.errors import BudgetError, CheckpointError, OptionError, PolicyError
 from ddm_fed.privacy import Randomness, epsilon, private_events
 from ddm_fed.progress import Watch
 from ddm_fed.records import SampledGaussianEvent, now, read_plan_toml
@@ -269,7 +269,7 @@ def test_plan_without_noise_is_refused_by_a_site_that_wants_it(tmp_path):
 
 def test_gradients_of_a_plan_without_noise_are_refused_not_ignored(tmp_path):
     fed = create_federation(tmp_path / "fed", sites=(A,))
-    with pytest.raises(StateError, match="--gradients"):
+    with pytest.raises(OptionError, match="--gradients"):
         train(fed.site(A), fed.trust, random_images(0), gradients="opacus")
 
 

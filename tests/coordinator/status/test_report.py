@@ -345,7 +345,7 @@ def test_report_as_json_has_the_names_that_programs_read(fed: Federation):
         "sequence": "",
         "epsilon": "",
         "log_index": "",
-        "waiting_for": "`ddm-coord verify`",
+        "waiting_for": "`ddm-coord admit`",
         "upload": report["sites"][0]["upload"],
         "refusal": None,
         "last_progress": report["sites"][0]["last_progress"],
