@@ -79,13 +79,14 @@ class Scene:
 
 def lying_code(path: Path, fed: Federation) -> Path:
     """Returns a folder of code that a site runs in place of ours."""
-    package = path / "lying" / "sites"
+    package = path / "lying" / "sites" / "transport"
     package.mkdir(parents=True)
-    (package / "__init__.py").touch()
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
     (package / "flower_app.py").write_text(LYING_APP)
     (bundle,) = fed.site(KILLED).released.iterdir()
     (package / "stolen").write_bytes((bundle / "submission.dsse.json").read_bytes())
-    return package.parent
+    return package.parents[1]
 
 
 def kill_supernode(flower: Deployment, name: str) -> None:

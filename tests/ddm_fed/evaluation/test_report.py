@@ -301,7 +301,7 @@ def test_damaged_and_missing_files_are_refused(inputs):
     with pytest.raises(DataError, match="other sites"):
         run(inputs)
     (inputs / "samples" / "samples.json").write_text("{")
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match="not JSON"):
         run(inputs)
 
 
