@@ -7,9 +7,8 @@ a test says otherwise.
 
 import http.client
 import json
-import os
-import subprocess
-import sys
+import resource
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 import grpc
 import pytest
+from commands import Started
 from federation import SITES, Federation
 from hostile import attacking
 
@@ -67,21 +67,12 @@ class Server(NamedTuple):
 
 @contextmanager
 def serving(fed: Federation, log: Path, *options: str) -> Iterator[Server]:
-    program = Path(sys.executable).with_name("ddm-coord")
-    words = [program, "serve", "--json", "--coordinator", fed.home.path, "--reserve", "0"]
-    words += ["--timeout", TIMEOUT_S, *options]
+    words = ["--coordinator", fed.home.path, "--reserve", 0, "--timeout", TIMEOUT_S, *options]
     for port in ("listen", "enroll", "web"):
         words += [f"--{port}", "127.0.0.1:0"]
-    limited = ["/bin/sh", "-c", f'ulimit -n {DESCRIPTORS}; exec "$@"', "sh"]
     with log.open("w") as errors:
-        process = subprocess.Popen(
-            [*limited, *map(str, words)],
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            # Flower sets it for whoever imports it
-            env={name: value for name, value in os.environ.items() if name != "GRPC_VERBOSITY"},
-        )
+        process = Started("ddm-coord", "serve", "--json", *words, stderr=errors.fileno())
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (DESCRIPTORS, DESCRIPTORS))
     try:
         facts = json.loads(process.stdout.readline())
         listen, _, pin = facts["listen"].partition("#")
@@ -91,7 +82,7 @@ def serving(fed: Federation, log: Path, *options: str) -> Iterator[Server]:
         ]
         yield Server(fed, *ports, pin, log)
     finally:
-        process.terminate()
+        process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
         process.stdout.close()
 

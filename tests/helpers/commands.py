@@ -27,7 +27,6 @@ LIBRARIES = (
     "dp_accounting.rdp",
     "fsspec",
     "google.protobuf.message",
-    "grpc_health.v1.health",
     "matplotlib.figure",
     "opacus.grad_sample",
     "opendp.prelude",

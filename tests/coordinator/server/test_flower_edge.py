@@ -303,7 +303,7 @@ def test_plain_http_gets_nothing(edge):
 
 
 def test_superlink_that_does_not_answer_is_a_bad_gateway_and_the_edge_stays(ours):
-    process, port = start_edge("ours", ours.folder())
+    process, port = start_edge("ours", ours.folder, free_port())
     try:
         lonely = Edge("ours", ours.folder, port, process)
         assert [lonely.ask(FLEET)[0] for _ in range(2)] == [502, 502]
