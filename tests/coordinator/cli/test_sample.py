@@ -164,7 +164,8 @@ def test_attribution_table_shows_the_shares_intended_for_the_class(built, scratc
     assert found.summary["intended_shares"]["north"] > 0.6
     lines = [line.replace("│", " ").split() for line in found.done.output.splitlines()]
     rows = {words[0]: float(words[1]) for words in lines if words and words[0] in HELD}
-    assert rows["south"] > 0.95  # of dogs, not of all its images
+    # of dogs, not of all its images; noise leaves open whether north has a few, as above
+    assert rows["south"] > 0.9
     assert sum(rows.values()) == pytest.approx(1, abs=2e-3)
 
 
