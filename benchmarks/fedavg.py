@@ -37,9 +37,10 @@ from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.evaluation import frechet_distance, measure_memorization, train_classifier_on
 from ddm_fed.exchange.flower import FLWR_VERSION
 from ddm_fed.flows import Expert
+from ddm_fed.mixture import release_tensors
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
-from ddm_fed.router import PriorRouter, build_router, release_tensors
+from ddm_fed.router import PriorRouter, build_router
 from ddm_fed.training import RunOptions, train_expert
 
 STEPS_OF_SOLVER = 20

@@ -18,14 +18,8 @@ from ladder import load_federation, releases_of
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.flows import NO_CLASS, ClassCondition
-from ddm_fed.router import (
-    CoefficientNetwork,
-    PooledReference,
-    PriorRouter,
-    fit_mixtures,
-    released_weights,
-    train_head,
-)
+from ddm_fed.mixture import fit_mixtures, released_weights
+from ddm_fed.router import CoefficientNetwork, PooledReference, PriorRouter, train_head
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 DRAWS = 4000
@@ -58,7 +52,7 @@ def measure(arguments: argparse.Namespace, epsilon: float, seed: int) -> dict[st
     reference = PooledReference(
         fit_mixtures(plan, releases),
         float(plan.router.centre) * basis.sum(1),
-        components_are_classes=True,
+        cells_are_classes=True,
     )
     classes, prior = len(plan.data.classes), PriorRouter(released_weights(plan, releases))
     heads = []

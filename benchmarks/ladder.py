@@ -14,11 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ddm_fed.flows import Expert
+from ddm_fed.mixture import SiteRelease, release_statistics
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.progress import Watch
 from ddm_fed.records import LedgerEntry, Plan, canonical_json, read_plan_toml, today
-from ddm_fed.router import SiteRelease, release_statistics
 from ddm_fed.training import RunOptions, train_expert
 
 SHARES = (0.40, 0.25, 0.18, 0.12, 0.05)

@@ -19,16 +19,10 @@ import torch
 from ladder import SPLITS, Federation, Images, load_federation, releases_of
 
 from ddm_fed.embedding import dct_basis
+from ddm_fed.mixture import SiteRelease, fit_mixtures, released_weights
+from ddm_fed.mixture.fit_shared import fit_shared
 from ddm_fed.records import Plan
-from ddm_fed.router import (
-    PriorRouter,
-    SiteRelease,
-    build_router,
-    fit_mixtures,
-    posterior_quality,
-    released_weights,
-)
-from ddm_fed.router.closed_form import fit_moments
+from ddm_fed.router import PriorRouter, build_router, posterior_quality
 
 TIMES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 TRAINING = "steps = 1\nbatch_size = 1"
@@ -113,7 +107,7 @@ def cell(federation: Federation, epsilon: float, seed: int, arguments, *, classe
     name += f"{arguments.covariance}-{classes}-{epsilon:g}-{seed}"
     releases = kept_releases(arguments.keep, name, own, plan)
     mixtures = fit_mixtures(plan, releases)
-    traces = fit_moments(plan, releases).traces.tolist()
+    traces = fit_shared(plan, releases).traces.tolist()
     judge = federation.test
     order = torch.randperm(len(judge), generator=generator(seed))[: arguments.judge]
     judge = judge.rows(order)

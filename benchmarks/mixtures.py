@@ -17,6 +17,8 @@ import torch
 from ladder import Federation, load_federation, releases_of
 
 from ddm_fed.embedding import dct_basis
+from ddm_fed.mixture import release_tensors
+from ddm_fed.mixture.anchors import find_anchors
 from ddm_fed.records import Plan
 from ddm_fed.router import (
     ClassifierRouter,
@@ -25,10 +27,8 @@ from ddm_fed.router import (
     Router,
     build_router,
     posterior_quality,
-    release_tensors,
     train_classifier,
 )
-from ddm_fed.router.mixture_anchors import find_anchors
 
 TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 DRAWS = 4  # of the noise on every test image

@@ -100,7 +100,7 @@ MUTANTS = (
     ),
     Mutant(
         "coefficients of a release are not clipped",
-        "ddm_fed/router/statistics.py",
+        "ddm_fed/mixture/statistics.py",
         "y * np.minimum(1.0, radius / np.maximum(norm, 1e-12))",
         "y * np.minimum(1.1, radius / np.maximum(norm, 1e-12))",
         "tests/ddm_fed/router/test_statistics.py",

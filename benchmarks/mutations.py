@@ -35,9 +35,9 @@ from ddm_fed.bundle.verify import ENVELOPE_FILE, EXPERT_FILE, ROUTER_FILE, verif
 from ddm_fed.ensemble.folder import STATEMENT_FILE, verify_ensemble
 from ddm_fed.ensemble.model_signing import SIGNATURE_FILE
 from ddm_fed.errors import DdmFedError, RefusedError, StateError
+from ddm_fed.mixture import release_tensors
 from ddm_fed.models import expert_tensors
 from ddm_fed.records import IN_TOTO_PAYLOAD, now, sha256_hex
-from ddm_fed.router import release_tensors
 from ddm_fed.signing import PLAN_PAYLOAD, ROSTER_PAYLOAD, SigningKey, seal
 from ddm_fed.storage.blob_store import BlobStore
 from ddm_fed.storage.tensors import DEFAULT_BOUNDS, check_tensor_file

@@ -26,6 +26,7 @@ from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.evaluation import frechet_distance, train_classifier_on
 from ddm_fed.flows import ClassCondition
+from ddm_fed.mixture import fit_mixtures, release_tensors, released_weights
 from ddm_fed.router import (
     CalibratedRouter,
     Calibration,
@@ -39,11 +40,8 @@ from ddm_fed.router import (
     build_router,
     calibrated_hybrid,
     fit_calibration,
-    fit_mixtures,
     knots_about,
     posterior_quality,
-    release_tensors,
-    released_weights,
     train_classifier,
     train_head,
 )
@@ -153,7 +151,7 @@ class Ladder:
 
     def heads(self, mixtures, prior: PriorRouter, seed: int) -> tuple[Router, int]:
         """Heads against the pool of `mixtures`, and the number of weights of one."""
-        reference = PooledReference(mixtures, self.offset, components_are_classes=True)
+        reference = PooledReference(mixtures, self.offset, cells_are_classes=True)
         heads = []
         self.tell("training heads")
         for site, (images, labels) in enumerate(self.real):

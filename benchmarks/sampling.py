@@ -30,9 +30,10 @@ from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.flows import Expert
+from ddm_fed.mixture import GaussianMixtures
 from ddm_fed.models import build_network
 from ddm_fed.records import DataSpec, ExpertDesign
-from ddm_fed.router import GaussianMixtures, MixtureRouter, PriorRouter
+from ddm_fed.router import MixtureRouter, PriorRouter
 
 DATA = DataSpec(channels=3, height=32, width=32)
 DESIGN = ExpertDesign(architecture="DiT-Ti/4")
@@ -61,7 +62,7 @@ def router(sites: int) -> MixtureRouter:
         torch.eye(COEFFICIENTS, dtype=torch.float64).expand(sites, 1, -1, -1),
     )
     basis = torch.linalg.qr(random).Q.T
-    return MixtureRouter(fitted, basis, centre=0.0, components_are_classes=False)
+    return MixtureRouter(fitted, basis, centre=0.0, cells_are_classes=False)
 
 
 def options(strategy: Strategy, steps: int = STEPS, batch_size: int = SAMPLES) -> SamplingOptions:

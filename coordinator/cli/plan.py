@@ -128,7 +128,7 @@ def anchors(
     Example: ddm-coord plan anchors public.npz --plan plan.toml --components 10
     """
     from ddm_fed.evaluation.inputs import read_public
-    from ddm_fed.router.mixture_anchors import find_anchors
+    from ddm_fed.mixture.anchors import find_anchors
 
     agreed = _read(plan, coordinator, root)
     found = find_anchors(

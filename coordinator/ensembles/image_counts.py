@@ -19,7 +19,7 @@ from coordinator.inbox.history import released_units
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.bundle.verify import ROUTER_FILE
 from ddm_fed.errors import StateError
-from ddm_fed.router import capped
+from ddm_fed.mixture import capped
 from ddm_fed.trust import Trust
 from ddm_fed.trust.log import Log
 

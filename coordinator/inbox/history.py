@@ -5,8 +5,8 @@ from ddm_fed.bundle.policy import release_events
 from ddm_fed.bundle.submission import MOST_UNSENT
 from ddm_fed.bundle.verify import ROUTER_FILE, read_verified
 from ddm_fed.errors import EquivocationError, LogError, ReplayError
+from ddm_fed.mixture import LOCATION, SiteRelease, location_of, message_named
 from ddm_fed.records import Submission
-from ddm_fed.router import LOCATION, decode_location, messages
 from ddm_fed.trust import Trust
 from ddm_fed.trust.log import Log
 
@@ -29,9 +29,11 @@ def released_units(
     size_bytes = submission.size_of(ROUTER_FILE) or 0
     file = home.blobs.open(sha256)
     tensors = read_verified(file, sha256, most_bytes=size_bytes, what=what)
-    multiplier = float(release_events(submission)[LOCATION].noise_multiplier)
-    location = decode_location(trust.plan, tensors[LOCATION].numpy(), multiplier)
-    return location.count, messages(trust.plan)[0].noise_std("count", multiplier)
+    events = release_events(submission)
+    noise = {name: float(event.noise_multiplier) for name, event in events.items()}
+    site = SiteRelease({name: value.numpy() for name, value in tensors.items()}, noise)
+    deviation = message_named(trust.plan, LOCATION).noise_std("count", noise[LOCATION])
+    return location_of(trust.plan, site).count, deviation
 
 
 def require_progress(submission: Submission, payload_sha256: str, log: Log) -> None:

@@ -6,6 +6,7 @@ It judges words, after the signatures held: rules 7, 8 and 13 of `ddm_fed.bundle
 from datetime import datetime, timedelta
 
 from ddm_fed.errors import ExpiredError, PlanMismatchError, PolicyError
+from ddm_fed.mixture import ROUTER_PURPOSES, release_tensors
 from ddm_fed.privacy import check_chain, epsilon_text, private_events
 from ddm_fed.records import (
     Event,
@@ -18,7 +19,6 @@ from ddm_fed.records import (
     SgdSpec,
     Submission,
 )
-from ddm_fed.router import ROUTER_PURPOSES, release_tensors
 from ddm_fed.trust import Trust
 
 CLOCK_SKEW = timedelta(minutes=10)

@@ -16,6 +16,7 @@ from torch import Tensor
 from ddm_fed.bundle.verify import read_verified
 from ddm_fed.errors import PlanMismatchError, StateError
 from ddm_fed.limits import MAX_REFERENCE_BYTES
+from ddm_fed.mixture import SiteRelease, release_tensors
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
@@ -24,7 +25,7 @@ from ddm_fed.records import (
     Statement,
     subjects,
 )
-from ddm_fed.router import SiteRelease, heads_spec, release_tensors
+from ddm_fed.router import heads_spec
 from ddm_fed.signing import SigningKey, open_envelope, seal
 from ddm_fed.storage.digests import sha256_of
 from ddm_fed.storage.files import open_regular, read_bounded, write_atomically

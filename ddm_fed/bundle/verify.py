@@ -35,9 +35,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from ddm_fed.bundle.policy import (
     check_privacy,
@@ -53,6 +51,7 @@ from ddm_fed.errors import (
     PolicyError,
     SizeError,
 )
+from ddm_fed.mixture import Ints, SiteRelease, location_of, release_tensors, require_plausible
 from ddm_fed.models import expert_tensors
 from ddm_fed.privacy import expected_units
 from ddm_fed.progress import Advance
@@ -67,13 +66,7 @@ from ddm_fed.records import (
     Submission,
     subjects,
 )
-from ddm_fed.router import (
-    LOCATION,
-    decode_location,
-    head_tensors,
-    release_tensors,
-    require_plausible,
-)
+from ddm_fed.router import head_tensors
 from ddm_fed.signing import SigningKey, seal
 from ddm_fed.storage.blob_store import BlobStore
 from ddm_fed.storage.digests import check_file
@@ -299,12 +292,12 @@ def verify_files(
     bundle = VerifiedBundle(submission, manifest.payload_sha256, envelope, files, digests)
     released = {name: value.numpy() for name, value in read_weights(bundle, ROUTER_FILE).items()}
     require_plausible(trust.plan, released, what=f"{what}: `{ROUTER_FILE}`")
-    _require_released_units(bundle, released[LOCATION], trust.plan, what)
+    _require_released_units(bundle, released, trust.plan, what)
     return bundle
 
 
 def _require_released_units(
-    bundle: VerifiedBundle, location: NDArray[np.int64], plan: Plan, what: str
+    bundle: VerifiedBundle, released: Mapping[str, Ints], plan: Plan, what: str
 ) -> None:
     """Refuses an expert whose sums were divided by another number than the release makes it.
 
@@ -316,7 +309,7 @@ def _require_released_units(
     sgd = bundle.submission.privacy.sgd
     if sgd is None:
         return
-    count = decode_location(plan, location, bundle.noise_multipliers[LOCATION]).count
+    count = location_of(plan, SiteRelease(released, bundle.noise_multipliers)).count
     rate = trained_event(bundle.submission).sampling_rate
     expected = expected_units(count, float(rate))
     # two machines may round the last digit differently

@@ -22,10 +22,29 @@ def dct_basis(shape: tuple[int, int, int], frequencies: int) -> Tensor:
     """
     channels, height, width = shape
     rows, columns = _dct_matrix(height), _dct_matrix(width)
+    pairs = _lowest_first(height, width)[:frequencies]
+    functions = np.stack([np.outer(rows[i], columns[j]).ravel() for i, j in pairs])
+    return torch.from_numpy(np.kron(np.eye(channels), functions))
+
+
+def dct_matrices(height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Returns the orthonormal DCT-II matrices of a channel, `(H, H)` and `(W, W)`, float64.
+
+    Rows of the first times an image times columns of the second is every coefficient of it, at H W
+    (H + W) multiplications where `dct_basis` of all frequencies takes (H W)^2.
+    """
+    return torch.from_numpy(_dct_matrix(height)), torch.from_numpy(_dct_matrix(width))
+
+
+def frequency_order(height: int, width: int) -> Tensor:
+    """Returns where in a flattened channel the frequencies lie, lowest first, `(H W,)` int64."""
+    return torch.tensor([i * width + j for i, j in _lowest_first(height, width)])
+
+
+def _lowest_first(height: int, width: int) -> list[tuple[int, int]]:
     pairs = [(i, j) for i in range(height) for j in range(width)]
     pairs.sort(key=lambda ij: ((ij[0] / height) ** 2 + (ij[1] / width) ** 2, ij))
-    functions = np.stack([np.outer(rows[i], columns[j]).ravel() for i, j in pairs[:frequencies]])
-    return torch.from_numpy(np.kron(np.eye(channels), functions))
+    return pairs
 
 
 def _dct_matrix(size: int) -> NDArray[np.float64]:

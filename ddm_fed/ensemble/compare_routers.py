@@ -13,7 +13,8 @@ from ddm_fed.ensemble.load import (
 from ddm_fed.ensemble.replay import JUDGED_AT, BuildOptions, draw_from_experts, judge_router
 from ddm_fed.ensemble.router_folder import read_built
 from ddm_fed.errors import OptionError, StateError
-from ddm_fed.router import Router, TimeQuality, knots_about, released_weights
+from ddm_fed.mixture import released_weights
+from ddm_fed.router import Router, TimeQuality, knots_about
 from ddm_fed.storage.digests import sha256_of
 
 

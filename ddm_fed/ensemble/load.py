@@ -24,12 +24,12 @@ from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import OptionError
 from ddm_fed.flows import Expert
 from ddm_fed.limits import MAX_ROUTER_BYTES
+from ddm_fed.mixture import SiteRelease
 from ddm_fed.models import build_network
 from ddm_fed.records import BuiltRouter, DataSpec, ExpertDesign, RouterName, StatisticsSpec
 from ddm_fed.router import (
     ClosedForm,
     Router,
-    SiteRelease,
     build_router,
     built_tensors,
     heads_router,

@@ -25,6 +25,7 @@ from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import OptionError
 from ddm_fed.flows import ClassCondition, Condition, VelocityModel
+from ddm_fed.mixture import released_weights
 from ddm_fed.progress import QUIET, Advance, Watch
 from ddm_fed.records import (
     LEARNED_ROUTERS,
@@ -44,7 +45,6 @@ from ddm_fed.router import (
     needs_heads,
     network_tensors,
     posterior_quality,
-    released_weights,
     restore_router,
     router_network,
     train_classifier,

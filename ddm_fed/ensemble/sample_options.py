@@ -11,8 +11,8 @@ from ddm_fed.ensemble.sampling import SamplingOptions
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import OptionError
+from ddm_fed.mixture import released_totals
 from ddm_fed.records import DataSpec, RouterName
-from ddm_fed.router import released_totals
 
 
 @dataclass(frozen=True)

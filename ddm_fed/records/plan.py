@@ -25,23 +25,18 @@ from ddm_fed.records.base import (
     NonNegative,
     Number,
     PlainLines,
-    PlainText,
     Positive,
     Probability,
     Record,
     Sha256,
 )
+from ddm_fed.records.data import DataSpec
+from ddm_fed.records.router import HeadsRouterSpec, RouterSpec, StatisticsSpec
 from ddm_fed.records.sgd import CentralSpec, SgdSpec
 
-ClassName = Annotated[PlainText, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
-Dimension = Annotated[int, Field(ge=4, le=1024)]
 PathName = Literal["linear", "cosine", "vp"]
 Prediction = Literal["velocity", "noise", "image"]
 LossWeighting = Literal["none", "min-snr"]
-Covariance = Literal["full", "diagonal", "low-rank"]
-AnchorRow = Annotated[tuple[Number, ...], Field(min_length=1, max_length=768)]
-# exclude_if: plans of earlier versions keep their digests
-MaxShare = Annotated[Number, Field(gt=0, le=1, exclude_if=lambda share: share == 1)]
 Augmentation = Literal["horizontal-flip", "translate"]
 PrivatePart = Literal["router", "expert", "head"]
 PrivacyUnit = Literal["image", "patient"]
@@ -57,29 +52,6 @@ def _as_tuple(value: Any) -> Any:
 
 
 _Listed = BeforeValidator(_as_tuple)
-
-
-class DataSpec(Record):
-    """The images every expert is trained on: pixels in [-1, 1], shape (channels, height, width)."""
-
-    channels: Literal[1, 3]
-    height: Dimension
-    width: Dimension
-    conditioning: Literal["none", "class"] = "none"
-    classes: tuple[ClassName, ...] = ()
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Shape of one image, `(C, H, W)`."""
-        return (self.channels, self.height, self.width)
-
-    @model_validator(mode="after")
-    def _classes_belong_to_class_conditioning(self) -> Self:
-        if (self.conditioning == "class") != bool(self.classes):
-            raise ValueError('`classes` is needed with conditioning = "class", and only then')
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError("`classes` holds a name twice")
-        return self
 
 
 class ExpertDesign(Record):
@@ -180,105 +152,6 @@ class TrainingSpec(Record):
         if self.time_sampling == "uniform" and shaped:
             raise ValueError("`time_location` and `time_scale` belong to logit-normal times")
         return self
-
-
-class PriorRouterSpec(Record):
-    """Each site releases how many images it has (per class), and nothing else."""
-
-    kind: Literal["prior"]
-    epsilon: Epsilon
-    max_share: MaxShare = Decimal(1)
-
-
-class StatisticsSpec(Record):
-    """Each site also releases mean and covariance of its low-frequency DCT coefficients.
-
-    One Gaussian per class where the plan has classes, one per anchor where it has anchors, one in
-    all otherwise. `frequencies` counts coefficients per channel; `centre` (a pixel value) and
-    `radius` (a norm of coefficients about it) bound what one image contributes. An image belongs to
-    the row of `anchors` that is nearest to its coefficients: those about the centre, channel after
-    channel, of each channel the lowest that a row has numbers for. All are public choices: none may
-    be fitted to private images. `max_share` is the most one site may weigh, whatever it released.
-    """
-
-    epsilon: Epsilon
-    max_share: MaxShare = Decimal(1)
-    frequencies: Annotated[int, Field(ge=1, le=256)]
-    centre: Annotated[Number, Field(ge=-1, le=1)] = Decimal(0)
-    radius: Positive
-    covariance: Covariance = "full"
-    rank: Annotated[int, Field(ge=1, le=256)] | None = None
-    anchors: Annotated[tuple[AnchorRow, ...], Field(max_length=64)] = ()
-
-    @model_validator(mode="after")
-    def _rank_belongs_to_low_rank(self) -> Self:
-        if (self.covariance == "low-rank") != (self.rank is not None):
-            raise ValueError('`rank` is needed with covariance = "low-rank", and only then')
-        return self
-
-    @field_validator("anchors")
-    @classmethod
-    def _several_distinct_rows(cls, rows: tuple[AnchorRow, ...]) -> tuple[AnchorRow, ...]:
-        if len(rows) == 1:
-            raise ValueError("one row divides nothing: give two or more, or none")
-        if len({len(row) for row in rows}) > 1:
-            raise ValueError("its rows have different lengths")
-        if len(set(rows)) != len(rows):
-            raise ValueError("it holds a row twice")
-        return rows
-
-    def require_fit(self, data: DataSpec) -> None:
-        """Checks what depends on the images.
-
-        Raises:
-            ValueError: naming the key that does not fit them.
-        """
-        pixels, coefficients = data.height * data.width, data.channels * self.frequencies
-        if self.frequencies > pixels:
-            raise ValueError(f"`router.frequencies` exceeds the {pixels} pixels of a channel")
-        if self.rank is not None and self.rank >= coefficients:
-            raise ValueError(f"`router.rank` is not below the {coefficients} coefficients")
-        if not self.anchors:
-            return
-        if data.classes:
-            raise ValueError("`router.anchors` and `data.classes` each divide the images: keep one")
-        numbers = len(self.anchors[0])
-        if numbers % data.channels or numbers > coefficients:
-            raise ValueError(
-                f"`router.anchors` has rows of {numbers} numbers: a row has equally many for each "
-                f"of {data.channels} channels, at most {coefficients}"
-            )
-
-
-class MixtureRouterSpec(StatisticsSpec):
-    """What the sites released is the router: Bayes' rule on their Gaussian mixtures."""
-
-    kind: Literal["mixture"]
-
-
-class HeadSpec(Record):
-    """The network of a head and its training: equal for all sites, so it reveals nothing of one."""
-
-    width: Annotated[int, Field(ge=8, le=8192)] = 128
-    depth: Annotated[int, Field(ge=1, le=32)] = 3
-    steps: Count = 3000
-    batch_size: Count = 256
-    learning_rate: Positive = Decimal("0.001")
-
-
-class HeadsRouterSpec(StatisticsSpec):
-    """Each site also trains a head, in a second submission.
-
-    It tells the site's own images from the pool of what all sites released.
-    """
-
-    kind: Literal["heads"]
-    head: HeadSpec = HeadSpec()
-
-
-RouterSpec = Annotated[
-    PriorRouterSpec | MixtureRouterSpec | HeadsRouterSpec, Field(discriminator="kind")
-]
 
 
 class PrivacySpec(Record):

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import OptionError
+from ddm_fed.mixture import SiteRelease, released_weights
 from ddm_fed.records import BuiltRouter, DataSpec, Plan, RouterNetworkSpec
 from ddm_fed.router.base import Router
 from ddm_fed.router.calibration import CalibratedRouter, Calibration
-from ddm_fed.router.closed_form import SiteRelease, build_router, released_weights
+from ddm_fed.router.closed_form import build_router
 from ddm_fed.router.heads import heads_router
 from ddm_fed.router.hybrid import HybridRouter
 from ddm_fed.router.learned import ClassifierRouter

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddm_fed.embedding import Embedder
+from ddm_fed.mixture.noisy_vector import GRID, Message, Part
 from ddm_fed.privacy import BoundedStatistic, ImageSet, Private, Release, Spend, release
 from ddm_fed.records import GaussianEvent
 from ddm_fed.router.anchors import Anchors
-from ddm_fed.router.noisy_vector import GRID, Message, Part
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]

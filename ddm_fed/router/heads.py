@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import StateError
+from ddm_fed.mixture import SiteRelease, fit_mixtures, released_weights
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import HeadsRouterSpec, Plan
-from ddm_fed.router.closed_form import SiteRelease, fit_mixtures, released_weights
 from ddm_fed.router.learned import HeadsRouter
 from ddm_fed.router.network import CoefficientNetwork
 from ddm_fed.router.pooled_reference import PooledReference
@@ -52,7 +52,7 @@ def pooled_reference(plan: Plan, releases: Sequence[SiteRelease]) -> PooledRefer
     return PooledReference(
         fit_mixtures(plan, releases),
         float(spec.centre) * basis.sum(1),
-        components_are_classes=bool(plan.data.classes),
+        cells_are_classes=bool(plan.data.classes),
     )
 
 

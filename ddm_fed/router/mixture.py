@@ -4,35 +4,19 @@ If P x_0 of a component is N(mu, Sigma) with orthonormal rows P, then at time t
 P x_t ~ N((1 - t) mu, (1 - t)^2 Sigma + t^2 I), because x_t = (1 - t) x_0 + t eps. One
 eigendecomposition of Sigma serves every t. No training, no data: the statistics are the router.
 
-Shapes: B batch, K sites, J components per site, D coefficients, N = C H W pixels.
+Shapes: B batch, K sites, J cells of a site, M components in all of them, D coefficients, N pixels.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ddm_fed.flows import NO_CLASS, Condition
+from ddm_fed.mixture import GaussianMixtures
 from ddm_fed.router.prior import PriorRouter
 
-
-@dataclass(frozen=True)
-class GaussianMixtures:
-    """One Gaussian mixture per site, over coefficients about a public centre; float64.
-
-    Attributes:
-        weights: Mass of each component, `(K, J)`; not normalised, zero drops a component.
-        means: `(K, J, D)`.
-        variances: Eigenvalues of the covariances, `(K, J, D)`, positive.
-        axes: Eigenvectors as columns, `(K, J, D, D)`; `(K, 1, D, D)` where a site's components
-            share theirs, so that an image is turned once per site.
-    """
-
-    weights: Tensor
-    means: Tensor
-    variances: Tensor
-    axes: Tensor
+ROWS_AT_ONCE = 256  # bounds memory: a row has K M D numbers
 
 
 class MixtureRouter:
@@ -42,15 +26,15 @@ class MixtureRouter:
         mixtures: What the sites released, fitted.
         basis: Orthonormal rows P, `(D, N)`.
         centre: The public pixel value the coefficients are about.
-        components_are_classes: Component j holds the images of class j. Then a condition selects
-            it, and the posterior is exactly conditional.
+        cells_are_classes: Cell j holds the images of class j. Then a condition selects its
+            components, and the posterior is exactly conditional.
 
     Example:
         >>> means = torch.tensor([[[-1.0]], [[1.0]]]).double()  # two sites
         >>> spread = torch.full((2, 1, 1), 0.25).double()
         >>> axes = torch.ones(2, 1, 1, 1).double()
         >>> found = GaussianMixtures(torch.ones(2, 1), means, spread, axes)
-        >>> router = MixtureRouter(found, torch.eye(1), centre=0.0, components_are_classes=False)
+        >>> router = MixtureRouter(found, torch.eye(1), centre=0.0, cells_are_classes=False)
         >>> x_t, t = torch.ones(2, 1, 1, 1), torch.tensor([0.0, 1.0])  # an image, and pure noise
         >>> router.log_posterior(x_t, t, None).exp().round(decimals=3).tolist()
         [[0.0, 1.0], [0.5, 0.5]]
@@ -62,16 +46,16 @@ class MixtureRouter:
         basis: Tensor,
         *,
         centre: float,
-        components_are_classes: bool,
+        cells_are_classes: bool,
     ) -> None:
         self._mixtures = mixtures
         self._basis = basis.double()
         self._offset = centre * self._basis.sum(1)  # (D,): coefficients of the constant image
-        self._per_class = components_are_classes
+        self._per_class = cells_are_classes
         self._prior = PriorRouter(
-            mixtures.weights if components_are_classes else mixtures.weights.sum(1, keepdim=True)
+            mixtures.cell_weights if cells_are_classes else mixtures.weights.sum(1, keepdim=True)
         )
-        self._axis_means = torch.einsum("kjde,kjd->kje", mixtures.axes, mixtures.means)
+        self._axis_means = torch.einsum("kmde,kmd->kme", mixtures.axes, mixtures.means)
 
     @property
     def reads_state(self) -> bool:
@@ -84,7 +68,14 @@ class MixtureRouter:
 
     def log_posterior(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         """Returns log p(k | x_t, t, c), `(B, K)`; see `Router`."""
-        scores = self._log_joint(x_t, t)  # (B, K, J)
+        scores = torch.cat(
+            [
+                self._log_joint(*part)
+                for part in zip(
+                    torch.split(x_t, ROWS_AT_ONCE), torch.split(t, ROWS_AT_ONCE), strict=True
+                )
+            ]
+        )  # (B, K, J)
         if condition is None or not self._per_class:
             site_scores = scores.logsumexp(2)  # (B, K)
         else:
@@ -95,14 +86,15 @@ class MixtureRouter:
         return site_scores.log_softmax(1)
 
     def _log_joint(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Returns log w_kj + log N(P x_t; ...) up to a constant of the row, `(B, K, J)`."""
+        """Returns log of mass times density of P x_t in each cell, `(B, K, J)`."""
         t = t.double()[:, None]
         remaining = 1 - t  # (B, 1)
         z = x_t.flatten(1).double() @ self._basis.T - remaining * self._offset  # (B, D)
-        along = torch.einsum("bd,kjde->bkje", z, self._mixtures.axes)
-        difference = along - remaining[:, None, None] * self._axis_means  # (B, K, J, D)
+        along = torch.einsum("bd,kmde->bkme", z, self._mixtures.axes)
+        difference = along - remaining[:, None, None] * self._axis_means  # (B, K, M, D)
         variance = (
             remaining[:, None, None] ** 2 * self._mixtures.variances + t[:, None, None] ** 2
-        )  # (B, K, J, D)
+        )  # (B, K, M, D)
         log_density = -0.5 * (difference**2 / variance + variance.log() + math.log(2 * math.pi))
-        return self._mixtures.weights.log() + log_density.sum(3)
+        joint = self._mixtures.weights.log() + log_density.sum(3)  # (B, K, M)
+        return joint.reshape(*joint.shape[:2], -1, self._mixtures.each).logsumexp(3)

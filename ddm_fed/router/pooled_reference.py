@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddm_fed.flows import NO_CLASS
-from ddm_fed.router.mixture import GaussianMixtures
+from ddm_fed.mixture import GaussianMixtures
 
 
 class PooledReference:
@@ -16,17 +16,17 @@ class PooledReference:
     Args:
         mixtures: What the sites released, fitted; about a public centre.
         offset: Coefficients of the constant image of that centre, `(D,)`.
-        components_are_classes: Component j holds the images of class j.
+        cells_are_classes: Cell j holds the images of class j.
     """
 
     def __init__(
-        self, mixtures: GaussianMixtures, offset: Tensor, *, components_are_classes: bool
+        self, mixtures: GaussianMixtures, offset: Tensor, *, cells_are_classes: bool
     ) -> None:
-        self._weights = mixtures.weights  # (K, J)
-        self._means = mixtures.means + offset  # (K, J, D)
-        self._variances = mixtures.variances  # (K, J, D)
+        self._weights, self._each = mixtures.weights, mixtures.each  # (K, M)
+        self._means = mixtures.means + offset  # (K, M, D)
+        self._variances = mixtures.variances  # (K, M, D)
         self._axes = mixtures.axes.expand(-1, self._weights.shape[1], -1, -1)
-        self._per_class = components_are_classes
+        self._per_class = cells_are_classes
 
     def sample(
         self, count: int, generator: torch.Generator, labels: Tensor | None = None
@@ -70,11 +70,11 @@ class PooledReference:
             labels: As for `sample`.
         """
         y_t, t = y_t.double(), t.double()[:, None, None, None]  # (B, 1, 1, 1)
-        variances = (1 - t) ** 2 * self._variances + t**2  # (B, K, J, D)
+        variances = (1 - t) ** 2 * self._variances + t**2  # (B, K, M, D)
         centred = y_t[:, None, None] - (1 - t) * self._means
         along = torch.einsum("bkjd,kjde->bkje", centred, self._axes)
         logs = -0.5 * (along**2 / variances + (2 * torch.pi * variances).log()).sum(3)
-        mass = self._masses(len(y_t), labels)  # (B, K, J)
+        mass = self._masses(len(y_t), labels)  # (B, K, M)
         return (logs + mass.log()).flatten(1).logsumexp(1) - mass.flatten(1).sum(1).log()
 
     def _components(self, place: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -86,10 +86,11 @@ class PooledReference:
         return cell // components, cell % components
 
     def _masses(self, count: int, labels: Tensor | None) -> Tensor:
-        """Returns the mass of every component for every row, `(count, K, J)`."""
+        """Returns the mass of every component for every row, `(count, K, M)`."""
         mass = self._weights.expand(count, -1, -1)
         if labels is None or not self._per_class:
             return mass
-        kept = torch.arange(mass.shape[2]) == labels[:, None]  # (count, J)
+        cells = torch.arange(mass.shape[2]) // self._each  # (M,)
+        kept = cells == labels[:, None]  # (count, M)
         kept = kept | (labels == NO_CLASS)[:, None]
         return mass * kept[:, None]

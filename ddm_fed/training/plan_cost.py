@@ -8,7 +8,8 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
-from ddm_fed.privacy import gaussian_events, sampled_event
+from ddm_fed.mixture import router_events
+from ddm_fed.privacy import sampled_event
 from ddm_fed.records import (
     Event,
     ExpertDesign,
@@ -17,7 +18,6 @@ from ddm_fed.records import (
     Plan,
     SampledGaussianEvent,
 )
-from ddm_fed.router import router_shares
 from ddm_fed.training import trained_weights
 
 # Noise on a weight of the mean gradient, in clip norms, with which DPDM trained its MNIST models,
@@ -60,7 +60,7 @@ def planned_events(plan: Plan) -> PlannedEvents:
         BudgetError: the others leave nothing for the expert.
     """
     delta, sgd = float(plan.privacy.delta), plan.privacy.sgd
-    router = gaussian_events(float(plan.router.epsilon), delta, router_shares(plan))
+    router = tuple(router_events(plan).values())
     if sgd is None:
         return PlannedEvents(router, None, None)
     head = None

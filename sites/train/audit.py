@@ -37,11 +37,11 @@ from ddm_fed.bundle.verify import EXPERT_FILE, ROUTER_FILE
 from ddm_fed.errors import DataError, MechanismError, StateError
 from ddm_fed.evaluation import Memorization, measure_memorization
 from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
+from ddm_fed.mixture import exact_statistics, message_named, router_events
 from ddm_fed.models import build_network
 from ddm_fed.privacy import Finding, ImageSet, Private, Randomness
 from ddm_fed.progress import Advance, Watch
 from ddm_fed.records import AuditFacts, ExpertDesign, Plan, SampledGaussianEvent
-from ddm_fed.router import LOCATION, decode_location, exact_statistics, messages
 from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.tensors import read_own_tensors
 from ddm_fed.training import (
@@ -55,7 +55,14 @@ from ddm_fed.training import (
 )
 from ddm_fed.training.plan_cost import planned_events
 from ddm_fed.trust import Trust
-from sites.train.expert import RELEASE_FILE, TRAINED_FILE, Recorded, is_released, recorded
+from sites.train.expert import (
+    RELEASE_FILE,
+    TRAINED_FILE,
+    Recorded,
+    is_released,
+    recorded,
+    released_location,
+)
 from sites.workspace import SiteFolder
 
 AUDIT_FILE, CANARIES_FILE = "audit.json", "canaries.json"
@@ -280,15 +287,14 @@ def _examine_releases(
         return
     released = read_own_tensors(work / ROUTER_FILE)
     exact = exact_statistics(data, plan, released)
-    planned = planned_events(plan).router
-    for message, event in zip(messages(plan), planned, strict=True):
-        scale = message.l2_sensitivity * float(event.noise_multiplier)
-        vector = np.asarray(released[message.name])
-        result.releases.append(examine_noise(vector, exact[message.name].reveal(), scale))
+    for name, event in router_events(plan).items():
+        scale = message_named(plan, name).l2_sensitivity * float(event.noise_multiplier)
+        vector = np.asarray(released[name])
+        result.releases.append(examine_noise(vector, exact[name].reveal(), scale))
     if known is None or not known.noise:
         return
     noise = PrivateTraining.from_json(known.noise)
-    count = decode_location(plan, released[LOCATION], float(planned[0].noise_multiplier)).count
+    count = released_location(work, plan).count
     images = data.reveal()
     result.releases.append(
         examine_expected_units(

@@ -8,6 +8,7 @@ from pathlib import Path
 from ddm_fed.bundle.policy import CENTRAL_PURPOSE, EXPERT_PURPOSE
 from ddm_fed.bundle.verify import EXPERT_FILE, ROUTER_FILE
 from ddm_fed.errors import CheckpointError, PolicyError
+from ddm_fed.mixture import Location, SiteRelease, location_of, router_events
 from ddm_fed.models import expert_tensors
 from ddm_fed.privacy import ImageSet, Origin, Private, Randomness
 from ddm_fed.progress import Watch
@@ -20,7 +21,6 @@ from ddm_fed.records import (
     TrainingFacts,
     sha256_hex,
 )
-from ddm_fed.router import LOCATION, Location, decode_location
 from ddm_fed.storage.files import open_regular, write_atomically
 from ddm_fed.storage.tensors import Bounds, check_tensor_file, read_own_tensors, write_tensors
 from ddm_fed.training import (
@@ -200,8 +200,9 @@ def is_released(work: Path, data_sha256: str) -> bool:
 def released_location(work: Path, plan: Plan) -> Location:
     """Returns what the release in `work` says of how many units the site has, and of what class."""
     tensors = read_own_tensors(work / ROUTER_FILE)
-    multiplier = float(planned_events(plan).router[0].noise_multiplier)
-    return decode_location(plan, tensors[LOCATION], multiplier)
+    events = router_events(plan).items()
+    noise = {name: float(event.noise_multiplier) for name, event in events}
+    return location_of(plan, SiteRelease(tensors, noise))
 
 
 def record_training(

@@ -22,6 +22,7 @@ from ddm_fed.bundle.verify import (
     verify_bundle,
 )
 from ddm_fed.errors import CheckpointError, OptionError, RefusedError, StateError
+from ddm_fed.mixture import release_statistics
 from ddm_fed.privacy import (
     ImageSet,
     Origin,
@@ -46,7 +47,6 @@ from ddm_fed.records import (
     now,
     today,
 )
-from ddm_fed.router import release_statistics
 from ddm_fed.storage.files import new_folder, read_bounded, write_atomically
 from ddm_fed.storage.tensors import write_tensors
 from ddm_fed.training import PrivateTraining, require_base, require_possible

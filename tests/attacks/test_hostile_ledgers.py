@@ -20,7 +20,7 @@ from sites.outbox.released import read_released
 pytestmark = pytest.mark.slow
 
 A, B, C = SITES
-DEAREST_S = 6.0  # of CPU; 1.3 s where the machine does nothing else
+DEAREST = 8  # times what an honest ledger of three kinds costs on the same machine; found: 4
 # (sampling rate, noise, steps): kinds that differ by a little each
 LEDGERS = {
     "wide losses": ("0.0001", "0.5", 3),
@@ -42,16 +42,26 @@ def events(rate: str, noise: str, steps: int, kinds: int = 50) -> list[SampledGa
     ]
 
 
+def seconds_to_price(priced: list[SampledGaussianEvent]) -> float:
+    """Returns the CPU seconds it takes, so that other work on the machine does not count."""
+    started = time.process_time()
+    assert epsilon(priced, 1e-5) > 0
+    return time.process_time() - started
+
+
+@pytest.fixture(scope="module")
+def honest() -> float:
+    return seconds_to_price(events("0.01", "1.01", 1000, kinds=3))
+
+
 @pytest.fixture
 def fed(copy_of) -> Federation:
     return copy_of("released", *SITES)
 
 
 @pytest.mark.parametrize("ledger", LEDGERS.values(), ids=LEDGERS)
-def test_ledger_as_dear_as_the_limits_allow_is_priced_in_seconds(ledger):
-    started = time.process_time()
-    assert epsilon(events(*ledger), 1e-5) > 0
-    assert time.process_time() - started < DEAREST_S
+def test_ledger_as_dear_as_the_limits_allow_costs_little_more_than_an_honest_one(ledger, honest):
+    assert seconds_to_price(events(*ledger)) < DEAREST * honest
 
 
 @pytest.mark.parametrize("ledger", [("0.01", "1", 100), ("0.001", "0.8", 50)], ids=str)

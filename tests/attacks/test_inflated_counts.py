@@ -23,8 +23,8 @@ from coordinator.inbox.admission import current_members
 from coordinator.roster import proposals
 from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.ensemble.load import load_releases
+from ddm_fed.mixture import release_statistics, released_weights
 from ddm_fed.records import read_plan_toml
-from ddm_fed.router import release_statistics, released_weights
 from sites.outbox import stages
 from sites.transport import submit
 from sites.transport.base import FolderTransport

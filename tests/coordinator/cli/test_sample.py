@@ -20,9 +20,9 @@ from coordinator.workspace import CoordinatorFolder
 from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.ensemble.load import load_releases
 from ddm_fed.errors import OptionError, RefusedError, StateError
+from ddm_fed.mixture import released_totals
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import read_plan_toml
-from ddm_fed.router import released_totals
 from sites.outbox import stages
 from sites.transport import submit
 from sites.transport.base import FolderTransport

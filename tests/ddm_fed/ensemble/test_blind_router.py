@@ -13,7 +13,8 @@ import torch
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, Strategy
 from ddm_fed.ensemble.velocity import Ensemble
-from ddm_fed.router import GaussianMixtures, MixtureRouter
+from ddm_fed.mixture import GaussianMixtures
+from ddm_fed.router import MixtureRouter
 
 APART, WITHIN = 0.4, 0.05
 TRUTH = math.hypot(APART, WITHIN)
@@ -47,7 +48,7 @@ def two_sites(basis):
         variances=torch.full((2, 1, seen), WITHIN**2, dtype=torch.float64),
         axes=torch.eye(seen, dtype=torch.float64).expand(2, 1, -1, -1),
     )
-    router = MixtureRouter(fitted, basis, centre=0.0, components_are_classes=False)
+    router = MixtureRouter(fitted, basis, centre=0.0, cells_are_classes=False)
     return Ensemble([Gaussian(-APART), Gaussian(APART)], router)
 
 

@@ -13,7 +13,8 @@ from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.flows import ClassCondition
-from ddm_fed.router import GaussianMixtures, MixtureRouter
+from ddm_fed.mixture import GaussianMixtures
+from ddm_fed.router import MixtureRouter
 
 APART, OTHER, WITHIN = 0.3, -0.5, 0.1
 MASSES = torch.tensor([[1.0, 9.0], [1.0, 0.0]], dtype=torch.float64)
@@ -49,7 +50,7 @@ def two_sites():
         axes=torch.ones(2, 1, 1, 1, dtype=torch.float64),
     )
     basis = torch.ones(1, 1, dtype=torch.float64)
-    router = MixtureRouter(fitted, basis, centre=0.0, components_are_classes=True)
+    router = MixtureRouter(fitted, basis, centre=0.0, cells_are_classes=True)
     return Ensemble([Site(*each) for each in zip(MASSES, MEANS, strict=True)], router)
 
 

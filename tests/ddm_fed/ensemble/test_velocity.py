@@ -16,16 +16,10 @@ from scipy import integrate, stats
 from ddm_fed.ensemble.strategy import Strategy, draw_sites
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.flows import ClassCondition, Expert
+from ddm_fed.mixture import GaussianMixtures, SiteRelease, release_statistics
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import GaussianEvent, LedgerEntry, read_plan_toml, today
-from ddm_fed.router import (
-    GaussianMixtures,
-    MixtureRouter,
-    PriorRouter,
-    SiteRelease,
-    build_router,
-    release_statistics,
-)
+from ddm_fed.router import MixtureRouter, PriorRouter, build_router
 
 SHAPE = (1, 2, 2)
 PIXELS = 4
@@ -206,7 +200,7 @@ def test_ensemble_under_the_mixture_router_equals_the_pooled_velocity(t):
         fitted,
         torch.eye(PIXELS, dtype=torch.float64),
         centre=0.0,
-        components_are_classes=False,
+        cells_are_classes=False,
     )
     ensemble, x_t = Ensemble([site.expert for site in sites], router), states(14, 12)
     found = ensemble.velocity(x_t, times(t, 12), strategy=FULL)
@@ -231,7 +225,7 @@ def test_ensemble_under_a_class_condition_equals_the_pooled_velocity_of_the_clas
         *map(torch.from_numpy, (masses, np.stack([m for m, _ in parts]), values, axes))
     )
     router = MixtureRouter(
-        fitted, torch.eye(PIXELS, dtype=torch.float64), centre=0.0, components_are_classes=True
+        fitted, torch.eye(PIXELS, dtype=torch.float64), centre=0.0, cells_are_classes=True
     )
 
     def expert(k):
@@ -428,7 +422,7 @@ def test_guided_ensemble_equals_the_guided_velocity_of_the_pooled_images(factor)
         *map(torch.from_numpy, (masses, np.stack([m for m, _ in parts]), values, axes))
     )
     router = MixtureRouter(
-        fitted, torch.eye(PIXELS, dtype=torch.float64), centre=0.0, components_are_classes=True
+        fitted, torch.eye(PIXELS, dtype=torch.float64), centre=0.0, cells_are_classes=True
     )
 
     def pooled(rows, chosen):
@@ -628,7 +622,7 @@ def test_mixture_router_that_loses_a_row_keeps_the_others_up_to_their_sum(strate
 
     def router(rows):
         fitted = GaussianMixtures(*(part.double()[rows] for part in parts))
-        return MixtureRouter(fitted, basis, centre=0.0, components_are_classes=False)
+        return MixtureRouter(fitted, basis, centre=0.0, cells_are_classes=False)
 
     x_t, t = states(31, 10), times(0.5, 10)
     whole = router([0, 1, 2, 3]).log_posterior(x_t, t, None)[:, kept].exp().numpy()

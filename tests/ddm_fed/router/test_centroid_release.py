@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddm_fed.errors import BudgetError
+from ddm_fed.mixture.noisy_vector import GRID
 from ddm_fed.privacy import ImageSet, Private, gaussian_events
 from ddm_fed.records import GaussianEvent, LedgerEntry, today
 from ddm_fed.router import (
@@ -24,7 +25,6 @@ from ddm_fed.router import (
     release_centroids,
 )
 from ddm_fed.router.centroid_release import CENTROID_SHARES, LEAST_COUNT
-from ddm_fed.router.statistics import GRID
 
 SHAPE = (1, 4, 4)
 WIDTH = 12  # E

@@ -10,19 +10,19 @@ from scipy import integrate, stats
 from ddm_fed.embedding import dct_basis
 from ddm_fed.ensemble.replay import _labels
 from ddm_fed.flows import ClassCondition
-from ddm_fed.privacy import ImageSet, Private
-from ddm_fed.records import LedgerEntry, read_plan_toml, today
-from ddm_fed.router import (
+from ddm_fed.mixture import (
     LOCATION,
     SiteRelease,
-    build_router,
     decode_location,
     fit_mixtures,
     release_statistics,
     released_weights,
 )
-from ddm_fed.router.closed_form import fit_moments
-from ddm_fed.router.shrinkage import draw_together, positive_mean
+from ddm_fed.mixture.fit_shared import fit_shared
+from ddm_fed.mixture.shrinkage import draw_together, positive_mean
+from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.records import LedgerEntry, read_plan_toml, today
+from ddm_fed.router import build_router
 
 CLASSES, COEFFICIENTS, CENTRE = 10, 36, -0.4
 PLAN = """
@@ -202,7 +202,7 @@ def test_values_without_noise_are_kept_as_they_are():
 def test_fitted_trace_is_near_the_true_one_for_every_noise(epsilon, covariance):
     plan = make_plan(epsilon, covariance=covariance)
     found = [
-        float(fit_moments(plan, world.releases(plan)).traces[0])
+        float(fit_shared(plan, world.releases(plan)).traces[0])
         for world in (World(seed) for seed in range(30))  # at epsilon 1 one is off by three or so
     ]
     assert np.mean(found) == pytest.approx(8, rel={1: 0.3, 2: 0.2, 8: 0.1}[epsilon])
@@ -212,7 +212,7 @@ def test_fitted_trace_does_not_grow_with_the_radius_of_the_plan():
     world = World(3)
     # a tenth of 30^2 is eleven times the true trace
     plan = make_plan(8, radius=30)
-    traces = fit_moments(plan, world.releases(plan)).traces
+    traces = fit_shared(plan, world.releases(plan)).traces
     assert float(traces[0]) < 20
 
 
@@ -221,7 +221,7 @@ def test_error_of_fitted_means_is_what_the_fit_says_it_is():
     said, wrong = [], []
     for seed in range(6):
         world, plan = World(seed), make_plan(2)
-        moments = fit_moments(plan, world.releases(plan))
+        moments = fit_shared(plan, world.releases(plan))
         wrong.append(((moments.means.numpy() - world.means) ** 2).mean())
         said.append(float(moments.mean_variances.mean()))
     assert np.mean(said) == pytest.approx(np.mean(wrong), rel=0.3)
@@ -278,11 +278,12 @@ def test_posterior_of_cells_that_drowned_is_finite():
 
 def test_site_of_which_everything_drowned_looks_like_the_others():
     world, plan = World(4, sizes=(600, 400, 1)), make_plan(1)
-    moments = fit_moments(plan, world.releases(plan))
+    moments = fit_shared(plan, world.releases(plan))
     typical = moments.means[:2].mean(0)
     far = (moments.means[2] - typical).square().sum(1).mean()
     assert float(far) < 8  # the trace of one image about its mean
+    fitted = fit_mixtures(plan, world.releases(plan))
     assert all(
         bool(torch.isfinite(part).all())
-        for part in vars(fit_mixtures(plan, world.releases(plan))).values()
+        for part in (fitted.weights, fitted.means, fitted.variances, fitted.axes)
     )

@@ -7,10 +7,10 @@ import torch
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.flows import NO_CLASS, ClassCondition
+from ddm_fed.mixture import GaussianMixtures
 from ddm_fed.router import (
     ClassifierRouter,
     CoefficientNetwork,
-    GaussianMixtures,
     HeadsRouter,
     HybridRouter,
     MixtureRouter,
@@ -39,7 +39,7 @@ def a_world(seed=0, *, per_class=True):
     roots = torch.randn((SITES, CLASSES, D, D), generator=g, dtype=torch.float64) * 0.3
     values, axes = torch.linalg.eigh(roots @ roots.mT + 0.05 * torch.eye(D, dtype=torch.float64))
     mixtures = GaussianMixtures(weights, means, values, axes)
-    exact = MixtureRouter(mixtures, BASIS, centre=CENTRE, components_are_classes=per_class)
+    exact = MixtureRouter(mixtures, BASIS, centre=CENTRE, cells_are_classes=per_class)
     return mixtures, exact
 
 
@@ -115,7 +115,7 @@ def test_density_of_the_reference_is_that_of_the_pool(label):
     mixtures, _ = a_world()
     x_t, t = some_states(2)
     y_t = x_t.flatten(1).double() @ BASIS.T
-    reference = PooledReference(mixtures, OFFSET, components_are_classes=True)
+    reference = PooledReference(mixtures, OFFSET, cells_are_classes=True)
     labels = None if label is None else torch.full((len(t),), label)
     torch.testing.assert_close(
         reference.log_density(y_t, t.double(), labels),
@@ -127,7 +127,7 @@ def test_density_of_the_reference_is_that_of_the_pool(label):
 
 def test_draws_of_the_reference_have_the_moments_of_the_pool():
     mixtures, _ = a_world()
-    reference = PooledReference(mixtures, OFFSET, components_are_classes=True)
+    reference = PooledReference(mixtures, OFFSET, cells_are_classes=True)
     labels = torch.tensor([NO_CLASS, 0, 1]).repeat_interleave(40_000)
     drawn = reference.sample(len(labels), generator(3), labels).double().split(40_000)
     for label, found in zip((None, 0, 1), drawn, strict=True):
@@ -163,7 +163,7 @@ def gap_to_exact(router, mixtures, exact, *, conditional):
 
 
 def trained_heads(mixtures, steps):
-    reference = PooledReference(mixtures, OFFSET, components_are_classes=True)
+    reference = PooledReference(mixtures, OFFSET, cells_are_classes=True)
     heads = []
     for site in range(SITES):
         g = generator(20 + site)
@@ -225,7 +225,7 @@ def test_untrained_network_prefers_no_site():
 
 def test_heads_without_a_site_are_those_of_a_federation_it_never_joined():
     mixtures, _ = a_world()
-    reference = PooledReference(mixtures, OFFSET, components_are_classes=True)
+    reference = PooledReference(mixtures, OFFSET, cells_are_classes=True)
     heads = []
     for site in range(SITES):
         network = CoefficientNetwork(D, 1, CLASSES, width=16, depth=1)

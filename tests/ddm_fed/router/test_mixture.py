@@ -9,7 +9,8 @@ from scipy import fft, integrate, stats
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.flows import NO_CLASS, ClassCondition
-from ddm_fed.router import GaussianMixtures, HeadsRouter, MixtureRouter, PriorRouter
+from ddm_fed.mixture import GaussianMixtures
+from ddm_fed.router import HeadsRouter, MixtureRouter, PriorRouter
 
 CENTRE = -0.4
 TIMES = [0.01, 0.3, 0.7, 0.95, 1.0]
@@ -43,7 +44,7 @@ class World:
             GaussianMixtures(*map(torch.from_numpy, parts)),
             torch.from_numpy(self.basis),
             centre=CENTRE,
-            components_are_classes=per_class,
+            cells_are_classes=per_class,
         )
 
     def states(self, seed, count):
@@ -141,7 +142,7 @@ def test_mixture_router_equals_quadrature_over_the_clean_image(t, x_t):
         ),
         torch.ones((1, 1)),
         centre=CENTRE,
-        components_are_classes=False,
+        cells_are_classes=False,
     )
     likelihoods = []
     for mean, deviation in zip(means, deviations, strict=True):
@@ -220,7 +221,7 @@ def test_mixture_router_never_chooses_a_site_without_the_class():
         GaussianMixtures(masses, old.means, old.variances, old.axes),
         torch.from_numpy(world.basis),
         centre=CENTRE,
-        components_are_classes=True,
+        cells_are_classes=True,
     )
     label = ClassCondition(torch.tensor([0, 0, 0]))
     found = router.log_posterior(world.states(20, 3), times(0.3, 3), label).exp()

@@ -12,9 +12,10 @@ import torch
 from federation import PRIVATE, a_plan, paid_for
 
 from ddm_fed.errors import OptionError
+from ddm_fed.mixture import GaussianMixtures
 from ddm_fed.privacy import ImageSet, Private, Randomness
 from ddm_fed.records import SampledGaussianEvent
-from ddm_fed.router import GaussianMixtures, PooledReference
+from ddm_fed.router import PooledReference
 from ddm_fed.router.private_heads import _Units
 from ddm_fed.training import Payment, PrivateRun, PrivateTraining, RunOptions, train_private_expert
 from ddm_fed.training.parallel import join_team
@@ -115,7 +116,7 @@ def test_rows_of_a_head_s_unit_do_not_depend_on_who_else_is_there():
             axes=torch.eye(6, dtype=torch.float64).expand(1, 2, 6, 6),
         ),
         torch.zeros(6, dtype=torch.float64),
-        components_are_classes=False,
+        cells_are_classes=False,
     )
 
     def rows(count, asked):

@@ -11,15 +11,11 @@ from hypothesis import strategies as st
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import DataError
+from ddm_fed.mixture import decode_location, messages, release_statistics
+from ddm_fed.mixture.coefficients import coefficients, image_weights
+from ddm_fed.mixture.statistics import location_statistic, shape_statistic
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import LedgerEntry, read_plan_toml, today
-from ddm_fed.router import decode_location, messages, release_statistics
-from ddm_fed.router.statistics import (
-    _coefficients,
-    image_weights,
-    location_statistic,
-    shape_statistic,
-)
 
 CLASSES = 'conditioning = "class", classes = ["cat", "dog", "fox"]'
 ANCHORS = "anchors = [[-1.5, 0.0], [1.5, 0.0], [0.0, 2.0]]"
@@ -102,11 +98,11 @@ def data_of(patients, plan, order=None):
 
 
 def location_of(data, plan):
-    return location_statistic(*_coefficients(data, plan), plan, image_weights(data, plan))
+    return location_statistic(*coefficients(data, plan), plan, image_weights(data, plan))
 
 
 def shape_of(data, means, plan):
-    return shape_statistic(*_coefficients(data, plan), means, plan, image_weights(data, plan))
+    return shape_statistic(*coefficients(data, plan), means, plan, image_weights(data, plan))
 
 
 def length(vector):
@@ -158,7 +154,7 @@ def test_messages_of_sets_that_differ_by_a_patient_differ_by_at_most_the_sensiti
     moved = location_of(joined, plan) - location_of(without, plan)
     assert length(moved) <= messages(plan)[0].l2_sensitivity
     if name in SHAPED:
-        y, _ = _coefficients(data_of([added], plan), plan)
+        y, _ = coefficients(data_of([added], plan), plan)
         means = means_of(*about, plan, y)
         moved = shape_of(joined, means, plan) - shape_of(without, means, plan)
         assert length(moved) <= messages(plan)[1].l2_sensitivity
@@ -168,7 +164,7 @@ def test_messages_of_sets_that_differ_by_a_patient_differ_by_at_most_the_sensiti
 def test_patient_with_any_number_of_images_alike_moves_messages_by_at_most_the_sensitivity(name):
     # every number, for the sake of those where 1/m is rounded up
     plan = PLANS[name]
-    found, cells = _coefficients(data_of([[("axis", 3, 1)]], plan), plan)
+    found, cells = coefficients(data_of([[("axis", 3, 1)]], plan), plan)
     far = means_of("along-axis", 1, plan, found)
     for m in range(1, 51):
         y, weights = found.repeat(m, axis=0), np.full(m, 1.0 / m)
@@ -185,7 +181,7 @@ def test_sensitivity_is_nearly_reached_by_a_patient_with_images_alike(name, m):
     # so that no noise is wasted on influence nobody has
     plan = PLANS[name]
     data = data_of([[("axis", 3, 1)] * m], plan)
-    far = means_of("along-axis", 1, plan, _coefficients(data, plan)[0])
+    far = means_of("along-axis", 1, plan, coefficients(data, plan)[0])
     location, shape = location_of(data, plan), shape_of(data, far, plan)
     assert length(location) > 0.999 * messages(plan)[0].l2_sensitivity
     assert length(shape) > 0.99 * messages(plan)[1].l2_sensitivity
@@ -194,7 +190,7 @@ def test_sensitivity_is_nearly_reached_by_a_patient_with_images_alike(name, m):
 def test_patient_counted_image_by_image_would_exceed_the_sensitivity():
     # the bound above is owed to the weights, not to the choice of images
     plan = PLANS["mixture"]
-    y, cells = _coefficients(data_of([[("axis", 3, 1)] * 50], plan), plan)
+    y, cells = coefficients(data_of([[("axis", 3, 1)] * 50], plan), plan)
     assert length(location_statistic(y, cells, plan)) > 49 * messages(plan)[0].l2_sensitivity
 
 
@@ -214,7 +210,7 @@ def test_mean_without_noise_is_the_mean_over_patients_of_their_means():
     plan = PLANS["mixture"]
     patients = [[("noise", seed, 0) for seed in range(20 * m, 21 * m)] for m in (1, 2, 9)]
     data = data_of(patients, plan)
-    y, _ = _coefficients(data, plan)
+    y, _ = coefficients(data, plan)
     y = y * np.minimum(1, 2 / np.linalg.norm(y, axis=1, keepdims=True))
     found = decode_location(plan, location_of(data, plan), 0.0)
     expected = np.mean([y[:1].mean(0), y[1:3].mean(0), y[3:].mean(0)], axis=0)
@@ -228,7 +224,7 @@ def test_messages_depend_neither_on_the_order_of_images_nor_on_the_numbers_of_pa
     data = data_of(patients, plan)
     mixed = data_of(patients, plan, np.random.default_rng(5).permutation(len(data)))
     renamed = ImageSet(data.pixels, data.labels, units=3 - data.units)
-    means = means_of("random", 2, plan, _coefficients(data, plan)[0])
+    means = means_of("random", 2, plan, coefficients(data, plan)[0])
     for other in (mixed, renamed):
         assert np.array_equal(location_of(other, plan), location_of(data, plan))
         if name in SHAPED:
@@ -238,7 +234,7 @@ def test_messages_depend_neither_on_the_order_of_images_nor_on_the_numbers_of_pa
 def test_patients_with_one_image_each_send_what_a_plan_for_images_sends():
     plan = PLANS["mixture-classes"]
     data = data_of([[("noise", seed, seed % 3)] for seed in range(30)], plan)
-    y, cells = _coefficients(data, plan)
+    y, cells = coefficients(data, plan)
     means = means_of("random", 3, plan, y)
     assert np.array_equal(location_of(data, plan), location_statistic(y, cells, plan))
     assert np.array_equal(shape_of(data, means, plan), shape_statistic(y, cells, means, plan))

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from coordinator.roster import proposals
 from ddm_fed.bundle.verify import ROUTER_FILE, verify_bundle
 from ddm_fed.errors import BudgetError, DataError, PolicyError, StateError
+from ddm_fed.mixture import exact_statistics
 from ddm_fed.privacy import FunctionalGradients, ImageSet, Private, PrivateStep, ProvedUpdate
 from ddm_fed.records import AuditFacts, now
-from ddm_fed.router import exact_statistics
 from ddm_fed.storage.tensors import read_own_tensors, write_tensors
 from ddm_fed.training import PrivateTraining
 from ddm_fed.training.plan_cost import planned_events

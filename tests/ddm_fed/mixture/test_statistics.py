@@ -12,18 +12,20 @@ from scipy import stats
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import BudgetError
-from ddm_fed.privacy import BoundedStatistic, ImageSet, Private, release
-from ddm_fed.records import GaussianEvent, LedgerEntry, read_plan_toml, today
-from ddm_fed.router import (
+from ddm_fed.mixture import (
     SiteRelease,
-    build_router,
     decode_location,
     messages,
     release_statistics,
     release_tensors,
     router_shares,
 )
-from ddm_fed.router.statistics import GRID, _coefficients, location_statistic, shape_statistic
+from ddm_fed.mixture.coefficients import coefficients
+from ddm_fed.mixture.noisy_vector import GRID
+from ddm_fed.mixture.statistics import location_statistic, shape_statistic
+from ddm_fed.privacy import BoundedStatistic, ImageSet, Private, release
+from ddm_fed.records import GaussianEvent, LedgerEntry, read_plan_toml, today
+from ddm_fed.router import build_router
 
 CLASSES = ("cat", "dog", "fox")
 MIXTURE = 'kind = "mixture", epsilon = 2, frequencies = {f}, radius = {radius}, centre = {centre}'
@@ -67,11 +69,11 @@ def width_of(plan):
 
 
 def location_of(images, labels, plan):
-    return location_statistic(*_coefficients(ImageSet(images, labels), plan), plan)
+    return location_statistic(*coefficients(ImageSet(images, labels), plan), plan)
 
 
 def shape_of(images, labels, means, plan):
-    return shape_statistic(*_coefficients(ImageSet(images, labels), plan), means, plan)
+    return shape_statistic(*coefficients(ImageSet(images, labels), plan), means, plan)
 
 
 def squared_norm(vector):
@@ -190,7 +192,7 @@ def test_shape_of_neighbouring_data_sets_differs_by_at_most_the_sensitivity(
     name, others, added, place, about
 ):
     plan = PLANS[name]
-    y, _ = _coefficients(ImageSet(*stack([added], plan)), plan)
+    y, _ = coefficients(ImageSet(*stack([added], plan)), plan)
     means = make_means(*about, plan, y[0])
     without = shape_of(*stack(others, plan), means, plan)
     joined = shape_of(*stack([*others[:place], added, *others[place:]], plan), means, plan)
@@ -343,7 +345,7 @@ def test_statistics_of_no_image_are_zero(name):
 # --- values ---
 
 
-def coefficients(images, plan):
+def slow_coefficients(images, plan):
     """Slow coefficients: one inner product at a time."""
     basis = dct_basis(plan.data.shape, plan.router.frequencies).numpy()
     pixels = images.flatten(1).double().numpy() - float(plan.router.centre)
@@ -356,7 +358,7 @@ def test_location_decoded_without_noise_is_count_and_means_of_unclipped_images()
     labels = torch.arange(600) % 5 % 3  # 240, 240 and 120 images
     images += labels.reshape(-1, 1, 1, 1) * 0.1
     found = decode_location(plan, location_of(images, labels, plan), 0.0)
-    y = coefficients(images, plan)
+    y = slow_coefficients(images, plan)
     assert np.linalg.norm(y, axis=1).max() < float(plan.router.radius)
     assert found.count == pytest.approx(600, rel=1e-5)
     np.testing.assert_allclose(found.weights, [240, 240, 120], rtol=1e-5)
@@ -370,7 +372,7 @@ def test_location_of_images_past_the_radius_is_the_mean_of_their_projections_on_
     plan = PLANS["mixture"]
     images = (3 * torch.randn((200, 1, 4, 4), generator=generator(10))).clamp(-1, 1)
     found = decode_location(plan, location_of(images, None, plan), 0.0)
-    clipped = [y * min(1.0, 2 / math.hypot(*y)) for y in coefficients(images, plan)]
+    clipped = [y * min(1.0, 2 / math.hypot(*y)) for y in slow_coefficients(images, plan)]
     np.testing.assert_allclose(found.means[0], np.mean(clipped, axis=0), rtol=0, atol=1e-5)
 
 
@@ -381,7 +383,7 @@ def test_shape_decoded_is_trace_and_directions_about_the_released_means():
     means = 0.5 * make_means("random", 11, plan, None)
     parts = messages(plan)[1].decode(shape_of(images, labels, means, plan))
     trace, signs = 0.0, np.zeros((6, 6))
-    for y, label in zip(coefficients(images, plan), labels.tolist(), strict=True):
+    for y, label in zip(slow_coefficients(images, plan), labels.tolist(), strict=True):
         u = y - means[label]
         trace += min(math.hypot(*u), 2.0) ** 2
         signs += np.outer(u, u) / math.fsum(u * u)

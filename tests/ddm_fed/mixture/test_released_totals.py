@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from ddm_fed.mixture import LOCATION, SiteRelease, messages, released_totals
 from ddm_fed.records import read_plan_toml
-from ddm_fed.router import LOCATION, SiteRelease, messages, released_totals
 
 MULTIPLIER = 4.0
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import DataError, StateError
+from ddm_fed.mixture.location import longest_norm
 from ddm_fed.records import Plan, StatisticsSpec
 
 MIN_IMAGES_PER_ANCHOR = 2
@@ -64,6 +65,9 @@ def find_anchors(
     fitted = KMeans(components, n_init=10, random_state=seed).fit(y)
     counts = np.bincount(fitted.labels_, minlength=components)
     order = np.argsort(-counts, kind="stable")
-    places = max(0, DIGITS_BELOW_RADIUS - 1 - math.floor(math.log10(float(spec.radius))))
+    places = max(
+        0,
+        DIGITS_BELOW_RADIUS - 1 - math.floor(math.log10(float(spec.radius or longest_norm(plan)))),
+    )
     rows = [[f"{value:.{places}f}" for value in row] for row in fitted.cluster_centers_[order]]
     return AnchorRows(rows, counts[order].tolist())

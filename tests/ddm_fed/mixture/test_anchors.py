@@ -11,16 +11,13 @@ from scipy.spatial.distance import cdist
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import DdmFedError
+from ddm_fed.mixture import SiteRelease, decode_location, messages
+from ddm_fed.mixture.coefficients import coefficients, nearest_anchors
+from ddm_fed.mixture.fit_shared import low_rank
+from ddm_fed.mixture.statistics import location_statistic, shape_statistic
 from ddm_fed.privacy import ImageSet
 from ddm_fed.records import read_plan_toml
-from ddm_fed.router import SiteRelease, build_router, decode_location, messages
-from ddm_fed.router.closed_form import _low_rank
-from ddm_fed.router.statistics import (
-    _coefficients,
-    location_statistic,
-    nearest_anchors,
-    shape_statistic,
-)
+from ddm_fed.router import build_router
 
 pytestmark = pytest.mark.slow
 
@@ -65,7 +62,7 @@ def images_of(y, plan):
 
 def released(images, plan):
     """What a site would send, without noise."""
-    y, cells = _coefficients(ImageSet(images, torch.zeros(len(images), dtype=torch.int64)), plan)
+    y, cells = coefficients(ImageSet(images, torch.zeros(len(images), dtype=torch.int64)), plan)
     location = location_statistic(y, cells, plan)
     means = decode_location(plan, location, QUIET).means.numpy()
     shape = shape_statistic(y, cells, means, plan)
@@ -98,8 +95,8 @@ def test_any_image_moves_every_message_by_at_most_its_sensitivity(covariance, ki
             extra = images_of(np.zeros((1, 6)), plan)  # as near to one anchor as to the other
     few = ImageSet(images, torch.zeros(9, dtype=torch.int64))
     many = ImageSet(torch.cat([images, extra]), torch.zeros(10, dtype=torch.int64))
-    y, cells = _coefficients(few, plan)
-    y_more, cells_more = _coefficients(many, plan)
+    y, cells = coefficients(few, plan)
+    y_more, cells_more = coefficients(many, plan)
     assert np.array_equal(cells, cells_more[:9])
     means = np.array(rng.normal(size=(2, 6)))
     pairs = [
@@ -159,14 +156,14 @@ def test_site_has_the_mass_of_its_images_whatever_their_anchors():
 
 def test_low_rank_keeps_the_largest_directions_and_the_trace():
     values = torch.tensor([0.1, 0.3, 0.2, 0.4, 3.0, 7.0], dtype=torch.float64).sort().values
-    found = _low_rank(values, 2, float(values.sum()), 0.5)
+    found = low_rank(values, 2, float(values.sum()), 0.5)
     assert found.tolist() == pytest.approx([0.25] * 4 + [3.0, 7.0])
     assert float(found.sum()) == pytest.approx(float(values.sum()))
 
 
 def test_low_rank_keeps_no_direction_that_noise_alone_explains():
     values = torch.tensor([0.9, 1.0, 1.1, 1.2], dtype=torch.float64)
-    assert _low_rank(values, 2, 4.2, 5.0).tolist() == pytest.approx([1.05] * 4)
+    assert low_rank(values, 2, 4.2, 5.0).tolist() == pytest.approx([1.05] * 4)
 
 
 @pytest.mark.parametrize(

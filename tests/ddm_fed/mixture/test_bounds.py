@@ -8,10 +8,10 @@ import torch
 from scipy import stats
 
 from ddm_fed.errors import ValuesError
+from ddm_fed.mixture import capped, messages, release_statistics, require_plausible
+from ddm_fed.mixture.bounds import FALSE_ALARM, MOST_UNITS, _Noise
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import read_plan_toml
-from ddm_fed.router import capped, messages, release_statistics, require_plausible
-from ddm_fed.router.bounds import FALSE_ALARM, MOST_UNITS, _Noise
 
 
 def make_plan(router, *, classes=(), unit="image"):
