@@ -62,13 +62,16 @@ def coefficients(images: ImageSet, plan: Plan) -> tuple[Floats, Ints]:
 def band_edges(plan: Plan) -> list[int]:
     """Returns where the bands of the other frequencies begin and the last ends, `(B + 1,)`.
 
-    Frequencies of a channel are counted from the lowest. Bands grow geometrically.
+    Frequencies of a channel are counted from the lowest. Bands grow geometrically; where that would
+    leave one without a frequency, each has at least one.
     """
     if not isinstance(plan.router, StatisticsSpec):
         raise TypeError("only a mixture router has bands")
-    pixels = plan.data.height * plan.data.width
-    edges = np.geomspace(plan.router.frequencies, pixels, plan.router.bands + 1).round()
-    return [int(edge) for edge in edges]
+    pixels, bands = plan.data.height * plan.data.width, plan.router.bands
+    edges = [plan.router.frequencies]
+    for number, edge in enumerate(np.geomspace(edges[0], pixels, bands + 1)[1:], start=1):
+        edges.append(min(max(round(edge), edges[-1] + 1), pixels - (bands - number)))
+    return edges
 
 
 def band_sizes(plan: Plan) -> list[int]:
