@@ -168,8 +168,11 @@ def router_shares(plan: Plan) -> list[float]:
 
 def router_events(plan: Plan) -> dict[str, GaussianEvent]:
     """Returns what each message costs, by its name and in order; together `router.epsilon`."""
-    events = gaussian_events(
-        float(plan.router.epsilon), float(plan.privacy.delta), router_shares(plan)
-    )
     names = [message.name for message in messages(plan)]
-    return dict(zip(names, events, strict=True))
+    return dict(zip(names, _events(plan), strict=True))
+
+
+@lru_cache(maxsize=16)  # a search for a root, which every message asks for again
+def _events(plan: Plan) -> tuple[GaussianEvent, ...]:
+    shares = router_shares(plan)
+    return tuple(gaussian_events(float(plan.router.epsilon), float(plan.privacy.delta), shares))

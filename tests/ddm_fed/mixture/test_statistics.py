@@ -6,6 +6,7 @@ from decimal import Decimal
 import numpy as np
 import pytest
 import torch
+from adversarial import KINDS, make_image, squared_norm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
@@ -76,65 +77,11 @@ def shape_of(images, labels, means, plan):
     return shape_statistic(*coefficients(ImageSet(images, labels), plan), means, plan)
 
 
-def squared_norm(vector):
-    """Exact, in Python's integers."""
-    return sum(int(value) ** 2 for value in vector)
-
-
 def generator(seed):
     return torch.Generator().manual_seed(seed)
 
 
 # --- neighbouring data sets ---
-
-KINDS = [
-    "noise", "white", "black", "centre", "huge", "tiny", "largest", "alternating", "one-pixel",
-    "nan", "one-nan", "inf", "minus-inf", "one-inf", "both-inf", "on-radius", "past-radius",
-    "subnormal", "constant",
-]  # fmt: skip
-
-
-def make_image(kind, seed, plan):
-    """One image of a kind that somebody might use to move the statistic, `(C, H, W)` float32."""
-    rng = np.random.default_rng(seed)
-    shape = plan.data.shape
-    largest = np.finfo(np.float32).max
-    image = rng.uniform(-1, 1, size=shape)
-    spot = tuple(rng.integers(0, n) for n in shape)
-    match kind:
-        case "white" | "black":
-            image[:] = 1 if kind == "white" else -1
-        case "centre":
-            image[:] = -0.25
-        case "constant":
-            image[:] = rng.uniform(-1, 1)
-        case "huge":
-            image *= 10.0 ** rng.integers(2, 38)
-        case "tiny":
-            image = -0.25 + image * 10.0 ** -rng.integers(3, 14)
-        case "largest":
-            image = largest * np.sign(image)
-        case "alternating":
-            image = 1.0 - 2.0 * (np.indices(shape).sum(0) % 2)
-        case "one-pixel":
-            image[:] = -0.25
-            image[spot] = rng.choice([1.0, -1.0, 1e6, largest])
-        case "nan" | "inf" | "minus-inf":
-            image[:] = {"nan": np.nan, "inf": np.inf, "minus-inf": -np.inf}[kind]
-        case "one-nan" | "one-inf":
-            image[spot] = np.nan if kind == "one-nan" else np.inf
-        case "both-inf":
-            image = np.where(image > 0, np.inf, -np.inf)
-        case "on-radius" | "past-radius":
-            d = plan.data.channels * getattr(plan.router, "frequencies", 4)
-            y = rng.normal(size=d)
-            y *= float(getattr(plan.router, "radius", 1)) / np.linalg.norm(y)
-            y *= 1.0 if kind == "on-radius" else 1 + 1e-6
-            basis = dct_basis(shape, d // shape[0]).numpy()
-            image = (float(getattr(plan.router, "centre", 0)) + y @ basis).reshape(shape)
-        case "subnormal":
-            image = np.full(shape, 1e-45)
-    return torch.from_numpy(image.astype(np.float32))
 
 
 def make_means(kind, seed, plan, y):
