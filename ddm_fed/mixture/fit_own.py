@@ -61,6 +61,7 @@ class _Spread:
     trace_variances: Tensor
     directions: Tensor
     direction_variances: Tensor
+    longest: Tensor  # squared radius: what no trace exceeds
 
 
 def fit_own(plan: Plan, releases: Sequence[SiteRelease]) -> OwnMoments:
@@ -68,7 +69,7 @@ def fit_own(plan: Plan, releases: Sequence[SiteRelease]) -> OwnMoments:
 
     * Means are drawn together over sites (`fit_means`), or are those of a site's own components.
     * A trace is the mean square about the released mean, less what the error of that mean is
-      expected to add, drawn together, and positive.
+      expected to add, drawn together, and between 0 and the squared radius it was bounded by.
     * Directions are drawn together in the coordinates they are sent in, the noise that is left is
       taken out of their eigenvalues (`denoised`), and the eigenvalues of the covariance found whose
       directions they are (`of_covariance`).
@@ -171,6 +172,7 @@ def _spread(
         torch.where(known, noise.square(), torch.inf),
         directions,
         torch.where(known, spread.square(), torch.inf),
+        radii**2,
     )
 
 
@@ -195,6 +197,7 @@ def _covariances(plan: Plan, spread: _Spread, error: Tensor) -> tuple[Tensor, Te
     seen = spread.traces - error
     noise = spread.trace_variances + 2 / d * error.square()
     traces = _positive(draw_together(seen[:, :, None], noise))
+    traces = traces.clamp(min=LEAST_TRACE * spread.longest, max=spread.longest)
     directions = draw_together(spread.directions, spread.direction_variances)
     matrices = symmetric(directions.values, d)
     # a direction has length 1, whatever the noise made of their number
@@ -210,9 +213,11 @@ def _bands(plan: Plan, releases: Sequence[SiteRelease], locations: Sequence[Loca
     if not isinstance(spec, StatisticsSpec) or not spec.bands:
         return torch.zeros((len(releases), len(locations[0].weights), 0), dtype=torch.float64)
     message, sizes = message_named(plan, SHAPE), torch.tensor(band_sizes(plan)).double()
-    values, noise = [], []
+    values, noise, longest = [], [], []
     for site, location in zip(releases, locations, strict=True):
-        scale = _radii(plan, site, location)[:, None] ** 2 / location.weights[:, None] / sizes
+        most = _radii(plan, site, location)[:, None] ** 2 / sizes  # (J, B)
+        longest.append(most)
+        scale = most / location.weights[:, None]
         energy = torch.from_numpy(message.decode(site.vectors[SHAPE])["band"])
         values.append(scale * energy.reshape(len(scale), -1))
         noise.append((scale * message.noise_std("band", site.noise_multipliers[SHAPE])).square())
@@ -222,7 +227,7 @@ def _bands(plan: Plan, releases: Sequence[SiteRelease], locations: Sequence[Loca
             torch.stack(values).unbind(2), torch.stack(noise).unbind(2), strict=True
         )
     ]
-    return torch.stack(together, dim=2)
+    return torch.stack(together, dim=2).minimum(torch.stack(longest))
 
 
 def _positive(found: Estimates) -> Tensor:
