@@ -112,10 +112,10 @@ def run_plan(
     require_member(site, trust)
     require_number_left(site, log)
     plan = trust.plan
-    require_policy(site.settings, plan)
+    design = options.design or plan.expert.default
+    require_policy(site.settings, plan, design)
     work, ledger = site.work(trust.plan_sha256), open_ledger(site, log)
     data_sha256 = data.reveal().digest()
-    design = options.design or plan.expert.default
     if options.restart or not (work / TRAINED_FILE).exists():
         require_possible(data.reveal(), plan, design, options.run)
     has_network = network_of(design.architecture) is not None
