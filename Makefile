@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-private check test test-all lint format clean
+.PHONY: help demo demo-private demo-dpsgd check test test-all lint format clean
 
 help:  ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/' | expand -t 12
@@ -17,8 +17,11 @@ help:  ## Show this
 demo: $(STAMP)  ## Three sites train on digits of their own and become one verified ensemble (demo-run/)
 	$(BIN)/python examples/digits/demo.py
 
-demo-private: $(STAMP)  ## The same with experts trained with DP-SGD, epsilon 8 (demo-private-run/)
+demo-private: $(STAMP)  ## The same with experts that are private releases, epsilon 8 and 2 (demo-private-run/)
 	$(BIN)/python examples/digits/demo_private.py
+
+demo-dpsgd: $(STAMP)  ## The same with experts trained with DP-SGD from a public checkpoint (demo-dpsgd-run/)
+	$(BIN)/python examples/digits/demo_dpsgd.py
 
 # two at a time, each on a core of its own, in the order of the files, so that what a file makes once
 # is made once; who is done first takes from the end of the other. TESTS="tests/sites -k y" runs some
@@ -43,7 +46,7 @@ format: $(STAMP)  ## Format the code
 	$(BIN)/ruff format .
 
 clean:  ## Remove the environment and what the demo made
-	rm -rf $(VENV) demo-run demo-private-run .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-run demo-private-run demo-dpsgd-run .pytest_cache .mypy_cache .ruff_cache
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer was found; install one, or run: make PYTHON=/path/to/python3"; exit 1; }

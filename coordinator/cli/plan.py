@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(name="plan", no_args_is_help=True, help="Look at a plan before it is signed.")
 GIGA = 1e9
+INTEGER_BYTES = 8  # of a released number
 
 
 @app.callback()
@@ -56,7 +57,7 @@ def show(
             [
                 row["architecture"],
                 f"{row['parameters']:,}",
-                f"{row['weights_bytes'] / 1e6:,.1f} MB",
+                f"{row['bundle_bytes'] / 1e6:,.1f} MB",
                 f"{row['forward_flops'] / GIGA:,.3f}",
                 f"{row['training_flops'] / 1e15:,.3f}",
                 f"{row['training_bytes'] / 1e6:,.0f} MB",
@@ -78,7 +79,7 @@ def show(
         )
     limit = agreed.submission.max_bytes
     for row in rows:
-        if row["weights_bytes"] > limit:
+        if row["bundle_bytes"] > limit:
             console.say(f"WARNING: a bundle of {row['architecture']} exceeds submission.max_bytes")
 
 
@@ -156,14 +157,17 @@ def _read(plan: Path, coordinator: Path, root: str | None) -> "Plan":
 
 def _cost(plan: "Plan", architecture: str) -> dict[str, Any]:
     """Returns what one network of the plan costs a site."""
+    from ddm_fed.mixture import messages
     from ddm_fed.models import network_cost
 
+    released = sum(INTEGER_BYTES * message.size for message in messages(plan))
     cost = network_cost(architecture, plan.data.shape, len(plan.data.classes))
     images = plan.training.steps * plan.training.batch_size
     return {
         "architecture": architecture,
         "parameters": cost.parameters,
         "weights_bytes": cost.weights_bytes,
+        "bundle_bytes": cost.weights_bytes + released,
         "forward_flops": cost.flops_per_image,
         # a backward pass costs twice a forward one
         "training_flops": 3 * cost.flops_per_image * images,

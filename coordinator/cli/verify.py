@@ -181,6 +181,11 @@ def _facts(bundle: "VerifiedBundle") -> dict[str, object]:
     }
 
 
+def _expert_digest(bundle: "VerifiedBundle") -> str:
+    digest = bundle.sha256.get("expert.safetensors")
+    return "the release itself" if digest is None else digest[:16] + "…"
+
+
 def _show_table(title: str, bundles: "list[VerifiedBundle] | tuple[VerifiedBundle, ...]") -> None:
     console.show_table(
         title,
@@ -189,7 +194,7 @@ def _show_table(title: str, bundles: "list[VerifiedBundle] | tuple[VerifiedBundl
             [
                 bundle.site,
                 bundle.payload_sha256[:16] + "…",
-                bundle.sha256["expert.safetensors"][:16] + "…",
+                _expert_digest(bundle),
                 bundle.submission.privacy.releases_epsilon,
                 "private" if bundle.submission.privacy.expert_is_private else "not private",
             ]

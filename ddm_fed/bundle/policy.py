@@ -18,6 +18,7 @@ from ddm_fed.records import (
     SampledGaussianEvent,
     SgdSpec,
     Submission,
+    network_of,
 )
 from ddm_fed.trust import Trust
 
@@ -46,13 +47,13 @@ def require_ours(submission: Submission, trust: Trust, what: str) -> None:
             f"{what} holds an expert of {submission.expert}, which the plan does not allow",
             hint="the site has to choose among the plan's `expert` architecture, path, prediction",
         )
-    if training.steps != plan.training.steps:
+    if training is not None and training.steps != plan.training.steps:
         raise PlanMismatchError(
             f"{what} was trained for {training.steps} steps, the plan asks for "
             f"{plan.training.steps}",
             hint="the site has to train as the plan says",
         )
-    if training.ema_half_life not in plan.training.ema_half_lives:
+    if training is not None and training.ema_half_life not in plan.training.ema_half_lives:
         raise PlanMismatchError(
             f"{what} is averaged with a half-life of {training.ema_half_life} steps, the plan has "
             f"{', '.join(map(str, plan.training.ema_half_lives))}",
@@ -166,12 +167,16 @@ def _check_training(submission: Submission, plan: Plan, what: str) -> None:
     """Refuses a submission whose ledger does not say how expert and head were trained."""
     privacy, sgd = submission.privacy, plan.privacy.sgd
     demands = "expert" in plan.privacy.must_be_private or sgd is not None
+    # a mixture is what the release says, and as private
+    released = network_of(submission.expert.architecture) is None
     experts, heads = (
         [entry.event for entry in _of_this_plan(submission) if entry.purpose == purpose]
         for purpose in (EXPERT_PURPOSE, HEAD_PURPOSE)
     )
-    private = bool(experts) and not any(isinstance(event, NonPrivateEvent) for event in experts)
-    if not experts or private != privacy.expert_is_private:
+    private = released or (
+        bool(experts) and not any(isinstance(event, NonPrivateEvent) for event in experts)
+    )
+    if not (experts or released) or private != privacy.expert_is_private:
         raise _policy(what, "its ledger does not say how its expert was trained")
     if demands and not private:
         raise _policy(what, "its expert was trained without privacy, which the plan demands")
@@ -184,14 +189,17 @@ def _check_training(submission: Submission, plan: Plan, what: str) -> None:
         raise _policy(what, "its ledger does not say how its head was trained")
     if demands and head_is_private is False:
         raise _policy(what, "its head was trained without privacy, and saw what its expert saw")
+    trained_privately = private and not released
     if sgd is None or not private:
-        if privacy.sgd is not None or private:
+        if privacy.sgd is not None or trained_privately:
             raise _policy(what, "it states private training, which the plan does not ask for")
         return
-    expected = [(EXPERT_PURPOSE, plan.training.batch_size, plan.training.steps)]
+    expected = []
+    if trained_privately:
+        expected.append((EXPERT_PURPOSE, plan.training.batch_size, plan.training.steps))
     if submission.head is not None and isinstance(plan.router, HeadsRouterSpec):
         expected.append((HEAD_PURPOSE, plan.router.head.batch_size, plan.router.head.steps))
-    if sgd.central is not None:
+    if sgd.central is not None and trained_privately:
         expected.append((CENTRAL_PURPOSE, sgd.central.batch_size, sgd.central.images))
     trained = _trained(submission)
     for purpose, batch_size, steps in expected:
@@ -202,8 +210,12 @@ def _check_training(submission: Submission, plan: Plan, what: str) -> None:
                 f"its ledger does not say that its {purpose} was trained for {steps} steps at the "
                 f"plan's sampling rate of {rate}",
             )
-    _check_central(submission, sgd, what)
     facts = privacy.sgd
+    if not trained_privately:
+        if facts is not None:
+            raise _policy(what, "it states private training of an expert that has no network")
+        return
+    _check_central(submission, sgd, what)
     agreed = (sgd.clip_norm, sgd.clip_norm_end or sgd.clip_norm, sgd.draws, sgd.trainable)
     if facts is None or agreed != (
         facts.clip_norm,

@@ -59,11 +59,13 @@ from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
     SUBMISSION_PREDICATE,
+    ExpertDesign,
     FileSize,
     Plan,
     Require,
     Statement,
     Submission,
+    network_of,
     subjects,
 )
 from ddm_fed.router import head_tensors
@@ -86,7 +88,7 @@ EXPERT_FILE = "expert.safetensors"
 ROUTER_FILE = "router.safetensors"
 ENVELOPE_FILE = SUBMISSION_FILE
 HEAD_FILE = "head.safetensors"
-TENSOR_FILES = (EXPERT_FILE, ROUTER_FILE)  # of every bundle; some have the head as well
+TENSOR_FILES = (EXPERT_FILE, ROUTER_FILE, HEAD_FILE)  # a bundle has the second, and may the others
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,13 @@ class VerifiedBundle:
 
 def tensor_files(submission: Submission) -> tuple[str, ...]:
     """Returns the names of the tensor files that belong to `submission`."""
-    return TENSOR_FILES if submission.head is None else (*TENSOR_FILES, HEAD_FILE)
+    return bundle_files(submission.expert, with_head=submission.head is not None)
+
+
+def bundle_files(design: ExpertDesign, *, with_head: bool) -> tuple[str, ...]:
+    """Returns the names of a bundle's tensor files. A mixture has no weights beside its release."""
+    expert = () if network_of(design.architecture) is None else (EXPERT_FILE,)
+    return (*expert, ROUTER_FILE, *((HEAD_FILE,) if with_head else ()))
 
 
 def arrived_files(folder: Path, *, what: str, travelled: bool = False) -> tuple[str, ...]:
@@ -129,14 +137,14 @@ def arrived_files(folder: Path, *, what: str, travelled: bool = False) -> tuple[
         FileSetError: it does not hold exactly the files of a bundle.
     """
     found = list_regular_files(folder, what=what)
-    names = (*TENSOR_FILES, HEAD_FILE) if HEAD_FILE in found else TENSOR_FILES
+    names = tuple(name for name in TENSOR_FILES if name in found or name == ROUTER_FILE)
     junk = {name for name in found if travelled and is_junk(name)}
     require_file_set(folder, {*names, ENVELOPE_FILE, *junk}, what=what)
     return names
 
 
 def file_digests(
-    folder: Path, names: Sequence[str] = TENSOR_FILES
+    folder: Path, names: Sequence[str] = (EXPERT_FILE, ROUTER_FILE)
 ) -> tuple[dict[str, str], tuple[FileSize, ...]]:
     """Returns digest and size of the tensor files `names` that a site wrote into `folder`."""
     digests, sizes = {}, []
@@ -277,10 +285,9 @@ def verify_files(
             files[name] = store.add(
                 sources[name], sha256=digest, size_bytes=size_bytes, what=called, advance=advance
             )
-    tables = {
-        EXPERT_FILE: expert_tensors(trust.plan.data, submission.expert),
-        ROUTER_FILE: release_tensors(trust.plan),
-    }
+    tables = {ROUTER_FILE: release_tensors(trust.plan)}
+    if EXPERT_FILE in files:
+        tables[EXPERT_FILE] = expert_tensors(trust.plan.data, submission.expert)
     if submission.head is not None:
         tables[HEAD_FILE] = head_tensors(trust.plan)
     limits = trust.plan.submission

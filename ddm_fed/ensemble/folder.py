@@ -24,7 +24,6 @@ from typing import NamedTuple
 from ddm_fed.bundle.submission import read_submission
 from ddm_fed.bundle.verify import (
     ENVELOPE_FILE,
-    HEAD_FILE,
     ROUTER_FILE,
     TENSOR_FILES,
     VerifiedBundle,
@@ -241,8 +240,8 @@ def verify_ensemble(
         list_regular_files(folder, what=what, most=MAX_ENSEMBLE_FILES) & {SIGNATURE_FILE}
     )
     require_file_set(folder, expected, what=what, most=MAX_ENSEMBLE_FILES)
-    names = (*TENSOR_FILES, HEAD_FILE)  # their turn comes with their bundle
-    tensors = {f"sites/{member.site}/{name}" for member in record.members for name in names}
+    # their turn comes with their bundle
+    tensors = {f"sites/{member.site}/{name}" for member in record.members for name in TENSOR_FILES}
     for name in sorted(digests.keys() - tensors):  # what is signed, whatever comes and goes there
         _require_digest(name, sha256_of(folder / name), digests[name])
     log = read_log(folder, trust.chain)

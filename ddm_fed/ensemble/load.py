@@ -24,9 +24,16 @@ from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import OptionError
 from ddm_fed.flows import Expert
 from ddm_fed.limits import MAX_ROUTER_BYTES
-from ddm_fed.mixture import SiteRelease
-from ddm_fed.models import build_network
-from ddm_fed.records import BuiltRouter, DataSpec, ExpertDesign, RouterName, StatisticsSpec
+from ddm_fed.mixture import ImageMixture, MixtureVelocity, SiteRelease, fit_image_mixtures
+from ddm_fed.models import build_expert
+from ddm_fed.records import (
+    BuiltRouter,
+    ExpertDesign,
+    RouterName,
+    StatisticsSpec,
+    adds_to_mixture,
+    network_of,
+)
 from ddm_fed.router import (
     ClosedForm,
     Router,
@@ -66,9 +73,9 @@ def load_ensemble(
             expert is asked.
         StateError: this router has to be built from samples, and the ensemble has none.
     """
-    plan = verified.trust.plan
+    mixtures = Mixtures(verified)
     experts = ExpertPool(
-        [partial(load_expert, plan.data, bundle) for bundle in verified.bundles],
+        [partial(load_expert, verified, place, mixtures) for place in range(len(verified.bundles))],
         resident=resident,
         largest_time=min(_largest_time(bundle.submission.expert) for bundle in verified.bundles),
         devices=devices,
@@ -149,13 +156,13 @@ def frequencies_seen(verified: VerifiedEnsemble, kind: RouterName | None, until:
 
 def load_releases(verified: VerifiedEnsemble) -> list[SiteRelease]:
     """Returns what every site released for the router, in the ensemble's order."""
-    return [
-        SiteRelease(
-            {name: value.numpy() for name, value in read_weights(bundle, ROUTER_FILE).items()},
-            bundle.noise_multipliers,
-        )
-        for bundle in verified.bundles
-    ]
+    return [release_of(bundle) for bundle in verified.bundles]
+
+
+def release_of(bundle: VerifiedBundle) -> SiteRelease:
+    """Returns what the site of a verified bundle released."""
+    vectors = {name: value.numpy() for name, value in read_weights(bundle, ROUTER_FILE).items()}
+    return SiteRelease(vectors, bundle.noise_multipliers)
 
 
 def load_heads(verified: VerifiedEnsemble) -> list[dict[str, torch.Tensor]]:
@@ -181,16 +188,42 @@ def routers_without_samples(verified: VerifiedEnsemble) -> list[RouterName]:
     return names
 
 
-def load_expert(data: DataSpec, bundle: VerifiedBundle) -> Expert:
-    """Returns the expert of a bundle. Its weights are in memory once, beside the file's bytes."""
-    design, weights = bundle.submission.expert, read_weights(bundle, EXPERT_FILE)
-    with torch.device("meta"):
-        network = build_network(data, design)
-    network.load_state_dict(weights, assign=True)
-    if any(value.is_meta for value in network.buffers()):  # tables that are no weights
-        network = build_network(data, design)
-        network.load_state_dict(weights, assign=True)
-    return Expert(network.eval().requires_grad_(False), design.path, design.prediction)
+class Mixtures:
+    """What the releases of an ensemble's sites say of their images; fitted when it is asked.
+
+    An expert that is a mixture knows the releases of all members, which are drawn together: sites
+    that resemble one another lend each other what their noise hides. Without a member it is what it
+    would have been if that had never joined. A network that adds to a mixture was trained beside
+    its own site's, as the site alone knows it.
+
+    Args:
+        verified: Only a verified ensemble is read.
+    """
+
+    def __init__(self, verified: VerifiedEnsemble) -> None:
+        self._verified = verified
+        self._together: list[ImageMixture] | None = None
+
+    def of(self, place: int) -> MixtureVelocity | None:
+        """Returns what the expert at `place` is or adds to; None if it is a network alone."""
+        plan = self._verified.trust.plan
+        architecture = self._verified.bundles[place].submission.expert.architecture
+        if not adds_to_mixture(architecture):
+            return None
+        if network_of(architecture) is not None:
+            (own,) = fit_image_mixtures(plan, [release_of(self._verified.bundles[place])])
+            return MixtureVelocity(plan, own)
+        if self._together is None:
+            self._together = fit_image_mixtures(plan, load_releases(self._verified))
+        return MixtureVelocity(plan, self._together[place])
+
+
+def load_expert(verified: VerifiedEnsemble, place: int, mixtures: Mixtures) -> Expert:
+    """Returns the expert at `place`. Its weights are in memory once, beside the file's bytes."""
+    bundle = verified.bundles[place]
+    design = bundle.submission.expert
+    weights = read_weights(bundle, EXPERT_FILE) if EXPERT_FILE in bundle.files else None
+    return build_expert(verified.trust.plan.data, design, weights, mixtures.of(place))
 
 
 def _largest_time(design: ExpertDesign) -> float:

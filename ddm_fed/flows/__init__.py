@@ -12,6 +12,7 @@ from ddm_fed.flows.objective import denoising_loss as denoising_loss
 from ddm_fed.flows.objective import logit_normal_times as logit_normal_times
 from ddm_fed.flows.objective import shift_times as shift_times
 from ddm_fed.flows.objective import uniform_times as uniform_times
+from ddm_fed.flows.objective import without_known as without_known
 from ddm_fed.flows.path import LINEAR as LINEAR
 from ddm_fed.flows.path import Path as Path
 from ddm_fed.flows.path import interpolate as interpolate

@@ -47,6 +47,23 @@ def denoising_loss(
     return loss * loss_weight(t, path, prediction)
 
 
+def without_known(x_0: Tensor, eps: Tensor, t: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns images and noise with the same x_t, and a velocity that is less by `known`.
+
+    A network that learns velocity from these learns what `known` leaves: x_0 + t v and
+    eps - (1 - t) v meet at the same x_t = (1 - t) x_0 + t eps, and differ by eps - x_0 - v. So
+    nothing of a training has to know of it.
+
+    Args:
+        x_0: Images, `(B, C, H, W)`.
+        eps: Noise, same shape.
+        t: Times of the linear path, `(B,)`.
+        known: A velocity at x_t, `(B, C, H, W)`.
+    """
+    time = t.reshape(-1, *(1,) * (x_0.ndim - 1))
+    return x_0 + time * known, eps - (1 - time) * known
+
+
 def loss_weight(t: Tensor, path: Path, prediction: Prediction, *, limit: float = 5.0) -> Tensor:
     """Returns the min-SNR weight of each time, `(B,)`: min(SNR, limit) in units of the x_0 error.
 

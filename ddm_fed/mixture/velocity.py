@@ -124,9 +124,9 @@ class MixtureVelocity(nn.Module):
         means, axes = self.means[groups].flatten(0, 1), self.axes[groups].flatten(0, 1)
         variances = self.variances[groups].flatten(0, 1)  # (M, D)
         low = z[:, self.low]  # (B, D)
-        apart = low - a[:, :, None] * means[:, None]  # (M, B, D)
+        apart = low - a * means[:, None]  # (M, B, D)
         along = apart @ axes  # (M, B, D)
-        spread = (a**2)[None] * variances[:, None] + (s**2)[None]  # (M, B, D)
+        spread = a**2 * variances[:, None] + s**2  # (M, B, D)
         log_p = self.log_weights[groups].flatten()[:, None] - 0.5 * (
             along**2 / spread + spread.log()
         ).sum(2)  # (M, B)
@@ -138,11 +138,11 @@ class MixtureVelocity(nn.Module):
         log_rest = torch.where(of_rest[:, None] > 0, log_rest, 0.0).sum(2)  # (G, B)
         log_p = log_p.reshape(len(of_rest), -1, len(z)) + log_rest[:, None]
         chance = log_p.flatten(0, 1).softmax(0)  # (M, B)
-        gain = (s[None] - a[None] * variances[:, None]) / spread
+        gain = (s - a * variances[:, None]) / spread
         each = (along * gain) @ axes.transpose(1, 2) - means[:, None]  # (M, B, D)
         of_low = torch.einsum("mb,mbd->bd", chance, each)
         of_class = chance.reshape(len(of_rest), -1, len(z)).sum(1)  # (G, B)
-        rest_gain = (s[None] - a[None] * of_rest[:, None]) / rest_spread.clamp(min=1e-12)
+        rest_gain = (s - a * of_rest[:, None]) / rest_spread.clamp(min=1e-12)
         out = torch.einsum("gb,gbn->bn", of_class, rest_gain) * z
         out[:, self.low] = of_low
         return out

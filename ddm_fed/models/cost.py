@@ -9,6 +9,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ddm_fed.models.registry import network_named, parameter_count
+from ddm_fed.records import network_of
 
 FLOAT32_BYTES = 4
 ADAM_MOMENTS = 2
@@ -55,6 +56,8 @@ def network_cost(architecture: str, shape: tuple[int, int, int], classes: int = 
     """
     from torch.utils.flop_counter import FlopCounterMode
 
+    if network_of(architecture) is None:  # nothing is trained, and nothing beside the release sent
+        return NetworkCost(0, 0, 0)
     with torch.device("meta"):
         model = network_named(architecture, shape, classes).to("meta")  # tables are made elsewhere
         with torch.no_grad(), FlopCounterMode(display=False) as counter:

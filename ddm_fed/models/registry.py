@@ -11,8 +11,10 @@ from ddm_fed.records import (
     DataSpec,
     DitArchitecture,
     ExpertDesign,
+    MixtureArchitecture,
     MmditArchitecture,
     UnetArchitecture,
+    network_of,
     parse_architecture,
     require_fit,
 )
@@ -22,10 +24,11 @@ from ddm_fed.storage.tensors import TensorTable
 def build_network(data: DataSpec, design: ExpertDesign) -> ExpertNetwork:
     """Returns the network of `design` for images of `data`, with weights that are still to be set.
 
-    It has `reset_parameters(generator)` and `classes`; what its output means, the design says.
+    It has `reset_parameters(generator)` and `classes`; what its output means, the design says. Of
+    an expert that adds to a mixture, it is the network that learns what the mixture leaves.
 
     Raises:
-        ValueError: the architecture cannot take images of this size.
+        ValueError: the architecture cannot take images of this size, or has no network.
     """
     return network_named(design.architecture, data.shape, len(data.classes))
 
@@ -37,7 +40,10 @@ def network_named(architecture: str, shape: tuple[int, int, int], classes: int) 
         ValueError: the name is unknown, or stands for a network that cannot take this size.
     """
     require_fit(architecture, shape[1], shape[2])
-    match parse_architecture(architecture):
+    name = network_of(architecture)
+    if name is None:
+        raise ValueError(f"an expert of {architecture} has no network: it is made of a release")
+    match parse_architecture(name):
         case DitArchitecture() as dit:
             return DiT(
                 shape,
@@ -52,10 +58,17 @@ def network_named(architecture: str, shape: tuple[int, int, int], classes: int) 
             return MMDiT(shape, mmdit.size, mmdit.patch, classes)
         case UnetArchitecture() as unet:
             return UNet(shape, unet.size, classes)
+        case MixtureArchitecture():
+            raise TypeError(f"{name} is not the name of a network")
 
 
 def expert_tensors(data: DataSpec, design: ExpertDesign) -> TensorTable:
-    """Returns name, dtype and shape of every weight of an expert. Allocates nothing."""
+    """Returns name, dtype and shape of every weight of an expert. Allocates nothing.
+
+    An expert that is a mixture has none.
+    """
+    if network_of(design.architecture) is None:
+        return {}
     with torch.device("meta"):
         model = build_network(data, design)
     return {name: ("F32", tuple(value.shape)) for name, value in model.state_dict().items()}

@@ -1,13 +1,17 @@
 """Frozen facts that both sides sign or store. Loads no torch."""
 
 from ddm_fed.records.architecture import DIT_SIZES as DIT_SIZES
+from ddm_fed.records.architecture import MIXTURE as MIXTURE
 from ddm_fed.records.architecture import Architecture as Architecture
 from ddm_fed.records.architecture import DitArchitecture as DitArchitecture
 from ddm_fed.records.architecture import DitSize as DitSize
+from ddm_fed.records.architecture import MixtureArchitecture as MixtureArchitecture
 from ddm_fed.records.architecture import MmditArchitecture as MmditArchitecture
 from ddm_fed.records.architecture import MmditSize as MmditSize
 from ddm_fed.records.architecture import UnetArchitecture as UnetArchitecture
 from ddm_fed.records.architecture import UnetSize as UnetSize
+from ddm_fed.records.architecture import adds_to_mixture as adds_to_mixture
+from ddm_fed.records.architecture import network_of as network_of
 from ddm_fed.records.architecture import parse_architecture as parse_architecture
 from ddm_fed.records.architecture import require_fit as require_fit
 from ddm_fed.records.audit import AttackerAccess as AttackerAccess

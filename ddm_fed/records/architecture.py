@@ -8,6 +8,8 @@
 | `DiT-S/2-learned`     | learned positions                                                      |
 | `MMDiT-3B/2`          | two streams, condition and image, that attend to each other            |
 | `UNet-S`              | diffusers' `UNet2DModel`                                               |
+| `mixture`             | none: the exact velocity of the mixture that the site releases         |
+| `mixture+DiT-S/2`     | that velocity, plus a network that learns only what it leaves          |
 
 Sizes Ti to XL are those of DiT (Peebles and Xie 2023, arXiv:2212.09748, Table 1; Ti as in DeiT).
 Nano and Micro are ours: small enough for a laptop, a test, or 8 by 8 images.
@@ -87,7 +89,14 @@ class UnetArchitecture(NamedTuple):
     size: UnetSize
 
 
-Architecture = DitArchitecture | MmditArchitecture | UnetArchitecture
+class MixtureArchitecture(NamedTuple):
+    """What the names `mixture` and `mixture+DiT-S/2` say; the network is None in the first."""
+
+    network: DitArchitecture | MmditArchitecture | UnetArchitecture | None
+
+
+Architecture = DitArchitecture | MmditArchitecture | UnetArchitecture | MixtureArchitecture
+MIXTURE, PLUS = "mixture", "mixture+"
 _DIT = re.compile(r"DiT-([A-Za-z]+)/([1248])(-single)?(-qknorm)?(?:-(rope|learned))?")
 _MMDIT = re.compile(r"MMDiT-([0-9A-Za-z]+)/([1248])")
 _UNET = re.compile(r"UNet-([A-Za-z]+)")
@@ -99,6 +108,12 @@ def parse_architecture(name: str) -> Architecture:
     Raises:
         ValueError: `name` is none of the forms above, or its size is unknown.
     """
+    if name == MIXTURE:
+        return MixtureArchitecture(None)
+    if name.startswith(PLUS) and not name.removeprefix(PLUS).startswith(MIXTURE):
+        network = parse_architecture(name.removeprefix(PLUS))
+        if not isinstance(network, MixtureArchitecture):
+            return MixtureArchitecture(network)
     if (match := _DIT.fullmatch(name)) and match[1] in DIT_SIZES:
         return DitArchitecture(
             DIT_SIZES[match[1]],
@@ -114,9 +129,19 @@ def parse_architecture(name: str) -> Architecture:
     raise ValueError(
         f"unknown architecture `{name}`; use DiT-SIZE/PATCH with SIZE one of "
         f"{', '.join(DIT_SIZES)} and PATCH one of 1, 2, 4, 8, then -single, -qknorm, and -rope or "
-        f"-learned if wanted; MMDiT-SIZE/PATCH with SIZE one of {', '.join(MMDIT_SIZES)}; or "
-        f"UNet-SIZE with SIZE one of {', '.join(UNET_SIZES)}"
+        f"-learned if wanted; MMDiT-SIZE/PATCH with SIZE one of {', '.join(MMDIT_SIZES)}; "
+        f"UNet-SIZE with SIZE one of {', '.join(UNET_SIZES)}; mixture; or mixture+ and one of these"
     )
+
+
+def network_of(name: str) -> str | None:
+    """Returns the name of the network that is trained, without a mixture; None if none is."""
+    return None if name == MIXTURE else name.removeprefix(PLUS)
+
+
+def adds_to_mixture(name: str) -> bool:
+    """Returns whether an expert of that name is the mixture a site releases, or adds to it."""
+    return name == MIXTURE or name.startswith(PLUS)
 
 
 def require_fit(name: str, height: int, width: int) -> None:
@@ -125,7 +150,12 @@ def require_fit(name: str, height: int, width: int) -> None:
     Raises:
         ValueError: naming both.
     """
-    architecture = parse_architecture(name)
+    network = network_of(name)
+    if network is None:
+        return
+    architecture = parse_architecture(network)
+    if isinstance(architecture, MixtureArchitecture):
+        raise TypeError(f"{network} is not the name of a network")
     if isinstance(architecture, UnetArchitecture):
         factor = 2 ** (len(architecture.size.channels) - 1)
         reason = f"halves images {len(architecture.size.channels) - 1} times"

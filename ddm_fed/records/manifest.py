@@ -4,6 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from ddm_fed.records.architecture import network_of
 from ddm_fed.records.base import (
     Count,
     Day,
@@ -82,7 +83,8 @@ class Submission(Record):
     Under a plan with heads a site submits twice: the second bundle is the first with `head`.
 
     `seen_checkpoint` is the head of the log the site knew, which exposes a coordinator that shows
-    two histories; `supersedes` is the site's newest submission in that very log, or None.
+    two histories; `supersedes` is the site's newest submission in that very log, or None. An expert
+    that is the mixture of its release has no `training`.
     """
 
     federation: Name
@@ -96,9 +98,16 @@ class Submission(Record):
     expires_at: Day
     files: Annotated[tuple[FileSize, ...], Field(min_length=1, max_length=16)]
     expert: ExpertDesign
-    training: TrainingFacts
+    training: Annotated[TrainingFacts | None, Field(exclude_if=lambda facts: facts is None)] = None
     privacy: PrivacyStatement
     head: HeadFacts | None = None
+
+    @model_validator(mode="after")
+    def _networks_are_trained(self) -> Self:
+        network = network_of(self.expert.architecture)
+        if (self.training is None) != (network is None):
+            raise ValueError("`training` belongs to an expert with a network, and only to it")
+        return self
 
     @property
     def reference_sha256(self) -> str | None:

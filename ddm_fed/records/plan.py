@@ -15,7 +15,12 @@ from pydantic import (
     model_validator,
 )
 
-from ddm_fed.records.architecture import parse_architecture, require_fit
+from ddm_fed.records.architecture import (
+    adds_to_mixture,
+    network_of,
+    parse_architecture,
+    require_fit,
+)
 from ddm_fed.records.base import (
     Count,
     Epsilon,
@@ -67,6 +72,13 @@ class ExpertDesign(Record):
         parse_architecture(name)
         return name
 
+    @model_validator(mode="after")
+    def _mixtures_have_a_velocity(self) -> Self:
+        plain = (self.path, self.prediction) == ("linear", "velocity")
+        if adds_to_mixture(self.architecture) and not plain:
+            raise ValueError(f"`{self.architecture}` predicts velocity on the linear path only")
+        return self
+
     def __str__(self) -> str:
         return f"{self.architecture}, {self.prediction} on the {self.path} path"
 
@@ -107,10 +119,39 @@ class ExpertSpec(Record):
 
     @property
     def default(self) -> ExpertDesign:
-        """The design of a site that chooses nothing: the first of each list."""
+        """The design of a site that chooses nothing: the first of each list that fits."""
+        return self.design(self.architecture[0])
+
+    def design(self, architecture: str) -> ExpertDesign:
+        """Returns the design of that architecture with the first path and prediction it can have.
+
+        A mixture has a velocity on the linear path, whatever else the plan lists.
+        """
+        if adds_to_mixture(architecture):
+            return ExpertDesign(architecture=architecture)
         return ExpertDesign(
-            architecture=self.architecture[0], path=self.path[0], prediction=self.prediction[0]
+            architecture=architecture, path=self.path[0], prediction=self.prediction[0]
         )
+
+    @property
+    def trained(self) -> bool:
+        """Whether an expert of this plan may have a network, which is trained."""
+        return any(network_of(name) is not None for name in self.architecture)
+
+    @model_validator(mode="after")
+    def _mixtures_fit(self) -> Self:
+        names = [name for name in self.architecture if adds_to_mixture(name)]
+        if names and ("linear" not in self.path or "velocity" not in self.prediction):
+            raise ValueError(
+                f"`{names[0]}` predicts velocity on the linear path: list both among `path` and "
+                "`prediction`"
+            )
+        if self.base is not None and any(network_of(name) for name in names):
+            raise ValueError(
+                f"`{names[-1]}` starts from a mixture and learns what that leaves: it cannot start "
+                "from the checkpoint `base` as well"
+            )
+        return self
 
     def allows(self, design: ExpertDesign) -> bool:
         """Returns whether a site may train `design`."""
@@ -169,11 +210,6 @@ class PrivacySpec(Record):
 
     @model_validator(mode="after")
     def _noise_is_where_it_is_asked_for(self) -> Self:
-        trained = {"expert", "head"} & set(self.must_be_private)
-        if trained and self.sgd is None:
-            raise ValueError(
-                f"`must_be_private` names the {min(trained)}, which takes a `[privacy.sgd]` to be"
-            )
         if self.sgd is not None and self.sgd.epsilon > self.max_epsilon:
             raise ValueError(
                 f"`sgd.epsilon` {self.sgd.epsilon} exceeds `max_epsilon` {self.max_epsilon}"
@@ -222,6 +258,38 @@ class Plan(Record):
     def _statistics_fit_the_images(self) -> Self:
         if isinstance(self.router, StatisticsSpec):
             self.router.require_fit(self.data)
+        return self
+
+    @model_validator(mode="after")
+    def _mixtures_are_released(self) -> Self:
+        names = [name for name in self.expert.architecture if adds_to_mixture(name)]
+        if names and not isinstance(self.router, StatisticsSpec):
+            raise ValueError(
+                f"`expert.architecture` {names[0]} is made of what a mixture router releases, and "
+                f'`router.kind` is "{self.router.kind}"'
+            )
+        sgd = self.privacy.sgd
+        if (
+            sgd is not None
+            and not self.expert.trained
+            and not isinstance(self.router, HeadsRouterSpec)
+        ):
+            raise ValueError("`[privacy.sgd]` trains nothing: every expert is the mixture released")
+        if sgd is not None and sgd.central is not None and any(map(network_of, names)):
+            raise ValueError(
+                f"`privacy.sgd.central` and `{names[-1]}` are two ways to start: keep one"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_trained_can_be_private(self) -> Self:
+        trained = {"head"} | ({"expert"} if self.expert.trained else set())
+        asked = trained & set(self.privacy.must_be_private)
+        if asked and self.privacy.sgd is None:
+            raise ValueError(
+                f"`privacy.must_be_private` names the {min(asked)}, which takes a `[privacy.sgd]` "
+                "to be"
+            )
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ddm_fed.flows import ClassCondition, logit_normal_times, rows_of, shift_times, uniform_times
+from ddm_fed.flows import (
+    ClassCondition,
+    VelocityModel,
+    interpolate,
+    logit_normal_times,
+    rows_of,
+    shift_times,
+    uniform_times,
+    without_known,
+)
 from ddm_fed.privacy import ImageSet
 from ddm_fed.records import TrainingSpec
 from ddm_fed.training.augment import draw_moves, move_images
@@ -96,12 +105,19 @@ class Batches:
         spec: Batch size, times, label dropout and augmentation.
         conditional: Whether the network is told the labels.
         seed: The run's seed.
+        known: The velocity that is known already, of which only the rest is learned; or None.
     """
 
     def __init__(
-        self, images: ImageSet, spec: TrainingSpec, *, conditional: bool, seed: int
+        self,
+        images: ImageSet,
+        spec: TrainingSpec,
+        *,
+        conditional: bool,
+        seed: int,
+        known: VelocityModel | None = None,
     ) -> None:
-        self._images, self._spec, self._seed = images, spec, seed
+        self._images, self._spec, self._seed, self._known = images, spec, seed, known
         self._conditional = conditional
         self._order = BatchOrder(batch_size=spec.batch_size, count=len(images), seed=seed)
 
@@ -118,7 +134,11 @@ class Batches:
         condition = None
         if self._conditional and self._images.labels is not None:
             condition = ClassCondition(self._images.labels[wanted]).dropped(dropped[rows])
-        return Batch(x_0, eps[rows], t[rows], condition)
+        eps, t = eps[rows], t[rows]
+        if self._known is not None:
+            velocity = self._known(interpolate(x_0, eps, t), t, condition)
+            x_0, eps = without_known(x_0, eps, t, velocity)
+        return Batch(x_0, eps, t, condition)
 
 
 def draw_times(spec: TrainingSpec, count: int, generator: torch.Generator) -> Tensor:

@@ -13,10 +13,10 @@ from ddm_fed.flows import denoising_loss, path_named
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.progress import QUIET, StepReport, Watch
-from ddm_fed.records import ExpertDesign, Plan, TrainingSpec
+from ddm_fed.records import ExpertDesign, Plan, TrainingSpec, adds_to_mixture, network_of
 from ddm_fed.training.batches import Batch, Batches
 from ddm_fed.training.ema import Averages
-from ddm_fed.training.options import RunOptions, TrainedExpert
+from ddm_fed.training.options import KnownVelocity, RunOptions, TrainedExpert
 from ddm_fed.training.parallel import Team, blocks_of, join_team
 from ddm_fed.training.precision import autocast_to
 from ddm_fed.training.preview import draw_preview
@@ -45,6 +45,7 @@ def train_expert(
     *,
     design: ExpertDesign | None = None,
     options: RunOptions | None = None,
+    known: KnownVelocity | None = None,
     watch: Watch = QUIET,
 ) -> TrainedExpert:
     """Returns the expert of `plan` for `data`; continues from `checkpoint` if it exists.
@@ -59,6 +60,7 @@ def train_expert(
         checkpoint: Where the state is kept, written atomically. It is private.
         design: Network, path and prediction, out of those the plan allows; None is the first.
         options: The site's own choices.
+        known: What the site's release says of the velocity, where the design adds to it.
         watch: Told how it goes.
 
     Raises:
@@ -76,13 +78,14 @@ def train_expert(
     design, options = design or plan.expert.default, options or RunOptions()
     images = data.reveal()
     require_possible(images, plan, design, options)
+    require_known(design, known)
     with join_team(shard=options.shard) as team:
         if team.size > plan.training.batch_size:
             raise StateError(
                 f"{team.size} processes cannot share batches of {plan.training.batch_size} images",
                 hint="start fewer processes",
             )
-        job = Job(plan, plan_sha256, images.digest(), design, options, team)
+        job = Job(plan, plan_sha256, images.digest(), design, options, team, known)
         if team.rank == 0 and not checkpoint.exists():
             start_run(checkpoint, job)
         team.wait()
@@ -124,6 +127,19 @@ def require_possible(
     choose_half_life(plan, options.ema_half_life)
 
 
+def require_known(design: ExpertDesign, known: KnownVelocity | None) -> None:
+    """Refuses a training that does not know what its expert adds to.
+
+    Raises:
+        ValueError: the design adds to a mixture and none is given, or has no network, or the other
+            way round.
+    """
+    if network_of(design.architecture) is None:
+        raise ValueError(f"an expert of {design} is not trained")
+    if adds_to_mixture(design.architecture) != (known is not None):
+        raise ValueError(f"a known velocity and {design} do not go together")
+
+
 class Training:
     """A run from its checkpoint to its last step, as one process sees it.
 
@@ -140,7 +156,10 @@ class Training:
         self._options, self._run, self._team, self._checkpoint = options, run, team, checkpoint
         self._autocast = autocast_to(run.precision, team.device)
         conditional = bool(plan.data.classes)
-        self._batches = Batches(images, plan.training, conditional=conditional, seed=run.seed)
+        self._known = None if job.known is None else job.known.velocity
+        self._batches = Batches(
+            images, plan.training, conditional=conditional, seed=run.seed, known=self._known
+        )
         most = -(-plan.training.batch_size // team.size)
         self._parts = -(-most // (options.micro_batch or most))
         self._learner: Learner
@@ -268,6 +287,7 @@ class Training:
                 self._autocast,
                 count=self._options.sample_count,
                 seed=self._run.seed,
+                known=self._known,
             )
             team.forget_gathered(self._learner.model)
         on_sample(step, images)

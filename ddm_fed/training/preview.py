@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
+from ddm_fed.flows import ClassCondition, Expert, VelocityModel, integrate, time_grid
 from ddm_fed.records import ExpertDesign, Plan
 from ddm_fed.training.batches import seeded
 from ddm_fed.training.precision import Autocast
@@ -21,6 +21,7 @@ def draw_preview(
     *,
     count: int,
     seed: int,
+    known: VelocityModel | None = None,
 ) -> Tensor:
     """Returns `count` images of `model`, `(count, C, H, W)` in [-1, 1], the classes in turn.
 
@@ -34,7 +35,8 @@ def draw_preview(
     times = time_grid(PREVIEW_STEPS, start=expert.largest_time).to(device)
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return expert(x, t.expand(count), condition)
+        velocity = expert(x, t.expand(count), condition)
+        return velocity if known is None else velocity + known(x, t.expand(count), condition)
 
     model.eval()
     with autocast():

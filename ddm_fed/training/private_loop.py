@@ -20,8 +20,8 @@ from ddm_fed.privacy import (
 )
 from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import ExpertDesign, Plan
-from ddm_fed.training.loop import require_possible
-from ddm_fed.training.options import RunOptions, TrainedExpert
+from ddm_fed.training.loop import require_known, require_possible
+from ddm_fed.training.options import KnownVelocity, RunOptions, TrainedExpert
 from ddm_fed.training.parallel import join_team
 from ddm_fed.training.private_options import Payment, PrivateTraining
 from ddm_fed.training.private_run import PrivateRun
@@ -45,6 +45,7 @@ def train_private_expert(
     *,
     design: ExpertDesign | None = None,
     options: RunOptions | None = None,
+    known: KnownVelocity | None = None,
     randomness: Randomness | None = None,
     watch: Watch = QUIET,
 ) -> TrainedExpert:
@@ -59,6 +60,7 @@ def train_private_expert(
         payment: The ledger. It is asked once for a run, before its first step.
         design: Network, path and prediction; None is the plan's first.
         options: The site's own choices.
+        known: What the site's release says of the velocity, where the design adds to it.
         randomness: For tests only; what was made with another's secret may not leave.
         watch: Told how it goes. The loss it is told is private.
 
@@ -76,6 +78,7 @@ def train_private_expert(
     design, options = design or plan.expert.default, options or RunOptions()
     images = data.reveal()
     require_possible(images, plan, design, options)
+    require_known(design, known)
     _require_simple(options)
     keep_freed_memory()
     with join_team(shard=False) as team:
@@ -83,7 +86,7 @@ def train_private_expert(
             raise StateError(
                 "training with noise runs in one process", hint="start it without torchrun"
             )
-        job = Job(plan, plan_sha256, images.digest(), design, options, team)
+        job = Job(plan, plan_sha256, images.digest(), design, options, team, known)
         begun = checkpoint.exists()
         if begun:
             finished = steps_done(checkpoint) >= plan.training.steps

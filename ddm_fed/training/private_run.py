@@ -125,7 +125,7 @@ class PrivateRun:
         plan, design, options, team = job.plan, job.design, job.options, job.team
         self._plan, self._spec, self._design = plan, plan.training, design
         self._options, self._team, self._checkpoint = options, team, checkpoint
-        self._images = images
+        self._images, self._known = images, None if job.known is None else job.known.velocity
         self._randomness = Randomness.from_hex(run.secret, run.origin)
         noise = PrivateTraining.from_json(run.noise)
         torch.set_num_threads(run.threads)
@@ -179,10 +179,13 @@ class PrivateRun:
             conditional=bool(plan.data.classes),
             randomness=self._randomness,
             draws=noise.draws,
+            known=self._known,
         )
         limit = self._options.micro_batch
         gradients = build_gradients(engine, self._network, part, self._loss, limit)
-        slow = SlowUnits(images, plan, self._design, noise, self._randomness, part)
+        slow = SlowUnits(
+            images, plan, self._design, noise, self._randomness, part, known=self._known
+        )
         return Source(units, gradients, slow)
 
     def _rule(self) -> UpdateRule:
@@ -349,5 +352,6 @@ class PrivateRun:
                 autocast_to("float32", self._team.device),
                 count=self._options.sample_count,
                 seed=self.run.seed,
+                known=self._known,
             ),
         )

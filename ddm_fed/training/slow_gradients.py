@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ddm_fed.flows import VelocityModel
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Randomness, Weights
 from ddm_fed.records import ExpertDesign, Plan
@@ -42,6 +43,7 @@ class SlowUnits:
         noise: Which weights are trained, and how many draws a unit has.
         randomness: The run's secret.
         part: Holds the weights that are not trained.
+        known: The velocity that is known already; or None.
     """
 
     def __init__(
@@ -52,7 +54,10 @@ class SlowUnits:
         noise: PrivateTraining,
         randomness: Randomness,
         part: TrainedPart,
+        *,
+        known: VelocityModel | None = None,
     ) -> None:
+        self._known = known
         self._images, self._plan, self._noise = images, plan, noise
         self._randomness, self._source = randomness, part
         self._device = next(part.parameters()).device
@@ -84,6 +89,7 @@ class SlowUnits:
             randomness=self._randomness,
             draws=self._noise.draws,
             first_place=unit,
+            known=self._known,
         )
         (rows,) = lone.blocks(step, torch.tensor([0]))
         own = [value[0].to(self._device) for value in rows]

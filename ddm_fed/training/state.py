@@ -28,7 +28,7 @@ from ddm_fed.records import ExpertDesign, Plan, TrainingFacts
 from ddm_fed.storage.files import PART_PREFIX, commit_file
 from ddm_fed.training.batches import seeded
 from ddm_fed.training.ema import Averages
-from ddm_fed.training.options import RunOptions, TrainedExpert
+from ddm_fed.training.options import KnownVelocity, RunOptions, TrainedExpert
 from ddm_fed.training.parallel import Team, fill, whole
 from ddm_fed.training.precision import Precision, choose_precision
 from ddm_fed.training.trainable import full_weights
@@ -58,6 +58,7 @@ class RunIdentity:
         secret: What its noise follows from, until the run is complete; then "".
         origin: Where the secret is from; "test" may not leave.
         paid_sha256: The ledger entry that paid for it.
+        known_sha256: The release whose mixture was known already, or "".
         proved: Which of its steps were computed again, as JSON; private.
         refused: Why nothing of it may leave: a step was not what the ledger says.
     """
@@ -80,6 +81,7 @@ class RunIdentity:
     paid_sha256: str = ""
     proved: str = ""
     refused: str = ""
+    known_sha256: str = ""
 
 
 @dataclass
@@ -102,6 +104,7 @@ class Job:
         design: Network, path and prediction.
         options: The site's own choices.
         team: The processes that train together.
+        known: What is known of the velocity already, where the design adds to it.
     """
 
     plan: Plan
@@ -110,6 +113,7 @@ class Job:
     design: ExpertDesign
     options: RunOptions
     team: Team
+    known: KnownVelocity | None = None
 
     def new_identity(self, precision: Precision) -> RunIdentity:
         """Returns what a run that starts now is known by."""
@@ -127,6 +131,7 @@ class Job:
             shard=self.team.shard,
             micro_batch=options.micro_batch or 0,
             compile=options.compile,
+            known_sha256="" if self.known is None else self.known.sha256,
         )
 
 
@@ -164,6 +169,7 @@ def require_same_run(path: Path, job: Job, *, finished: bool) -> RunIdentity:
         ("another plan", run.plan_sha256, job.plan_sha256),
         ("other images", run.data_sha256, job.data_sha256),
         ("another network", run.design, str(job.design)),
+        ("another release", run.known_sha256, "" if job.known is None else job.known.sha256),
         ("another seed", run.seed, run.seed if options.seed is None else options.seed),
     ]
     if options.precision != "auto":

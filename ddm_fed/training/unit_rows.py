@@ -6,7 +6,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddm_fed.flows import NO_CLASS
+from ddm_fed.flows import (
+    NO_CLASS,
+    ClassCondition,
+    VelocityModel,
+    interpolate,
+    without_known,
+)
 from ddm_fed.privacy import ImageSet, Randomness
 from ddm_fed.records import TrainingSpec
 from ddm_fed.training.augment import Moves, draw_moves, join_moves, move_images
@@ -30,6 +36,8 @@ class UnitDraws:
             it is: the guarantee rests on inclusion and noise alone.
         draws: K.
         first_place: Of the first unit in `images`, where they are a part of a data set.
+        known: The velocity that is known already, of which only the rest is learned; or None. It
+            answers row by row, and must not have been computed from the images but by a release.
     """
 
     def __init__(
@@ -41,7 +49,9 @@ class UnitDraws:
         randomness: Randomness,
         draws: int,
         first_place: int = 0,
+        known: VelocityModel | None = None,
     ) -> None:
+        self._known = known
         self._images, self._spec, self._draws = images, spec, draws
         self._conditional, self._randomness, self._first = conditional, randomness, first_place
         units = images.units if images.units is not None else torch.arange(len(images))
@@ -88,8 +98,21 @@ class UnitDraws:
         x_0 = move_images(self._images.batch(flat), moves).view(eps.shape)
         labels = self._images.labels
         if not self._conditional or labels is None:
-            return x_0, eps, t
-        return x_0, eps, t, torch.where(dropped, NO_CLASS, labels[rows])
+            return (*self._unknown(x_0, eps, t, None), t)
+        told = torch.where(dropped, NO_CLASS, labels[rows])
+        return (*self._unknown(x_0, eps, t, told), t, told)
+
+    def _unknown(
+        self, x_0: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Returns images and noise `(n, K, C, H, W)`, less the velocity that is known already."""
+        if self._known is None:
+            return x_0, eps
+        images, noise, times = x_0.flatten(0, 1), eps.flatten(0, 1), t.flatten()
+        condition = None if labels is None else ClassCondition(labels.flatten())
+        velocity = self._known(interpolate(images, noise, times), times, condition)
+        images, noise = without_known(images, noise, times, velocity)
+        return images.view(x_0.shape), noise.view(eps.shape)
 
 
 class _Drawn(NamedTuple):

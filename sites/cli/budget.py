@@ -14,7 +14,7 @@ from sites.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ddm_fed.records import Event, Plan
+    from ddm_fed.records import Event, ExpertDesign, Plan
     from ddm_fed.training.plan_cost import Outlook
     from sites.workspace import SiteFolder
 
@@ -50,6 +50,7 @@ def budget(
     Example: ddm-site budget --plan plan.toml --units 2000
     """
     from ddm_fed.privacy import private_events
+    from ddm_fed.records import MIXTURE
     from ddm_fed.training.plan_cost import advice, delta_warning, outlook, planned_events
     from sites.privacy.ledger import open_ledger
     from sites.workspace import SiteFolder
@@ -63,7 +64,7 @@ def budget(
     sgd = agreed.privacy.sgd
     seen = None
     if sgd is not None:
-        seen = outlook(agreed, agreed.expert.default, units or sgd.units)
+        seen = outlook(agreed, _trained_design(agreed), units or sgd.units)
     lines = [] if seen is None else advice(agreed, seen)
     count = units or (None if sgd is None else sgd.units)
     warning = None if count is None else delta_warning(agreed, count)
@@ -83,8 +84,16 @@ def budget(
     _show_budget(rows, agreed, spent, home)
     if warning is not None:
         console.say(warning)
+    if agreed.expert.architecture[0] == MIXTURE:
+        console.say(
+            "An expert that is the mixture has no weights beside the router's release: it costs "
+            "nothing more, and tells nothing beyond that epsilon."
+        )
     if seen is None:
-        console.say("The expert is trained without noise: no epsilon bounds what its weights tell.")
+        if agreed.expert.trained:
+            console.say(
+                "The expert is trained without noise: no epsilon bounds what its weights tell."
+            )
         return
     console.say(
         f"With {seen.units} {agreed.privacy.unit}s and {seen.weights:,} trained weights: noise of "
@@ -98,6 +107,17 @@ def budget(
         )
     for line in lines:
         console.say(f"- {line}")
+
+
+def _trained_design(plan: "Plan") -> "ExpertDesign":
+    """Returns the plan's first design that has a network."""
+    from ddm_fed.records import network_of
+
+    return next(
+        plan.expert.design(name)
+        for name in plan.expert.architecture
+        if network_of(name) is not None
+    )
 
 
 def _agreed(plan: Path, site: Path | None) -> "tuple[Plan, str | None]":

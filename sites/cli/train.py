@@ -161,7 +161,7 @@ def train(
 def _design(
     plan: "Plan", architecture: str | None, path: str | None, prediction: str | None
 ) -> "ExpertDesign":
-    """Returns the plan's default with what was chosen in its place."""
+    """Returns the plan's first design of that architecture with what was chosen in its place."""
     from pydantic import ValidationError
 
     from ddm_fed.records import ExpertDesign
@@ -169,7 +169,8 @@ def _design(
     chosen = {"architecture": architecture, "path": path, "prediction": prediction}
     named = {name: value for name, value in chosen.items() if value is not None}
     try:
-        return ExpertDesign.model_validate(plan.expert.default.model_dump() | named)
+        base = plan.expert.design(architecture or plan.expert.architecture[0])
+        return ExpertDesign.model_validate(base.model_dump() | named)
     except ValidationError as error:
         hint = "see `ddm-site train --help`, and [expert] in the plan"
         raise options_error(error, ExpertDesign, hint) from None

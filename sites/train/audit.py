@@ -33,12 +33,11 @@ from ddm_fed.auditing import (
     examine_noise,
     measure_membership,
 )
-from ddm_fed.bundle.verify import EXPERT_FILE, ROUTER_FILE
+from ddm_fed.bundle.verify import ROUTER_FILE
 from ddm_fed.errors import DataError, MechanismError, StateError
 from ddm_fed.evaluation import Memorization, measure_memorization
 from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
 from ddm_fed.mixture import exact_statistics, message_named, router_events
-from ddm_fed.models import build_network
 from ddm_fed.privacy import Finding, ImageSet, Private, Randomness
 from ddm_fed.progress import Advance, Watch
 from ddm_fed.records import AuditFacts, ExpertDesign, Plan, SampledGaussianEvent
@@ -59,6 +58,7 @@ from sites.train.expert import (
     RELEASE_FILE,
     TRAINED_FILE,
     Recorded,
+    expert_of,
     is_released,
     recorded,
     released_location,
@@ -321,11 +321,7 @@ def _attack_expert(
         return
     own, others = data.reveal(), options.controls.reveal()
     _require_apart(own, others)
-    network = build_network(plan.data, known.design)
-    weights = read_own_tensors(work / EXPERT_FILE)
-    network.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
-    network.eval()
-    expert = Expert(network, known.design.path, known.design.prediction)
+    expert = expert_of(work, plan, known.design)
     draws = Draws.at(plan.data.shape, seeded(options.seed, "audit", 0))
     members, controls = (_labelled(images, plan, options.seed) for images in (own, others))
     result.membership = measure_membership(expert, members, controls, draws)

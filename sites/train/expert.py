@@ -1,15 +1,26 @@
 """The expert in the making: trained with or without noise, recorded, and found again."""
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from ddm_fed.bundle.policy import CENTRAL_PURPOSE, EXPERT_PURPOSE
 from ddm_fed.bundle.verify import EXPERT_FILE, ROUTER_FILE
 from ddm_fed.errors import CheckpointError, PolicyError
-from ddm_fed.mixture import Location, SiteRelease, location_of, router_events
-from ddm_fed.models import expert_tensors
+from ddm_fed.flows import Expert
+from ddm_fed.mixture import (
+    Location,
+    MixtureVelocity,
+    SiteRelease,
+    fit_image_mixtures,
+    location_of,
+    router_events,
+)
+from ddm_fed.models import build_expert, expert_tensors
 from ddm_fed.privacy import ImageSet, Origin, Private, Randomness
 from ddm_fed.progress import Watch
 from ddm_fed.records import (
@@ -19,12 +30,15 @@ from ddm_fed.records import (
     Plan,
     SampledGaussianEvent,
     TrainingFacts,
+    adds_to_mixture,
+    network_of,
     sha256_hex,
 )
 from ddm_fed.storage.files import open_regular, write_atomically
 from ddm_fed.storage.tensors import Bounds, check_tensor_file, read_own_tensors, write_tensors
 from ddm_fed.training import (
     CentralImages,
+    KnownVelocity,
     Paid,
     Payment,
     PrivateTraining,
@@ -71,8 +85,34 @@ def train_plainly(
         work / CHECKPOINT_FILE,
         design=options.design,
         options=options.run,
+        known=known_velocity(work, trust.plan, options.design or trust.plan.expert.default),
         watch=watch,
     )
+
+
+def own_mixture(work: Path, plan: Plan) -> MixtureVelocity:
+    """Returns what the release in `work` says of the velocity of the site's images."""
+    (own,) = fit_image_mixtures(plan, [released_by(work, plan)])
+    return MixtureVelocity(plan, own)
+
+
+def known_velocity(work: Path, plan: Plan, design: ExpertDesign) -> KnownVelocity | None:
+    """Returns what an expert of `design` adds to; None where it is a network alone."""
+    if not adds_to_mixture(design.architecture):
+        return None
+    with open_regular(work / ROUTER_FILE) as file:
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    return KnownVelocity(own_mixture(work, plan), sha256)
+
+
+def expert_of(work: Path, plan: Plan, design: ExpertDesign) -> Expert:
+    """Returns the expert in `work`, ready to be asked."""
+    weights = None
+    if network_of(design.architecture) is not None:
+        read = read_own_tensors(work / EXPERT_FILE)
+        weights = {name: torch.from_numpy(value) for name, value in read.items()}
+    mixture = own_mixture(work, plan) if adds_to_mixture(design.architecture) else None
+    return build_expert(plan.data, design, weights, mixture)
 
 
 def make_expert(
@@ -91,9 +131,17 @@ def make_expert(
         CheckpointError: an earlier run does not fit this one.
     """
     design = options.design or trust.plan.expert.default
+    has_network = network_of(design.architecture) is not None
     if (work / TRAINED_FILE).exists():
         _require_same_run(work, data_sha256, design)
+        if not has_network:
+            watch.say("the expert is the mixture that was released already")
+            return
         _choose_average(work, trust, data_sha256, design, options, watch.say)
+        return
+    if not has_network:
+        record_mixture(work, design, data_sha256)
+        watch.say("the expert is the mixture that was released: nothing is trained")
         return
     private = trust.plan.privacy.sgd is not None
     if private:
@@ -164,6 +212,7 @@ def _train_privately(
         Payment(pay, lambda sha256: _paid(ledger.require_entry(sha256))),
         design=options.design,
         options=options.run,
+        known=known_velocity(work, plan, options.design or plan.expert.default),
         randomness=options.randomness,
         watch=watch,
     )
@@ -199,10 +248,14 @@ def is_released(work: Path, data_sha256: str) -> bool:
 
 def released_location(work: Path, plan: Plan) -> Location:
     """Returns what the release in `work` says of how many units the site has, and of what class."""
-    tensors = read_own_tensors(work / ROUTER_FILE)
+    return location_of(plan, released_by(work, plan))
+
+
+def released_by(work: Path, plan: Plan) -> SiteRelease:
+    """Returns the release in `work`."""
     events = router_events(plan).items()
     noise = {name: float(event.noise_multiplier) for name, event in events}
-    return location_of(plan, SiteRelease(tensors, noise))
+    return SiteRelease(read_own_tensors(work / ROUTER_FILE), noise)
 
 
 def record_training(
@@ -220,11 +273,23 @@ def record_training(
     write_atomically(work / TRAINED_FILE, json.dumps(record).encode())
 
 
+def record_mixture(work: Path, design: ExpertDesign, data_sha256: str) -> None:
+    """Says that the expert in `work` is its release, and of which images that is."""
+    record = {
+        "data_sha256": data_sha256,
+        "design": design.model_dump(mode="json"),
+        "facts": None,
+        "noise": "",
+        "origin": "csprng",
+    }
+    write_atomically(work / TRAINED_FILE, json.dumps(record).encode())
+
+
 @dataclass(frozen=True)
 class Recorded:
-    """What is known of the expert in a private folder."""
+    """What is known of the expert in a private folder; a mixture has no facts of a training."""
 
-    facts: TrainingFacts
+    facts: TrainingFacts | None
     design: ExpertDesign
     data_sha256: str
     noise: str
@@ -235,7 +300,7 @@ def recorded(work: Path) -> Recorded:
     """Returns what is known of the expert in `work`."""
     record = json.loads((work / TRAINED_FILE).read_bytes())
     return Recorded(
-        TrainingFacts.model_validate(record["facts"]),
+        None if record["facts"] is None else TrainingFacts.model_validate(record["facts"]),
         ExpertDesign.model_validate(record["design"]),
         record["data_sha256"],
         record["noise"],
@@ -268,7 +333,10 @@ def _choose_average(
     say: Callable[[str], None],
 ) -> None:
     """Puts another of the plan's averages in place of the expert, where one is asked for."""
-    present = recorded(work).facts.ema_half_life
+    facts = recorded(work).facts
+    if facts is None:
+        raise TypeError("a mixture has no averages")
+    present = facts.ema_half_life
     wanted = options.run.ema_half_life or present
     if wanted == present:
         say("the expert is trained already")

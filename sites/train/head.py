@@ -35,7 +35,7 @@ from ddm_fed.trust.log import Log
 from sites.outbox.stages import require_number_left
 from sites.privacy.ledger import SiteLedger, open_ledger
 from sites.privacy.policy import require_policy
-from sites.train.expert import paid_event, released_location
+from sites.train.expert import paid_event, recorded, released_location
 from sites.train.pipeline import (
     record_head,
     recorded_head,
@@ -80,10 +80,10 @@ def run_head(
     """
     require_member(site, trust)
     require_number_left(site, log)
-    require_policy(site.settings, trust.plan)
     plan, work = trust.plan, site.work(trust.plan_sha256)
     data_sha256 = data.reveal().digest()
     require_trained_on(work, data_sha256)
+    require_policy(site.settings, plan, recorded(work).design)
     facts = HeadFacts(reference_sha256=reference.sha256, steps=heads_spec(plan).head.steps)
     made = recorded_head(work)
     if made is not None and made[0] == facts:

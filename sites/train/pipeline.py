@@ -6,6 +6,7 @@ and nothing private is released twice.
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -14,9 +15,8 @@ from ddm_fed.bundle.submission import read_submission
 from ddm_fed.bundle.verify import (
     ENVELOPE_FILE,
     EXPERT_FILE,
-    HEAD_FILE,
     ROUTER_FILE,
-    TENSOR_FILES,
+    bundle_files,
     file_digests,
     sign_bundle,
     verify_bundle,
@@ -44,6 +44,8 @@ from ddm_fed.records import (
     PrivacyStatement,
     Submission,
     TrainingFacts,
+    adds_to_mixture,
+    network_of,
     now,
     today,
 )
@@ -75,6 +77,7 @@ from sites.train.expert import (
 )
 from sites.workspace import SiteFolder
 
+RELEASE_TIMEOUT_S = 600
 HEAD_RECORD_FILE = "head.json"  # private, as the one above
 
 
@@ -109,24 +112,26 @@ def run_plan(
     require_member(site, trust)
     require_number_left(site, log)
     plan = trust.plan
-    require_policy(site.settings, plan)
+    design = options.design or plan.expert.default
+    require_policy(site.settings, plan, design)
     work, ledger = site.work(trust.plan_sha256), open_ledger(site, log)
     data_sha256 = data.reveal().digest()
-    design = options.design or plan.expert.default
     if options.restart or not (work / TRAINED_FILE).exists():
         require_possible(data.reveal(), plan, design, options.run)
-    if options.restart or not (work / CHECKPOINT_FILE).exists():
+    has_network = network_of(design.architecture) is not None
+    if has_network and (options.restart or not (work / CHECKPOINT_FILE).exists()):
         require_base(plan, options.run)
-    if planned_events(plan).expert is None and options.run.gradients != "auto":
+    if not (has_network and planned_events(plan).expert) and options.run.gradients != "auto":
         raise OptionError(
-            "--gradients belongs to training with noise, and the plan trains without",
+            "--gradients belongs to training with noise, and this expert is trained without",
             hint="leave it out, or ask for a plan with [privacy.sgd]",
         )
     planned, due = planned_events(plan), list[Event]()
     if not is_released(work, data_sha256):
         due += planned.router
     begun = (work / CHECKPOINT_FILE).exists() or (work / TRAINED_FILE).exists()
-    if planned.expert is not None and (options.restart or not begun):
+    trained_privately = has_network and planned.expert is not None
+    if trained_privately and (options.restart or not begun):
         due += planned.training
     ledger.require_budget(due, plan)
     for line in before_spending(site, plan, trust.plan_sha256, ledger.entries(), due):
@@ -134,10 +139,12 @@ def run_plan(
     if options.restart:  # only now: a refusal above must not cost an expert
         for name in (CHECKPOINT_FILE, EXPERT_FILE, TRAINED_FILE):
             (work / name).unlink(missing_ok=True)
-    if planned.expert is not None:  # its sums are divided by a released number of units
+    # a private training divides its sums by a released number of units; a mixture is a release
+    first = trained_privately or adds_to_mixture(design.architecture)
+    if first:
         _release(work, trust, data, data_sha256, ledger, watch.say)
     make_expert(work, trust, data, data_sha256, options, ledger, watch)
-    if planned.expert is None:
+    if not first:
         _release(work, trust, data, data_sha256, ledger, watch.say)
     return write_draft(site, trust, log)
 
@@ -145,10 +152,31 @@ def run_plan(
 def help_train(
     site: SiteFolder, trust: Trust, data: Private[ImageSet], options: TrainingOptions
 ) -> None:
-    """Takes part in the training of `run_plan`, as any process but the first; writes nothing."""
+    """Takes part in the training of `run_plan`, as any process but the first; writes nothing.
+
+    Raises:
+        StateError: the first process released nothing for this one to add to.
+    """
     work = site.work(trust.plan_sha256)
+    design = options.design or trust.plan.expert.default
+    if network_of(design.architecture) is None:
+        return
+    if adds_to_mixture(design.architecture):
+        _wait_for_release(work, data.reveal().digest())
     if options.restart or not (work / TRAINED_FILE).exists():
         train_plainly(work, trust, data, options, QUIET)
+
+
+def _wait_for_release(work: Path, data_sha256: str) -> None:
+    """Returns when the first process has released what all of them add to."""
+    until = time.monotonic() + RELEASE_TIMEOUT_S
+    while not is_released(work, data_sha256):
+        if time.monotonic() > until:
+            raise StateError(
+                f"the first process released nothing within {RELEASE_TIMEOUT_S} s",
+                hint="see what it says; or train with one process until the release is there",
+            )
+        time.sleep(0.2)
 
 
 def _release(
@@ -237,7 +265,7 @@ def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
     facts, design = known.facts, known.design
     head, origin = made if made is not None else (None, known.origin)
     audit = shared_audit(work) if site.settings.share_audit and known.noise else None
-    names = TENSOR_FILES if head is None else (*TENSOR_FILES, HEAD_FILE)
+    names = bundle_files(design, with_head=head is not None)
     digests, sizes = file_digests(work, names)
     entries = open_ledger(site, log).entries()  # it goes on from what was signed before
     for bundle in (*find_bundles(site.drafts), *find_bundles(site.released)):
@@ -262,7 +290,7 @@ def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
             delta=plan.privacy.delta,
             releases_epsilon=epsilon_text(private_events(entries), float(plan.privacy.delta)),
             unit=plan.privacy.unit,
-            expert_is_private=bool(known.noise),
+            expert_is_private=bool(known.noise) or network_of(design.architecture) is None,
             head_is_private=None if head is None else plan.privacy.sgd is not None,
             audit=audit,
             sgd=PrivateTraining.from_json(known.noise).facts() if known.noise else None,
@@ -289,7 +317,7 @@ def _same(
     bundle: Path,
     trust: Trust,
     digests: dict[str, str],
-    facts: TrainingFacts,
+    facts: TrainingFacts | None,
     head: HeadFacts | None,
     audit: AuditFacts | None,
     entries: tuple[LedgerEntry, ...],

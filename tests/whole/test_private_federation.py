@@ -513,7 +513,7 @@ def test_planned_head_costs_what_the_plan_says():
 
 
 def test_plan_of_the_private_demo_is_a_plan_and_costs_what_it_says():
-    text = (Path(__file__).parents[2] / "examples/digits/plan-private.toml").read_text()
+    text = (Path(__file__).parents[2] / "examples/digits/plan-dpsgd.toml").read_text()
     plan = read_plan_toml(text.replace("BASE", "ab" * 32))
     assert plan.privacy.sgd.trainable.startswith("lora")
     assert 7.9 < epsilon(planned_events(plan).all, float(plan.privacy.delta)) <= 8
