@@ -8,7 +8,13 @@ import torch
 from scipy import stats
 
 from ddm_fed.errors import ValuesError
-from ddm_fed.mixture import capped, messages, release_statistics, require_plausible
+from ddm_fed.mixture import (
+    capped,
+    message_named,
+    messages,
+    release_statistics,
+    require_plausible,
+)
 from ddm_fed.mixture.bounds import FALSE_ALARM, MOST_UNITS, _Noise
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import read_plan_toml
@@ -29,6 +35,7 @@ def make_plan(router, *, classes=(), unit="image"):
 
 
 MIXTURE = 'kind = "mixture", epsilon = 4, frequencies = 6, radius = 3'
+OWN = 'kind = "mixture", epsilon = 4, frequencies = 6'
 PLANS = {
     "prior": make_plan('kind = "prior", epsilon = 4'),
     "prior-classes": make_plan('kind = "prior", epsilon = 4', classes=("a", "b")),
@@ -37,6 +44,11 @@ PLANS = {
     "diagonal": make_plan(MIXTURE + ', covariance = "diagonal"'),
     "patients": make_plan(MIXTURE, unit="patient"),
     "far-centre": make_plan(MIXTURE + ", centre = -1"),
+    "own": make_plan(MIXTURE + ", components = 1"),
+    "own-classes": make_plan(f"{OWN}, components = 1, bands = 3", classes=("a", "b")),
+    "components": make_plan(MIXTURE + ", components = 4"),
+    "components-classes": make_plan(f"{OWN}, components = 4, bands = 3", classes=("a", "b")),
+    "components-patients": make_plan(f"{OWN}, components = 4, bands = 2", unit="patient"),
 }
 
 
@@ -109,7 +121,126 @@ def test_every_kind_of_lie_is_refused_by_its_part(lie):
         require_plausible(plan, vectors, what="it")
 
 
-@pytest.mark.parametrize("name", ["mixture", "mixture-classes", "diagonal"])
+# plan; changes: message, part, place in the part, units added; the refusal. 300 units of each class
+OWN_LIES = {
+    "bin-negative": (
+        "own-classes",
+        [("norms", "norm_count", 20, -900), ("norms", "norm_count", 21, 900)],
+        "a bin of its norms",
+    ),
+    "norms-of-more": ("own-classes", [("norms", "norm_count", 30, 900)], "count of its norms"),
+    "norms-of-fewer": (
+        "own-classes",
+        [("norms", "norm_count", slice(None), -100)],
+        "a bin of its norms|count of its norms",
+    ),
+    "count-without-norms": (
+        "components-patients",
+        [("location", "count", 0, 1500)],
+        "count of its norms",
+    ),
+    "sum-of-a-cell": ("own-classes", [("location", "cell_sum", 7, 900)], "the sum of cell 1"),
+    "trace-of-a-cell": ("own-classes", [("shape", "trace", 1, 900)], "its trace of cell 1"),
+    "trace-of-a-cell-negative": ("own", [("shape", "trace", 0, -1500)], "its trace of cell 0"),
+    "directions-of-a-cell": (
+        "own-classes",
+        [("shape", "sign", 21, 900)],
+        "directions of cell 1 add up to",
+    ),
+    "band-negative": ("own-classes", [("shape", "band", 3, -1500)], "of a band of cell 1"),
+    "bands-beyond-the-radius": (
+        "own-classes",
+        [("shape", "band", slice(3, 6), 1500)],
+        "the energy of its bands of cell 1",
+    ),
+    "component-negative": (
+        "components",
+        [
+            ("component_location", "component_count", 0, -1200),
+            ("component_location", "component_count", 1, 1200),
+        ],
+        "the count of a component",
+    ),
+    "component-too-heavy": (
+        "components-classes",
+        [("component_location", "component_count", 5, 900)],
+        "the count of the components of cell 1",
+    ),
+    "components-of-fewer-than-their-cell": (
+        "components",
+        [
+            ("location", "count", 0, 900),
+            # the shape of a larger site, which this one then says it is
+            ("shape", "sign", 0, 900),
+        ],
+        "the count of the components of cell 0",
+    ),
+    "sum-of-a-component": (
+        "components-classes",
+        [("component_location", "component_sum", 7 * 6 + 1, 900)],
+        "the sum of component 7",
+    ),
+    "trace-of-a-component": (
+        "components",
+        [("component_shape", "trace", 2, 1500)],
+        "its trace of component 2",
+    ),
+    "square-of-a-component-negative": (
+        "components",
+        [("component_shape", "sign", 21, -900)],
+        "a square of its directions of component 1",
+    ),
+    "directions-of-a-component": (
+        "components-classes",
+        [("component_shape", "sign", 21 * 4, 900)],
+        "directions of component 4 add up to",
+    ),
+    "impossible-correlations-of-a-component": (
+        "components",
+        [("component_shape", "sign", slice(21 * 3 + 1, 21 * 3 + 6), 900)],
+        "the norm of its directions of component 3",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", OWN_LIES)
+def test_every_lie_about_covariances_of_their_own_is_refused_by_its_part(lie):
+    name, changes, match = OWN_LIES[lie]
+    plan = PLANS[name]
+    vectors = released(plan)
+    require_plausible(plan, vectors, what="it")
+    for key, part, place, units in changes:
+        start = 0
+        for item in message_named(plan, key).parts:
+            if item.name == part:
+                vectors[key][start : start + item.size][place] += int(units * item.weight)
+            start += item.size
+    with pytest.raises(ValuesError, match=match):
+        require_plausible(plan, vectors, what="it")
+
+
+@pytest.mark.parametrize("name", ["own-classes", "components", "components-classes"])
+def test_every_message_of_a_release_multiplied_by_itself_is_refused(name):
+    plan = PLANS[name]
+    for key in [message.name for message in messages(plan)]:
+        vectors = released(plan, 3000)
+        vectors[key] = vectors[key] * 100
+        with pytest.raises(ValuesError, match="it is refused"):
+            require_plausible(plan, vectors, what="it")
+
+
+@pytest.mark.parametrize("name", ["own-classes", "components-classes"])
+def test_message_of_another_site_of_ten_times_the_size_is_refused(name):
+    plan = PLANS[name]
+    for key in [message.name for message in messages(plan)]:
+        vectors = released(plan, 400) | {key: released(plan, 6000)[key]}
+        with pytest.raises(ValuesError, match="it is refused"):
+            require_plausible(plan, vectors, what="it")
+
+
+@pytest.mark.parametrize(
+    "name", ["mixture", "mixture-classes", "diagonal", "own-classes", "components"]
+)
 def test_release_times_a_million_is_refused(name):
     plan = PLANS[name]
     for seed in range(10):
