@@ -107,7 +107,7 @@ def test_spectrum_without_noise_is_the_matrix_itself():
 # --- of_covariance ---
 
 
-def signs_of(values, count=400_000, seed=6):
+def signs_of(values, count=150_000, seed=6):
     """E[l_i z_i^2 / sum_j l_j z_j^2] by drawing z."""
     powers = values * np.random.default_rng(seed).normal(size=(count, len(values))) ** 2
     return (powers / powers.sum(axis=1, keepdims=True)).mean(axis=0)

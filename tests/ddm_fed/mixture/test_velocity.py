@@ -146,6 +146,7 @@ def test_velocity_is_that_of_all_densities_in_pixel_space(name, kind, t):
     np.testing.assert_allclose(found.flatten(1), expected, rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_rows_of_any_times_and_classes_are_what_they_are_alone():
     plan = PLANS["colour-bands-classes"]
     mixture = mixture_of(plan)
