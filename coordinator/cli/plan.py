@@ -145,6 +145,55 @@ def anchors(
     )
 
 
+@app.command()
+def mixture(
+    plan: Annotated[
+        Path,
+        typer.Option(
+            help="The plan.toml that it is for, or a folder with a signed plan.", exists=True
+        ),
+    ],
+    units: Annotated[
+        int,
+        typer.Option(
+            min=1, help="A public guess of the images (or patients) of a site; never a count."
+        ),
+    ],
+    sites: Annotated[
+        int, typer.Option(min=1, help="How many sites have images of the same kind.")
+    ] = 1,
+    coordinator: CoordinatorOption = Path(),
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print how many frequencies and Gaussians a release should have, by public numbers alone.
+
+    Paste the lines into the plan, under its router; `router.radius` may then be left out.
+
+    Example: ddm-coord plan mixture --plan examples/digits/plan-private.toml --units 500
+    """
+    from ddm_fed.mixture import mixture_rule
+
+    agreed = _read(plan, coordinator, root)
+    found = mixture_rule(
+        float(agreed.router.epsilon),
+        float(agreed.privacy.delta),
+        units,
+        len(agreed.data.classes),
+        agreed.data.channels,
+        sites=sites,
+        pixels=agreed.data.height * agreed.data.width,
+    )
+    if as_json:
+        console.show_json(found._asdict())
+        return
+    console.show_text(found.toml())
+    console.say(
+        f"For {units} {agreed.privacy.unit}s of a site at epsilon {agreed.router.epsilon}: noise "
+        f"reaches {found.load:.2g} times the mean spread of a Gaussian along an axis."
+    )
+
+
 def _read(plan: Path, coordinator: Path, root: str | None) -> "Plan":
     if plan.is_file() and plan.suffix == ".toml":
         from ddm_fed.records import read_plan_file

@@ -27,7 +27,7 @@ from ddm_fed.mixture.shrinkage import positive_mean
 from ddm_fed.records import Plan
 
 # of the root mean square distance from the released mean: images beyond it are pulled in
-RADIUS_OF_SPREAD = 1.3
+RADIUS_OF_SPREAD = 2.0
 LEAST_RADIUS = 1 / 64  # of the radius of all coefficients
 
 

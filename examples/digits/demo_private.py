@@ -55,7 +55,9 @@ async def federation(level: str) -> None:
     here = folder(level)
     here.mkdir(exist_ok=True)
     plan, fingerprint = here / "plan.toml", here / "fingerprint.txt"
-    plan.write_text((HERE / "plan-private.toml").read_text().replace("EPSILON", level))
+    plan.write_text(
+        (HERE / "plan-private.toml").read_text().replace("epsilon = 8", f"epsilon = {level}")
+    )
     who = f"epsilon {level}"
     at = ("--coordinator", here / "consortium")
     if not (here / "consortium" / "coordinator.toml").exists():
