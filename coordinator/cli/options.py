@@ -57,6 +57,21 @@ def require_enough_keys(threshold: int, keys: int) -> None:
         )
 
 
+def keys_read_out(keys: list[str] | None) -> list[str] | None:
+    """Returns keys as people read them out, if they are whole.
+
+    Raises:
+        OptionError: one is not.
+    """
+    for key in keys or ():
+        if re.fullmatch(r"ed25519:[0-9a-f]{64}", key) is None:
+            raise OptionError(
+                f"--key {key}: not a key",
+                hint="give ed25519: and 64 hex digits in lower case, as `ddm-site init` printed it",
+            )
+    return keys
+
+
 def listening_address(param: typer.CallbackParam, text: str | None) -> str | None:
     """Returns HOST:PORT as it was given, if it is that; none stays none.
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, require_enough_keys
+from coordinator.cli.options import CoordinatorOption, keys_read_out, require_enough_keys
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption
 from ddm_fed.errors import OptionError
@@ -30,6 +30,7 @@ KeyOption = Annotated[
     typer.Option(
         "--key",
         help="A key of the site, as its people read it out. It is compared with the request.",
+        callback=keys_read_out,
     ),
 ]
 CompromisedOption = Annotated[
@@ -256,7 +257,8 @@ def sign(
 
     roster = proposals.sign(file, SigningKey.read(key))
     _show(roster)
-    console.say(f"signed; send {file.name.split('.')[0]}.dsse.json to the coordinator")
+    signed = file.with_name(file.name.split(".")[0] + ".dsse.json")
+    console.say(f"signed; send {signed} to the coordinator")
 
 
 @app.command()

@@ -92,7 +92,7 @@ def build(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify an ensemble, draw images from each expert, and make a router of them.
+    """Verify an ensemble, make images with each expert, and make a router of them.
 
     It costs no privacy: whatever the experts and the releases guarantee, the router does too. It
     fits these experts only. `assemble --router OUT` puts it into a signed ensemble.

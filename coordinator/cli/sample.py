@@ -21,7 +21,7 @@ def sample(
     coordinator: CoordinatorOption = Path(),
     root: RootOption = None,
 ) -> None:
-    """Verify an ensemble, then draw images from it. Run it again to continue a killed run.
+    """Verify an ensemble, then make images with it. Run it again to continue a killed run.
 
     A stale ensemble is refused, if the coordinator's folder is at hand to tell.
 

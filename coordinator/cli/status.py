@@ -28,15 +28,16 @@ def status(
         bool, typer.Option("--watch", help="Show what changes, until Ctrl-C.")
     ] = False,
     every: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="SECONDS",
             help="With --watch: how often to look again.",
             min=0.1,
             max=3600,
             callback=finite,
+            show_default="2",
         ),
-    ] = 2.0,
+    ] = None,
     prometheus: Annotated[
         Path | None,
         typer.Option(
@@ -61,6 +62,9 @@ def status(
         raise OptionError(
             "--json and --prometheus are two forms of one answer", hint="leave one of them out"
         )
+    if every is not None and not watch:
+        raise OptionError("--every belongs to --watch", hint="give --watch as well")
+    every = 2.0 if every is None else every
     with suppress(KeyboardInterrupt):  # the way to end --watch
         if prometheus is not None:
             _write_metrics(coordinator, prometheus, every, rounds if watch else 1)

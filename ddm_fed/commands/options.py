@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 
-def finite(param: typer.CallbackParam, value: float) -> float:
+def finite(param: typer.CallbackParam, value: float | None) -> float | None:
     """Returns `value`; for the callback of a number, since NaN passes every check of a range.
 
     Raises:
         OptionError: it is NaN or infinite.
     """
-    if not isfinite(value):
+    if value is not None and not isfinite(value):
         raise OptionError(f"{param.opts[0]} {value}: not a finite number", hint="give a number")
     return value
 

@@ -58,7 +58,8 @@ class SampleFlags:
         str | None,
         typer.Option(
             "--class",
-            help="Draw this class only. By default every class, as often as the sites have it.",
+            help="Make images of this class only. By default every class, as often as the "
+            "sites have it.",
         ),
     ] = None
     batch_size: Annotated[
@@ -114,7 +115,7 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
     try:
         strategy = Strategy.parse(flags.strategy) if flags.strategy else DEFAULT_STRATEGY
     except ValueError as error:
-        raise OptionError(f"--strategy: {error}", hint="see `ddm-site sample --help`") from None
+        raise OptionError(f"--strategy: {error}", hint="`sample --help` explains them") from None
     return SampleOptions(
         count=flags.count,
         sampling=SamplingOptions(

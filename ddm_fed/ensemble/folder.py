@@ -30,7 +30,14 @@ from ddm_fed.bundle.verify import (
     verify_bundle,
 )
 from ddm_fed.ensemble.model_signing import SIGNATURE_FILE
-from ddm_fed.errors import DigestError, FileSetError, LogError, PlanMismatchError, PolicyError
+from ddm_fed.errors import (
+    DigestError,
+    FileSetError,
+    LogError,
+    PlanMismatchError,
+    PolicyError,
+    StateError,
+)
 from ddm_fed.limits import MAX_ENSEMBLE_FILES
 from ddm_fed.progress import Advance
 from ddm_fed.records import (
@@ -68,7 +75,7 @@ from ddm_fed.trust import (
     write_proof,
 )
 from ddm_fed.trust.log import Log, LogEntry, read_log
-from ddm_fed.trust.published import published_files, read_published
+from ddm_fed.trust.published import PLAN_FILE, published_files, read_published
 
 STATEMENT_FILE = "ensemble.dsse.json"
 
@@ -208,6 +215,7 @@ def verify_ensemble(
 
     Raises:
         RefusedError: the first rule that fails; the message names the item.
+        StateError: it is something else than an ensemble.
 
     Example:
         >>> verified = verify_ensemble(ensemble, root)
@@ -219,6 +227,11 @@ def verify_ensemble(
     what = "the ensemble"
     # before anything in it is read
     list_regular_files(folder, what=what, most=MAX_ENSEMBLE_FILES)
+    if not any((folder / name).exists() for name in (STATEMENT_FILE, PLAN_FILE)):
+        raise StateError(
+            f"{folder} is no ensemble: there is no {STATEMENT_FILE} in it",
+            hint="give a folder that `ddm-coord assemble` or `ddm-site ensemble` wrote",
+        )
     trust = read_published(folder, root)
     envelope = read_bounded(folder / STATEMENT_FILE, MAX_DOCUMENT_BYTES)
     signed = open_envelope(envelope, IN_TOTO_PAYLOAD, trust.chain.coordinator_keys(None), what=what)

@@ -5,6 +5,8 @@ from typing import Literal, Self
 
 from torch import Tensor
 
+# Below this time `sticky-then-routed` redraws, by default. Above it x_t is mostly noise and the
+# posterior is close to the prior: a redraw would load many experts and learn nothing.
 STICKY_UNTIL = 0.5
 
 
@@ -13,7 +15,7 @@ class Strategy:
     """Which experts answer.
 
     Attributes:
-        kind: See the table above.
+        kind: See the table in `velocity.py`.
         k: How many, for `top-k`.
         level: The least weight for `threshold`; for `sticky-then-routed` the time T.
     """
@@ -92,4 +94,5 @@ def _is_fraction(text: str) -> bool:
     return whole == "0" and point == "." and digits.isdecimal() and float(text) > 0
 
 
+# Exact whatever the router sees, and one expert a call; see docs/adr/0024.
 DEFAULT_STRATEGY = Strategy("sticky")

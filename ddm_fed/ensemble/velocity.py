@@ -47,15 +47,6 @@ from ddm_fed.ensemble.strategy import STICKY_UNTIL, Strategy
 from ddm_fed.flows import Condition, VelocityModel, rows_of
 from ddm_fed.router import Router, log_posterior_of, reads_estimate, sees_until
 
-"""Default time below which `sticky-then-routed` redraws.
-
-Above it x_t is mostly noise, the posterior is close to the prior, and a redraw buys no information
-for the loading of many experts.
-"""
-
-
-"""Exact whatever the router sees, and one expert a call; see docs/adr/0024."""
-
 
 class Ensemble:
     """The experts of K sites under one router.

@@ -68,7 +68,7 @@ def read_samples(folder: Path) -> tuple[Pictures, dict[str, Any]]:
     if not archive.is_file() or not file.is_file():
         raise StateError(
             f"{folder} holds no finished samples",
-            hint="draw some with `ddm-site sample` or `ddm-coord sample`; a run that was stopped "
+            hint="make some with `ddm-site sample` or `ddm-coord sample`; a run that was stopped "
             "continues when it is run again",
         )
     try:

@@ -81,16 +81,26 @@ def _whole_day(moment: datetime) -> datetime:
     return moment
 
 
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
-PublicKeyHex = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+_HEX = r"^[0-9a-f]{64}$"
+_ROOT_PIN = r"^sha256:[0-9a-f]{64}$"
+_NAME = r"^[a-z0-9][a-z0-9-]{0,62}$"
+# What people read in place of the pattern that does not fit.
+_IN_WORDS = {
+    _HEX: "should be 64 hex digits in lower case",
+    _ROOT_PIN: "should be `sha256:` and 64 hex digits in lower case",
+    _NAME: "should be 1 to 63 of a to z, 0 to 9 and -, not beginning with -",
+}
+
+Sha256 = Annotated[str, StringConstraints(pattern=_HEX)]
+PublicKeyHex = Annotated[str, StringConstraints(pattern=_HEX)]
 # The digest of the first roster: the one thing a verifier learns from a person.
-RootPin = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
+RootPin = Annotated[str, StringConstraints(pattern=_ROOT_PIN)]
 # Text for people that is signed: without control, direction or other unseen characters.
 PlainText = Annotated[str, AfterValidator(_plain_text)]
 PlainLines = Annotated[str, AfterValidator(_plain_lines)]
 # A decimal that was rounded for people, as it stands in signed documents.
 Figure = Annotated[str, StringConstraints(pattern=r"^(0|[1-9][0-9]*)(\.[0-9]+)?$", max_length=40)]
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9-]{0,62}$")]
+Name = Annotated[str, StringConstraints(pattern=_NAME)]
 Moment = Annotated[
     datetime,
     AfterValidator(_utc_second),
@@ -154,6 +164,8 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
     for item in error.errors(include_url=False):
         path, siblings = locate(item["loc"], model)
         problem = _SHOWN_DECIMAL.sub(r"\1", item["msg"].removeprefix("Value error, "))
+        if item["type"] == "string_pattern_mismatch":
+            problem = _IN_WORDS.get(item["ctx"]["pattern"], problem)
         if item["type"] == "extra_forbidden":
             near = difflib.get_close_matches(path[-1], siblings, n=1)
             known = f"known are {', '.join(siblings)}" if siblings else "none is known here"

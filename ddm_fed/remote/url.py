@@ -46,7 +46,7 @@ class UrlFolder(RemoteFolder):
             raise OptionError(
                 f"{self.name}: fsspec does not know this kind of URL",
                 hint="give a path, or a URL such as s3://BUCKET/FOLDER, sftp://HOST/FOLDER or "
-                "file:///FOLDER",
+                "file:///FOLDER; a coordinator that listens has grpcs://HOST:PORT",
             ) from None
         self._secrets = (password,) if password else ()
         self._connect()

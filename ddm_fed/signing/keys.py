@@ -140,6 +140,11 @@ def write_private_pem(path: Path, private: Ed25519PrivateKey | EllipticCurvePriv
     )
     if os.path.lexists(path):
         raise _exists(path)
+    if not path.parent.is_dir():
+        raise KeyFileError(
+            f"there is no folder {path.parent} for the key file {path.name}",
+            hint="make the folder first, or choose another path",
+        )
     _write_once(path, pem)
 
 
@@ -177,6 +182,11 @@ def _name_once(part: Path, path: Path) -> None:
 
 
 def _exists(path: Path) -> KeyFileError:
+    if path.is_dir():
+        return KeyFileError(
+            f"{path} is a folder, and a key is a file",
+            hint=f"give a file in it, for example {path / 'dpo.pem'}",
+        )
     return KeyFileError(
         f"the key file {path} exists already",
         hint="a key is never overwritten; move it away first if you really want a new one",

@@ -107,6 +107,10 @@ def _rosters(folder: Path) -> list[bytes]:
                 hint="no federation changes so often; ask the coordinator",
             )
         found.append(data)
+    if not found:
+        raise RosterError(
+            f"there is no roster in {folder}", hint="fetch the coordinator's published folder"
+        )
     return found
 
 

@@ -26,7 +26,7 @@ def sample(
     flags: SampleFlags,
     site: SiteOption = Path(),
 ) -> None:
-    """Verify an ensemble, then draw images from it. Run it again to continue a killed run.
+    """Verify an ensemble, then make images with it. Run it again to continue a killed run.
 
     The fingerprint is the one that the site pinned. An ensemble is refused if what the site has
     fetched since says that it is stale.

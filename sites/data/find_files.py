@@ -12,7 +12,7 @@ from sites.data.image_file import SUFFIXES
 from sites.data.report import DataReport, examples
 
 # What file managers and network drives leave behind, in lower case; so do names with a dot first.
-LITTER = {
+JUNK = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "lost+found", "system volume information"),
     *("__macosx", "@eadir", "@tmp", "@recycle", "#recycle", "#snapshot", "$recycle.bin"),
 }
@@ -30,7 +30,7 @@ MASK_NAME = re.compile(
     r"(?P<of>.+)[-_. ](?:mask|masks|seg|segmentation|annotation|gt|roi)(?:[-_. ]?\d+)?"
 )
 LINKS = "links were not followed"
-LITTERED = "hidden or left by a file manager"
+JUNK_LEFT_OUT = "hidden or left by a file manager"
 
 
 def image_files(folder: Path, report: DataReport) -> list[Path]:
@@ -74,8 +74,8 @@ def _everything(folder: Path, report: DataReport, lost: set[str]) -> Iterator[tu
             path = Path(entry.path)
             name = _name(path, folder)
             is_folder = entry.is_dir(follow_symlinks=False)
-            if entry.name.startswith(".") or entry.name.lower() in LITTER:
-                report.leave_out(LITTERED, f"{name}/" if is_folder else name)
+            if entry.name.startswith(".") or entry.name.lower() in JUNK:
+                report.leave_out(JUNK_LEFT_OUT, f"{name}/" if is_folder else name)
             elif entry.is_symlink():
                 lost.add(LINKS)
                 report.leave_out(LINKS, name)

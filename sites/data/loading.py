@@ -82,7 +82,7 @@ def load_images(
         names = None
     else:
         raise DataError(
-            f"--data {source} is neither `digits`, an .npz or .npy file, nor a folder",
+            f"{source} is neither `digits`, an .npz or .npy file, nor a folder",
             hint="give a path that exists, or `digits` to try things out",
         )
     if pixels.ndim and len(pixels) == 0:
@@ -116,8 +116,11 @@ def _digits(source: str) -> tuple[Pixels, Pixels]:
     wanted = set(range(10))
     if ":" in source:
         match = re.fullmatch(r"digits:(\d)(?:-(\d))?", source)
-        if match is None:
-            raise DataError(f"--data {source} names no digits", hint="write digits:3 or digits:0-4")
+        if match is None or match[1] > (match[2] or match[1]):
+            raise DataError(
+                f"{source} names no digits",
+                hint="write digits:3 or digits:0-4: from 0 to 9, the smaller one first",
+            )
         wanted = set(range(int(match[1]), int(match[2] or match[1]) + 1))
     keep = np.isin(bundled.target, list(wanted))
     return bundled.images[keep], bundled.target[keep]

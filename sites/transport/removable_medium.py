@@ -106,10 +106,17 @@ def bring_back(site: SiteFolder, folder: Path) -> Returned:
     Nothing is kept that does not hold; one receipt that does not holds up no other.
 
     Raises:
-        StateError: there is no such folder, or this site has not seen a plan yet.
+        StateError: there is no such folder, it is none of ours, or this site has seen no plan yet.
         RefusedError: a published document does not hold.
     """
     medium = open_folder(str(folder))
+    expected = ("published", "receipts", "incoming")
+    if all(medium.kind_of(name) is None for name in expected):
+        raise StateError(
+            f"{folder} has none of the folders {', '.join(expected)}",
+            hint="name the folder that `ddm-site export` and `ddm-coord import` wrote, not the "
+            "medium it lies on",
+        )
     published, older = None, False
     if medium.kind_of(f"published/{PLAN_FILE}") is not None:
         try:

@@ -115,9 +115,14 @@ CASES = [
         "--key",
     ),
     (["ddm-coord", "roster", "revoke", SITES[0], *HOME, "--key", KEY], "--key", "no such key"),
+    (
+        ["ddm-coord", "roster", "add", "x", *HOME, "--key", "ed25519:ab"],
+        "--key ed25519:ab",
+        "not a key",
+    ),
     (["ddm-coord", "roster", "add", "./x", *HOME], "REQUEST ./x", "neither a file"),
     (["ddm-coord", "publish", "no.toml", *HOME], "PLAN no.toml", "cannot be read"),
-    (["ddm-coord", "init", "out", "--federation", "A b"], "--federation", "match"),
+    (["ddm-coord", "init", "out", "--federation", "A b"], "--federation", "a to z"),
     (
         ["ddm-coord", "init", "out", "--federation", "a", "--threshold", "2"],
         "--threshold 2",
@@ -132,6 +137,7 @@ CASES = [
     *(([*SERVE, "--reserve", bad], f"--reserve {bad}", "finite") for bad in NUMBERS),
     *(([*SERVE, "--timeout", bad], f"--timeout {bad}", "finite") for bad in NUMBERS),
     (["ddm-coord", "status", *HOME, "--watch", "--every", "nan"], "--every nan", "finite"),
+    (["ddm-coord", "status", *HOME, "--every", "5"], "--every", "--watch"),
     (["ddm-coord", "status", *HOME, "--json", "--prometheus", "x"], "--prometheus", "--json"),
     # training
     ([*TRAIN, "--seed", "1", "--gradients", "opacus"], "--gradients", "with noise"),
@@ -143,8 +149,8 @@ CASES = [
     ([*TRAIN, "--checkpoint-every", "nan"], "--checkpoint-every nan", "finite"),
     ([*TRAIN, "--max-bad-fraction", "nan"], "--max-bad-fraction nan", "finite"),
     # the site's own
-    (["ddm-site", "init", "out", "--name", "A b", "--root", PIN], "--name", "match"),
-    (["ddm-site", "init", "out", "--name", "a", "--root", "x"], "--root", "match"),
+    (["ddm-site", "init", "out", "--name", "A b", "--root", PIN], "--name", "a to z"),
+    (["ddm-site", "init", "out", "--name", "a", "--root", "x"], "--root", "64 hex digits"),
     (
         ["ddm-site", "init", "out", "--name", "a", "--root", PIN, "--max-epsilon", "-1"],
         "--max-epsilon",

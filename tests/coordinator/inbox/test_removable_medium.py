@@ -490,6 +490,12 @@ def test_medium_without_anything_for_the_site_says_what_waits(fed, medium):
     assert returned.published is None
 
 
+def test_folder_that_nobody_wrote_for_the_site_is_no_medium(fed, scratch):
+    (scratch / "photos").mkdir()
+    with pytest.raises(StateError, match="none of the folders published, receipts, incoming"):
+        removable_medium.bring_back(fed.site(A), scratch)
+
+
 # The commands
 
 

@@ -257,6 +257,16 @@ def test_key_file_is_never_overwritten(tmp_path: Path):
     assert (tmp_path / "key.pem").read_bytes() == before
 
 
+def test_key_file_that_is_a_folder_is_refused_as_one(tmp_path: Path):
+    with pytest.raises(KeyFileError, match="is a folder"):
+        KEY.write(tmp_path)
+
+
+def test_key_file_in_a_folder_that_is_missing_names_the_folder(tmp_path: Path):
+    with pytest.raises(KeyFileError, match=r"no folder .*keys for the key file key\.pem"):
+        KEY.write(tmp_path / "keys" / "key.pem")
+
+
 def test_key_file_missing_is_refused_by_name(tmp_path: Path):
     with pytest.raises(KeyFileError, match=r"there is no key file .*nokey\.pem"):
         SigningKey.read(tmp_path / "nokey.pem")

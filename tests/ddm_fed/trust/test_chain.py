@@ -705,7 +705,7 @@ def test_published_folder_with_a_gap_is_refused(fed: Federation):
 def test_published_folder_without_rosters_is_refused(fed: Federation):
     for path in fed.home.published.glob("roster-*"):
         path.unlink()
-    with pytest.raises(RosterError, match="there is no roster"):
+    with pytest.raises(RosterError, match=f"there is no roster in {fed.home.published}"):
         read_published(fed.home.published, fed.root)
 
 
