@@ -40,6 +40,7 @@ from sites.outbox import stages
 from sites.outbox.approve import approve_request, approve_review, open_for_approval
 from sites.outbox.review import EGRESS_FILE, REVIEW_FILE
 from sites.outbox.review_page import PAGE_FILE
+from sites.rotation import replace_officer
 from sites.transport import submit
 from sites.transport.base import FolderTransport
 from sites.workspace import ENROLMENT_FILE, SiteFolder, SiteSettings
@@ -149,6 +150,25 @@ def test_approved_submission_is_admitted(fed: Federation, site: SiteFolder, offi
     submit.submit(site, fed.trust, FolderTransport(fed.inbox))
     (verdict,) = admit_arrivals(fed.home, fed.trust)
     assert verdict.error is None
+
+
+@pytest.mark.parametrize("first", ["old", "new"])
+def test_replaced_officer_and_the_new_one_both_have_to_sign_until_the_next_roster(
+    fed: Federation, officer: SigningKey, first: str
+):
+    new = SigningKey.generate()
+    replace_officer(fed.site(A), fed.trust, new.public)
+    site = fed.site(A)  # as site.toml says now
+    folder = stages.review(site, fed.trust).folder
+    one, other = (officer, new) if first == "old" else (new, officer)
+    approve_review(folder, one)
+    with pytest.raises(CountersignatureError):
+        stages.release(site, fed.trust)
+    assert_nothing_left(site)
+    approve_review(folder, other)
+    released = stages.release(site, fed.trust)
+    all_three = {key.public.keyid for key in (site.newest_key(), officer, new)}
+    assert signers(released / ENVELOPE_FILE) == all_three
 
 
 def test_approval_given_twice_adds_one_signature(
