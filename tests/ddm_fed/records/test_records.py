@@ -509,7 +509,7 @@ def test_plan_with_problems_behind_others_names_them_too_each_on_a_line():
         "`training`: `time_location` and `time_scale`",
         "`document`: `router.epsilon` 9 exceeds `privacy.max_epsilon` 3",
         "which does not tile 7 x 8 images",
-        "`privacy`: `must_be_private` names the expert",
+        "`document`: `privacy.must_be_private` names the expert",
     ):
         assert sum(words in line for line in details) == 1, (words, details)
     assert all("frequencies" not in line or "exceeds the 56" in line for line in details)
