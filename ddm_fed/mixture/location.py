@@ -11,13 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddm_fed.mixture.messages import LOCATION, NORM_BINS, NORMS, message_named, own_covariances
+from ddm_fed.mixture.messages import (
+    LOCATION,
+    NORM_BINS,
+    NORMS,
+    message_named,
+    own_covariances,
+    router_events,
+)
 from ddm_fed.mixture.noisy_vector import Ints, Message
 from ddm_fed.mixture.shrinkage import positive_mean, shrunk_error
 from ddm_fed.records import Plan, StatisticsSpec
 
 LEAST_COUNT = 2.0  # deviations of the noise; below, a cell is not told from an empty one
-BINS_PER_OCTAVE = 5
+BINS_PER_OCTAVE = 3
 RADIUS_QUANTILE = 0.95
 
 
@@ -37,9 +44,11 @@ def norm_edges(plan: Plan) -> NDArray[np.float64]:
 def radius_of(plan: Plan, norms: Ints | None) -> float:
     """Returns the radius to which coefficients are clipped: the plan's, or the one released.
 
-    The released one is the upper edge of the bin below which RADIUS_QUANTILE of the noisy counts
-    lie: a radius that few images pass, and that costs a little of the site's own budget instead of
-    a guess that is wrong for everybody.
+    The released one is the upper edge of the bin below which RADIUS_QUANTILE of the counts lie that
+    stand out of the noise: a radius that few images pass, and that costs a little of the site's own
+    budget instead of a guess that is wrong for everybody. Where no count stands out, it is half of
+    what an image can have at most: too large costs noise, too small would say that all images are
+    alike, and say it with much confidence.
 
     Args:
         plan: Has a mixture router.
@@ -51,9 +60,13 @@ def radius_of(plan: Plan, norms: Ints | None) -> float:
         return float(plan.router.radius)
     if norms is None:
         raise ValueError("the plan has no radius: it is in the release's `norms`")
-    counts = message_named(plan, NORMS).decode(norms)["norm_count"].cumsum()
-    reached = np.flatnonzero(counts >= RADIUS_QUANTILE * counts[-1])
-    return float(norm_edges(plan)[reached[0] if counts[-1] > 0 else -1])
+    message, event = message_named(plan, NORMS), router_events(plan)[NORMS]
+    counts = message.decode(norms)["norm_count"]
+    noise = message.noise_std("norm_count", float(event.noise_multiplier))
+    kept = np.where(counts > LEAST_COUNT * noise, counts, 0.0).cumsum()
+    if kept[-1] <= 0:
+        return longest_norm(plan) / 2
+    return float(norm_edges(plan)[np.flatnonzero(kept >= RADIUS_QUANTILE * kept[-1])[0]])
 
 
 @dataclass(frozen=True)
@@ -122,6 +135,11 @@ def decode_location(
     noise_power = sums.shape[1] * (deviation / sizes) ** 2  # (J, 1)
     power = offset.square().sum(1, keepdim=True).clamp(min=1e-12)
     kept = torch.where(known[:, None], (1 - noise_power / power).clamp(min=0.0), 0.0)
+    means = site_mean + kept * offset
+    if own_covariances(plan) and means.shape[1]:
+        # a mean of vectors that were clipped is no longer than they are
+        norm = means.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        means = means * (radius_of(plan, norms) / norm).clamp(max=1.0)
     own = (deviation / sizes[:, 0]) ** 2
     common = torch.tensor(len(weights) * (deviation / count) ** 2, dtype=torch.float64)
     crossed = deviation**2 / (sizes[:, 0] * count)
@@ -130,7 +148,7 @@ def decode_location(
         mass=mass,
         weights=weights,
         known=known,
-        means=site_mean + kept * offset,
+        means=means,
         mean_errors=shrunk_error(offset, kept[:, 0], own, common, crossed),
         plain_means=plain,
         plain_variance=torch.where(known, own, math.inf),

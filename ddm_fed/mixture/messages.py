@@ -42,7 +42,7 @@ SHARES = {  # where the cells of a site share one covariance
 # where each has its own; the second row is what the sums of components take of the whole
 COUNTS, SUMS, SPREAD, DIRECTIONS = 0.05, 0.25, 0.05, 0.65
 FIRST_ROUND = 0.25  # of the privacy, where a second one divides cells into components
-NORM_BINS, NORM_SHARE = 40, 0.02
+NORM_BINS, NORM_SHARE = 18, 0.03
 BAND_SHARE = 0.03
 
 

@@ -262,7 +262,7 @@ def test_component_that_drowned_has_the_mean_of_its_cell_and_is_not_known():
     assert 0 < float(found.weights[0, 3]) < 30
 
 
-@pytest.mark.parametrize(("rms", "expected"), [(0.5, 0.65), (0.001, 1.5 / 64), (1.49, 1.5)])
+@pytest.mark.parametrize(("rms", "expected"), [(0.5, 1.0), (0.001, 1.5 / 64), (1.49, 1.5)])
 def test_radius_of_components_is_a_multiple_of_the_released_spread_within_bounds(rms, expected):
     plan = PLANS["grey"]
     vectors = {

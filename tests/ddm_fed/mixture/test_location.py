@@ -9,7 +9,7 @@ from mixtures import QUIET, images_of, make_plan, multipliers, quiet_vectors, wi
 
 from ddm_fed.mixture import decode_location, message_named
 from ddm_fed.mixture.coefficients import read_images
-from ddm_fed.mixture.location import longest_norm, norm_edges, radius_of
+from ddm_fed.mixture.location import BINS_PER_OCTAVE, longest_norm, norm_edges, radius_of
 from ddm_fed.mixture.messages import NORM_BINS
 from ddm_fed.mixture.statistics import location_statistic
 from ddm_fed.privacy import ImageSet
@@ -26,10 +26,10 @@ def with_norms(norms, plan=NO_RADIUS, seed=0):
     return ImageSet(images_of(y, plan), None), y
 
 
-def test_edges_of_norms_rise_by_the_fifth_root_of_two_to_the_longest_norm_there_is():
+def test_edges_of_norms_rise_by_the_third_root_of_two_to_the_longest_norm_there_is():
     edges = norm_edges(NO_RADIUS)
     assert edges.shape == (NORM_BINS,)
-    assert np.allclose(edges[1:] / edges[:-1], 2 ** (1 / 5))
+    assert np.allclose(edges[1:] / edges[:-1], 2 ** (1 / BINS_PER_OCTAVE))
     # the image furthest from the centre is white all over: 16 pixels, each 1.25 away
     assert edges[-1] == pytest.approx(1.25 * 4) == longest_norm(NO_RADIUS)
 
@@ -58,7 +58,9 @@ def test_released_radius_is_passed_by_few_images_and_is_not_far_beyond_the_other
     data, _ = with_norms(norms)
     radius = radius_of(NO_RADIUS, quiet_vectors(data, NO_RADIUS)["norms"])
     assert (norms > radius).mean() <= 0.05
-    assert radius <= max(norms[949] * 2 ** (1 / 5), norm_edges(NO_RADIUS)[0]) * (1 + 1e-6)
+    assert radius <= max(norms[949] * 2 ** (1 / BINS_PER_OCTAVE), norm_edges(NO_RADIUS)[0]) * (
+        1 + 1e-6
+    )
 
 
 def test_radius_of_a_histogram_of_noise_alone_is_one_of_the_edges():
@@ -69,7 +71,8 @@ def test_radius_of_a_histogram_of_noise_alone_is_one_of_the_edges():
         noise = rng.integers(-(2**30), 2**30, size=NORM_BINS)
         found.add(radius_of(NO_RADIUS, noise))
     assert found <= edges
-    assert radius_of(NO_RADIUS, np.zeros(NORM_BINS, dtype=np.int64)) == longest_norm(NO_RADIUS)
+    nothing = np.zeros(NORM_BINS, dtype=np.int64)
+    assert radius_of(NO_RADIUS, nothing) == longest_norm(NO_RADIUS) / 2
 
 
 def test_radius_of_the_plan_needs_no_histogram_and_radius_of_a_release_does():
