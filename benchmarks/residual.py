@@ -1,11 +1,11 @@
 """Does a network learn faster if it learns only what the mixture leaves? At equal CPU seconds.
 
 One site with all images of a data set trains the same network twice by the real training: alone,
-and beside the mixture of its own release. The release is made with so little noise (epsilon 1000) that
-it is the closed form itself: this is about experts without privacy. Steps are as many as fit into
-the seconds, measured first; what the mixture costs in every step counts, and so does its release.
-Samples of each are judged as in `private_mixtures.py`: Frechet distance to test images in the
-features of a small classifier of real images, and how many it tells to be what was asked for.
+and beside the mixture of its own release. The release is made with so little noise (epsilon 1000)
+that it is the closed form itself: this is about experts without privacy. Steps are as many as fit
+into the seconds, measured first; what the mixture costs in every step counts, and so does its
+release. Samples of each are judged as in `private_mixtures.py`: Frechet distance to test images in
+the features of a small classifier of real images, and how many it tells to be what was asked for.
 
     python benchmarks/residual.py --data fashion_mnist.npz --seconds 60 240 --out residual.jsonl
 

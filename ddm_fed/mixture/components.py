@@ -143,6 +143,9 @@ def decode_components(
     sums = unit * parts["component_sum"].reshape(cells, each, d)
     sizes = torch.where(known, counts, 1.0).clamp(min=1.0)[:, :, None]
     offset = sums / sizes
+    # a mean of vectors that were clipped is no longer than they are
+    length = offset.norm(dim=2, keepdim=True).clamp(min=1e-12)
+    offset = offset * (unit / length).clamp(max=1.0)
     variance = (unit * message.noise_std("component_sum", noise_multiplier) / sizes).square()
     # James-Stein towards the mean of the cell; see `decode_location`
     power = offset.square().sum(2, keepdim=True).clamp(min=1e-12)

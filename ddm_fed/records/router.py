@@ -8,6 +8,7 @@ from pydantic import Field, field_validator, model_validator
 from ddm_fed.records.base import Count, Epsilon, Number, Positive, Record
 from ddm_fed.records.data import DataSpec
 
+MOST_NUMBERS = 1 << 24  # of a release: some 20 minutes of exact noise, and 128 MiB
 Covariance = Literal["full", "diagonal", "low-rank"]
 AnchorRow = Annotated[tuple[Number, ...], Field(min_length=1, max_length=768)]
 # exclude_if: plans of earlier versions keep their digests
@@ -92,6 +93,13 @@ class StatisticsSpec(Record):
             raise ValueError(f"`router.frequencies` exceeds the {pixels} pixels of a channel")
         if self.rank is not None and self.rank >= coefficients:
             raise ValueError(f"`router.rank` is not below the {coefficients} coefficients")
+        cells = max(1, len(data.classes), len(self.anchors)) * (self.components or 1)
+        numbers = cells * coefficients * (coefficients + 1) // 2
+        if self.components is not None and numbers > MOST_NUMBERS:
+            raise ValueError(
+                f"`router.frequencies` and `router.components` release {numbers:,} numbers, at "
+                f"most {MOST_NUMBERS:,} can be: choose fewer of either"
+            )
         if self.bands > pixels - self.frequencies:
             raise ValueError(
                 f"`router.bands` {self.bands} exceeds the {pixels - self.frequencies} frequencies "

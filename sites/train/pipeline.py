@@ -22,7 +22,7 @@ from ddm_fed.bundle.verify import (
     verify_bundle,
 )
 from ddm_fed.errors import CheckpointError, OptionError, RefusedError, StateError
-from ddm_fed.mixture import release_statistics
+from ddm_fed.mixture import messages, release_statistics
 from ddm_fed.privacy import (
     ImageSet,
     Origin,
@@ -78,6 +78,7 @@ from sites.train.expert import (
 from sites.workspace import SiteFolder
 
 RELEASE_TIMEOUT_S = 600
+MANY_NUMBERS, SLOWLY = 100_000, "some 3 to 8 seconds"
 HEAD_RECORD_FILE = "head.json"  # private, as the one above
 
 
@@ -195,6 +196,9 @@ def _release(
         ledger.require_budget([event], trust.plan)
         return ledger.append(trust.plan_sha256, purpose, mechanism, event, trust.plan.privacy.unit)
 
+    numbers = sum(message.size for message in messages(trust.plan))
+    if numbers > MANY_NUMBERS:
+        say(f"releasing {numbers:,} numbers, each with exact noise: {SLOWLY} for each 100,000")
     released = release_statistics(data, trust.plan, spend)
     write_releases(work / ROUTER_FILE, released)
     write_atomically(work / RELEASE_FILE, json.dumps({"data_sha256": data_sha256}).encode())

@@ -137,3 +137,30 @@ OLD = [
 def test_plans_of_earlier_versions_keep_their_digests(router, data, digest):
     plan = plan_of(f"{STATISTICS}, {router}", data=data)
     assert hashlib.sha256(plan.to_json()).hexdigest() == digest
+
+
+def test_release_of_more_numbers_than_can_be_is_refused_with_their_count():
+    names = ", ".join(f'"c{index}"' for index in range(40))
+    with pytest.raises(PlanError, match="numbers, at most"):
+        read_plan_toml(f"""
+            federation = "test"
+            expires_at = 2036-01-01T00:00:00Z
+            [data]
+            channels = 3
+            height = 32
+            width = 32
+            conditioning = "class"
+            classes = [{names}]
+            [expert]
+            architecture = "mixture"
+            [training]
+            steps = 1
+            batch_size = 1
+            [router]
+            kind = "mixture"
+            epsilon = 2
+            frequencies = 200
+            components = 32
+            [privacy]
+            max_epsilon = 3
+        """)
