@@ -49,6 +49,7 @@ def budget(
 
     Example: ddm-site budget --plan plan.toml --units 2000
     """
+    from ddm_fed.mixture import router_events
     from ddm_fed.privacy import private_events
     from ddm_fed.records import MIXTURE
     from ddm_fed.training.plan_cost import advice, delta_warning, outlook, planned_events
@@ -69,7 +70,7 @@ def budget(
     count = units or (None if sgd is None else sgd.units)
     warning = None if count is None else delta_warning(agreed, count)
     rows: list[tuple[str, Event]] = [
-        (f"router message {index}", event) for index, event in enumerate(planned.router, start=1)
+        (f"router: {name}", event) for name, event in router_events(agreed).items()
     ]
     if planned.head is not None:
         rows.append(("head", planned.head))

@@ -406,8 +406,8 @@ def plan_file(tmp_path_factory):
 def test_budget_command_prices_a_plan_file(plan_file):
     found = json.loads(run("budget", "--plan", plan_file, "--json").stdout)
     assert [event["of"] for event in found["events"]] == [
-        "router message 1",
-        "router message 2",
+        "router: location",
+        "router: shape",
         "expert",
     ]
     assert 7.9 < float(found["plan_epsilon"]) <= 8

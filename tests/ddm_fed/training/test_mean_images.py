@@ -563,7 +563,7 @@ def test_commands_show_them(drafted, tmp_path):
     folder = drafted.path / A
     found = run("budget", "--plan", drafted.published, "--site", folder, "--json")
     events = [event["of"] for event in json.loads(found.stdout)["events"]]
-    assert events == ["router message 1", "router message 2", "central images", "expert"]
+    assert events == ["router: location", "router: shape", "central images", "expert"]
     shown = run("budget", "--plan", drafted.published, "--site", folder)
     assert "noise of" in shown.output
     assert "on a pixel" in " ".join(shown.output.split())
