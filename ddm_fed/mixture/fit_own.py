@@ -79,12 +79,18 @@ def fit_own(plan: Plan, releases: Sequence[SiteRelease]) -> OwnMoments:
     if component_count(plan) == 1:
         weights = torch.stack([location.weights for location in locations])
         means = fit_means(locations)
+        # a mean of vectors that were clipped is no longer than they are
+        longest = torch.stack(
+            [_radii(plan, site, at) for site, at in zip(releases, locations, strict=True)]
+        )[:, :, None]
+        length = means.values.norm(dim=2, keepdim=True).clamp(min=1e-12)
+        values = means.values * (longest / length).clamp(max=1.0)
         about = torch.stack([location.means for location in locations])  # (K, J, D)
         known = torch.stack([location.known for location in locations])
         error = torch.where(
             known,
             torch.stack([location.mean_errors for location in locations]),
-            (about - means.values).square().sum(2) + about.shape[2] * means.variances,
+            (about - values).square().sum(2) + about.shape[2] * means.variances,
         )
         spreads = [
             _spread(
@@ -93,7 +99,7 @@ def fit_own(plan: Plan, releases: Sequence[SiteRelease]) -> OwnMoments:
             for site, location in zip(releases, locations, strict=True)
         ]
         variances, axes = _covariances(plan, _stacked(spreads), error)
-        return OwnMoments(weights, means.values, means.variances, variances, axes, bands)
+        return OwnMoments(weights, values, means.variances, variances, axes, bands)
     found = [
         _components_of(plan, site, location)
         for site, location in zip(releases, locations, strict=True)

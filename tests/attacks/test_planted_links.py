@@ -11,6 +11,8 @@ from ddm_fed.errors import DdmFedError, FileSetError
 from ddm_fed.remote import open_folder
 from ddm_fed.storage.files import append_durably, exclusive, new_folder, write_atomically
 
+pytestmark = pytest.mark.slow
+
 VICTIM = b"what somebody else relies on"
 WRITES = 400
 
@@ -18,7 +20,6 @@ WRITES = 400
 PLANTING = """
 import os, sys
 
-pytestmark = pytest.mark.slow
 folder, victim = sys.argv[1], sys.argv[2]
 guesses = [f".part-{name}" for name in ("f", "document", "bundle", "deep")]
 guesses += [f"{name}.new" for name in guesses]
@@ -51,7 +52,7 @@ def shared(tmp_path: Path):
     victim.write_bytes(VICTIM)
     command = [sys.executable, "-c", PLANTING, str(folder), str(victim)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    process.stdout.readline()
+    assert process.stdout.readline() == "planting\n"  # alive, and at it
     try:
         yield folder
     finally:

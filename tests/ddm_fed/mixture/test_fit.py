@@ -12,6 +12,7 @@ from ddm_fed.mixture import fit_image_mixtures, fit_mixtures
 from ddm_fed.mixture.coefficients import band_edges
 from ddm_fed.mixture.fit import LEAST_VARIANCE, SMALLEST_VARIANCE
 from ddm_fed.mixture.fit_own import fit_own
+from ddm_fed.mixture.location import longest_norm
 from ddm_fed.router import build_router
 
 MANY = 100  # epsilon at which noise is next to nothing
@@ -231,3 +232,13 @@ def test_router_tells_sites_apart_by_their_covariances_alone():
         found = router.log_posterior(states, torch.full((300,), t).double(), None).exp()[:, site]
         assert np.abs(found.numpy() - truth).mean() < 0.02
         assert truth.mean() > 0.8
+
+
+@pytest.mark.parametrize("router", ["components = 1", "components = 4"])
+def test_mean_of_a_site_that_drowned_is_no_longer_than_an_image_can_be(router):
+    plan = make_plan(router, classes=2, epsilon=0.05)
+    images = torch.full((3, 1, 4, 4), float("nan"))
+    sites = [released(images, plan, torch.tensor([0, 0, 1])) for _ in range(2)]
+    for mixture in fit_image_mixtures(plan, sites):
+        assert float(mixture.means.norm(dim=2).max()) <= 2 * longest_norm(plan) * (1 + 1e-9)
+        assert bool(torch.isfinite(mixture.variances).all())
