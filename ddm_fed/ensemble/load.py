@@ -212,7 +212,7 @@ class Mixtures:
             return None
         if network_of(architecture) is not None:
             (own,) = fit_image_mixtures(plan, [release_of(self._verified.bundles[place])])
-            return MixtureVelocity(plan, own)
+            return MixtureVelocity(plan, own, alone=False)
         if self._together is None:
             self._together = fit_image_mixtures(plan, load_releases(self._verified))
         return MixtureVelocity(plan, self._together[place])

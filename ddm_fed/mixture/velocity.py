@@ -36,6 +36,9 @@ class MixtureVelocity(nn.Module):
     Args:
         plan: Gives the coefficients and the classes.
         mixture: The site's images, as its release describes them.
+        alone: Whether nothing is added to it. Frequencies without a released variance are then 0 in
+            an image; beside a network, their velocity is left to the network, from which the
+            steep slope of a 0 at small t would be hard to take back.
 
     Raises:
         TypeError: the plan's sites release counts alone.
@@ -50,8 +53,9 @@ class MixtureVelocity(nn.Module):
     rows: Tensor
     columns: Tensor
 
-    def __init__(self, plan: Plan, mixture: ImageMixture) -> None:
+    def __init__(self, plan: Plan, mixture: ImageMixture, *, alone: bool = True) -> None:
         super().__init__()
+        self.alone = alone
         spec = plan.router
         if not isinstance(spec, StatisticsSpec):
             raise TypeError("a mixture is made of a mixture router's release")
@@ -143,6 +147,8 @@ class MixtureVelocity(nn.Module):
         of_low = torch.einsum("mb,mbd->bd", chance, each)
         of_class = chance.reshape(len(of_rest), -1, len(z)).sum(1)  # (G, B)
         rest_gain = (s - a * of_rest[:, None]) / rest_spread.clamp(min=1e-12)
+        if not self.alone:
+            rest_gain = torch.where(of_rest[:, None] > 0, rest_gain, 0.0)
         out = torch.einsum("gb,gbn->bn", of_class, rest_gain) * z
         out[:, self.low] = of_low
         return out

@@ -90,10 +90,13 @@ def train_plainly(
     )
 
 
-def own_mixture(work: Path, plan: Plan) -> MixtureVelocity:
-    """Returns what the release in `work` says of the velocity of the site's images."""
+def own_mixture(work: Path, plan: Plan, design: ExpertDesign) -> MixtureVelocity:
+    """Returns what the release in `work` says of the velocity of the site's images.
+
+    It is what an expert of `design` adds to, or is.
+    """
     (own,) = fit_image_mixtures(plan, [released_by(work, plan)])
-    return MixtureVelocity(plan, own)
+    return MixtureVelocity(plan, own, alone=network_of(design.architecture) is None)
 
 
 def known_velocity(work: Path, plan: Plan, design: ExpertDesign) -> KnownVelocity | None:
@@ -102,7 +105,7 @@ def known_velocity(work: Path, plan: Plan, design: ExpertDesign) -> KnownVelocit
         return None
     with open_regular(work / ROUTER_FILE) as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-    return KnownVelocity(own_mixture(work, plan), sha256)
+    return KnownVelocity(own_mixture(work, plan, design), sha256)
 
 
 def expert_of(work: Path, plan: Plan, design: ExpertDesign) -> Expert:
@@ -111,7 +114,7 @@ def expert_of(work: Path, plan: Plan, design: ExpertDesign) -> Expert:
     if network_of(design.architecture) is not None:
         read = read_own_tensors(work / EXPERT_FILE)
         weights = {name: torch.from_numpy(value) for name, value in read.items()}
-    mixture = own_mixture(work, plan) if adds_to_mixture(design.architecture) else None
+    mixture = own_mixture(work, plan, design) if adds_to_mixture(design.architecture) else None
     return build_expert(plan.data, design, weights, mixture)
 
 

@@ -192,7 +192,7 @@ def test_mixtures_are_drawn_from_the_members_there_are_and_networks_stand_alone(
 def test_network_that_adds_to_a_mixture_starts_as_the_mixture(fed):
     plan, site = fed.trust.plan, fed.site(C)
     design = plan.expert.design(KINDS[C])
-    mixture = own_mixture(site.work(fed.trust.plan_sha256), plan)
+    mixture = own_mixture(site.work(fed.trust.plan_sha256), plan, design)
     network = build_network(plan.data, design)
     network.reset_parameters(torch.Generator().manual_seed(0))
     expert = build_expert(plan.data, design, network.state_dict(), mixture)

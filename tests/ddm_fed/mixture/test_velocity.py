@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from mixtures import CENTRE, make_plan
+from mixtures import CENTRE, make_plan, released
 from scipy import stats
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.flows import NO_CLASS, ClassCondition, integrate, time_grid
-from ddm_fed.mixture import ImageMixture, MixtureVelocity
+from ddm_fed.mixture import ImageMixture, MixtureVelocity, fit_image_mixtures
 from ddm_fed.mixture.coefficients import band_edges
 from ddm_fed.records import read_plan_toml
 
@@ -292,3 +292,20 @@ def test_velocity_of_a_plan_whose_sites_release_counts_alone_is_refused():
     """)
     with pytest.raises(TypeError, match="mixture"):
         MixtureVelocity(plan, mixture_of(PLANS["grey"]))
+
+
+def test_beside_a_network_frequencies_without_a_variance_are_left_to_the_network():
+    plan = make_plan("components = 1, radius = 2")
+    images = torch.rand((200, 1, 4, 4), generator=torch.Generator().manual_seed(0)) - 0.75
+    (mixture,) = fit_image_mixtures(plan, [released(images, plan)])
+    alone, beside = (MixtureVelocity(plan, mixture, alone=kind) for kind in (True, False))
+    x, t = (
+        torch.randn((8, 1, 4, 4), generator=torch.Generator().manual_seed(1)),
+        torch.full((8,), 0.01),
+    )
+    rest = [index for index in range(16) if index not in alone.low.tolist()]
+    found = [(model.rows @ model(x, t) @ model.columns.T).flatten(1) for model in (alone, beside)]
+    z = (alone.rows @ x @ alone.columns.T).flatten(1)
+    torch.testing.assert_close(found[0][:, rest], z[:, rest] / 0.01)
+    torch.testing.assert_close(found[1][:, rest], torch.zeros(8, len(rest)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[0][:, alone.low], found[1][:, alone.low], rtol=0, atol=2e-4)
