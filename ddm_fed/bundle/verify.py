@@ -88,7 +88,8 @@ EXPERT_FILE = "expert.safetensors"
 ROUTER_FILE = "router.safetensors"
 ENVELOPE_FILE = SUBMISSION_FILE
 HEAD_FILE = "head.safetensors"
-TENSOR_FILES = (EXPERT_FILE, ROUTER_FILE, HEAD_FILE)  # a bundle has the second, and may the others
+TENSOR_FILES = (EXPERT_FILE, ROUTER_FILE)  # of most bundles: a mixture has the second alone
+ANY_TENSOR_FILES = (*TENSOR_FILES, HEAD_FILE)
 
 
 @dataclass(frozen=True)
@@ -137,14 +138,17 @@ def arrived_files(folder: Path, *, what: str, travelled: bool = False) -> tuple[
         FileSetError: it does not hold exactly the files of a bundle.
     """
     found = list_regular_files(folder, what=what)
-    names = tuple(name for name in TENSOR_FILES if name in found or name == ROUTER_FILE)
     junk = {name for name in found if travelled and is_junk(name)}
+    needed = {ROUTER_FILE}
+    if found - {*ANY_TENSOR_FILES, ENVELOPE_FILE, *junk}:  # one of them may be the expert, renamed
+        needed.add(EXPERT_FILE)
+    names = tuple(name for name in ANY_TENSOR_FILES if name in found or name in needed)
     require_file_set(folder, {*names, ENVELOPE_FILE, *junk}, what=what)
     return names
 
 
 def file_digests(
-    folder: Path, names: Sequence[str] = (EXPERT_FILE, ROUTER_FILE)
+    folder: Path, names: Sequence[str] = TENSOR_FILES
 ) -> tuple[dict[str, str], tuple[FileSize, ...]]:
     """Returns digest and size of the tensor files `names` that a site wrote into `folder`."""
     digests, sizes = {}, []
@@ -269,8 +273,10 @@ def verify_files(
     """
     submission = manifest.statement.predicate
     if sources.keys() != digests.keys():
+        missing = sorted(digests.keys() - sources.keys())
+        which = f": `{missing[0]}` is missing" if missing else ""
         raise FileSetError(
-            f"{what} holds {sorted(sources)}, it is signed over {sorted(digests)}",
+            f"{what} holds {sorted(sources)}, it is signed over {sorted(digests)}{which}",
             hint="a file was added or removed after signing; copy the original folder again",
         )
     files = dict(sources)

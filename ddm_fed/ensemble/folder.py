@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 from ddm_fed.bundle.submission import read_submission
 from ddm_fed.bundle.verify import (
+    ANY_TENSOR_FILES,
     ENVELOPE_FILE,
     ROUTER_FILE,
-    TENSOR_FILES,
     VerifiedBundle,
     verify_bundle,
 )
@@ -254,7 +254,9 @@ def verify_ensemble(
     )
     require_file_set(folder, expected, what=what, most=MAX_ENSEMBLE_FILES)
     # their turn comes with their bundle
-    tensors = {f"sites/{member.site}/{name}" for member in record.members for name in TENSOR_FILES}
+    tensors = {
+        f"sites/{member.site}/{name}" for member in record.members for name in ANY_TENSOR_FILES
+    }
     for name in sorted(digests.keys() - tensors):  # what is signed, whatever comes and goes there
         _require_digest(name, sha256_of(folder / name), digests[name])
     log = read_log(folder, trust.chain)
