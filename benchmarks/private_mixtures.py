@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ddm_fed.embedding.public_weights import import_torchvision
 from ddm_fed.evaluation import frechet_distance, train_classifier_on
 from ddm_fed.mixture import (
     MixtureVelocity,
@@ -142,10 +143,15 @@ def draw(plan: Plan, releases: list[SiteRelease], count: int, seed: int) -> tupl
 
 def resnet(shape: tuple[int, int, int], classes: int) -> nn.Module:
     """Returns a residual network for small images: timm's, with a stem that keeps their size."""
+    import_torchvision()  # before timm does
     from timm.models.resnet import BasicBlock, ResNet
 
     network = ResNet(
-        BasicBlock, (1, 1, 1), num_classes=classes, in_chans=shape[0], channels=(16, 32, 64)
+        BasicBlock,
+        (1, 1, 1, 1),
+        num_classes=classes,
+        in_chans=shape[0],
+        channels=(16, 32, 64, 128),
     )
     network.conv1 = nn.Conv2d(shape[0], 64, 3, padding=1, bias=False)
     network.maxpool = nn.Identity()

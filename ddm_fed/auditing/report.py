@@ -101,7 +101,7 @@ def describe_membership(found: Membership, claimed_eps: Decimal | None = None) -
 
     Args:
         found: What was measured.
-        claimed_eps: Of the expert's training; None where it was trained without noise.
+        claimed_eps: Of the expert's training, or of the release that it is; None without noise.
     """
     area, rate = found.area, found.true_positives
     calibration = "calibrated by a reference" if found.calibrated else "without a reference"

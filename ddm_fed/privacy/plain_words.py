@@ -69,6 +69,8 @@ def most_found(epsilon: float, delta: float, falsely: float = FALSELY_ACCUSED) -
 
 def _covered(privacy: PrivacyStatement) -> list[str]:
     lines = ["Router statistics: " + privacy.statistics + " noise on whole numbers."]
+    if privacy.expert_is_private and privacy.sgd is None:
+        lines.append("Expert: the mixture that these statistics describe; it has no other weights.")
     if privacy.sgd is not None:
         facts = privacy.sgd
         lines.append(

@@ -134,9 +134,10 @@ class ExpertSpec(Record):
         )
 
     @property
-    def trained(self) -> bool:
-        """Whether an expert of this plan may have a network, which is trained."""
-        return any(network_of(name) is not None for name in self.architecture)
+    def trained(self) -> ExpertDesign | None:
+        """The first design that has a network, which is trained; None if all are mixtures."""
+        names = [name for name in self.architecture if network_of(name) is not None]
+        return self.design(names[0]) if names else None
 
     @model_validator(mode="after")
     def _mixtures_fit(self) -> Self:

@@ -14,7 +14,7 @@ from sites.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from ddm_fed.records import Event, ExpertDesign, Plan
+    from ddm_fed.records import Event, Plan
     from ddm_fed.training.plan_cost import Outlook
     from sites.workspace import SiteFolder
 
@@ -64,8 +64,9 @@ def budget(
     planned = planned_events(agreed)
     sgd = agreed.privacy.sgd
     seen = None
-    if sgd is not None:
-        seen = outlook(agreed, _trained_design(agreed), units or sgd.units)
+    trained = agreed.expert.trained
+    if sgd is not None and trained is not None:
+        seen = outlook(agreed, trained, units or sgd.units)
     lines = [] if seen is None else advice(agreed, seen)
     count = units or (None if sgd is None else sgd.units)
     warning = None if count is None else delta_warning(agreed, count)
@@ -91,7 +92,7 @@ def budget(
             "nothing more, and tells nothing beyond that epsilon."
         )
     if seen is None:
-        if agreed.expert.trained:
+        if trained is not None:
             console.say(
                 "The expert is trained without noise: no epsilon bounds what its weights tell."
             )
@@ -108,17 +109,6 @@ def budget(
         )
     for line in lines:
         console.say(f"- {line}")
-
-
-def _trained_design(plan: "Plan") -> "ExpertDesign":
-    """Returns the plan's first design that has a network."""
-    from ddm_fed.records import network_of
-
-    return next(
-        plan.expert.design(name)
-        for name in plan.expert.architecture
-        if network_of(name) is not None
-    )
 
 
 def _agreed(plan: Path, site: Path | None) -> "tuple[Plan, str | None]":

@@ -8,6 +8,7 @@ policy says `share_audit = true`
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
 from ddm_fed.mixture import exact_statistics, message_named, router_events
 from ddm_fed.privacy import Finding, ImageSet, Private, Randomness
 from ddm_fed.progress import Advance, Watch
-from ddm_fed.records import AuditFacts, ExpertDesign, Plan, SampledGaussianEvent
+from ddm_fed.records import AuditFacts, ExpertDesign, Plan, SampledGaussianEvent, network_of
 from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.tensors import read_own_tensors
 from ddm_fed.training import (
@@ -104,6 +105,7 @@ class AuditResult:
         membership: Whether the expert's loss tells its images from others.
         memorization: Whether samples are copies.
         notes: What was left out, and why.
+        released_epsilon: What bounds an expert that is the mixture of its release; else None.
     """
 
     mechanism: list[Finding] = field(default_factory=list)
@@ -113,6 +115,7 @@ class AuditResult:
     membership: Membership | None = None
     memorization: Memorization | None = None
     notes: list[str] = field(default_factory=list)
+    released_epsilon: Decimal | None = None
 
     @property
     def violates(self) -> bool:
@@ -127,7 +130,9 @@ class AuditResult:
         if self.run is not None:
             found.append(f"Canaries went through a whole training too. {describe_audit(self.run)}")
         if self.membership is not None:
-            claimed = None if self.canaries is None else self.canaries.claimed_eps
+            claimed = self.released_epsilon
+            if self.canaries is not None:
+                claimed = self.canaries.claimed_eps
             found.append(describe_membership(self.membership, claimed))
         if self.memorization is not None:
             near = self.memorization.near_copies
@@ -216,7 +221,15 @@ def _attack_step(
     result: AuditResult,
 ) -> None:
     event, means = planned_events(plan).expert, planned_events(plan).central
-    if event is None:
+    if known is not None and network_of(known.design.architecture) is None:
+        result.released_epsilon = plan.router.epsilon
+        result.notes.append(
+            "the expert is the mixture that was released: what is found of the release is found of "
+            "it, and nothing was trained"
+        )
+        return
+    untrained = plan.expert.trained
+    if event is None or untrained is None:
         result.notes.append("the plan trains without noise: there is no claim to be rejected")
         return
     if known is not None and known.noise:
@@ -224,7 +237,7 @@ def _attack_step(
     else:
         sgd = plan.privacy.sgd
         assumed = 1.0 if sgd is None else float(sgd.units)
-        noise, design = PrivateTraining.planned(plan, event, assumed), plan.expert.default
+        noise, design = PrivateTraining.planned(plan, event, assumed), untrained
         result.notes.append("nothing is trained yet: this is the step as it would be taken")
     noise = replace(noise, central=noise.central or CentralImages.planned(plan, means, []))
     delta = float(plan.privacy.delta)

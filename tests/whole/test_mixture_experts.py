@@ -13,14 +13,15 @@ from coordinator.inbox.admission import admit_arrivals
 from coordinator.roster import proposals
 from ddm_fed.bundle.verify import EXPERT_FILE, ROUTER_FILE, verify_bundle
 from ddm_fed.ensemble.folder import verify_ensemble
-from ddm_fed.ensemble.load import load_ensemble
+from ddm_fed.ensemble.load import load_ensemble, load_releases
 from ddm_fed.errors import CheckpointError, FileSetError, MalformedError, PolicyError
 from ddm_fed.flows import ClassCondition, integrate, time_grid
-from ddm_fed.mixture import MixtureVelocity
+from ddm_fed.mixture import MixtureVelocity, fit_image_mixtures
 from ddm_fed.models import build_expert, build_network
-from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.privacy import ImageSet, Private, describe_privacy
 from ddm_fed.records import now, read_plan_toml
 from sites.outbox import stages
+from sites.train.audit import AuditOptions, run_audit
 from sites.train.expert import CHECKPOINT_FILE, expert_of, own_mixture
 from sites.transport import submit
 from sites.transport.base import FolderTransport
@@ -300,3 +301,47 @@ def test_network_that_adds_to_a_mixture_is_trained_with_noise_and_proved(tmp_pat
     verified = verify_bundle(bundle, fed.trust, now(), require=("site",))
     assert float(verified.submission.privacy.releases_epsilon) <= 6
     assert verified.submission.privacy.sgd is None
+
+
+# --- what people are told ---
+
+
+def test_officer_reads_that_a_mixture_has_no_weights_beside_its_release(fed):
+    told = describe_privacy(fed.stored(A).submission.privacy)
+    assert any("Expert: the mixture that these statistics describe" in line for line in told)
+    assert not any("NOT bounded" in line for line in told)
+    assert any(
+        "NOT bounded by it: expert" in line
+        for line in describe_privacy(fed.stored(C).submission.privacy)
+    )
+
+
+@pytest.mark.parametrize("plan", [PLAN, PLAN + NOISY], ids=["plain", "with noise"])
+def test_audit_of_a_mixture_examines_the_release_and_names_its_bound(tmp_path, plan):
+    fed = started(tmp_path, plan)
+    train_as(fed, A, "mixture")
+    options = AuditOptions(controls=images(7, 200))
+    found = run_audit(fed.site(A), fed.trust, images(0), options)
+    assert [finding.passed for finding in found.releases] == [True, True, True]
+    assert not found.violates
+    assert found.canaries is None
+    assert any("the mixture that was released" in note for note in found.notes)
+    assert any("The proved bound is epsilon 6" in line for line in found.sentences())
+
+
+def test_audit_before_any_training_tries_the_plans_first_network(tmp_path):
+    fed = started(tmp_path, PLAN + NOISY)
+    found = run_audit(
+        fed.site(A), fed.trust, images(0), AuditOptions(canaries=2000, most_steps=2, run_steps=2)
+    )
+    assert found.mechanism
+    assert any("nothing is trained yet" in note for note in found.notes)
+
+
+def test_mixtures_are_what_the_releases_of_the_members_alone_make(fed, tmp_path):
+    assemble(fed.home, tmp_path / "without", router=None, without=(B,))
+    verified = verify_ensemble(tmp_path / "without", fed.root)
+    fitted = fit_image_mixtures(fed.trust.plan, load_releases(verified))
+    assert [bundle.site for bundle in verified.bundles] == [A, C]
+    expected = MixtureVelocity(fed.trust.plan, fitted[0])
+    assert torch.equal(asked(experts_of(tmp_path / "without", fed.root)[0]), asked(expected))
