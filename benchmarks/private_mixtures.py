@@ -4,7 +4,11 @@ Every site releases the mixture of its images through the real path (exact discr
 one go and by itself; samples are drawn by the sites' released shares and classes. A classifier is
 trained on them alone, its epoch chosen on held-out samples, and judged once on the real test
 images. Beside its accuracy stand the Frechet distance in the features of one that was trained on
-real images, and how many samples that one tells to be what was asked for.
+real images, and how many samples that one tells to be what was asked for. Beside them: the price
+as Opacus' accountant finds it (it adds .01 as its own error), how far the sites' released shares
+lie from their true ones, whether samples lie nearer to images of a site than to as many that were
+held back from all (.5 is what chance gives), and the area of an attack that guesses membership by
+the mixture's loss (.5 as well).
 
 The protocol is DPImageBench's (arXiv:2503.14681) where two cores allow: its splits, delta 1e-5,
 60,000 samples, a classifier chosen without the test set. Its classifiers are wide residual networks
@@ -27,11 +31,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from opacus.accountants import PRVAccountant
 from torch import Tensor, nn
 
+from ddm_fed.auditing import Draws, LabelledImages, measure_membership
 from ddm_fed.embedding.public_weights import import_torchvision
-from ddm_fed.evaluation import frechet_distance, train_classifier_on
+from ddm_fed.evaluation import (
+    frechet_distance,
+    measure_memorization,
+    site_share_error,
+    train_classifier_on,
+)
 from ddm_fed.mixture import (
+    ImageMixture,
     MixtureVelocity,
     SiteRelease,
     fit_image_mixtures,
@@ -103,8 +115,8 @@ def deal(labels: Tensor, sites: int, skew: float | None, seed: int) -> list[Tens
     return [torch.tensor(part) for part in parts]
 
 
-def release(plan: Plan, images: Tensor, labels: Tensor) -> SiteRelease:
-    """Returns what a site releases, and checks its price by the ledger's own events."""
+def release(plan: Plan, images: Tensor, labels: Tensor) -> tuple[SiteRelease, float]:
+    """Returns what a site releases, its price checked by the ledger's own events; and Opacus'."""
     spent = []
 
     def spend(purpose: str, mechanism: str, event: object) -> LedgerEntry:
@@ -124,12 +136,16 @@ def release(plan: Plan, images: Tensor, labels: Tensor) -> SiteRelease:
     found = epsilon(spent, float(plan.privacy.delta))
     assert found <= float(plan.router.epsilon) + 1e-4, found
     noise = {name: float(event.noise_multiplier) for name, event in router_events(plan).items()}
-    return SiteRelease({name: item.value for name, item in made.items()}, noise)
+    accountant = PRVAccountant()
+    accountant.history = [(float(event.noise_multiplier), 1.0, 1) for event in spent]
+    second = accountant.get_epsilon(float(plan.privacy.delta))
+    return SiteRelease({name: item.value for name, item in made.items()}, noise), second
 
 
-def draw(plan: Plan, releases: list[SiteRelease], count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Returns samples of the sites' mixtures by released shares, and their classes."""
-    mixtures = fit_image_mixtures(plan, releases)
+def draw(
+    plan: Plan, mixtures: list[ImageMixture], count: int, seed: int
+) -> tuple[Tensor, Tensor, list[int]]:
+    """Returns samples of the sites' mixtures by released shares, their classes, and each site's."""
     masses = torch.stack([mixture.weights.sum(1) for mixture in mixtures])  # (K, G)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.multinomial(masses.flatten(), count, replacement=True, generator=generator)
@@ -138,7 +154,8 @@ def draw(plan: Plan, releases: list[SiteRelease], count: int, seed: int) -> tupl
         mine = (chosen // masses.shape[1] == site).nonzero()[:, 0]
         velocity = MixtureVelocity(plan, mixture)
         images[mine] = velocity.sample(len(mine), generator, labels[mine])
-    return images.clamp(-1, 1), labels
+    drawn = torch.bincount(chosen // masses.shape[1], minlength=len(mixtures))
+    return images.clamp(-1, 1), labels, drawn.tolist()
 
 
 def resnet(shape: tuple[int, int, int], classes: int) -> nn.Module:
@@ -204,20 +221,54 @@ def measure(options: argparse.Namespace, data, judges, cell: dict[str, float]) -
     shape, classes = tuple(images.shape[1:]), int(labels.max()) + 1
     seed, began = int(cell["seed"]), time.process_time()
     skew = cell["skew"] or None
+    order = torch.from_numpy(np.random.default_rng(seed + 1).permutation(len(labels)))
+    cut = min(2000, len(labels) // 20)
+    held = images[order[:cut]], labels[order[:cut]]
+    images, labels = images[order[cut:]], labels[order[cut:]]
     parts = deal(labels, int(cell["sites"]), skew, seed)
     plan = make_plan(shape, classes, cell)
-    releases = [release(plan, images[rows], labels[rows]) for rows in parts]
+    made = [release(plan, images[rows], labels[rows]) for rows in parts]
     released_s = time.process_time() - began
-    drawn, told = draw(plan, releases, options.samples, seed)
+    mixtures = fit_image_mixtures(plan, [released for released, _ in made])
+    true = [len(rows) / len(labels) for rows in parts]
+    drawn, told, of_sites = draw(plan, mixtures, options.samples, seed)
     learned = learn(options.judge, drawn, told, classes, options.epochs, seed)
     features = [judges.features(part).numpy() for part in (real, drawn[: len(real)])]
     return {
         "accuracy": round(accuracy(learned, real, truth), 4),
         "frechet": round(float(frechet_distance(*features)), 2),
         "told": round(judges.accuracy(drawn[: len(real)], told[: len(real)]), 4),
+        "share_error": round(site_share_error(true, of_sites).error, 4),
+        **_of_single_images(
+            plan, mixtures[0], (images[parts[0]], labels[parts[0]]), held, drawn, seed
+        ),
+        "epsilon_of_opacus": round(max(second for _, second in made), 4),
         "integers": sum(message.size for message in messages(plan)),
         "release_s": round(released_s / len(parts), 1),
         "cpu_s": round(time.process_time() - began, 1),
+    }
+
+
+def _of_single_images(
+    plan: Plan, mixture: ImageMixture, own, held, drawn: Tensor, seed: int
+) -> dict[str, float]:
+    """Returns what samples and a site's mixture say about single images of that site."""
+    own = [part[: len(held[0])] for part in own]
+    nearer = measure_memorization(
+        drawn[:1000].flatten(1).numpy(),
+        *(images.flatten(1).numpy() for images, _ in (own, held)),
+        generator=np.random.default_rng(seed),
+    )
+    attack = measure_membership(
+        MixtureVelocity(plan, mixture),
+        LabelledImages(*own),
+        LabelledImages(*held),
+        Draws.at(plan.data.shape, torch.Generator().manual_seed(seed)),
+    )
+    return {
+        "closer": round(nearer.closer.value, 3),
+        "near_copies": nearer.near_copies.value,
+        "member_area": round(attack.area.value, 3),
     }
 
 

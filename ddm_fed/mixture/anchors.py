@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.errors import DataError, StateError
-from ddm_fed.mixture.location import longest_norm
+from ddm_fed.mixture.radius import longest_norm
 from ddm_fed.records import Plan, StatisticsSpec
 
 MIN_IMAGES_PER_ANCHOR = 2

@@ -24,7 +24,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from ddm_fed.errors import ValuesError
-from ddm_fed.mixture.location import longest_norm
 from ddm_fed.mixture.messages import (
     COMPONENT_LOCATION,
     COMPONENT_SHAPE,
@@ -40,6 +39,7 @@ from ddm_fed.mixture.messages import (
     router_events,
 )
 from ddm_fed.mixture.noisy_vector import GRID, Floats, Ints, Message
+from ddm_fed.mixture.radius import longest_norm
 from ddm_fed.records import Plan, StatisticsSpec
 
 FALSE_ALARM = 1e-9  # chance that an honest release is refused

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddm_fed.mixture.location import LEAST_COUNT, Location, radius_of
+from ddm_fed.mixture.location import LEAST_COUNT, Location
 from ddm_fed.mixture.messages import (
     COMPONENT_LOCATION,
     NORMS,
@@ -23,6 +23,7 @@ from ddm_fed.mixture.messages import (
     message_named,
 )
 from ddm_fed.mixture.noisy_vector import Floats, Ints
+from ddm_fed.mixture.radius import radius_of
 from ddm_fed.mixture.shrinkage import positive_mean
 from ddm_fed.records import Plan
 

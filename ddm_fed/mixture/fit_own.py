@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ddm_fed.mixture.coefficients import band_sizes
 from ddm_fed.mixture.components import component_radii, decode_components, symmetric
-from ddm_fed.mixture.location import Location, radius_of
+from ddm_fed.mixture.location import Location
 from ddm_fed.mixture.means import fit_means
 from ddm_fed.mixture.messages import (
     COMPONENT_LOCATION,
@@ -24,6 +24,7 @@ from ddm_fed.mixture.messages import (
     component_count,
     message_named,
 )
+from ddm_fed.mixture.radius import radius_of
 from ddm_fed.mixture.released import SiteRelease, location_of
 from ddm_fed.mixture.shrinkage import Estimates, draw_together, positive_mean
 from ddm_fed.mixture.spectrum import denoised, of_covariance

@@ -6,67 +6,20 @@ Post-processing: it reads released numbers alone, and costs no privacy.
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from ddm_fed.mixture.messages import (
     LOCATION,
-    NORM_BINS,
-    NORMS,
     message_named,
     own_covariances,
-    router_events,
 )
 from ddm_fed.mixture.noisy_vector import Ints, Message
+from ddm_fed.mixture.radius import radius_of
 from ddm_fed.mixture.shrinkage import positive_mean, shrunk_error
 from ddm_fed.records import Plan, StatisticsSpec
 
 LEAST_COUNT = 2.0  # deviations of the noise; below, a cell is not told from an empty one
-BINS_PER_OCTAVE = 3
-RADIUS_QUANTILE = 0.95
-
-
-def longest_norm(plan: Plan) -> float:
-    """Returns the largest norm that an image's coefficients about the plan's centre can have."""
-    centre = float(plan.router.centre) if isinstance(plan.router, StatisticsSpec) else 0.0
-    return (1 + abs(centre)) * math.sqrt(math.prod(plan.data.shape))
-
-
-def norm_edges(plan: Plan) -> NDArray[np.float64]:
-    """Returns the upper edge of every bin of the `norms` message, `(NORM_BINS,)`, rising."""
-    steps = np.arange(NORM_BINS - 1, -1, -1)
-    edges: NDArray[np.float64] = longest_norm(plan) * 2.0 ** (-steps / BINS_PER_OCTAVE)
-    return edges
-
-
-def radius_of(plan: Plan, norms: Ints | None) -> float:
-    """Returns the radius to which coefficients are clipped: the plan's, or the one released.
-
-    The released one is the upper edge of the bin below which RADIUS_QUANTILE of the counts lie that
-    stand out of the noise: a radius that few images pass, and that costs a little of the site's own
-    budget instead of a guess that is wrong for everybody. Where no count stands out, it is half of
-    what an image can have at most: too large costs noise, too small would say that all images are
-    alike, and say it with much confidence.
-
-    Args:
-        plan: Has a mixture router.
-        norms: The vector of the `norms` message, where the plan has no radius.
-    """
-    if not isinstance(plan.router, StatisticsSpec):
-        raise TypeError("only a mixture router has a radius")
-    if plan.router.radius is not None:
-        return float(plan.router.radius)
-    if norms is None:
-        raise ValueError("the plan has no radius: it is in the release's `norms`")
-    message, event = message_named(plan, NORMS), router_events(plan)[NORMS]
-    counts = message.decode(norms)["norm_count"]
-    noise = message.noise_std("norm_count", float(event.noise_multiplier))
-    kept = np.where(counts > LEAST_COUNT * noise, counts, 0.0).cumsum()
-    if kept[-1] <= 0:
-        return longest_norm(plan) / 2
-    return float(norm_edges(plan)[np.flatnonzero(kept >= RADIUS_QUANTILE * kept[-1])[0]])
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ import numpy as np
 
 from ddm_fed.mixture.coefficients import ROWS_AT_ONCE, Read, read_images
 from ddm_fed.mixture.components import component_of_images, component_radii, decode_components
-from ddm_fed.mixture.location import decode_location, norm_edges, radius_of
+from ddm_fed.mixture.location import decode_location
 from ddm_fed.mixture.messages import (
     COMPONENT_LOCATION,
     COMPONENT_SHAPE,
@@ -54,6 +54,7 @@ from ddm_fed.mixture.messages import (
     router_events,
 )
 from ddm_fed.mixture.noisy_vector import Floats, Ints, Message
+from ddm_fed.mixture.radius import norm_edges, radius_of
 from ddm_fed.privacy import BoundedStatistic, ImageSet, Private, Release, Spend, release
 from ddm_fed.records import Plan, StatisticsSpec
 

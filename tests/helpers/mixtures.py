@@ -78,3 +78,10 @@ def with_parts(plan, name, **parts):
             for part in message_named(plan, name).parts
         ]
     ).astype(np.int64)
+
+
+def with_norms(norms, plan, seed=0):
+    """Images whose coefficients are as long as `norms` says."""
+    y = np.random.default_rng(seed).normal(size=(len(norms), 6))
+    y *= np.asarray(norms)[:, None] / np.linalg.norm(y, axis=1, keepdims=True)
+    return ImageSet(images_of(y, plan), None), y

@@ -26,7 +26,7 @@ from ddm_fed.mixture.components import (
     decode_components,
     symmetric,
 )
-from ddm_fed.mixture.location import radius_of
+from ddm_fed.mixture.radius import radius_of
 from ddm_fed.privacy import ImageSet
 
 PLANS = {

@@ -12,7 +12,7 @@ from ddm_fed.mixture import fit_image_mixtures, fit_mixtures
 from ddm_fed.mixture.coefficients import band_edges
 from ddm_fed.mixture.fit import LEAST_VARIANCE, SMALLEST_VARIANCE
 from ddm_fed.mixture.fit_own import fit_own
-from ddm_fed.mixture.location import longest_norm
+from ddm_fed.mixture.radius import longest_norm
 from ddm_fed.router import build_router
 
 MANY = 100  # epsilon at which noise is next to nothing

@@ -253,8 +253,8 @@ def cluster(plan, coordinates, seed=0, spread=0.01):
 # message: images, and one more that turns what the exact message says
 along = np.repeat(np.eye(3)[:2], 40, axis=0) * np.tile([1.0, -1.0], 40)[:, None]
 WORST = {
-    # 950 of 1000 norms are small: one more long one, and the radius is another
-    "norms": (np.repeat([[0.1, 0.0], [2.0, 0.0]], [950, 50], axis=0), [[2.0, 0.0]]),
+    # as many short as long: one more long one, and the radius is twice as large
+    "norms": (np.repeat([[1.0, 0.0], [2.0, 0.0]], [668, 664], axis=0), [[2.0, 0.0]]),
     # a tight crowd, whose mean one image moves by more than their distances
     "location": (np.zeros((60, 2)), [[1.9, 0.0]]),
     # two axes of equal length, and one image that says which is first
