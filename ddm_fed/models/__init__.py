@@ -1,6 +1,7 @@
 """Networks an expert can be."""
 
 from ddm_fed.models.base import ExpertNetwork as ExpertNetwork
+from ddm_fed.models.convnet import ConvNet as ConvNet
 from ddm_fed.models.cost import NetworkCost as NetworkCost
 from ddm_fed.models.cost import network_cost as network_cost
 from ddm_fed.models.dit import DiT as DiT

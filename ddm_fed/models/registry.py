@@ -4,10 +4,12 @@ import torch
 from torch import nn
 
 from ddm_fed.models.base import ExpertNetwork
+from ddm_fed.models.convnet import ConvNet
 from ddm_fed.models.dit import DiT
 from ddm_fed.models.mmdit import MMDiT
 from ddm_fed.models.unet import UNet
 from ddm_fed.records import (
+    ConvArchitecture,
     DataSpec,
     DitArchitecture,
     ExpertDesign,
@@ -58,6 +60,8 @@ def network_named(architecture: str, shape: tuple[int, int, int], classes: int) 
             return MMDiT(shape, mmdit.size, mmdit.patch, classes)
         case UnetArchitecture() as unet:
             return UNet(shape, unet.size, classes)
+        case ConvArchitecture() as conv:
+            return ConvNet(shape, conv.size, conv.patch, classes)
         case MixtureArchitecture():
             raise TypeError(f"{name} is not the name of a network")
 

@@ -1,8 +1,11 @@
 """Frozen facts that both sides sign or store. Loads no torch."""
 
+from ddm_fed.records.architecture import CONV_SIZES as CONV_SIZES
 from ddm_fed.records.architecture import DIT_SIZES as DIT_SIZES
 from ddm_fed.records.architecture import MIXTURE as MIXTURE
 from ddm_fed.records.architecture import Architecture as Architecture
+from ddm_fed.records.architecture import ConvArchitecture as ConvArchitecture
+from ddm_fed.records.architecture import ConvSize as ConvSize
 from ddm_fed.records.architecture import DitArchitecture as DitArchitecture
 from ddm_fed.records.architecture import DitSize as DitSize
 from ddm_fed.records.architecture import MixtureArchitecture as MixtureArchitecture

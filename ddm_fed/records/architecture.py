@@ -8,6 +8,7 @@
 | `DiT-S/2-learned`     | learned positions                                                      |
 | `MMDiT-3B/2`          | two streams, condition and image, that attend to each other            |
 | `UNet-S`              | diffusers' `UNet2DModel`                                               |
+| `Conv-Nano/2`         | convolutions at one resolution, of patches of 2 by 2 pixels            |
 | `mixture`             | none: the exact velocity of the mixture that the site releases         |
 | `mixture+DiT-S/2`     | that velocity, plus a network that learns only what it leaves          |
 
@@ -44,6 +45,13 @@ class UnetSize(NamedTuple):
     attending: int
 
 
+class ConvSize(NamedTuple):
+    """Depth in blocks of one convolution each, and width in channels."""
+
+    depth: int
+    width: int
+
+
 DIT_SIZES = {
     "Nano": DitSize(depth=3, width=64, heads=4),
     "Micro": DitSize(depth=4, width=128, heads=4),
@@ -64,6 +72,7 @@ UNET_SIZES = {
     "M": UnetSize(channels=(128, 256, 256), blocks=2, attending=2),
     "L": UnetSize(channels=(128, 256, 256, 512), blocks=3, attending=3),
 }
+CONV_SIZES = {"Nano": ConvSize(depth=4, width=32), "S": ConvSize(depth=8, width=64)}
 
 
 class DitArchitecture(NamedTuple):
@@ -89,17 +98,28 @@ class UnetArchitecture(NamedTuple):
     size: UnetSize
 
 
+class ConvArchitecture(NamedTuple):
+    """What a name such as `Conv-Nano/2` says."""
+
+    size: ConvSize
+    patch: int
+
+
+NetworkArchitecture = DitArchitecture | MmditArchitecture | UnetArchitecture | ConvArchitecture
+
+
 class MixtureArchitecture(NamedTuple):
     """What the names `mixture` and `mixture+DiT-S/2` say; the network is None in the first."""
 
-    network: DitArchitecture | MmditArchitecture | UnetArchitecture | None
+    network: NetworkArchitecture | None
 
 
-Architecture = DitArchitecture | MmditArchitecture | UnetArchitecture | MixtureArchitecture
+Architecture = NetworkArchitecture | MixtureArchitecture
 MIXTURE, PLUS = "mixture", "mixture+"
 _DIT = re.compile(r"DiT-([A-Za-z]+)/([1248])(-single)?(-qknorm)?(?:-(rope|learned))?")
 _MMDIT = re.compile(r"MMDiT-([0-9A-Za-z]+)/([1248])")
 _UNET = re.compile(r"UNet-([A-Za-z]+)")
+_CONV = re.compile(r"Conv-([A-Za-z]+)/([1248])")
 
 
 def parse_architecture(name: str) -> Architecture:
@@ -126,10 +146,13 @@ def parse_architecture(name: str) -> Architecture:
         return MmditArchitecture(MMDIT_SIZES[match[1]], int(match[2]))
     if (match := _UNET.fullmatch(name)) and match[1] in UNET_SIZES:
         return UnetArchitecture(UNET_SIZES[match[1]])
+    if (match := _CONV.fullmatch(name)) and match[1] in CONV_SIZES:
+        return ConvArchitecture(CONV_SIZES[match[1]], int(match[2]))
     raise ValueError(
         f"unknown architecture `{name}`; use DiT-SIZE/PATCH with SIZE one of "
         f"{', '.join(DIT_SIZES)} and PATCH one of 1, 2, 4, 8, then -single, -qknorm, and -rope or "
         f"-learned if wanted; MMDiT-SIZE/PATCH with SIZE one of {', '.join(MMDIT_SIZES)}; "
+        f"Conv-SIZE/PATCH with SIZE one of {', '.join(CONV_SIZES)}; "
         f"UNet-SIZE with SIZE one of {', '.join(UNET_SIZES)}; mixture; or mixture+ and one of these"
     )
 

@@ -21,8 +21,9 @@ from ddm_fed.models.layers import Attention, QkNorm, RotaryPosition
 from ddm_fed.records import DataSpec, ExpertDesign
 
 SUFFIXES = itertools.product(("", "-single"), ("", "-qknorm"), ("", "-rope", "-learned"))
-NAMES = [f"DiT-Nano/2{''.join(parts)}" for parts in SUFFIXES] + ["MMDiT-Nano/2", "UNet-Nano"]
-FAMILIES = ["DiT-Nano/2", "DiT-Nano/2-single-qknorm-rope", "MMDiT-Nano/2", "UNet-Nano"]
+OTHERS = ["MMDiT-Nano/2", "UNet-Nano", "Conv-Nano/2"]
+NAMES = [f"DiT-Nano/2{''.join(parts)}" for parts in SUFFIXES] + OTHERS
+FAMILIES = ["DiT-Nano/2", "DiT-Nano/2-single-qknorm-rope", *OTHERS]
 CLASSES = 3
 
 every_name = pytest.mark.parametrize("name", NAMES)
