@@ -114,7 +114,7 @@ def main() -> None:
     asked = torch.arange(TEST_IMAGES) % classes
     plan = make_plan(shape, classes, options.network, 10)
     began = time.process_time()
-    (fitted,) = fit_image_mixtures(plan, [release(plan, images, labels)])
+    (fitted,) = fit_image_mixtures(plan, [release(plan, images, labels)[0]])
     mixture = MixtureVelocity(plan, fitted)
     released_s = time.process_time() - began
 
