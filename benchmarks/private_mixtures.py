@@ -215,7 +215,7 @@ def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> float:
     return float((told == labels).float().mean())
 
 
-def measure(options: argparse.Namespace, data, judges, cell: dict[str, float]) -> dict[str, float]:
+def measure(options: argparse.Namespace, data, judges, cell) -> dict[str, float]:
     """Returns one result."""
     (images, labels), (real, truth) = data["train"], data["test"]
     shape, classes = tuple(images.shape[1:]), int(labels.max()) + 1
@@ -225,6 +225,7 @@ def measure(options: argparse.Namespace, data, judges, cell: dict[str, float]) -
     cut = min(2000, len(labels) // 20)
     held = images[order[:cut]], labels[order[:cut]]
     images, labels = images[order[cut:]], labels[order[cut:]]
+    images, labels = images[: cell["images"]], labels[: cell["images"]]
     parts = deal(labels, int(cell["sites"]), skew, seed)
     plan = make_plan(shape, classes, cell)
     made = [release(plan, images[rows], labels[rows]) for rows in parts]
@@ -281,6 +282,7 @@ def main() -> None:
     parser.add_argument("--epsilon", type=float, nargs="+", default=[10.0, 1.0])
     parser.add_argument("--skew", type=float, default=0.0, help="strength of a Dirichlet; 0: even")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--images", type=int, help="of all sites; by default every one there is")
     parser.add_argument("--frequencies", type=int)
     parser.add_argument("--components", type=int)
     parser.add_argument("--bands", type=int, default=0)
@@ -307,7 +309,7 @@ def main() -> None:
     for seed in options.seeds:
         for level in options.epsilon:
             for sites in options.sites:
-                guess = public_guess(len(images) / sites)
+                guess = public_guess((options.images or len(images)) / sites)
                 pixels = images.shape[2] * images.shape[3]
                 rule = mixture_rule(
                     level, 1e-5, guess, classes, images.shape[1], pixels=pixels, sites=sites
@@ -323,6 +325,7 @@ def main() -> None:
                     "bands": options.bands,
                     "centre": options.centre,
                     "samples": options.samples,
+                    "images": options.images,
                     "judge": options.judge,
                     "epochs": options.epochs,
                 }
