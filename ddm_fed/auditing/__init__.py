@@ -37,3 +37,4 @@ from ddm_fed.auditing.releases import examine_noise as examine_noise
 from ddm_fed.auditing.report import audit_facts as audit_facts
 from ddm_fed.auditing.report import describe_audit as describe_audit
 from ddm_fed.auditing.report import describe_membership as describe_membership
+from ddm_fed.auditing.score_bound import score_bound as score_bound

@@ -41,8 +41,9 @@ def describe_privacy(privacy: PrivacyStatement) -> list[str]:
         found = privacy.audit
         lines.append(
             f"An attack by {found.canaries:,} canaries on the training step showed at least epsilon"
-            f" {found.empirical_eps_lower_bound} (at most {found.ceiling} could show), of "
-            f"{found.claimed_eps} proved for the same steps: {found.verdict.replace('_', ' ')}."
+            f" {found.empirical_eps_lower_bound} by guesses (at most {found.ceiling} could show) and"
+            f" {found.score_eps_lower_bound} by their scores, of {found.claimed_eps} proved for the "
+            f"same steps: {found.verdict.replace('_', ' ')}."
         )
     lines += [
         f"Not hidden by any epsilon: what kind of images the site has and in which proportions; a "
