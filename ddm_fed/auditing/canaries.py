@@ -41,7 +41,7 @@ from ddm_fed.auditing.rates import scores_p_value
 from ddm_fed.auditing.score_bound import score_bound
 from ddm_fed.privacy import Clipped, PrivateStep, Randomness, Weights, clip_factors, deltas, epsilon
 from ddm_fed.progress import Advance
-from ddm_fed.records import SampledGaussianEvent, Verdict, verdict
+from ddm_fed.records import Event, SampledGaussianEvent, Verdict, verdict
 
 CANARIES = 200_000  # half of the promised noise is found at epsilon 8; 2000 would not be enough
 GUESSED_SHARES = (0.001, 0.005, 0.02, 0.05, 0.2)  # of the canaries: r is fixed before looking
@@ -219,7 +219,7 @@ def judge(
     """
     canaries = len(scores)
     tried = guess_both_sides(scores, members, numbers_of_guesses(canaries))
-    claimed_epsilon, claim = _price(run, delta)
+    claimed_epsilon, claim = price((run,), delta)
     return CanaryAudit(
         event=run,
         training_steps=training_steps,
@@ -241,10 +241,10 @@ def judge(
 
 
 @functools.lru_cache(maxsize=16)
-def _price(event: SampledGaussianEvent, delta: float) -> tuple[float, ProfileTradeOff]:
-    """Returns the epsilon that is proved of `event`, and its whole profile."""
-    profile = ProfileTradeOff(PROFILE_EPSILONS, deltas([event], PROFILE_EPSILONS))
-    return epsilon([event], delta), profile
+def price(events: tuple[Event, ...], delta: float) -> tuple[float, ProfileTradeOff]:
+    """Returns the epsilon at `delta` that is proved of `events` together, and their profile."""
+    profile = ProfileTradeOff(PROFILE_EPSILONS, deltas(events, PROFILE_EPSILONS))
+    return epsilon(events, delta), profile
 
 
 def canary_scores(

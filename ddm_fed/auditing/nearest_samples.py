@@ -7,25 +7,24 @@ beforehand.
 
 Which images were held back was decided by chance, so in every pair a fair coin decided, and the
 coins are independent given the pairs: these are the canaries of one run, and the estimators of
-`onerun` apply. A coin does not add an image but exchanges one for another, which removes one and adds
-one. So a promise counts twice:
+`onerun` apply. A coin does not add an image but exchanges one for another, which removes one and
+adds one. So a promise counts twice:
 
 * of (epsilon, delta) it leaves (2 epsilon, (1 + e^epsilon) delta), whatever the mechanism is;
-* of a trade-off function with the counterpart g (an event of probability y keeps at least g(y) with
-  one image more or less) it leaves g(g(y)).
+* of a trade-off function with the counterpart g (an event of probability y keeps at least g(y)
+  with one image more or less) it leaves g(g(y)).
 
-The bound is the largest epsilon whose double `steinke_p_value` rejects. The claimed profile is tested by
-`claim_p_value`, which knows the whole mechanism. Samples that know no more of one image than of the
-other are right about half of the pairs, and neither rejects anything.
+The bound is the largest epsilon whose double `steinke_p_value` rejects. The claimed profile is
+tested by `claim_p_value`, which knows the whole mechanism. Samples that know no more of one image
+than of the other are right about half of the pairs, and neither rejects anything.
 
-What it takes for granted is that held-back images were chosen by chance: of another source, they may
-lie further from the samples for that reason. It is one attack on few samples: a small bound is no
-evidence of privacy. Distances come from private images, so what is found stays at the site.
+What it takes for granted is that held-back images were chosen by chance: of another source, they
+may lie further from the samples for that reason. It is one attack on few samples: a small bound is
+no evidence of privacy. Distances come from private images, so what is found stays at the site.
 
-Source: the idea of a bound by nearest neighbours in one run: "nearest-neighbour distances between
-real training data and synthetic samples", openreview.net/forum?id=H29DxWgRbb. Pairs and the double
-promise are derived above; (2 epsilon, (1 + e^epsilon) delta) is group privacy, Dwork and Roth 2014,
-lemma 2.2; g(g) is Dong, Roth and Su 2019, arXiv:1905.02383, theorem 3.
+Source: the idea of a bound by nearest neighbours in one run: openreview.net/forum?id=H29DxWgRbb.
+Pairs and the double promise are derived above; both are group privacy: Vadhan 2017,
+doi:10.1007/978-3-319-57048-8_7, lemma 2.2; Dong, Roth and Su 2019, arXiv:1905.02383, theorem 2.14.
 """
 
 import functools
@@ -44,6 +43,7 @@ from ddm_fed.auditing.onerun import (
 )
 from ddm_fed.evaluation import Rows, nearest
 
+SIGNIFICANCE = 1e-3  # below it a p-value rejects: how often an honest expert is accused
 GUESSED_SHARES = (0.02, 0.1, 0.4, 1.0)  # of the pairs: fixed before looking
 TINY = 1e-12  # of a distance: exact copies are infinitely nearer
 
@@ -64,6 +64,11 @@ class NearestSamples(NamedTuple):
     pairs: int
     samples: int
     tried: tuple[Guesses, ...]
+
+    @property
+    def rejects(self) -> bool:
+        """Whether the samples tell more than is promised."""
+        return self.p_value is not None and self.p_value < SIGNIFICANCE
 
 
 def measure_nearest_samples(

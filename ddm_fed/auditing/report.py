@@ -4,6 +4,7 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from ddm_fed.auditing.canaries import CanaryAudit
 from ddm_fed.auditing.membership import Membership
+from ddm_fed.auditing.nearest_samples import NearestSamples
 from ddm_fed.auditing.onerun import gaussian_bound
 from ddm_fed.records import AuditFacts, CanaryType, Method, verdict
 
@@ -134,6 +135,32 @@ def describe_membership(found: Membership, claimed_eps: Decimal | None = None) -
         f"[{rate.low:.1%}, {rate.high:.1%}]. {bound} These figures come from real images: they are "
         "local."
     )
+
+
+def describe_nearest_samples(found: NearestSamples, claimed_eps: Decimal | None = None) -> str:
+    """Returns what nearest samples found out, a few sentences of plain text that stay at the site.
+
+    Args:
+        found: What was measured.
+        claimed_eps: Proved of the expert with all that it was made of; None without noise.
+    """
+    tried = ", ".join(f"{one.correct} of {one.made}" for one in found.tried)
+    text = (
+        f"Of {found.pairs} pairs of a trained and a held-back image, the one nearer to any of "
+        f"{found.samples} samples was the trained one in {tried} guesses (the surest first). With "
+        f"{100 * found.confidence:g} % confidence the expert leaks at least epsilon "
+        f"{_down(found.bound)} at delta {found.delta:g}; all guesses right would have shown "
+        f"{_down(found.ceiling)}."
+    )
+    if found.rejects:
+        return (
+            f"{text} The claim of epsilon {claimed_eps} is REJECTED (p at most {found.p_value:.1g})"
+            ": the samples know trained images better than promised, unless the controls were not "
+            "held back by chance and are of another kind."
+        )
+    if claimed_eps is None:
+        return f"{text} Nothing is claimed: the expert was trained without noise."
+    return f"{text} The claim of epsilon {claimed_eps} is not rejected."
 
 
 def _down(value: float) -> Decimal:

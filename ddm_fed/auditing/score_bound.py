@@ -1,9 +1,9 @@
 """What the scores of canaries say about epsilon, where `onerun` counts right guesses only.
 
 A guess keeps one bit of a score. But where noise is Gaussian, or is added in many steps, a canary's
-score is nearly normal: N(a, s^2) if it was in and N(b, r^2) if it was not. A test "the score exceeds
-x" then has error rates Phi((b - x) / r) and Phi((x - a) / s). A promise by a Gaussian trade-off of
-mu (mu-GDP) bounds what any test of one canary achieves:
+score is nearly normal: N(a, s^2) if it was in and N(b, r^2) if it was not. A test "the score
+exceeds x" then has error rates Phi((b - x) / r) and Phi((x - a) / s). A promise by a Gaussian
+trade-off of mu (mu-GDP) bounds what any test of one canary achieves:
 
     mu >= (x - b) / r - (x - a) / s    for every x.
 
@@ -15,10 +15,9 @@ Other x give more where r and s differ, but read the tails of two fitted normals
 seen; at this one the central limit theorem is at its best. Of a Poisson-sampled step it promises
 less than the truth; of Gaussian noise without sampling the truth itself.
 
-a, b, r and s are those of many canaries, each in the run by a fair coin of its own and with noise of
-its own, so all scores are independent: the limits of Student (as Welch has it) and of the
-chi-square distribution hold. Three of them share the error equally: below for a - b, above for r
-and for s.
+a, b, r and s are those of many canaries, each in the run by a fair coin of its own and with noise
+of its own, so all scores are independent: the limits of Student (as Welch has it) and of chi
+squared hold. Three of them share the error equally: below for a - b, above for r and for s.
 
 It takes more for granted than guesses do: independent canaries and normal scores. So the bound by
 guesses remains, and no verdict rests on this one.
@@ -74,9 +73,7 @@ def score_bound(
     return gaussian_epsilon(mu, delta)
 
 
-def _least_gap(
-    inside: NDArray[np.float64], outside: NDArray[np.float64], error: float
-) -> float:
+def _least_gap(inside: NDArray[np.float64], outside: NDArray[np.float64], error: float) -> float:
     """Returns what a - b exceeds, but for a chance of `error`."""
     if np.ptp(inside) == 0 and np.ptp(outside) == 0:  # no noise at all
         return float(inside[0] - outside[0])

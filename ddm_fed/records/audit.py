@@ -27,7 +27,8 @@ class AuditFacts(Record):
     Epsilons are those of `steps` steps, which may be fewer than `training_steps`. `ceiling` is
     what the bound would be if all of the guesses were right: an audit that cannot exceed the claim
     proves nothing. `score_eps_lower_bound` takes more for granted than guesses do, that scores are
-    normal, and is nearer to the truth; no verdict rests on it. `significance` is the probability with which an honest training is accused.
+    normal, and is nearer to the truth; no verdict rests on it. `significance` is the probability
+    with which an honest training is accused.
     """
 
     empirical_eps_lower_bound: NonNegative

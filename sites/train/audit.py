@@ -8,7 +8,7 @@ policy says `share_audit = true`
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from ddm_fed.auditing import (
     Draws,
     LabelledImages,
     Membership,
+    NearestSamples,
     OptimizerWatch,
     RunCanaries,
     audit_facts,
@@ -30,9 +31,12 @@ from ddm_fed.auditing import (
     audit_step,
     describe_audit,
     describe_membership,
+    describe_nearest_samples,
     examine_expected_units,
     examine_noise,
     measure_membership,
+    measure_nearest_samples,
+    price,
 )
 from ddm_fed.bundle.verify import ROUTER_FILE
 from ddm_fed.errors import DataError, MechanismError, StateError
@@ -41,7 +45,14 @@ from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
 from ddm_fed.mixture import exact_statistics, message_named, router_events
 from ddm_fed.privacy import Finding, ImageSet, Private, Randomness
 from ddm_fed.progress import Advance, Watch
-from ddm_fed.records import AuditFacts, ExpertDesign, Plan, SampledGaussianEvent, network_of
+from ddm_fed.records import (
+    AuditFacts,
+    Event,
+    ExpertDesign,
+    Plan,
+    SampledGaussianEvent,
+    network_of,
+)
 from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.tensors import read_own_tensors
 from ddm_fed.training import (
@@ -69,6 +80,7 @@ from sites.workspace import SiteFolder
 AUDIT_FILE, CANARIES_FILE = "audit.json", "canaries.json"
 STEPS = "steps of a training, computed again"
 KEPT_STEPS = "gradient, weights and averages as the ledger's event says"
+PLACES = Decimal("0.0001")
 MOST_ATTACKED = 2000  # images of each kind that are attacked: more would only take longer
 SAMPLES, SOLVER_STEPS = 500, 20
 Rows = NDArray[np.float64]
@@ -104,8 +116,9 @@ class AuditResult:
         releases: Of what was released, against the images.
         membership: Whether the expert's loss tells its images from others.
         memorization: Whether samples are copies.
+        nearest: What the samples' distances to images say of the expert's epsilon.
         notes: What was left out, and why.
-        released_epsilon: What bounds an expert that is the mixture of its release; else None.
+        claimed_epsilon: What bounds the expert and all it was made of; None without noise.
     """
 
     mechanism: list[Finding] = field(default_factory=list)
@@ -114,14 +127,16 @@ class AuditResult:
     releases: list[Finding] = field(default_factory=list)
     membership: Membership | None = None
     memorization: Memorization | None = None
+    nearest: NearestSamples | None = None
     notes: list[str] = field(default_factory=list)
-    released_epsilon: Decimal | None = None
+    claimed_epsilon: Decimal | None = None
 
     @property
     def violates(self) -> bool:
         """Whether something does not keep its promise."""
         attacks = [attack for attack in (self.canaries, self.run) if attack is not None]
         refuted = any(attack.verdict == "violates_claim" for attack in attacks)
+        refuted |= self.nearest is not None and self.nearest.rejects
         return refuted or not all(found.passed for found in (*self.mechanism, *self.releases))
 
     def sentences(self) -> list[str]:
@@ -130,10 +145,7 @@ class AuditResult:
         if self.run is not None:
             found.append(f"Canaries went through a whole training too. {describe_audit(self.run)}")
         if self.membership is not None:
-            claimed = self.released_epsilon
-            if self.canaries is not None:
-                claimed = self.canaries.claimed_eps
-            found.append(describe_membership(self.membership, claimed))
+            found.append(describe_membership(self.membership, self.claimed_epsilon))
         if self.memorization is not None:
             near = self.memorization.near_copies
             found.append(
@@ -143,6 +155,8 @@ class AuditResult:
                 f"most {self.memorization.near_by_chance:.1%}). "
                 "These figures are local too."
             )
+        if self.nearest is not None:
+            found.append(describe_nearest_samples(self.nearest, self.claimed_epsilon))
         return found
 
     def facts(self) -> dict[str, Any]:
@@ -155,6 +169,7 @@ class AuditResult:
             "releases": [vars(finding) for finding in self.releases],
             "membership": None if self.membership is None else _plain(self.membership),
             "memorization": None if self.memorization is None else _plain(self.memorization),
+            "nearest": None if self.nearest is None else _plain(self.nearest),
             "notes": self.notes,
         }
 
@@ -222,7 +237,6 @@ def _attack_step(
 ) -> None:
     event, means = planned_events(plan).expert, planned_events(plan).central
     if known is not None and network_of(known.design.architecture) is None:
-        result.released_epsilon = plan.router.epsilon
         result.notes.append(
             "the expert is the mixture that was released: what is found of the release is found of "
             "it, and nothing was trained"
@@ -341,10 +355,30 @@ def _attack_expert(
     samples = _samples(expert, plan, options.seed)
     result.memorization = measure_memorization(
         samples,
-        members.images.flatten(1).numpy().astype(np.float64),
-        controls.images.flatten(1).numpy().astype(np.float64),
+        _flat(members.images),
+        _flat(controls.images),
         generator=np.random.default_rng(options.seed),
     )
+    bound_by, delta, claim = _what_bounds(plan, known.design), float(plan.privacy.delta), None
+    if bound_by:
+        epsilon, claim = price(bound_by, delta)
+        result.claimed_epsilon = Decimal(epsilon).quantize(PLACES, ROUND_CEILING)
+    result.nearest = measure_nearest_samples(
+        samples,
+        *(_one_of_each_unit(images, options.seed) for images in (own, others)),
+        delta=delta,
+        generator=np.random.default_rng(options.seed),
+        claim=claim,
+    )
+
+
+def _what_bounds(plan: Plan, design: ExpertDesign) -> tuple[Event, ...]:
+    """Returns all that an expert was made of, its release included; nothing without noise."""
+    planned = planned_events(plan)
+    if planned.expert is None and network_of(design.architecture) is not None:
+        return ()
+    training = planned.training if network_of(design.architecture) is not None else []
+    return (*planned.router, *training)
 
 
 def _require_apart(own: ImageSet, others: ImageSet) -> None:
@@ -372,6 +406,19 @@ def _labelled(images: ImageSet, plan: Plan, seed: int) -> LabelledImages:
     return LabelledImages(images.batch(rows), labels)
 
 
+def _one_of_each_unit(images: ImageSet, seed: int) -> Rows:
+    """Returns an image of each of at most `MOST_ATTACKED` units, drawn at random, `(U, C H W)`."""
+    order = torch.randperm(len(images), generator=seeded(seed, "units", len(images)))
+    if images.units is not None:
+        _, first = np.unique(images.units[order].numpy(), return_index=True)
+        order = order[np.sort(first)]
+    return _flat(images.batch(order[:MOST_ATTACKED]))
+
+
+def _flat(images: Tensor) -> Rows:
+    return images.flatten(1).double().numpy()
+
+
 @torch.no_grad()
 def _samples(expert: Expert, plan: Plan, seed: int) -> Rows:
     """Returns samples of the expert alone, the classes in turn, `(SAMPLES, C H W)`."""
@@ -385,11 +432,13 @@ def _samples(expert: Expert, plan: Plan, seed: int) -> Rows:
 
     times = time_grid(SOLVER_STEPS, start=expert.largest_time)
     images = integrate(velocity, noise, times, "heun").clamp(-1, 1)
-    return images.flatten(1).double().numpy()
+    return _flat(images)
 
 
 def _plain(value: Any) -> Any:
     """Returns nested named tuples as dictionaries."""
     if hasattr(value, "_asdict"):
         return {name: _plain(part) for name, part in value._asdict().items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
     return value
