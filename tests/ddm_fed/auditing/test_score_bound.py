@@ -14,6 +14,7 @@ from ddm_fed.auditing import (
     score_bound,
 )
 from ddm_fed.auditing.canaries import numbers_of_guesses
+from ddm_fed.auditing.score_bound import _least_gap
 from ddm_fed.privacy import epsilon
 from ddm_fed.records import SampledGaussianEvent
 
@@ -89,6 +90,14 @@ def test_scores_of_a_sampled_step_promise_no_more_than_is_proved(rate, multiplie
     assert gaussian_epsilon(mu, delta) <= proved * (1 + 1e-3)
     if q == 1:
         assert gaussian_epsilon(mu, delta) == pytest.approx(proved, rel=1e-3)
+
+
+def test_gap_between_means_is_that_of_welch():
+    scores, members = run_of(1.0, 50, np.random.default_rng(0))
+    inside, outside = scores[members], scores[~members]
+    welch = stats.ttest_ind(inside, outside, equal_var=False, alternative="greater")
+    expected = welch.confidence_interval(0.99).low
+    assert _least_gap(inside, outside, 0.01) == pytest.approx(expected)
 
 
 def test_more_confidence_shows_less():
