@@ -5,23 +5,17 @@ private/PLAN/canaries.json    what canaries found: the only part that may leave,
 policy says `share_audit = true`
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
-from decimal import ROUND_CEILING, Decimal
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ddm_fed.auditing import (
     CANARIES,
     CanaryAudit,
-    Draws,
-    LabelledImages,
     Membership,
     NearestSamples,
     OptimizerWatch,
@@ -34,20 +28,20 @@ from ddm_fed.auditing import (
     describe_nearest_samples,
     examine_expected_units,
     examine_noise,
-    measure_membership,
-    measure_nearest_samples,
-    price,
 )
 from ddm_fed.bundle.verify import ROUTER_FILE
-from ddm_fed.errors import DataError, MechanismError, StateError
-from ddm_fed.evaluation import Memorization, measure_memorization
-from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
-from ddm_fed.mixture import exact_statistics, message_named, router_events
+from ddm_fed.errors import MechanismError, StateError
+from ddm_fed.evaluation import Memorization
+from ddm_fed.mixture import (
+    exact_statistics,
+    examine_messages,
+    message_named,
+    router_events,
+)
 from ddm_fed.privacy import Finding, ImageSet, Private, Randomness
 from ddm_fed.progress import Advance, Watch
 from ddm_fed.records import (
     AuditFacts,
-    Event,
     ExpertDesign,
     Plan,
     SampledGaussianEvent,
@@ -61,11 +55,11 @@ from ddm_fed.training import (
     PrivateTraining,
     Source,
     TrainedPart,
-    seeded,
     trial_run,
 )
 from ddm_fed.training.plan_cost import planned_events
 from ddm_fed.trust import Trust
+from sites.train.audit_expert import SAMPLES, attack_expert
 from sites.train.expert import (
     RELEASE_FILE,
     TRAINED_FILE,
@@ -80,10 +74,6 @@ from sites.workspace import SiteFolder
 AUDIT_FILE, CANARIES_FILE = "audit.json", "canaries.json"
 STEPS = "steps of a training, computed again"
 KEPT_STEPS = "gradient, weights and averages as the ledger's event says"
-PLACES = Decimal("0.0001")
-MOST_ATTACKED = 2000  # images of each kind that are attacked: more would only take longer
-SAMPLES, SOLVER_STEPS = 500, 20
-Rows = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -317,7 +307,8 @@ def _examine_releases(
     for name, event in router_events(plan).items():
         scale = message_named(plan, name).l2_sensitivity * float(event.noise_multiplier)
         vector = np.asarray(released[name])
-        result.releases.append(examine_noise(vector, exact[name].reveal(), scale))
+        result.releases.append(examine_noise(vector, exact[name].reveal(), scale, what=name))
+    result.releases += examine_messages(data, plan, released)
     if known is None or not known.noise:
         return
     noise = PrivateTraining.from_json(known.noise)
@@ -346,93 +337,11 @@ def _attack_expert(
     if options.controls is None:
         result.notes.append("no --controls: images nobody trained on are needed to attack weights")
         return
-    own, others = data.reveal(), options.controls.reveal()
-    _require_apart(own, others)
     expert = expert_of(work, plan, known.design)
-    draws = Draws.at(plan.data.shape, seeded(options.seed, "audit", 0))
-    members, controls = (_labelled(images, plan, options.seed) for images in (own, others))
-    result.membership = measure_membership(expert, members, controls, draws)
-    samples = _samples(expert, plan, options.seed)
-    result.memorization = measure_memorization(
-        samples,
-        _flat(members.images),
-        _flat(controls.images),
-        generator=np.random.default_rng(options.seed),
-    )
-    bound_by, delta, claim = _what_bounds(plan, known.design), float(plan.privacy.delta), None
-    if bound_by:
-        epsilon, claim = price(bound_by, delta)
-        result.claimed_epsilon = Decimal(epsilon).quantize(PLACES, ROUND_CEILING)
-    result.nearest = measure_nearest_samples(
-        samples,
-        *(_one_of_each_unit(images, options.seed) for images in (own, others)),
-        delta=delta,
-        generator=np.random.default_rng(options.seed),
-        claim=claim,
-    )
-
-
-def _what_bounds(plan: Plan, design: ExpertDesign) -> tuple[Event, ...]:
-    """Returns all that an expert was made of, its release included; nothing without noise."""
-    planned = planned_events(plan)
-    if planned.expert is None and network_of(design.architecture) is not None:
-        return ()
-    training = planned.training if network_of(design.architecture) is not None else []
-    return (*planned.router, *training)
-
-
-def _require_apart(own: ImageSet, others: ImageSet) -> None:
-    """Refuses controls that were trained on: they would make every attack look harmless."""
-    if len(others) == 0:
-        raise DataError("--controls holds no images", hint="check the path")
-    seen = {_fingerprint(own.batch(slice(row, row + 1))) for row in range(len(own))}
-    both = sum(_fingerprint(others.batch(slice(r, r + 1))) in seen for r in range(len(others)))
-    if both:
-        raise DataError(
-            f"{both} of the {len(others)} controls are among the images that were trained on",
-            hint="give images of the same kind that no expert has seen",
-        )
-
-
-def _fingerprint(image: Tensor) -> bytes:
-    return hashlib.sha256(image.numpy().tobytes()).digest()
-
-
-def _labelled(images: ImageSet, plan: Plan, seed: int) -> LabelledImages:
-    """Returns at most `MOST_ATTACKED` images, drawn without replacement."""
-    order = torch.randperm(len(images), generator=seeded(seed, "attacked", len(images)))
-    rows = order[:MOST_ATTACKED].sort().values
-    labels = images.labels[rows] if plan.data.classes and images.labels is not None else None
-    return LabelledImages(images.batch(rows), labels)
-
-
-def _one_of_each_unit(images: ImageSet, seed: int) -> Rows:
-    """Returns an image of each of at most `MOST_ATTACKED` units, drawn at random, `(U, C H W)`."""
-    order = torch.randperm(len(images), generator=seeded(seed, "units", len(images)))
-    if images.units is not None:
-        _, first = np.unique(images.units[order].numpy(), return_index=True)
-        order = order[np.sort(first)]
-    return _flat(images.batch(order[:MOST_ATTACKED]))
-
-
-def _flat(images: Tensor) -> Rows:
-    return images.flatten(1).double().numpy()
-
-
-@torch.no_grad()
-def _samples(expert: Expert, plan: Plan, seed: int) -> Rows:
-    """Returns samples of the expert alone, the classes in turn, `(SAMPLES, C H W)`."""
-    noise = torch.randn((SAMPLES, *plan.data.shape), generator=seeded(seed, "samples", 0))
-    condition = None
-    if plan.data.classes:
-        condition = ClassCondition(torch.arange(SAMPLES) % len(plan.data.classes))
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return expert(x, t.expand(len(x)), condition)
-
-    times = time_grid(SOLVER_STEPS, start=expert.largest_time)
-    images = integrate(velocity, noise, times, "heun").clamp(-1, 1)
-    return _flat(images)
+    own, others = data.reveal(), options.controls.reveal()
+    found = attack_expert(expert, known.design, plan, own, others, options.seed)
+    result.membership, result.memorization = found.membership, found.memorization
+    result.nearest, result.claimed_epsilon = found.nearest, found.claimed_epsilon
 
 
 def _plain(value: Any) -> Any:

@@ -59,7 +59,8 @@ def test_honest_site_is_not_accused(site):
     assert not found.violates
     assert failed(found) == set()
     assert found.canaries.verdict != "violates_claim"
-    assert len(found.releases) == 3
+    # noise of two messages, two tests of their units each, and the divisor
+    assert len(found.releases) == 7
 
 
 def test_audit_before_training_tries_the_step_as_it_would_be(trained, tmp_path):
@@ -78,7 +79,7 @@ def test_plan_without_noise_has_no_claim(tmp_path):
     train(fed.site(A), fed.trust, random_images(0))
     found = run_audit(fed.site(A), fed.trust, random_images(0), FEW)
     assert found.canaries is None
-    assert len(found.releases) == 2
+    assert len(found.releases) == 6
     assert not found.violates
 
 
@@ -160,7 +161,7 @@ def test_release_with_less_noise_than_stated_is_accused(site, factor):
     )
     found = run_audit(home, trust, data, FEW)
     # half the noise in the few values of this small plan is within chance
-    assert ("noise of the release" in failed(found)) == (factor < 0.5)
+    assert ("noise of the release: shape" in failed(found)) == (factor < 0.5)
 
 
 def test_exact_number_of_images_in_the_divisor_is_accused(site):
