@@ -259,7 +259,7 @@ def exact_at_hand(monkeypatch):
 
 def test_network_beside_the_exact_statistics_is_not_trained(fed, monkeypatch, exact_at_hand):
     plant(monkeypatch, site_training.own_mixture, ("[released_by(work, plan)]", f"[{EXACT}]"))
-    with pytest.raises(MechanismError, match="known velocity .* is not what the release says"):
+    with pytest.raises(MechanismError, match=r"known velocity .* is not what the release says"):
         train_as(fed, RESIDUAL)
     assert "expert" not in spent(fed)  # and nothing was paid for it
 
@@ -284,7 +284,7 @@ def test_network_beside_its_release_is_trained_and_not_accused(fed):
     options = AuditOptions(canaries=2000, most_steps=2, run_steps=2, controls=images(7, 60))
     found = run_audit(fed.site(A), fed.trust, images(0), options)
     assert not found.violates
-    assert found.claimed_epsilon > 9  # the release and the training together
+    assert 8.9 < found.claimed_epsilon <= 9  # the release and the training together
 
 
 # --- a pool with one site twice ---
