@@ -24,15 +24,20 @@ Exact = Callable[[ImageSet], Ints]
 
 
 def require_separate_units(
-    data: Private[ImageSet], statistic: Private[Ints], message: Message, exact: Exact
+    data: Private[ImageSet],
+    statistic: Private[Ints],
+    again: Private[Ints],
+    message: Message,
+    exact: Exact,
 ) -> None:
     """Refuses to release a message whose sensitivity does not hold.
 
     Args:
         data: The site's images.
         statistic: That noise is to be added to, `(n,)`.
+        again: The same about what was released before, made once more.
         message: What is released.
-        exact: Makes the statistic again.
+        exact: Makes the statistic of other images.
 
     Raises:
         MechanismError: it is about something that was not released, or is no sum of what single
@@ -41,7 +46,7 @@ def require_separate_units(
     findings = [
         Finding(
             "what the message is about",
-            bool(np.array_equal(statistic.reveal(), exact(data.reveal()))),
+            bool(np.array_equal(statistic.reveal(), again.reveal())),
             "another statistic than about the vectors released before",
             "the vectors released before, and nothing else",
         ),
@@ -63,10 +68,11 @@ def examine_units(data: Private[ImageSet], message: Message, exact: Exact) -> li
     Args:
         data: The site's images.
         message: What is released.
-        exact: Makes the statistic again.
+        exact: Makes its statistic of some images.
     """
     images = data.reveal()
-    chosen = torch.randperm(images.unit_count)[:MOST_UNITS]
+    drawn = np.random.default_rng().permutation(images.unit_count)
+    chosen = torch.from_numpy(drawn[:MOST_UNITS])
 
     def of(units: torch.Tensor) -> Ints:
         return exact(images.of_units(units))

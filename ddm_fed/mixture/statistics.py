@@ -84,8 +84,10 @@ def release_statistics(data: Private[ImageSet], plan: Plan, spend: Spend) -> dic
     for name, event in router_events(plan).items():
         before = {earlier: made.value for earlier, made in released.items()}
         statistic = read.map(partial(_statistic, name, plan, before))
-        again = _exact(name, plan, {earlier: made.value for earlier, made in released.items()})
-        require_separate_units(data, statistic, message_named(plan, name), again)
+        left = {earlier: made.value for earlier, made in released.items()}
+        again = read.map(partial(_statistic, name, plan, left))
+        exact = _exact(name, plan, left)
+        require_separate_units(data, statistic, again, message_named(plan, name), exact)
         bounded = BoundedStatistic(
             statistic, message_named(plan, name).l2_sensitivity, ROUTER_PURPOSES[name]
         )

@@ -195,7 +195,10 @@ def test_release_that_was_made_before_the_tests_is_accused_by_the_audit(fed, mon
     plant(
         monkeypatch,
         statistics.release_statistics,
-        ("        require_separate_units(data, statistic, message_named(plan, name), again)\n", ""),
+        (
+            "        require_separate_units(data, statistic, again, message_named(plan, name), exact)\n",
+            "",
+        ),
     )
     train_as(fed)
     found = run_audit(fed.site(A), fed.trust, images(0), AuditOptions())
