@@ -196,10 +196,10 @@ def test_samples_that_copy_training_images_end_the_audit_with_a_violation(site, 
     assert found.nearest.bound == found.nearest.ceiling > 0.5
     assert not found.violates  # so few pairs reject no claim of this size
     # but what is claimed of one image they do
-    monkeypatch.setattr(audit_expert, "price", lambda *_: (0.01, GaussianTradeOff(0.01)))
+    monkeypatch.setattr(audit_expert, "price", lambda *_: (0.0625, GaussianTradeOff(0.01)))
     found = run_audit(home, trust, random_images(0), options)
     assert found.violates
-    assert any("The claim of epsilon 0.0100 is REJECTED" in line for line in found.sentences())
+    assert any("The claim of epsilon 0.0625 is REJECTED" in line for line in found.sentences())
     assert found.facts()["nearest"]["bound"] == found.nearest.bound
 
 
