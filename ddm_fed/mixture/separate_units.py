@@ -3,7 +3,8 @@
 A sensitivity is proved of sums whose terms depend on one unit each and on what was released before.
 A cell, a component or a radius that follows from the images without noise breaks this, and noise
 does not show it. Here the real images are asked: what two halves make adds up to what both make
-together, to the last bit, since it is integers; and no unit alone adds more than the sensitivity.
+together, and so does what single units make, to the last bit, since it is integers; and no unit
+alone adds more than the sensitivity.
 """
 
 import math
@@ -77,19 +78,22 @@ def examine_units(data: Private[ImageSet], message: Message, exact: Exact) -> li
     def of(units: torch.Tensor) -> Ints:
         return exact(images.of_units(units))
 
-    halves = torch.tensor_split(chosen, 2)
-    apart = int(np.abs(of(chosen) - sum(of(half) for half in halves)).max(initial=0))
-    longest = max(
-        (_norm(of(chosen[place : place + 1])) for place in range(min(LONE_UNITS, len(chosen)))),
-        default=0.0,
+    few = chosen[:LONE_UNITS]
+    lone = [of(unit) for unit in torch.split(few, 1)]
+    halves = [of(half) for half in torch.tensor_split(chosen, 2)]
+    adds_up = all(
+        np.array_equal(of(together), np.sum(apart, axis=0))
+        for together, apart in ((few, lone), (chosen, halves))
+        if len(together)
     )
+    longest = max(map(_norm, lone), default=0.0)
     bound = message.l2_sensitivity
     return [
         Finding(
             f"sum of single units: {message.name}",
-            apart == 0,
-            "the sum of its halves" if apart == 0 else "something else than the sum of its halves",
-            "the sum of its halves",
+            adds_up,
+            "the sum of its parts" if adds_up else "something else than the sum of its parts",
+            "the sum of its parts",
         ),
         Finding(
             f"length of single units: {message.name}",

@@ -13,6 +13,7 @@ from ddm_fed.auditing import (
     describe_nearest_samples,
     measure_nearest_samples,
     price,
+    steinke_p_value,
 )
 from ddm_fed.flows import integrate, time_grid
 from ddm_fed.mixture import (
@@ -185,6 +186,23 @@ def test_copies_of_a_few_images_are_caught():
 
 
 # --- parts ---
+
+
+def test_numbers_of_guesses_share_the_error():
+    rng = np.random.default_rng(1)
+    trained, held_back = normal(rng, 400), normal(rng, 400)
+    samples = trained[rng.integers(400, size=500)]
+    found = measured(samples, trained, held_back, rng)
+
+    def smallest_p(epsilon):
+        exchanged = (1 + math.exp(epsilon)) * DELTA
+        return min(
+            steinke_p_value(400, one.made, one.correct, 2 * epsilon, exchanged)
+            for one in found.tried
+        )
+
+    assert [one.made for one in found.tried] == [8, 40, 160, 400]
+    assert smallest_p(found.bound - 1e-3) < 0.05 / 4 < smallest_p(found.bound + 1e-3)
 
 
 def test_images_that_are_equally_far_are_guessed_by_a_coin():
