@@ -24,10 +24,11 @@ from torch import Tensor
 
 from ddm_fed.evaluation import frechet_distance, train_classifier_on
 from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
-from ddm_fed.mixture import MixtureVelocity, fit_image_mixtures
+from ddm_fed.mixture import MixtureVelocity, SiteRelease, fit_image_mixtures
 from ddm_fed.models import build_expert
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import Plan, read_plan_toml
+from ddm_fed.storage.tensors import write_tensors
 from ddm_fed.training import KnownVelocity, RunOptions, train_expert
 
 CELL = {"epsilon": 1000, "frequencies": 100, "components": 8, "bands": 4, "centre": -0.4}
@@ -50,12 +51,19 @@ warmup_steps = {min(100, steps // 10)}
 
 
 def train(
-    data: Private[ImageSet], plan: Plan, kind: str, mixture: MixtureVelocity | None
+    data: Private[ImageSet],
+    plan: Plan,
+    kind: str,
+    base: tuple[MixtureVelocity, SiteRelease] | None,
 ) -> tuple[Expert, float]:
     """Returns the expert, and the CPU seconds its training took."""
-    known = None if mixture is None else KnownVelocity(mixture, "0" * 64)
-    design = plan.expert.design(kind)
+    design, known, mixture = plan.expert.design(kind), None, None
     with tempfile.TemporaryDirectory() as folder:
+        if base is not None:
+            mixture, released = base
+            file = Path(folder) / "router.safetensors"
+            write_tensors(file, released.vectors)
+            known = KnownVelocity(mixture, file)
         began = time.process_time()
         trained = train_expert(
             data,
@@ -114,8 +122,9 @@ def main() -> None:
     asked = torch.arange(TEST_IMAGES) % classes
     plan = make_plan(shape, classes, options.network, 10)
     began = time.process_time()
-    (fitted,) = fit_image_mixtures(plan, [release(plan, images, labels)[0]])
-    mixture = MixtureVelocity(plan, fitted)
+    released, _ = release(plan, images, labels)
+    (fitted,) = fit_image_mixtures(plan, [released])
+    mixture = MixtureVelocity(plan, fitted, alone=False)
     released_s = time.process_time() - began
 
     def judged(expert: Expert) -> dict[str, float]:
@@ -137,7 +146,7 @@ def main() -> None:
         for kind in (options.network, f"mixture+{options.network}"):
             if any((row["kind"], row["seconds"]) == (kind, seconds) for row in known):
                 continue
-            base = mixture if kind.startswith("mixture") else None
+            base = (mixture, released) if kind.startswith("mixture") else None
             trial = make_plan(shape, classes, options.network, TRIAL)
             _, took = train(private, trial, kind, base)
             left = seconds - (released_s if base is not None else 0)

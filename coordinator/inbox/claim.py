@@ -8,12 +8,14 @@ from pathlib import Path
 
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.bundle.submission import open_as_site
-from ddm_fed.bundle.verify import ENVELOPE_FILE, EXPERT_FILE, HEAD_FILE
+from ddm_fed.bundle.verify import ENVELOPE_FILE, EXPERT_FILE, HEAD_FILE, ROUTER_FILE
 from ddm_fed.errors import RefusedError, ReplayError, StateError
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
+    Plan,
     Statement,
+    StatisticsSpec,
     Submission,
     sha256_hex,
 )
@@ -86,22 +88,22 @@ def read_admitted(file: Path, submission_sha256: str) -> tuple[bytes, Statement[
 
 
 def require_own_files(
-    home: CoordinatorFolder, log: Log, statement: Statement[Submission], what: str
+    home: CoordinatorFolder, log: Log, statement: Statement[Submission], plan: Plan, what: str
 ) -> None:
-    """Refuses a submission of an expert or a head that was admitted for another site.
+    """Refuses a submission of an expert, a head or a release that was admitted for another site.
 
     Digests are public, and so are the files of ensembles; no two trainings end in the same bits.
-    A router's statistics may be a few noisy numbers, which can be equal by chance.
+    Neither do the releases of a mixture, which is an expert by itself and would count twice among
+    the others. Those of a `prior` router are a few noisy counts, which can be equal by chance.
 
     Raises:
         ReplayError: naming the file, and the site it was admitted for.
     """
     site = statement.predicate.site
-    offered = {
-        item.digest.sha256: item.name
-        for item in statement.subject
-        if item.name in (EXPERT_FILE, HEAD_FILE)
-    }
+    own = {EXPERT_FILE, HEAD_FILE}
+    if isinstance(plan.router, StatisticsSpec):
+        own.add(ROUTER_FILE)
+    offered = {item.digest.sha256: item.name for item in statement.subject if item.name in own}
     for entry in log.receipts():
         if entry.receipt is None or entry.receipt.site == site:
             continue

@@ -38,7 +38,7 @@ def judge_manifest(
     require_progress(submission, payload_sha256, log)
     _require_extended_ledger(home, trust, log, submission)
     _require_our_reference(home, trust, submission, what)
-    require_own_files(home, log, statement, what)
+    require_own_files(home, log, statement, trust.plan, what)
     return require_agreed(statement, trust, now(), what=what)
 
 

@@ -7,6 +7,7 @@ from ddm_fed.auditing.canaries import audit_step as audit_step
 from ddm_fed.auditing.canaries import canary_scores as canary_scores
 from ddm_fed.auditing.canaries import guess_both_sides as guess_both_sides
 from ddm_fed.auditing.canaries import log_ratio as log_ratio
+from ddm_fed.auditing.canaries import price as price
 from ddm_fed.auditing.canary_run import OptimizerWatch as OptimizerWatch
 from ddm_fed.auditing.canary_run import RunCanaries as RunCanaries
 from ddm_fed.auditing.canary_run import audit_run as audit_run
@@ -17,6 +18,8 @@ from ddm_fed.auditing.membership import Membership as Membership
 from ddm_fed.auditing.membership import area_under_curve as area_under_curve
 from ddm_fed.auditing.membership import measure_membership as measure_membership
 from ddm_fed.auditing.membership import membership_scores as membership_scores
+from ddm_fed.auditing.nearest_samples import NearestSamples as NearestSamples
+from ddm_fed.auditing.nearest_samples import measure_nearest_samples as measure_nearest_samples
 from ddm_fed.auditing.onerun import GaussianTradeOff as GaussianTradeOff
 from ddm_fed.auditing.onerun import Guesses as Guesses
 from ddm_fed.auditing.onerun import ProfileTradeOff as ProfileTradeOff
@@ -37,3 +40,5 @@ from ddm_fed.auditing.releases import examine_noise as examine_noise
 from ddm_fed.auditing.report import audit_facts as audit_facts
 from ddm_fed.auditing.report import describe_audit as describe_audit
 from ddm_fed.auditing.report import describe_membership as describe_membership
+from ddm_fed.auditing.report import describe_nearest_samples as describe_nearest_samples
+from ddm_fed.auditing.score_bound import score_bound as score_bound

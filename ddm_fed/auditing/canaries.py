@@ -38,9 +38,10 @@ from ddm_fed.auditing.onerun import (
     gaussian_bound,
 )
 from ddm_fed.auditing.rates import scores_p_value
+from ddm_fed.auditing.score_bound import score_bound
 from ddm_fed.privacy import Clipped, PrivateStep, Randomness, Weights, clip_factors, deltas, epsilon
 from ddm_fed.progress import Advance
-from ddm_fed.records import SampledGaussianEvent, Verdict, verdict
+from ddm_fed.records import Event, SampledGaussianEvent, Verdict, verdict
 
 CANARIES = 200_000  # half of the promised noise is found at epsilon 8; 2000 would not be enough
 GUESSED_SHARES = (0.001, 0.005, 0.02, 0.05, 0.2)  # of the canaries: r is fixed before looking
@@ -104,8 +105,9 @@ class CanaryAudit:
         delta: At which epsilons are stated.
         claimed_epsilon: What the accountant proves of `event`.
         bound: Epsilon that the guesses reject with `confidence`, if noise is Gaussian.
+        score_bound: The same by the means of scores, if these are normal: nearer to the truth.
         ceiling: What `bound` would be if all guesses were right.
-        confidence: Of `bound`, over all of `tried`.
+        confidence: Of `bound`, over all of `tried`, and of `score_bound`.
         p_guesses: Of the claimed profile by the guesses, over all of `tried`.
         p_rates: Of the claimed profile by error rates of independent canaries.
         significance: Below it a p-value rejects: how often an honest step is accused.
@@ -118,6 +120,7 @@ class CanaryAudit:
     delta: float
     claimed_epsilon: float
     bound: float
+    score_bound: float
     ceiling: float
     confidence: float
     p_guesses: float
@@ -216,7 +219,7 @@ def judge(
     """
     canaries = len(scores)
     tried = guess_both_sides(scores, members, numbers_of_guesses(canaries))
-    claimed_epsilon, claim = _price(run, delta)
+    claimed_epsilon, claim = price((run,), delta)
     return CanaryAudit(
         event=run,
         training_steps=training_steps,
@@ -225,6 +228,7 @@ def judge(
         delta=delta,
         claimed_epsilon=claimed_epsilon,
         bound=gaussian_bound(canaries, tried, delta, confidence=confidence),
+        score_bound=score_bound(scores, members, delta, confidence=confidence),
         ceiling=max(
             ceiling(canaries, one.made, delta, confidence=confidence, tried=len(tried))
             for one in tried
@@ -237,10 +241,10 @@ def judge(
 
 
 @functools.lru_cache(maxsize=16)
-def _price(event: SampledGaussianEvent, delta: float) -> tuple[float, ProfileTradeOff]:
-    """Returns the epsilon that is proved of `event`, and its whole profile."""
-    profile = ProfileTradeOff(PROFILE_EPSILONS, deltas([event], PROFILE_EPSILONS))
-    return epsilon([event], delta), profile
+def price(events: tuple[Event, ...], delta: float) -> tuple[float, ProfileTradeOff]:
+    """Returns the epsilon at `delta` that is proved of `events` together, and their profile."""
+    profile = ProfileTradeOff(PROFILE_EPSILONS, deltas(events, PROFILE_EPSILONS))
+    return epsilon(events, delta), profile
 
 
 def canary_scores(

@@ -107,7 +107,7 @@ def steinke_bound(
     def rejected(one: Guesses, epsilon: float) -> bool:
         return steinke_p_value(canaries, one.made, one.correct, epsilon, delta) < significance
 
-    return max(_last_rejected(functools.partial(rejected, one), MOST_EPSILON) for one in tried)
+    return max(last_rejected(functools.partial(rejected, one), MOST_EPSILON) for one in tried)
 
 
 class GaussianTradeOff:
@@ -291,7 +291,7 @@ def gaussian_bound(
     def rejected(one: Guesses, mu: float) -> bool:
         return refutes(GaussianTradeOff(mu), canaries, one.made, one.correct, significance)
 
-    mu = max(_last_rejected(functools.partial(rejected, one), MOST_MU) for one in tried)
+    mu = max(last_rejected(functools.partial(rejected, one), MOST_MU) for one in tried)
     return gaussian_epsilon(mu, delta)
 
 
@@ -310,7 +310,7 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         far = float(log_ndtr(-mu / 2 - epsilon / mu)) + epsilon
         return float(ndtr(mu / 2 - epsilon / mu)) - math.exp(far) > delta
 
-    return _last_rejected(exceeds, MOST_EPSILON)
+    return last_rejected(exceeds, MOST_EPSILON)
 
 
 def ceiling(
@@ -337,7 +337,7 @@ def _shared(tried: Sequence[Guesses], confidence: float) -> float:
     return (1 - confidence) / len(tried)
 
 
-def _last_rejected(rejected: Callable[[float], bool], most: float) -> float:
+def last_rejected(rejected: Callable[[float], bool], most: float) -> float:
     """Returns the largest value that is rejected, from below; 0 if not even a tiny one is."""
     low, high = 0.0, min(1.0, most)
     while high < most and rejected(high):

@@ -18,7 +18,7 @@ LEAST_SCALE = 1.0  # below it a discrete Gaussian is no longer like a rounded no
 Ints = NDArray[np.int64]
 
 
-def examine_noise(released: Ints, exact: Ints, scale: float) -> Finding:
+def examine_noise(released: Ints, exact: Ints, scale: float, *, what: str) -> Finding:
     """Returns whether a release differs from its statistic as discrete Gaussian noise would.
 
     The sum of squared differences over `scale` squared is chi-square of as many degrees of freedom
@@ -30,6 +30,7 @@ def examine_noise(released: Ints, exact: Ints, scale: float) -> Finding:
         released: What left, `(n,)`.
         exact: What it was made of, `(n,)`.
         scale: Of the noise: sensitivity times noise multiplier.
+        what: The release.
 
     Raises:
         ValueError: shapes differ, nothing was released, or `scale` is too small to judge.
@@ -47,7 +48,7 @@ def examine_noise(released: Ints, exact: Ints, scale: float) -> Finding:
     low, high = stats.chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], len(sizes))
     deviation = math.sqrt(float(np.square(sizes / scale).mean()))
     return Finding(
-        "noise of the release",
+        f"noise of the release: {what}",
         bool(most >= low and least <= high),
         f"{deviation:.4f} of the stated scale in {len(sizes)} values",
         f"{math.sqrt(low / len(sizes)):.4f} to {math.sqrt(high / len(sizes)):.4f}",

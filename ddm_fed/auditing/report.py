@@ -4,11 +4,13 @@ from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 
 from ddm_fed.auditing.canaries import CanaryAudit
 from ddm_fed.auditing.membership import Membership
+from ddm_fed.auditing.nearest_samples import NearestSamples
 from ddm_fed.auditing.onerun import gaussian_bound
 from ddm_fed.records import AuditFacts, CanaryType, Method, verdict
 
 METHOD: Method = (
-    "guesses of one run against a Gaussian trade-off; the claimed profile by guesses and by rates"
+    "guesses of one run and means of its scores against a Gaussian trade-off; the claimed profile "
+    "by guesses and by rates"
 )
 CANARY_TYPE: CanaryType = "Dirac gradients through the step's sampler, clipping and noise"
 PLACES = Decimal("0.0001")
@@ -18,7 +20,7 @@ LEAST_P = Decimal("1e-15")
 def audit_facts(audit: CanaryAudit) -> AuditFacts:
     """Returns what canaries found out, as it may be signed.
 
-    The bound from below is rounded down, and so is the ceiling; the claim is rounded up, and so is
+    Bounds from below are rounded down, and so is the ceiling; the claim is rounded up, and so is
     the p-value. `guesses` and `correct` are those of the number of guesses that gave the bound.
     """
     shared = 1 - (1 - audit.confidence) / len(audit.tried)
@@ -31,6 +33,7 @@ def audit_facts(audit: CanaryAudit) -> AuditFacts:
     p_value = max(LEAST_P, Decimal(audit.p_value).quantize(LEAST_P, ROUND_CEILING))
     return AuditFacts(
         empirical_eps_lower_bound=_down(audit.bound),
+        score_eps_lower_bound=_down(audit.score_bound),
         confidence=_plain(audit.confidence),
         delta=_plain(audit.delta),
         method=METHOD,
@@ -74,7 +77,21 @@ def _sentence(facts: AuditFacts) -> str:
     return (
         f"With {confidence} % confidence the training leaks at least epsilon "
         f"{facts.empirical_eps_lower_bound} against this attack; the proved bound is "
-        f"{facts.claimed_eps} at delta {facts.delta.normalize()}.{gap}"
+        f"{facts.claimed_eps} at delta {facts.delta.normalize()}.{gap} {_of_scores(facts)}"
+    )
+
+
+def _of_scores(facts: AuditFacts) -> str:
+    found = (
+        f"If the scores behind the guesses are normal, it leaks at least epsilon "
+        f"{facts.score_eps_lower_bound}"
+    )
+    if facts.score_eps_lower_bound <= facts.claimed_eps:
+        return f"{found}."
+    rarely = (1 - facts.confidence).normalize()
+    return (
+        f"{found}, which is more than is proved: of an honest step an audit says so with a "
+        f"probability below {rarely}. Repeat the audit."
     )
 
 
@@ -118,6 +135,32 @@ def describe_membership(found: Membership, claimed_eps: Decimal | None = None) -
         f"[{rate.low:.1%}, {rate.high:.1%}]. {bound} These figures come from real images: they are "
         "local."
     )
+
+
+def describe_nearest_samples(found: NearestSamples, claimed_eps: Decimal | None = None) -> str:
+    """Returns what nearest samples found out, a few sentences of plain text that stay at the site.
+
+    Args:
+        found: What was measured.
+        claimed_eps: Proved of the expert with all that it was made of; None without noise.
+    """
+    tried = ", ".join(f"{one.correct} of {one.made}" for one in found.tried)
+    text = (
+        f"Of {found.pairs} pairs of a trained and a held-back image, the one nearer to any of "
+        f"{found.samples} samples was the trained one in {tried} guesses (the surest first). With "
+        f"{100 * found.confidence:g} % confidence the expert leaks at least epsilon "
+        f"{_down(found.bound)} at delta {found.delta:g}; all guesses right would have shown "
+        f"{_down(found.ceiling)}."
+    )
+    if found.rejects:
+        return (
+            f"{text} The claim of epsilon {claimed_eps} is REJECTED (p at most {found.p_value:.1g})"
+            ": the samples know trained images better than promised, unless the controls were not "
+            "held back by chance and are of another kind."
+        )
+    if claimed_eps is None:
+        return f"{text} Nothing is claimed: the expert was trained without noise."
+    return f"{text} The claim of epsilon {claimed_eps} is not rejected."
 
 
 def _down(value: float) -> Decimal:

@@ -4,6 +4,7 @@ from ddm_fed.evaluation.classifier import Classifier as Classifier
 from ddm_fed.evaluation.classifier import TrainedClassifier as TrainedClassifier
 from ddm_fed.evaluation.classifier import train_classifier_on as train_classifier_on
 from ddm_fed.evaluation.distances import Nearest as Nearest
+from ddm_fed.evaluation.distances import Rows as Rows
 from ddm_fed.evaluation.distances import nearest as nearest
 from ddm_fed.evaluation.features import Extractor as Extractor
 from ddm_fed.evaluation.features import classifier_features as classifier_features

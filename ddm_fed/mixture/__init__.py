@@ -23,5 +23,6 @@ from ddm_fed.mixture.released import released_weights as released_weights
 from ddm_fed.mixture.rule import MixtureChoice as MixtureChoice
 from ddm_fed.mixture.rule import mixture_rule as mixture_rule
 from ddm_fed.mixture.statistics import exact_statistics as exact_statistics
+from ddm_fed.mixture.statistics import examine_messages as examine_messages
 from ddm_fed.mixture.statistics import release_statistics as release_statistics
 from ddm_fed.mixture.velocity import MixtureVelocity as MixtureVelocity

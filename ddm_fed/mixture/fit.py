@@ -11,7 +11,7 @@ from ddm_fed.mixture.fit_shared import fit_shared, low_rank
 from ddm_fed.mixture.gaussians import GaussianMixtures
 from ddm_fed.mixture.max_share import capped
 from ddm_fed.mixture.messages import cell_count, component_count, own_covariances
-from ddm_fed.mixture.released import SiteRelease
+from ddm_fed.mixture.released import SiteRelease, require_distinct
 from ddm_fed.records import Plan, StatisticsSpec
 
 FLOOR_FACTOR = 0.5  # of the noise's spectral edge; measured in docs/adr/0006
@@ -29,7 +29,11 @@ def fit_mixtures(plan: Plan, releases: Sequence[SiteRelease]) -> GaussianMixture
     by its determinant alone. The floor is a choice, not an estimate: images are no Gaussians, and a
     fit that is broader than its trace keeps low t from over-confidence. See docs/adr/0025. Where
     every component has its own W, the noise is out of its eigenvalues already (`fit_own`).
+
+    Raises:
+        ReplayError: two releases are the same.
     """
+    require_distinct(releases)
     if own_covariances(plan):
         own = fit_own(plan, releases)
         return GaussianMixtures(
@@ -87,7 +91,11 @@ def fit_image_mixtures(plan: Plan, releases: Sequence[SiteRelease]) -> list[Imag
     Unlike a router's, no floor keeps eigenvalues up and no error of a mean is added: a router must
     not be too sure, a sample should look like an image. What one site's mixture is may depend on
     the releases of the others, which are drawn together; on nothing else.
+
+    Raises:
+        ReplayError: two releases are the same.
     """
+    require_distinct(releases)
     cells, each = cell_count(plan), component_count(plan)
     if own_covariances(plan):
         own = fit_own(plan, releases)

@@ -7,6 +7,7 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
+from ddm_fed.errors import ReplayError
 from ddm_fed.mixture.location import Location, decode_location
 from ddm_fed.mixture.max_share import capped
 from ddm_fed.mixture.messages import LOCATION, NORMS, message_named
@@ -22,6 +23,27 @@ class SiteRelease:
 
     vectors: Mapping[str, Ints]
     noise_multipliers: Mapping[str, float]
+
+
+def require_distinct(releases: Sequence[SiteRelease]) -> None:
+    """Refuses two releases of the same numbers: one site would count twice among the others.
+
+    Noise of many numbers is never the same twice, whatever the images are.
+
+    Raises:
+        ReplayError: naming the places of both, from 0.
+    """
+    places: dict[bytes, int] = {}
+    for place, site in enumerate(releases):
+        numbers = b"".join(site.vectors[name].tobytes() for name in sorted(site.vectors))
+        first = places.setdefault(numbers, place)
+        if first != place:
+            raise ReplayError(
+                f"the sites at {first} and {place} released the same numbers: one site is counted "
+                "twice",
+                hint="a release was copied, or is pooled twice: leave one of them out, and ask the "
+                "people of both",
+            )
 
 
 def location_of(plan: Plan, site: SiteRelease) -> Location:

@@ -55,7 +55,8 @@ from ddm_fed.mixture.messages import (
 )
 from ddm_fed.mixture.noisy_vector import Floats, Ints, Message
 from ddm_fed.mixture.radius import norm_edges, radius_of
-from ddm_fed.privacy import BoundedStatistic, ImageSet, Private, Release, Spend, release
+from ddm_fed.mixture.separate_units import examine_units, require_separate_units
+from ddm_fed.privacy import BoundedStatistic, Finding, ImageSet, Private, Release, Spend, release
 from ddm_fed.records import Plan, StatisticsSpec
 
 VALUES_AT_ONCE = 1 << 18
@@ -72,6 +73,8 @@ def release_statistics(data: Private[ImageSet], plan: Plan, spend: Spend) -> dic
     Raises:
         DataError: the plan protects patients, and nothing says which images belong to one.
         BudgetError: from `spend`. What was released before it stands in the ledger.
+        MechanismError: a message is about something that was not released, or is not a sum of what
+            single units add; nothing was spent on it.
 
     Guarantees:
         All messages together are (router.epsilon, delta)-DP under adding or removing one unit: an
@@ -82,6 +85,10 @@ def release_statistics(data: Private[ImageSet], plan: Plan, spend: Spend) -> dic
     for name, event in router_events(plan).items():
         before = {earlier: made.value for earlier, made in released.items()}
         statistic = read.map(partial(_statistic, name, plan, before))
+        left = {earlier: made.value for earlier, made in released.items()}
+        again = read.map(partial(_statistic, name, plan, left))
+        exact = _exact(name, plan, left)
+        require_separate_units(data, statistic, again, message_named(plan, name), exact)
         bounded = BoundedStatistic(
             statistic, message_named(plan, name).l2_sensitivity, ROUTER_PURPOSES[name]
         )
@@ -104,6 +111,28 @@ def exact_statistics(
         message.name: read.map(partial(_statistic, message.name, plan, released))
         for message in messages(plan)
     }
+
+
+def examine_messages(
+    data: Private[ImageSet], plan: Plan, released: Mapping[str, Ints]
+) -> list[Finding]:
+    """Returns whether every message is a sum of what single units add, on some of the site's units.
+
+    Args:
+        data: The site's images.
+        plan: What was released.
+        released: The noisy vectors; every message is about those before it.
+    """
+    return [
+        finding
+        for message in messages(plan)
+        for finding in examine_units(data, message, _exact(message.name, plan, released))
+    ]
+
+
+def _exact(name: str, plan: Plan, before: Mapping[str, Ints]) -> Callable[[ImageSet], Ints]:
+    """Returns what makes the message `name` of images, without noise."""
+    return lambda images: _statistic(name, plan, before, read_images(images, plan))
 
 
 def _statistic(name: str, plan: Plan, before: Mapping[str, Ints], own: Read) -> Ints:

@@ -40,9 +40,10 @@ def describe_privacy(privacy: PrivacyStatement) -> list[str]:
     if privacy.audit is not None:
         found = privacy.audit
         lines.append(
-            f"An attack by {found.canaries:,} canaries on the training step showed at least epsilon"
-            f" {found.empirical_eps_lower_bound} (at most {found.ceiling} could show), of "
-            f"{found.claimed_eps} proved for the same steps: {found.verdict.replace('_', ' ')}."
+            f"An attack by {found.canaries:,} canaries on the training step showed at least "
+            f"epsilon {found.empirical_eps_lower_bound} by guesses (at most {found.ceiling} could "
+            f"show) and {found.score_eps_lower_bound} by their scores, of {found.claimed_eps} "
+            f"proved for the same steps: {found.verdict.replace('_', ' ')}."
         )
     lines += [
         f"Not hidden by any epsilon: what kind of images the site has and in which proportions; a "

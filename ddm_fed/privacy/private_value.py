@@ -116,11 +116,16 @@ class ImageSet:
 
     def of_unit(self, unit: int) -> "ImageSet":
         """Returns the images of one unit alone: what it adds to a sum depends on nothing else."""
+        return self.of_units(torch.tensor([unit]))
+
+    def of_units(self, chosen: torch.Tensor) -> "ImageSet":
+        """Returns the images of the units `chosen (U,)` alone; only these are read."""
         units = torch.arange(len(self)) if self.units is None else self.units
-        rows = (units == unit).nonzero()[:, 0]
+        rows = torch.isin(units, chosen).nonzero()[:, 0]
         pixels = self.pixels[rows if isinstance(self.pixels, torch.Tensor) else rows.numpy()]
         labels = None if self.labels is None else self.labels[rows]
-        return ImageSet(pixels, labels, self.value_range, torch.zeros(len(rows), dtype=torch.int64))
+        dense = torch.unique(units[rows], return_inverse=True)[1]
+        return ImageSet(pixels, labels, self.value_range, dense)
 
     def digest(self) -> str:
         """Returns a SHA-256 of images, labels and units. It identifies the data: it stays private.

@@ -15,7 +15,8 @@ Verdict = Literal["violates_claim", "consistent_with_claim", "inconclusive"]
 AttackerAccess = Literal["black-box samples", "white-box weights", "white-box gradients"]
 Share = Annotated[Number, Field(gt=0, lt=1)]
 Method = Literal[
-    "guesses of one run against a Gaussian trade-off; the claimed profile by guesses and by rates"
+    "guesses of one run and means of its scores against a Gaussian trade-off; the claimed profile "
+    "by guesses and by rates"
 ]
 CanaryType = Literal["Dirac gradients through the step's sampler, clipping and noise"]
 
@@ -25,10 +26,13 @@ class AuditFacts(Record):
 
     Epsilons are those of `steps` steps, which may be fewer than `training_steps`. `ceiling` is
     what the bound would be if all of the guesses were right: an audit that cannot exceed the claim
-    proves nothing. `significance` is the probability with which an honest training is accused.
+    proves nothing. `score_eps_lower_bound` takes more for granted than guesses do, that scores are
+    normal, and is nearer to the truth; no verdict rests on it. `significance` is the probability
+    with which an honest training is accused.
     """
 
     empirical_eps_lower_bound: NonNegative
+    score_eps_lower_bound: NonNegative
     confidence: Share
     delta: Share
     method: Method

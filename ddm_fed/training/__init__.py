@@ -11,10 +11,10 @@ from ddm_fed.training.batches import seeded as seeded
 from ddm_fed.training.gradients import build_gradients as build_gradients
 from ddm_fed.training.gradients import made_up_units as made_up_units
 from ddm_fed.training.gradients import row_loss as row_loss
+from ddm_fed.training.known_velocity import KnownVelocity as KnownVelocity
 from ddm_fed.training.loop import require_possible as require_possible
 from ddm_fed.training.loop import train_expert as train_expert
 from ddm_fed.training.mean_images import draw_central as draw_central
-from ddm_fed.training.options import KnownVelocity as KnownVelocity
 from ddm_fed.training.options import RunOptions as RunOptions
 from ddm_fed.training.options import TrainedExpert as TrainedExpert
 from ddm_fed.training.parallel import process_rank as process_rank

@@ -16,7 +16,8 @@ from ddm_fed.progress import QUIET, StepReport, Watch
 from ddm_fed.records import ExpertDesign, Plan, TrainingSpec, adds_to_mixture, network_of
 from ddm_fed.training.batches import Batch, Batches
 from ddm_fed.training.ema import Averages
-from ddm_fed.training.options import KnownVelocity, RunOptions, TrainedExpert
+from ddm_fed.training.known_velocity import KnownVelocity, require_released
+from ddm_fed.training.options import RunOptions, TrainedExpert
 from ddm_fed.training.parallel import Team, blocks_of, join_team
 from ddm_fed.training.precision import autocast_to
 from ddm_fed.training.preview import draw_preview
@@ -78,7 +79,7 @@ def train_expert(
     design, options = design or plan.expert.default, options or RunOptions()
     images = data.reveal()
     require_possible(images, plan, design, options)
-    require_known(design, known)
+    require_known(plan, design, known)
     with join_team(shard=options.shard) as team:
         if team.size > plan.training.batch_size:
             raise StateError(
@@ -127,17 +128,20 @@ def require_possible(
     choose_half_life(plan, options.ema_half_life)
 
 
-def require_known(design: ExpertDesign, known: KnownVelocity | None) -> None:
-    """Refuses a training that does not know what its expert adds to.
+def require_known(plan: Plan, design: ExpertDesign, known: KnownVelocity | None) -> None:
+    """Refuses a training that does not know what its expert adds to, or has it from elsewhere.
 
     Raises:
         ValueError: the design adds to a mixture and none is given, or has no network, or the other
             way round.
+        MechanismError: the known velocity is not what the release says.
     """
     if network_of(design.architecture) is None:
         raise ValueError(f"an expert of {design} is not trained")
     if adds_to_mixture(design.architecture) != (known is not None):
         raise ValueError(f"a known velocity and {design} do not go together")
+    if known is not None:
+        require_released(known, plan)
 
 
 class Training:

@@ -6,7 +6,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from ddm_fed.flows import VelocityModel
 from ddm_fed.privacy import Origin
 from ddm_fed.records import TrainingFacts
 from ddm_fed.training.precision import Precision
@@ -51,19 +50,6 @@ class RunOptions:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}, expected at least 1")
-
-
-@dataclass(frozen=True)
-class KnownVelocity:
-    """What a site's release says of the velocity of its images, of which only the rest is learned.
-
-    Attributes:
-        velocity: Of the release's mixture.
-        sha256: Digest of the release, by which a checkpoint knows it again.
-    """
-
-    velocity: VelocityModel
-    sha256: str
 
 
 @dataclass(frozen=True)

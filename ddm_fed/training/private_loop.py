@@ -20,8 +20,9 @@ from ddm_fed.privacy import (
 )
 from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import ExpertDesign, Plan
+from ddm_fed.training.known_velocity import KnownVelocity
 from ddm_fed.training.loop import require_known, require_possible
-from ddm_fed.training.options import KnownVelocity, RunOptions, TrainedExpert
+from ddm_fed.training.options import RunOptions, TrainedExpert
 from ddm_fed.training.parallel import join_team
 from ddm_fed.training.private_options import Payment, PrivateTraining
 from ddm_fed.training.private_run import PrivateRun
@@ -78,7 +79,7 @@ def train_private_expert(
     design, options = design or plan.expert.default, options or RunOptions()
     images = data.reveal()
     require_possible(images, plan, design, options)
-    require_known(design, known)
+    require_known(plan, design, known)
     _require_simple(options)
     keep_freed_memory()
     with join_team(shard=False) as team:

@@ -44,6 +44,7 @@ from ddm_fed.training.gradients import (
     row_loss,
     stirred,
 )
+from ddm_fed.training.known_velocity import released_velocity
 from ddm_fed.training.loop import BETAS, Clock, interrupted, learning_rate_factor
 from ddm_fed.training.mean_images import draw_central, examine_central, learn_central
 from ddm_fed.training.precision import autocast_to
@@ -126,6 +127,7 @@ class PrivateRun:
         self._plan, self._spec, self._design = plan, plan.training, design
         self._options, self._team, self._checkpoint = options, team, checkpoint
         self._images, self._known = images, None if job.known is None else job.known.velocity
+        self._release = None if job.known is None else job.known.release
         self._randomness = Randomness.from_hex(run.secret, run.origin)
         noise = PrivateTraining.from_json(run.noise)
         torch.set_num_threads(run.threads)
@@ -183,9 +185,9 @@ class PrivateRun:
         )
         limit = self._options.micro_batch
         gradients = build_gradients(engine, self._network, part, self._loss, limit)
-        slow = SlowUnits(
-            images, plan, self._design, noise, self._randomness, part, known=self._known
-        )
+        # the proof's own reading of what is known
+        known = None if self._release is None else released_velocity(self._release, plan)
+        slow = SlowUnits(images, plan, self._design, noise, self._randomness, part, known=known)
         return Source(units, gradients, slow)
 
     def _rule(self) -> UpdateRule:

@@ -28,7 +28,8 @@ from ddm_fed.records import ExpertDesign, Plan, TrainingFacts
 from ddm_fed.storage.files import PART_PREFIX, commit_file
 from ddm_fed.training.batches import seeded
 from ddm_fed.training.ema import Averages
-from ddm_fed.training.options import KnownVelocity, RunOptions, TrainedExpert
+from ddm_fed.training.known_velocity import KnownVelocity
+from ddm_fed.training.options import RunOptions, TrainedExpert
 from ddm_fed.training.parallel import Team, fill, whole
 from ddm_fed.training.precision import Precision, choose_precision
 from ddm_fed.training.trainable import full_weights

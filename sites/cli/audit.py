@@ -29,8 +29,8 @@ def audit(
     controls: Annotated[
         str | None,
         typer.Option(
-            help="Images of the same kind that were not trained on, in the form of "
-            "--data. With them, the finished expert is attacked as well."
+            help="Images of the same kind that were held back from training, chosen at random, in "
+            "the form of --data. With them, the finished expert is attacked as well."
         ),
     ] = None,
     canaries: Annotated[

@@ -5,7 +5,6 @@ private/PLAN/canaries.json    what canaries found: the only part that may leave,
 policy says `share_audit = true`
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
@@ -13,16 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ddm_fed.auditing import (
     CANARIES,
     CanaryAudit,
-    Draws,
-    LabelledImages,
     Membership,
+    NearestSamples,
     OptimizerWatch,
     RunCanaries,
     audit_facts,
@@ -30,18 +25,28 @@ from ddm_fed.auditing import (
     audit_step,
     describe_audit,
     describe_membership,
+    describe_nearest_samples,
     examine_expected_units,
     examine_noise,
-    measure_membership,
 )
 from ddm_fed.bundle.verify import ROUTER_FILE
-from ddm_fed.errors import DataError, MechanismError, StateError
-from ddm_fed.evaluation import Memorization, measure_memorization
-from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
-from ddm_fed.mixture import exact_statistics, message_named, router_events
+from ddm_fed.errors import MechanismError, StateError
+from ddm_fed.evaluation import Memorization
+from ddm_fed.mixture import (
+    exact_statistics,
+    examine_messages,
+    message_named,
+    router_events,
+)
 from ddm_fed.privacy import Finding, ImageSet, Private, Randomness
 from ddm_fed.progress import Advance, Watch
-from ddm_fed.records import AuditFacts, ExpertDesign, Plan, SampledGaussianEvent, network_of
+from ddm_fed.records import (
+    AuditFacts,
+    ExpertDesign,
+    Plan,
+    SampledGaussianEvent,
+    network_of,
+)
 from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.tensors import read_own_tensors
 from ddm_fed.training import (
@@ -50,11 +55,11 @@ from ddm_fed.training import (
     PrivateTraining,
     Source,
     TrainedPart,
-    seeded,
     trial_run,
 )
 from ddm_fed.training.plan_cost import planned_events
 from ddm_fed.trust import Trust
+from sites.train.audit_expert import SAMPLES, attack_expert
 from sites.train.expert import (
     RELEASE_FILE,
     TRAINED_FILE,
@@ -69,9 +74,6 @@ from sites.workspace import SiteFolder
 AUDIT_FILE, CANARIES_FILE = "audit.json", "canaries.json"
 STEPS = "steps of a training, computed again"
 KEPT_STEPS = "gradient, weights and averages as the ledger's event says"
-MOST_ATTACKED = 2000  # images of each kind that are attacked: more would only take longer
-SAMPLES, SOLVER_STEPS = 500, 20
-Rows = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,9 @@ class AuditResult:
         releases: Of what was released, against the images.
         membership: Whether the expert's loss tells its images from others.
         memorization: Whether samples are copies.
+        nearest: What the samples' distances to images say of the expert's epsilon.
         notes: What was left out, and why.
-        released_epsilon: What bounds an expert that is the mixture of its release; else None.
+        claimed_epsilon: What bounds the expert and all it was made of; None without noise.
     """
 
     mechanism: list[Finding] = field(default_factory=list)
@@ -114,14 +117,16 @@ class AuditResult:
     releases: list[Finding] = field(default_factory=list)
     membership: Membership | None = None
     memorization: Memorization | None = None
+    nearest: NearestSamples | None = None
     notes: list[str] = field(default_factory=list)
-    released_epsilon: Decimal | None = None
+    claimed_epsilon: Decimal | None = None
 
     @property
     def violates(self) -> bool:
         """Whether something does not keep its promise."""
         attacks = [attack for attack in (self.canaries, self.run) if attack is not None]
         refuted = any(attack.verdict == "violates_claim" for attack in attacks)
+        refuted |= self.nearest is not None and self.nearest.rejects
         return refuted or not all(found.passed for found in (*self.mechanism, *self.releases))
 
     def sentences(self) -> list[str]:
@@ -130,10 +135,7 @@ class AuditResult:
         if self.run is not None:
             found.append(f"Canaries went through a whole training too. {describe_audit(self.run)}")
         if self.membership is not None:
-            claimed = self.released_epsilon
-            if self.canaries is not None:
-                claimed = self.canaries.claimed_eps
-            found.append(describe_membership(self.membership, claimed))
+            found.append(describe_membership(self.membership, self.claimed_epsilon))
         if self.memorization is not None:
             near = self.memorization.near_copies
             found.append(
@@ -143,6 +145,8 @@ class AuditResult:
                 f"most {self.memorization.near_by_chance:.1%}). "
                 "These figures are local too."
             )
+        if self.nearest is not None:
+            found.append(describe_nearest_samples(self.nearest, self.claimed_epsilon))
         return found
 
     def facts(self) -> dict[str, Any]:
@@ -155,6 +159,7 @@ class AuditResult:
             "releases": [vars(finding) for finding in self.releases],
             "membership": None if self.membership is None else _plain(self.membership),
             "memorization": None if self.memorization is None else _plain(self.memorization),
+            "nearest": None if self.nearest is None else _plain(self.nearest),
             "notes": self.notes,
         }
 
@@ -222,7 +227,6 @@ def _attack_step(
 ) -> None:
     event, means = planned_events(plan).expert, planned_events(plan).central
     if known is not None and network_of(known.design.architecture) is None:
-        result.released_epsilon = plan.router.epsilon
         result.notes.append(
             "the expert is the mixture that was released: what is found of the release is found of "
             "it, and nothing was trained"
@@ -303,7 +307,8 @@ def _examine_releases(
     for name, event in router_events(plan).items():
         scale = message_named(plan, name).l2_sensitivity * float(event.noise_multiplier)
         vector = np.asarray(released[name])
-        result.releases.append(examine_noise(vector, exact[name].reveal(), scale))
+        result.releases.append(examine_noise(vector, exact[name].reveal(), scale, what=name))
+    result.releases += examine_messages(data, plan, released)
     if known is None or not known.noise:
         return
     noise = PrivateTraining.from_json(known.noise)
@@ -332,64 +337,17 @@ def _attack_expert(
     if options.controls is None:
         result.notes.append("no --controls: images nobody trained on are needed to attack weights")
         return
-    own, others = data.reveal(), options.controls.reveal()
-    _require_apart(own, others)
     expert = expert_of(work, plan, known.design)
-    draws = Draws.at(plan.data.shape, seeded(options.seed, "audit", 0))
-    members, controls = (_labelled(images, plan, options.seed) for images in (own, others))
-    result.membership = measure_membership(expert, members, controls, draws)
-    samples = _samples(expert, plan, options.seed)
-    result.memorization = measure_memorization(
-        samples,
-        members.images.flatten(1).numpy().astype(np.float64),
-        controls.images.flatten(1).numpy().astype(np.float64),
-        generator=np.random.default_rng(options.seed),
-    )
-
-
-def _require_apart(own: ImageSet, others: ImageSet) -> None:
-    """Refuses controls that were trained on: they would make every attack look harmless."""
-    if len(others) == 0:
-        raise DataError("--controls holds no images", hint="check the path")
-    seen = {_fingerprint(own.batch(slice(row, row + 1))) for row in range(len(own))}
-    both = sum(_fingerprint(others.batch(slice(r, r + 1))) in seen for r in range(len(others)))
-    if both:
-        raise DataError(
-            f"{both} of the {len(others)} controls are among the images that were trained on",
-            hint="give images of the same kind that no expert has seen",
-        )
-
-
-def _fingerprint(image: Tensor) -> bytes:
-    return hashlib.sha256(image.numpy().tobytes()).digest()
-
-
-def _labelled(images: ImageSet, plan: Plan, seed: int) -> LabelledImages:
-    """Returns at most `MOST_ATTACKED` images, drawn without replacement."""
-    order = torch.randperm(len(images), generator=seeded(seed, "attacked", len(images)))
-    rows = order[:MOST_ATTACKED].sort().values
-    labels = images.labels[rows] if plan.data.classes and images.labels is not None else None
-    return LabelledImages(images.batch(rows), labels)
-
-
-@torch.no_grad()
-def _samples(expert: Expert, plan: Plan, seed: int) -> Rows:
-    """Returns samples of the expert alone, the classes in turn, `(SAMPLES, C H W)`."""
-    noise = torch.randn((SAMPLES, *plan.data.shape), generator=seeded(seed, "samples", 0))
-    condition = None
-    if plan.data.classes:
-        condition = ClassCondition(torch.arange(SAMPLES) % len(plan.data.classes))
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        return expert(x, t.expand(len(x)), condition)
-
-    times = time_grid(SOLVER_STEPS, start=expert.largest_time)
-    images = integrate(velocity, noise, times, "heun").clamp(-1, 1)
-    return images.flatten(1).double().numpy()
+    own, others = data.reveal(), options.controls.reveal()
+    found = attack_expert(expert, known.design, plan, own, others, options.seed)
+    result.membership, result.memorization = found.membership, found.memorization
+    result.nearest, result.claimed_epsilon = found.nearest, found.claimed_epsilon
 
 
 def _plain(value: Any) -> Any:
     """Returns nested named tuples as dictionaries."""
     if hasattr(value, "_asdict"):
         return {name: _plain(part) for name, part in value._asdict().items()}
+    if isinstance(value, tuple):
+        return [_plain(part) for part in value]
     return value

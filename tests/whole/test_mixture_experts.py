@@ -322,11 +322,15 @@ def test_audit_of_a_mixture_examines_the_release_and_names_its_bound(tmp_path, p
     train_as(fed, A, "mixture")
     options = AuditOptions(controls=images(7, 200))
     found = run_audit(fed.site(A), fed.trust, images(0), options)
-    assert [finding.passed for finding in found.releases] == [True, True, True]
+    assert len(found.releases) == 9  # three messages: their noise, and two tests of their units
+    assert all(finding.passed for finding in found.releases)
     assert not found.violates
     assert found.canaries is None
     assert any("the mixture that was released" in note for note in found.notes)
-    assert any("The proved bound is epsilon 6" in line for line in found.sentences())
+    assert 5.99 < found.claimed_epsilon <= 6
+    assert any(f"bound is epsilon {found.claimed_epsilon}" in line for line in found.sentences())
+    assert found.nearest.pairs == 200
+    assert any("is not rejected" in line for line in found.sentences())
 
 
 def test_audit_before_any_training_tries_the_plans_first_network(tmp_path):

@@ -104,7 +104,7 @@ def test_honest_step_is_not_accused(claimed, seed):
     found = audited(claimed, seed=seed)
     assert found.claimed_epsilon == pytest.approx(claimed, abs=0.001)
     assert found.verdict == "consistent_with_claim"
-    assert 0.4 * claimed < found.bound < claimed < found.ceiling
+    assert 0.4 * claimed < found.bound < found.score_bound < claimed < found.ceiling
 
 
 @pytest.mark.parametrize("claimed", EVENTS)
@@ -113,6 +113,7 @@ def test_too_little_noise_is_found(claimed, factor):
     found = audited(claimed, with_noise(factor))
     assert found.verdict == "violates_claim"
     assert found.bound > audited(claimed).bound
+    assert found.score_bound > claimed
 
 
 def test_no_noise_at_all_comes_near_the_ceiling():
@@ -243,6 +244,7 @@ def test_facts_are_rounded_against_the_audit_and_survive_json():
     found = audited(8, canaries=2000)
     facts = audit_facts(found)
     assert facts.empirical_eps_lower_bound <= Decimal(found.bound)
+    assert facts.score_eps_lower_bound <= Decimal(found.score_bound)
     assert facts.ceiling <= Decimal(found.ceiling)
     assert facts.claimed_eps >= Decimal(found.claimed_epsilon)
     assert facts.p_value >= Decimal(found.p_value)
@@ -299,6 +301,17 @@ def test_report_says_what_was_shown_and_no_more(kind):
     assert "verified" not in text.lower()
     assert ("REJECTED" in text) == (kind is not PrivateStep)
     assert ("The gap is unexplained, not safety." in text) == (kind is PrivateStep)
+
+
+def test_report_of_scores_above_the_claim_says_how_rarely_chance_does_that():
+    facts = audit_facts(audited(8))
+    above = facts.model_copy(update={"score_eps_lower_bound": facts.claimed_eps + 1})
+    assert "more than is proved" not in describe_audit(facts)
+    assert f"at least epsilon {facts.score_eps_lower_bound}." in describe_audit(facts)
+    assert (
+        "more than is proved: of an honest step an audit says so with a probability below 0.05"
+        in (describe_audit(above))
+    )
 
 
 def test_report_of_an_audit_without_power_says_so():

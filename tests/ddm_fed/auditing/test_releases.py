@@ -36,51 +36,51 @@ def test_release_of_the_real_mechanism_passes(multiplier):
 
     event, exact = GaussianEvent(noise_multiplier=Decimal(multiplier)), a_statistic()
     left = release(BoundedStatistic(Private(exact), 5, "test"), event, spend).value
-    assert examine_noise(left, exact, 5 * float(multiplier)).passed
+    assert examine_noise(left, exact, 5 * float(multiplier), what="shape").passed
 
 
 @pytest.mark.parametrize("size", [1, 2, 10, 1000])
 @pytest.mark.parametrize("seed", range(10))
 def test_honest_noise_passes_whatever_the_number_of_values(size, seed):
     exact = a_statistic(size)
-    assert examine_noise(exact + noise(SCALE, size, seed), exact, SCALE).passed
+    assert examine_noise(exact + noise(SCALE, size, seed), exact, SCALE, what="shape").passed
 
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_small_scale_in_few_values_is_no_alarm(size):
     exact = a_statistic(size)
     for seed in range(50):
-        assert examine_noise(exact + noise(1.0, size, seed), exact, 1.0).passed
+        assert examine_noise(exact + noise(1.0, size, seed), exact, 1.0, what="shape").passed
 
 
 @pytest.mark.parametrize("factor", [0.0, 0.1, 0.5, 2.0])
 def test_noise_of_another_scale_is_caught(factor):
     exact = a_statistic()
-    finding = examine_noise(exact + noise(factor * SCALE), exact, SCALE)
+    finding = examine_noise(exact + noise(factor * SCALE), exact, SCALE, what="shape")
     assert not finding.passed
     assert finding.found.endswith("of the stated scale in 100 values")
 
 
 def test_release_without_noise_is_caught_in_two_values():
     exact = a_statistic(2)
-    assert not examine_noise(exact, exact, SCALE).passed
+    assert not examine_noise(exact, exact, SCALE, what="shape").passed
 
 
 def test_difference_that_overflows_is_caught():
     exact = np.full(VALUES, -(2**63), dtype=np.int64)
     released = np.full(VALUES, 2**63 - 1, dtype=np.int64)
-    assert not examine_noise(released, exact, SCALE).passed
+    assert not examine_noise(released, exact, SCALE, what="shape").passed
 
 
 @pytest.mark.parametrize(("released", "exact"), [(3, 4), (0, 0)])
 def test_vectors_that_do_not_belong_together_are_refused(released, exact):
     with pytest.raises(ValueError, match="expected vectors of one length"):
-        examine_noise(a_statistic(released), a_statistic(exact), SCALE)
+        examine_noise(a_statistic(released), a_statistic(exact), SCALE, what="shape")
 
 
 def test_noise_too_small_to_judge_is_refused():
     with pytest.raises(ValueError, match="cannot be judged"):
-        examine_noise(a_statistic(), a_statistic(), 0.5)
+        examine_noise(a_statistic(), a_statistic(), 0.5, what="shape")
 
 
 def units(stated, released=103.7):

@@ -11,6 +11,7 @@ from planting import plant
 from typer.testing import CliRunner
 
 from coordinator.roster import proposals
+from ddm_fed.auditing import GaussianTradeOff
 from ddm_fed.bundle.verify import ROUTER_FILE, verify_bundle
 from ddm_fed.errors import BudgetError, DataError, PolicyError, StateError
 from ddm_fed.mixture import exact_statistics
@@ -22,6 +23,7 @@ from ddm_fed.training.plan_cost import planned_events
 from sites.cli.main import app
 from sites.outbox import stages
 from sites.privacy.ledger import open_ledger
+from sites.train import audit_expert
 from sites.train.audit import AUDIT_FILE, CANARIES_FILE, AuditOptions, run_audit
 from sites.train.expert import TRAINED_FILE
 from sites.train.pipeline import write_draft
@@ -59,7 +61,8 @@ def test_honest_site_is_not_accused(site):
     assert not found.violates
     assert failed(found) == set()
     assert found.canaries.verdict != "violates_claim"
-    assert len(found.releases) == 3
+    # noise of two messages, two tests of their units each, and the divisor
+    assert len(found.releases) == 7
 
 
 def test_audit_before_training_tries_the_step_as_it_would_be(trained, tmp_path):
@@ -78,7 +81,7 @@ def test_plan_without_noise_has_no_claim(tmp_path):
     train(fed.site(A), fed.trust, random_images(0))
     found = run_audit(fed.site(A), fed.trust, random_images(0), FEW)
     assert found.canaries is None
-    assert len(found.releases) == 2
+    assert len(found.releases) == 6
     assert not found.violates
 
 
@@ -160,7 +163,7 @@ def test_release_with_less_noise_than_stated_is_accused(site, factor):
     )
     found = run_audit(home, trust, data, FEW)
     # half the noise in the few values of this small plan is within chance
-    assert ("noise of the release" in failed(found)) == (factor < 0.5)
+    assert ("noise of the release: shape" in failed(found)) == (factor < 0.5)
 
 
 def test_exact_number_of_images_in_the_divisor_is_accused(site):
@@ -182,6 +185,22 @@ def test_attack_on_the_weights_needs_controls_and_reports_both_figures(site):
     assert (found.membership.members, found.membership.controls) == (24, 40)
     assert found.memorization.controls == 40
     assert any("local" in sentence for sentence in found.sentences())
+
+
+def test_samples_that_copy_training_images_end_the_audit_with_a_violation(site, monkeypatch):
+    own = random_images(0).reveal().images.flatten(1).double().numpy()
+    monkeypatch.setattr(audit_expert, "_samples", lambda *_: own)
+    home, trust, _ = site
+    options = replace(FEW, controls=random_images(99, count=40))
+    found = run_audit(home, trust, random_images(0), options)
+    assert found.nearest.bound == found.nearest.ceiling > 0.5
+    assert not found.violates  # so few pairs reject no claim of this size
+    # but what is claimed of one image they do
+    monkeypatch.setattr(audit_expert, "price", lambda *_: (0.0625, GaussianTradeOff(0.01)))
+    found = run_audit(home, trust, random_images(0), options)
+    assert found.violates
+    assert any("The claim of epsilon 0.0625 is REJECTED" in line for line in found.sentences())
+    assert found.facts()["nearest"]["bound"] == found.nearest.bound
 
 
 def test_controls_that_were_trained_on_are_refused(site):
