@@ -61,7 +61,7 @@ def build(name: str):
 
 def add_noise(total: dict[str, torch.Tensor]) -> None:
     stream = Randomness.for_tests(0).stream("noise", 0)
-    noised(total, clip_norm=CLIP_NORM, noise_multiplier=1.0, normal=stream.normal)
+    noised(total, clip_norm=CLIP_NORM, noise_multiplier=1.0, normals=stream.normals)
 
 
 def step_of(mode: str, model, rows):

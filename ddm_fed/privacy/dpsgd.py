@@ -28,8 +28,8 @@ Call = Callable[..., Tensor]
 RowLoss = Callable[..., Tensor]
 """`(network, *rows) -> (R,)`: the loss of each row. `network` is called as the model is."""
 
-Normal = Callable[[int], Floats]
-"""`count -> (count,)` standard normal numbers."""
+Normals = Callable[[Sequence[int]], Iterable[Floats]]
+"""`counts -> [(count,), ...]` standard normal numbers."""
 
 # Memory depends on these, not on the batch: rows of forward and backward, and gradients of units.
 ROWS_AT_ONCE = 64
@@ -177,8 +177,13 @@ def clip_factors(gradients: Sequence[Tensor], clip_norm: float) -> tuple[Tensor,
     """
     each = [torch.linalg.vector_norm(value.flatten(1), dim=1) for value in gradients]
     norms = torch.linalg.vector_norm(torch.stack(each), dim=0)
+    return factors_of(norms, clip_norm), norms
+
+
+def factors_of(norms: Tensor, clip_norm: float) -> Tensor:
+    """Returns by what gradients of these norms `(U,)` are multiplied, `(U,)`; see `clip_factors`."""
     factors = (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
-    return torch.where(torch.isfinite(norms), factors, 0.0), norms
+    return torch.where(torch.isfinite(norms), factors, 0.0)
 
 
 def chunks(
@@ -273,7 +278,7 @@ class PrivateStep:
             clipped.total,
             clip_norm=clip_norm,
             noise_multiplier=self.noise_multiplier,
-            normal=self.randomness.stream("noise", step).normal,
+            normals=self.randomness.stream("noise", step).normals,
         )
         return {name: value / self.expected_units for name, value in noisy.items()}
 
@@ -289,7 +294,7 @@ def expected_units(released: float, sampling_rate: float) -> float:
 
 
 def noised(
-    total: Mapping[str, Tensor], *, clip_norm: float, noise_multiplier: float, normal: Normal
+    total: Mapping[str, Tensor], *, clip_norm: float, noise_multiplier: float, normals: Normals
 ) -> dict[str, Tensor]:
     """Returns a clipped sum plus Gaussian noise: from here on, it may leave.
 
@@ -299,11 +304,11 @@ def noised(
         total: A clipped sum.
         clip_norm: C, most that a unit moves `total`.
         noise_multiplier: Standard deviation of the noise in units of C.
-        normal: Standard normal numbers nobody knows.
+        normals: Standard normal numbers nobody knows.
     """
     scale = noise_multiplier * clip_norm
-    noisy = {}
-    for name, value in total.items():
-        noise = torch.from_numpy(normal(value.numel())).view(value.shape).to(value.device)
+    drawn, noisy = normals([value.numel() for value in total.values()]), {}
+    for (name, value), numbers in zip(total.items(), drawn, strict=True):
+        noise = torch.from_numpy(numbers).view(value.shape).to(value.device)
         noisy[name] = noise.mul_(scale).add_(value).float()
     return noisy

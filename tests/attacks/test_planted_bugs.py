@@ -360,8 +360,8 @@ MUTANTS = {
         "return result": ("return result.plus(result)", RAISES),
     },
     PrivateStep.release: {
-        "noisy = noised(clipped.total, clip_norm=clip_norm, noise_multiplier=self.noise_multiplier, normal=self.randomness.stream('noise', step).normal)": (
-            "noisy = noised(clipped.total, clip_norm=clip_norm, noise_multiplier=self.noise_multiplier / 2, normal=self.randomness.stream('noise', step).normal)",
+        "noisy = noised(clipped.total, clip_norm=clip_norm, noise_multiplier=self.noise_multiplier, normals=self.randomness.stream('noise', step).normals)": (
+            "noisy = noised(clipped.total, clip_norm=clip_norm, noise_multiplier=self.noise_multiplier / 2, normals=self.randomness.stream('noise', step).normals)",
             RAISES,
         ),
         "return {name: value / self.expected_units for name, value in noisy.items()}": (
