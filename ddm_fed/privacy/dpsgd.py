@@ -7,8 +7,8 @@ C, and noise of standard deviation z C makes the sum private.
     included units -> clipped_sum -> noised -> divided by the expected number of units -> optimizer
 
 The bound holds by construction in `FunctionalGradients`: every unit is a function call of its own,
-so that a mistake in a model can cost quality but not privacy. `opacus_gradients` has the same sum
-from Opacus' per-layer rules.
+so that a mistake in a model can cost quality but not privacy. `recorded_gradients` has the same
+sum faster, where it knows the layers.
 
 Source: Abadi et al. 2016, arXiv:1607.00133; several noised copies of an image inside the unit:
 Dockhorn et al. 2022, arXiv:2210.09929, section 3.2.
@@ -181,7 +181,7 @@ def clip_factors(gradients: Sequence[Tensor], clip_norm: float) -> tuple[Tensor,
 
 
 def factors_of(norms: Tensor, clip_norm: float) -> Tensor:
-    """Returns by what gradients of these norms `(U,)` are multiplied, `(U,)`; see `clip_factors`."""
+    """Returns by what gradients of these norms are multiplied, both `(U,)`; see `clip_factors`."""
     factors = (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
     return torch.where(torch.isfinite(norms), factors, 0.0)
 

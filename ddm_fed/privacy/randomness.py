@@ -87,7 +87,7 @@ class Stream:
         """Returns the next `count` words of 64 bits."""
         found = np.empty(count, dtype="<u8")
         for start in range(0, count, AT_ONCE):
-            part = memoryview(found[start : start + AT_ONCE]).cast("B")
+            part = found[start : start + AT_ONCE].view(np.uint8).data
             self._encryptor.update_into(_NOTHING[: len(part)], part)
         return found
 
