@@ -30,6 +30,7 @@ from ddm_fed.privacy.plain_words import describe_privacy as describe_privacy
 from ddm_fed.privacy.private_value import ImageSet as ImageSet
 from ddm_fed.privacy.private_value import Private as Private
 from ddm_fed.privacy.private_value import to_unit_range as to_unit_range
+from ddm_fed.privacy.processes import Processes as Processes
 from ddm_fed.privacy.proof import Claim as Claim
 from ddm_fed.privacy.proof import ProvedSteps as ProvedSteps
 from ddm_fed.privacy.proof import ProvedUpdate as ProvedUpdate

@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ddm_fed.privacy.processes import Alone, Processes
 from ddm_fed.privacy.randomness import Floats, Randomness
 
 Weights = Mapping[str, Tensor]
@@ -88,6 +89,13 @@ class Clipped:
         """Returns the sum over the units of both."""
         total = {name: value + other.total[name] for name, value in self.total.items()}
         return Clipped(total, self.loss + other.loss, self.clipped + other.clipped)
+
+    def over(self, processes: Processes) -> "Clipped":
+        """Returns the sum over the units of all processes."""
+        total = {name: processes.total(value) for name, value in self.total.items()}
+        numbers = torch.tensor([self.loss, self.clipped], dtype=torch.float64, device=self.device)
+        loss, clipped = processes.total(numbers).tolist()
+        return Clipped(total, loss, int(clipped))
 
 
 class FunctionalGradients:
@@ -210,6 +218,8 @@ class PrivateStep:
         noise_multiplier: Standard deviation of the noise in clip norms.
         expected_units: What the noisy sum is divided by, the same in every step. It must not
             depend on the data but through a release: the number of units is private.
+        processes: Which take the step together. All know the secret, and so who is in a step; each
+            sums its share of these, and the first adds the noise to the sum of all.
 
     Example:
         A step of three units whose gradients are 1, 2 and 30, clipped to 2, without noise:
@@ -235,12 +245,13 @@ class PrivateStep:
         sampling_rate: float,
         noise_multiplier: float,
         expected_units: float,
+        processes: Processes | None = None,
     ) -> None:
         if not expected_units > 0:
             raise ValueError(f"expected_units is {expected_units}, it has to be positive")
         self.gradients, self.randomness = gradients, randomness
         self.sampling_rate, self.noise_multiplier = sampling_rate, noise_multiplier
-        self.expected_units = expected_units
+        self.expected_units, self.processes = expected_units, processes or Alone()
 
     def noisy_mean(
         self, weights: Weights, units: UnitRows, step: int, clip_norm: float
@@ -250,7 +261,7 @@ class PrivateStep:
         The one way from units to what may leave: training, its proof, the tests before it and
         audits all take it.
         """
-        chosen = self.included(step, len(units))
+        chosen = self.share(self.included(step, len(units)))
         clipped = self.clipped_sum(weights, units.blocks(step, chosen), clip_norm)
         return self.release(clipped, step, clip_norm), clipped.loss
 
@@ -259,10 +270,20 @@ class PrivateStep:
         chosen = self.randomness.stream("inclusion", step).uniform(units) < self.sampling_rate
         return torch.from_numpy(chosen).nonzero()[:, 0]
 
+    def share(self, units: Tensor) -> Tensor:
+        """Returns those of `units (n, ...)` that this process sums up."""
+        return units[self.processes.rows(len(units))]
+
     def clipped_sum(
         self, weights: Weights, blocks: Iterable[Sequence[Tensor]], clip_norm: float
     ) -> Clipped:
-        """Returns the clipped sum over the units of all blocks of rows, each `(U, K, ...)`."""
+        """Returns the clipped sum over all processes' units.
+
+        Args:
+            weights: What is differentiated by.
+            blocks: Rows of this process's units, each `(U, K, ...)`.
+            clip_norm: C.
+        """
         result = Clipped(
             {name: torch.zeros_like(w.detach()) for name, w in weights.items()}, 0.0, 0
         )
@@ -270,16 +291,19 @@ class PrivateStep:
             if len(rows[0]):
                 here = [value.to(result.device) for value in rows]
                 result = result.plus(self.gradients.clipped_sum(weights, here, clip_norm))
-        return result
+        return result.over(self.processes)
 
     def release(self, clipped: Clipped, step: int, clip_norm: float) -> dict[str, Tensor]:
         """Returns the private mean gradient of a step. Steps without a unit have one as well."""
-        noisy = noised(
-            clipped.total,
-            clip_norm=clip_norm,
-            noise_multiplier=self.noise_multiplier,
-            normals=self.randomness.stream("noise", step).normals,
-        )
+        noisy = clipped.total
+        if self.processes.rank == 0:
+            noisy = noised(
+                clipped.total,
+                clip_norm=clip_norm,
+                noise_multiplier=self.noise_multiplier,
+                normals=self.randomness.stream("noise", step).normals,
+            )
+        noisy = {name: self.processes.of_first(value) for name, value in noisy.items()}
         return {name: value / self.expected_units for name, value in noisy.items()}
 
 

@@ -5,12 +5,17 @@ entry is on disk, the secret of the noise is in the checkpoint, and only then an
 Inclusion, noise and all that is drawn follow from that secret, so a run that was killed goes on
 with the very steps it would have taken, and nothing is spent twice. Some steps are computed again
 by another way; see `ddm_fed.privacy.proof`. The last checkpoint no longer holds the secret.
+
+Several processes, started by torchrun, take each step together: see `PrivateStep`. The first one
+runs it all; the others help, and write nothing.
 """
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from ddm_fed.errors import CheckpointError, MechanismError, OptionError, StateError
+from ddm_fed.errors import CheckpointError, MechanismError, OptionError
 from ddm_fed.privacy import (
     ImageSet,
     Private,
@@ -33,6 +38,9 @@ from ddm_fed.training.state import (
     require_same_run,
     steps_done,
 )
+
+# The longest that processes wait for each other: the first computes some steps again, slowly.
+TIMEOUT_S = 12 * 3600.0
 
 
 def train_private_expert(
@@ -77,15 +85,8 @@ def train_private_expert(
     """
     design, options = design or plan.expert.default, options or RunOptions()
     images = data.reveal()
-    require_possible(images, plan, design, options)
-    require_known(design, known)
-    _require_simple(options)
-    keep_freed_memory()
-    with join_team(shard=False) as team:
-        if team.size > 1:
-            raise StateError(
-                "training with noise runs in one process", hint="start it without torchrun"
-            )
+    _require_possible(images, plan, design, options, known)
+    with join_team(shard=False, timeout_s=TIMEOUT_S) as team:
         job = Job(plan, plan_sha256, images.digest(), design, options, team, known)
         begun = checkpoint.exists()
         if begun:
@@ -101,6 +102,7 @@ def train_private_expert(
                 secret=secret.hex,
                 origin=secret.origin,
             )
+        team.told("" if finished else json.dumps(asdict(run)))
         if finished:
             payment.require_paid(run.paid_sha256)
         else:
@@ -118,6 +120,71 @@ def train_private_expert(
     return read_trained(checkpoint, plan, ema_half_life=options.ema_half_life)
 
 
+def help_private_expert(
+    data: Private[ImageSet],
+    plan: Plan,
+    plan_sha256: str,
+    checkpoint: Path,
+    *,
+    design: ExpertDesign | None = None,
+    options: RunOptions | None = None,
+    known: KnownVelocity | None = None,
+) -> None:
+    """Takes part in `train_private_expert`, as any process but the first; writes nothing.
+
+    It gets secret and noise multiplier of the first, and spends nothing that the first does not.
+
+    Args:
+        data: The same images.
+        plan: What to train.
+        plan_sha256: The plan's signed identity.
+        checkpoint: The same file.
+        design: As the first process has it; so are all that follow.
+        options: The site's own choices.
+        known: What the site's release says of the velocity, where the design adds to it.
+
+    Raises:
+        MechanismError: as the first process.
+        CheckpointError: it is asked for something else than the first process.
+    """
+    design, options = design or plan.expert.default, options or RunOptions()
+    images = data.reveal()
+    _require_possible(images, plan, design, options, known)
+    with join_team(shard=False, timeout_s=TIMEOUT_S) as team:
+        job = Job(plan, plan_sha256, images.digest(), design, options, team, known)
+        said = team.told("")
+        if not said:
+            return
+        run = RunIdentity(**json.loads(said))
+        if replace(job.new_identity("float32"), **_not_of_the_job(run)) != run:
+            raise CheckpointError(
+                "this process is asked for another training than the first one",
+                hint="start all processes with the same command, on the same images",
+            )
+        training = PrivateRun(images, job, run, checkpoint)
+        training.examine()
+        training.help_steps()
+
+
+def _not_of_the_job(run: RunIdentity) -> dict[str, Any]:
+    """Returns what the first process alone decides of a run."""
+    names = ("seed", "threads", "noise", "secret", "origin", "paid_sha256", "proved")
+    return {name: getattr(run, name) for name in names}
+
+
+def _require_possible(
+    images: ImageSet,
+    plan: Plan,
+    design: ExpertDesign,
+    options: RunOptions,
+    known: KnownVelocity | None,
+) -> None:
+    require_possible(images, plan, design, options)
+    require_known(design, known)
+    _require_simple(options)
+    keep_freed_memory()
+
+
 def _require_simple(options: RunOptions) -> None:
     """Refuses what training with noise cannot do, instead of leaving it out silently."""
     for name, asked in (
@@ -128,7 +195,7 @@ def _require_simple(options: RunOptions) -> None:
         if asked:
             raise OptionError(
                 f"{name} is not supported in training with noise",
-                hint="leave it out: sums are computed in float32, in one process",
+                hint="leave it out: sums are computed in float32, and each process has all weights",
             )
     if options.seed is not None:
         raise OptionError(

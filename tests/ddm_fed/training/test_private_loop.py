@@ -279,24 +279,6 @@ def test_preview_shows_images_of_the_plan(path, plan):
     assert [(step, images.shape) for step, images in shown] == [(2, (4, 1, 8, 8))]
 
 
-def test_training_among_several_processes_is_refused(path, plan, monkeypatch):
-    from ddm_fed.training import private_loop
-
-    class Two:
-        size = 2
-
-    class Joined:
-        def __enter__(self):
-            return Two()
-
-        def __exit__(self, *_):
-            return None
-
-    monkeypatch.setattr(private_loop, "join_team", lambda **_: Joined())
-    with pytest.raises(StateError, match="one process"):
-        train(path, plan)
-
-
 @pytest.mark.parametrize(
     "option", [{"compile": True}, {"shard": True}, {"precision": "bfloat16"}], ids=str
 )
