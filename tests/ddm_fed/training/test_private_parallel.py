@@ -72,7 +72,7 @@ PrivateStep.release = twice
     "units that both sum up": ("PrivateStep.share = lambda self, units: units", "sensitivity"),
     "units that nobody sums up": (
         "PrivateStep.share = lambda self, units: share(self, units)[: 1 - rank or None]",
-        "rate of inclusion|included",
+        "sensitivity",
     ),
     "a process with a secret of its own": (
         """
@@ -163,7 +163,7 @@ def test_bug_of_several_processes_stops_the_training_by_name(bug, folder):
     plant, name = BUGS[bug]
     done = torchrun(folder / "".join(filter(str.isalpha, bug)), plant)
     assert done.returncode != 0
-    assert any(word in done.stderr for word in name.split("|")), done.stderr[-3000:]
+    assert name in done.stderr
 
 
 def test_process_with_other_images_is_refused(folder):
