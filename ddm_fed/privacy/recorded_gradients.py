@@ -175,8 +175,8 @@ class _Watch(TorchFunctionMode):
             self._require_none_of_ours(functional.linear, [input, bias])
             return functional.linear(input, weight, bias)
         self._require_none_of_ours(functional.linear, [input])
-        take = partial(self.record.take_linear, own, own_bias)
-        return _OfEachUnit.apply(input, weight, bias, take, self.start)  # type: ignore[no-untyped-call]
+        layer = _Layer(weight, partial(self.record.take_linear, own, own_bias), self.start)
+        return _OfEachUnit.apply(input, bias, layer)  # type: ignore[no-untyped-call]
 
     def _require_none_of_ours(self, func: Any, values: Iterable[Any]) -> None:
         for value in values:
@@ -187,11 +187,18 @@ class _Watch(TorchFunctionMode):
                 raise NotImplementedError(f"{name} is used by {func}, not by a linear layer")
 
 
+class _Layer:
+    """What a call of a linear layer needs and has of no unit; one object costs the least."""
+
+    def __init__(self, weight: Tensor, take: Take, start: Tensor) -> None:
+        self.weight, self.take, self.start = weight, take, start
+
+
 class _OfEachUnit(torch.autograd.Function):
     """A linear layer, as a unit's own function calls it."""
 
     @staticmethod
-    def forward(*arguments: Any) -> Tensor:
+    def forward(x: Tensor, bias: Tensor | None, layer: "_Layer") -> Tensor:
         raise NotImplementedError("a linear layer is asked about what is not of a unit")
 
     @staticmethod
@@ -202,16 +209,14 @@ class _OfEachUnit(torch.autograd.Function):
         _info: Any,
         in_dims: Sequence[int | None],
         x: Tensor,
-        weight: Tensor,
         bias: Tensor | None,
-        take: Take,
-        start: Tensor,
+        layer: "_Layer",
     ) -> tuple[Tensor, int]:
         """Returns the outputs of all units, and that their first axis is the units'."""
-        if in_dims[0] is None or any(axis is not None for axis in in_dims[1:]):
+        if in_dims[0] is None or in_dims[1] is not None:
             raise NotImplementedError("a linear layer is asked about what is not of a unit")
-        moved = x.movedim(in_dims[0], 0)
-        return _OfAllUnits.apply(moved, weight, bias, take, start), 0  # type: ignore[no-untyped-call]
+        arguments = (x.movedim(in_dims[0], 0), layer.weight, bias, layer.take, layer.start)
+        return _OfAllUnits.apply(*arguments), 0  # type: ignore[no-untyped-call]
 
 
 class _Attention(torch.autograd.Function):

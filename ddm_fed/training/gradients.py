@@ -15,6 +15,7 @@ from ddm_fed.training.batches import draw_times, seeded
 from ddm_fed.training.options import RunOptions
 from ddm_fed.training.trainable import TrainedPart
 
+ENGINES = ("functional", "recorded")
 TEST_UNITS = 4
 LARGEST_ERROR = 1e-5
 

@@ -25,6 +25,7 @@ from ddm_fed.privacy import (
 )
 from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import ExpertDesign, Plan
+from ddm_fed.training.gradients import ENGINES
 from ddm_fed.training.loop import require_known, require_possible
 from ddm_fed.training.options import KnownVelocity, RunOptions, TrainedExpert
 from ddm_fed.training.parallel import join_team
@@ -220,7 +221,7 @@ def _require_same_noise(
             hint="restore the site's folder as it was, or start again with --restart, which "
             "spends the budget again",
         )
-    if options.gradients not in ("auto", found.gradients):
+    if found.gradients not in ENGINES or options.gradients not in ("auto", found.gradients):
         raise CheckpointError(
             f"{checkpoint} was made with {found.gradients} gradients",
             hint="leave --gradients out, or start again with --restart",
