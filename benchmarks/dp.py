@@ -3,8 +3,9 @@
 Every mode runs in processes of its own, one after the other, again and again; the table holds
 medians and their ratio to the plain step of the same round. `plain` is forward and backward of the
 same rows at once. `opacus hooks` and `opacus ghost` are used as their manuals say: the whole batch
-at once. `ours` computes the same clipped sum in parts of some rows, and so does `ours, hooks` with
-Opacus' rules. Ours keep freed memory, as training does; with --keep-memory all, the others do too.
+at once. `ours` is a step as training takes it: the clipped sum of recorded layers, and the noise.
+`ours, functional` makes the gradient of each unit instead. Ours keep freed memory, as training
+does; with --keep-memory all, the others do too.
 
     python benchmarks/dp.py            # some 20 minutes on two cores
     python benchmarks/dp.py --rounds 1 --models DiT-Nano/4 --cases 64x1 64x8
@@ -25,15 +26,15 @@ from ddm_fed.flows import denoising_loss
 from ddm_fed.models import network_named, parameter_count
 from ddm_fed.privacy import (
     FunctionalGradients,
-    HookGradients,
     Randomness,
+    RecordedGradients,
     keep_freed_memory,
     noised,
 )
 
 SHAPE = (1, 28, 28)
 CLIP_NORM = 1.0
-MODES = ("plain", "opacus hooks", "opacus ghost", "ours", "ours, hooks")
+MODES = ("plain", "opacus hooks", "opacus ghost", "ours", "ours, functional")
 
 
 def row_loss(network, x_0, eps, t):
@@ -61,7 +62,7 @@ def build(name: str):
 
 def add_noise(total: dict[str, torch.Tensor]) -> None:
     stream = Randomness.for_tests(0).stream("noise", 0)
-    noised(total, clip_norm=CLIP_NORM, noise_multiplier=1.0, normal=stream.normal)
+    noised(total, clip_norm=CLIP_NORM, noise_multiplier=1.0, normals=stream.normals)
 
 
 def step_of(mode: str, model, rows):
@@ -110,17 +111,17 @@ def step_of(mode: str, model, rows):
         add_noise({name: value.grad for name, value in weights.items()})
         hooks.cleanup()
 
+    recorded = RecordedGradients(model, row_loss)
     functional = FunctionalGradients(model, row_loss)
-    by_hooks = HookGradients(model, row_loss, weights)
 
     def ours() -> None:
+        add_noise(recorded.clipped_sum(weights, rows, CLIP_NORM).total)
+
+    def ours_functional() -> None:
         add_noise(functional.clipped_sum(weights, rows, CLIP_NORM).total)
 
-    def ours_by_hooks() -> None:
-        add_noise(by_hooks.clipped_sum(weights, rows, CLIP_NORM).total)
-
-    found = dict(zip(MODES, (plain, opacus_hooks, opacus_ghost, ours, ours_by_hooks), strict=True))
-    return found[mode]
+    steps = (plain, opacus_hooks, opacus_ghost, ours, ours_functional)
+    return dict(zip(MODES, steps, strict=True))[mode]
 
 
 def work(

@@ -40,6 +40,7 @@ from ddm_fed.mixture import MixtureVelocity, fit_image_mixtures, mixture_rule
 from ddm_fed.models import build_expert
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import Plan, read_plan_toml
+from ddm_fed.storage.tensors import write_tensors
 from ddm_fed.training import (
     KnownVelocity,
     Paid,
@@ -154,12 +155,16 @@ def site_expert(
     """Returns a site's expert, all of it paid, and the share of every class it released `(G,)`."""
     way = cell["way"]
     plan = make_plan(shape, classes, cell, len(labels), way, None)
-    (fitted,) = fit_image_mixtures(plan, [release(plan, images, labels)[0]])
+    released, _ = release(plan, images, labels)
+    (fitted,) = fit_image_mixtures(plan, [released])
     masses = fitted.weights.sum(1)
     if way == "mixture":
         return plan, MixtureVelocity(plan, fitted), masses
     mixture = MixtureVelocity(plan, fitted, alone=False)
-    base = None
+    base = known = None
+    if way == "residual":
+        write_tensors(work / "router.safetensors", released.vectors)
+        known = KnownVelocity(mixture, work / "router.safetensors")
     if way == "samples":
         base = work / "base.safetensors"
         digest = from_samples(plan, MixtureVelocity(plan, fitted), base, cell["sample_steps"])
@@ -173,9 +178,9 @@ def site_expert(
         PrivateTraining.planned(plan, event, float(len(labels)), None),
         Payment(lambda: RUN, lambda _: Paid(event, None)),
         options=RunOptions(base=base, checkpoint_every_s=1e9),
-        known=KnownVelocity(mixture, RUN) if way == "residual" else None,
+        known=known,
     )
-    beside = mixture if way == "residual" else None
+    beside = None if known is None else mixture
     return plan, build_expert(plan.data, plan.expert.default, found.state, beside), masses
 
 

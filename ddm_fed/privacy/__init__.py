@@ -26,11 +26,11 @@ from ddm_fed.privacy.mechanisms import Release as Release
 from ddm_fed.privacy.mechanisms import Spend as Spend
 from ddm_fed.privacy.mechanisms import release as release
 from ddm_fed.privacy.memory import keep_freed_memory as keep_freed_memory
-from ddm_fed.privacy.opacus_gradients import HookGradients as HookGradients
 from ddm_fed.privacy.plain_words import describe_privacy as describe_privacy
 from ddm_fed.privacy.private_value import ImageSet as ImageSet
 from ddm_fed.privacy.private_value import Private as Private
 from ddm_fed.privacy.private_value import to_unit_range as to_unit_range
+from ddm_fed.privacy.processes import Processes as Processes
 from ddm_fed.privacy.proof import Claim as Claim
 from ddm_fed.privacy.proof import ProvedSteps as ProvedSteps
 from ddm_fed.privacy.proof import ProvedUpdate as ProvedUpdate
@@ -42,6 +42,7 @@ from ddm_fed.privacy.randomness import Origin as Origin
 from ddm_fed.privacy.randomness import Randomness as Randomness
 from ddm_fed.privacy.randomness import Stream as Stream
 from ddm_fed.privacy.randomness import fresh_secret as fresh_secret
+from ddm_fed.privacy.recorded_gradients import RecordedGradients as RecordedGradients
 from ddm_fed.privacy.selftest import Finding as Finding
 from ddm_fed.privacy.selftest import agreement as agreement
 from ddm_fed.privacy.selftest import examine as examine

@@ -7,8 +7,8 @@ C, and noise of standard deviation z C makes the sum private.
     included units -> clipped_sum -> noised -> divided by the expected number of units -> optimizer
 
 The bound holds by construction in `FunctionalGradients`: every unit is a function call of its own,
-so that a mistake in a model can cost quality but not privacy. `opacus_gradients` has the same sum
-from Opacus' per-layer rules.
+so that a mistake in a model can cost quality but not privacy. `recorded_gradients` has the same
+sum faster, where it knows the layers.
 
 Source: Abadi et al. 2016, arXiv:1607.00133; several noised copies of an image inside the unit:
 Dockhorn et al. 2022, arXiv:2210.09929, section 3.2.
@@ -21,6 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from ddm_fed.privacy.processes import Alone, Processes
 from ddm_fed.privacy.randomness import Floats, Randomness
 
 Weights = Mapping[str, Tensor]
@@ -28,8 +29,8 @@ Call = Callable[..., Tensor]
 RowLoss = Callable[..., Tensor]
 """`(network, *rows) -> (R,)`: the loss of each row. `network` is called as the model is."""
 
-Normal = Callable[[int], Floats]
-"""`count -> (count,)` standard normal numbers."""
+Normals = Callable[[Sequence[int]], Iterable[Floats]]
+"""`counts -> [(count,), ...]` standard normal numbers."""
 
 # Memory depends on these, not on the batch: rows of forward and backward, and gradients of units.
 ROWS_AT_ONCE = 64
@@ -88,6 +89,13 @@ class Clipped:
         """Returns the sum over the units of both."""
         total = {name: value + other.total[name] for name, value in self.total.items()}
         return Clipped(total, self.loss + other.loss, self.clipped + other.clipped)
+
+    def over(self, processes: Processes) -> "Clipped":
+        """Returns the sum over the units of all processes."""
+        total = {name: processes.total(value) for name, value in self.total.items()}
+        numbers = torch.tensor([self.loss, self.clipped], dtype=torch.float64, device=self.device)
+        loss, clipped = processes.total(numbers).tolist()
+        return Clipped(total, loss, int(clipped))
 
 
 class FunctionalGradients:
@@ -177,8 +185,13 @@ def clip_factors(gradients: Sequence[Tensor], clip_norm: float) -> tuple[Tensor,
     """
     each = [torch.linalg.vector_norm(value.flatten(1), dim=1) for value in gradients]
     norms = torch.linalg.vector_norm(torch.stack(each), dim=0)
+    return factors_of(norms, clip_norm), norms
+
+
+def factors_of(norms: Tensor, clip_norm: float) -> Tensor:
+    """Returns by what gradients of these norms are multiplied, both `(U,)`; see `clip_factors`."""
     factors = (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)
-    return torch.where(torch.isfinite(norms), factors, 0.0), norms
+    return torch.where(torch.isfinite(norms), factors, 0.0)
 
 
 def chunks(
@@ -205,6 +218,8 @@ class PrivateStep:
         noise_multiplier: Standard deviation of the noise in clip norms.
         expected_units: What the noisy sum is divided by, the same in every step. It must not
             depend on the data but through a release: the number of units is private.
+        processes: Which take the step together. All know the secret, and so who is in a step; each
+            sums its share of these, and the first adds the noise to the sum of all.
 
     Example:
         A step of three units whose gradients are 1, 2 and 30, clipped to 2, without noise:
@@ -230,12 +245,13 @@ class PrivateStep:
         sampling_rate: float,
         noise_multiplier: float,
         expected_units: float,
+        processes: Processes | None = None,
     ) -> None:
         if not expected_units > 0:
             raise ValueError(f"expected_units is {expected_units}, it has to be positive")
         self.gradients, self.randomness = gradients, randomness
         self.sampling_rate, self.noise_multiplier = sampling_rate, noise_multiplier
-        self.expected_units = expected_units
+        self.expected_units, self.processes = expected_units, processes or Alone()
 
     def noisy_mean(
         self, weights: Weights, units: UnitRows, step: int, clip_norm: float
@@ -245,7 +261,7 @@ class PrivateStep:
         The one way from units to what may leave: training, its proof, the tests before it and
         audits all take it.
         """
-        chosen = self.included(step, len(units))
+        chosen = self.share(self.included(step, len(units)))
         clipped = self.clipped_sum(weights, units.blocks(step, chosen), clip_norm)
         return self.release(clipped, step, clip_norm), clipped.loss
 
@@ -254,10 +270,20 @@ class PrivateStep:
         chosen = self.randomness.stream("inclusion", step).uniform(units) < self.sampling_rate
         return torch.from_numpy(chosen).nonzero()[:, 0]
 
+    def share(self, units: Tensor) -> Tensor:
+        """Returns those of `units (n, ...)` that this process sums up."""
+        return units[self.processes.rows(len(units))]
+
     def clipped_sum(
         self, weights: Weights, blocks: Iterable[Sequence[Tensor]], clip_norm: float
     ) -> Clipped:
-        """Returns the clipped sum over the units of all blocks of rows, each `(U, K, ...)`."""
+        """Returns the clipped sum over all processes' units.
+
+        Args:
+            weights: What is differentiated by.
+            blocks: Rows of this process's units, each `(U, K, ...)`.
+            clip_norm: C.
+        """
         result = Clipped(
             {name: torch.zeros_like(w.detach()) for name, w in weights.items()}, 0.0, 0
         )
@@ -265,16 +291,19 @@ class PrivateStep:
             if len(rows[0]):
                 here = [value.to(result.device) for value in rows]
                 result = result.plus(self.gradients.clipped_sum(weights, here, clip_norm))
-        return result
+        return result.over(self.processes)
 
     def release(self, clipped: Clipped, step: int, clip_norm: float) -> dict[str, Tensor]:
         """Returns the private mean gradient of a step. Steps without a unit have one as well."""
-        noisy = noised(
-            clipped.total,
-            clip_norm=clip_norm,
-            noise_multiplier=self.noise_multiplier,
-            normal=self.randomness.stream("noise", step).normal,
-        )
+        noisy = clipped.total
+        if self.processes.rank == 0:
+            noisy = noised(
+                clipped.total,
+                clip_norm=clip_norm,
+                noise_multiplier=self.noise_multiplier,
+                normals=self.randomness.stream("noise", step).normals,
+            )
+        noisy = {name: self.processes.of_first(value) for name, value in noisy.items()}
         return {name: value / self.expected_units for name, value in noisy.items()}
 
 
@@ -289,7 +318,7 @@ def expected_units(released: float, sampling_rate: float) -> float:
 
 
 def noised(
-    total: Mapping[str, Tensor], *, clip_norm: float, noise_multiplier: float, normal: Normal
+    total: Mapping[str, Tensor], *, clip_norm: float, noise_multiplier: float, normals: Normals
 ) -> dict[str, Tensor]:
     """Returns a clipped sum plus Gaussian noise: from here on, it may leave.
 
@@ -299,11 +328,11 @@ def noised(
         total: A clipped sum.
         clip_norm: C, most that a unit moves `total`.
         noise_multiplier: Standard deviation of the noise in units of C.
-        normal: Standard normal numbers nobody knows.
+        normals: Standard normal numbers nobody knows.
     """
     scale = noise_multiplier * clip_norm
-    noisy = {}
-    for name, value in total.items():
-        noise = torch.from_numpy(normal(value.numel())).view(value.shape).to(value.device)
+    drawn, noisy = normals([value.numel() for value in total.values()]), {}
+    for (name, value), numbers in zip(total.items(), drawn, strict=True):
+        noise = torch.from_numpy(numbers).view(value.shape).to(value.device)
         noisy[name] = noise.mul_(scale).add_(value).float()
     return noisy

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import math
 import os
+from collections.abc import Iterator, Sequence
 from typing import Literal, Self
 
 import numpy as np
@@ -20,10 +21,12 @@ from numpy.typing import NDArray
 from ddm_fed.errors import MechanismError
 
 Floats = NDArray[np.float64]
+Words = NDArray[np.uint64]
 Origin = Literal["csprng", "test"]
 SECRET_BYTES = 32
 MANTISSA = 2.0**-53
-PAIRS_AT_ONCE = 1 << 16
+AT_ONCE = 1 << 16  # so many stay in the cache
+_NOTHING = memoryview(bytes(8 * AT_ONCE))
 
 
 class Stream:
@@ -35,27 +38,62 @@ class Stream:
 
     def uniform(self, count: int) -> Floats:
         """Returns `count` numbers of 53 bits, each in [0, 1)."""
-        words = np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype="<u8")
-        return (words >> np.uint64(11)).astype(np.float64) * MANTISSA
+        words, found = self._words(count), np.empty(count)
+        for start in range(0, count, AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            found[part] = _uniform(words[part])
+        return found
 
     def normal(self, count: int) -> Floats:
-        """Returns `count` standard normal numbers in float64, by Box and Muller's transform.
+        """Returns `count` standard normal numbers in float64; see `normals`."""
+        (found,) = self.normals([count])
+        return found
+
+    def normals(self, counts: Sequence[int]) -> Iterator[Floats]:
+        """Yields so many standard normal numbers each, in float64, by Box and Muller's transform.
 
         Floating point bounds them by 8.6 in absolute value, which a normal exceeds with a
         probability below 1e-17, and leaves gaps between them; see docs/privacy.md.
         """
-        half = (count + 1) // 2
-        uniform = torch.from_numpy(self.uniform(2 * half))
-        found = torch.empty(2 * half, dtype=torch.float64)
-        for start in range(0, half, PAIRS_AT_ONCE):  # stay in the cache
-            pairs = slice(start, min(start + PAIRS_AT_ONCE, half))
-            others = slice(half + start, half + pairs.stop)
-            radius = torch.log1p(-uniform[pairs]).mul_(-2).sqrt_()  # 1 - u is never 0
-            angle = uniform[others] * (2 * math.pi)
-            torch.mul(radius, angle.cos(), out=found[pairs])
-            torch.mul(radius, angle.sin(), out=found[others])
-        normal: Floats = found[:count].numpy()
-        return normal
+        together: list[int] = []
+        for index, count in enumerate(counts, start=1):
+            together.append(count)
+            if sum(together) >= AT_ONCE or index == len(counts):
+                yield from self._normals(together)
+                together = []
+
+    def _normals(self, counts: Sequence[int]) -> list[Floats]:
+        halves = [(count + 1) // 2 for count in counts]
+        ends = np.cumsum(halves)
+        starts, total = ends - halves, int(ends[-1])
+        words = self._words(2 * total)
+        # of each array, the first half of the words makes radii and the second makes angles
+        radii = np.concatenate([words[2 * s : s + e] for s, e in zip(starts, ends, strict=True)])
+        angles = np.concatenate([words[s + e : 2 * e] for s, e in zip(starts, ends, strict=True)])
+        cosines, sines = torch.empty((2, total), dtype=torch.float64)
+        for start in range(0, total, AT_ONCE):
+            part = slice(start, start + AT_ONCE)
+            # 1 - u is never 0
+            radius = torch.from_numpy(_uniform(radii[part])).neg_().log1p_().mul_(-2).sqrt_()
+            angle = torch.from_numpy(_uniform(angles[part])).mul_(2 * math.pi)
+            torch.mul(radius, angle.cos(), out=cosines[part])
+            torch.mul(radius, angle.sin_(), out=sines[part])
+        return [
+            np.concatenate([cosines[s:e], sines[s:e]])[:count]
+            for s, e, count in zip(starts, ends, counts, strict=True)
+        ]
+
+    def _words(self, count: int) -> Words:
+        """Returns the next `count` words of 64 bits."""
+        found = np.empty(count, dtype="<u8")
+        for start in range(0, count, AT_ONCE):
+            part = found[start : start + AT_ONCE].view(np.uint8).data
+            self._encryptor.update_into(_NOTHING[: len(part)], part)
+        return found
+
+
+def _uniform(words: Words) -> Floats:
+    return (words >> np.uint64(11)).astype(np.float64) * MANTISSA
 
 
 class Randomness:

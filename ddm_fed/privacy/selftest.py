@@ -49,7 +49,7 @@ def examine(
         *_sensitivity(step, weights, rows, clip_norm),
         _worthless_unit(step, weights, rows, clip_norm),
         *_noise(step, clip_norm),
-        *_inclusion(step),
+        *_inclusion(step, weights),
     ]
 
 
@@ -125,17 +125,22 @@ def _norm(values: Mapping[str, Tensor]) -> float:
     return math.sqrt(sum(float(value.double().square().sum()) for value in values.values()))
 
 
+def _sum(step: PrivateStep, weights: Weights, rows: Sequence[Tensor], clip_norm: float) -> Clipped:
+    """Returns the clipped sum over units, of which each process gets its share."""
+    return step.clipped_sum(weights, [[step.share(value) for value in rows]], clip_norm)
+
+
 def _sensitivity(
     step: PrivateStep, weights: Weights, rows: Sequence[Tensor], clip_norm: float
 ) -> list[Finding]:
     """Leaves out each unit in turn, with the real clip norm and with one that clips all."""
     findings = []
     for name, bound in (("sensitivity", clip_norm), ("sensitivity, all clipped", clip_norm * 1e-3)):
-        whole = step.clipped_sum(weights, [rows], bound).total
+        whole = _sum(step, weights, rows, bound).total
         worst = 0.0
         for unit in range(len(rows[0])):
             kept = [torch.cat([value[:unit], value[unit + 1 :]]) for value in rows]
-            without = step.clipped_sum(weights, [kept], bound).total
+            without = _sum(step, weights, kept, bound).total
             moved = _norm({key: whole[key].double() - without[key].double() for key in whole})
             worst = max(worst, moved / bound)
         # what others sum to is rounded differently when one is missing
@@ -158,7 +163,7 @@ def _worthless_unit(
     ]
     moment = FIRST_TEST_STEP
     outcomes = [
-        step.release(step.clipped_sum(weights, [units], clip_norm), moment, clip_norm)
+        step.release(_sum(step, weights, units, clip_norm), moment, clip_norm)
         for units in (rows, broken)
     ]
     largest = max(float(value.abs().max()) for value in outcomes[0].values())
@@ -215,15 +220,17 @@ def _noise(step: PrivateStep, clip_norm: float) -> list[Finding]:
     ]
 
 
-def _inclusion(step: PrivateStep) -> list[Finding]:
+def _inclusion(step: PrivateStep, weights: Weights) -> list[Finding]:
     """Counts who is included: by unit and by step, as coins of the sampling rate would."""
     from scipy import stats  # takes long to load, and most commands need none of it
 
     rate, units, steps = step.sampling_rate, INCLUSION_UNITS, INCLUSION_STEPS
     counts = np.zeros((steps, units), dtype=np.int64)
     for moment in range(steps):
-        chosen = step.included(FIRST_TEST_STEP + moment, units).numpy()
+        chosen = step.share(step.included(FIRST_TEST_STEP + moment, units)).numpy()
         np.add.at(counts[moment], chosen, 1)
+    device = next(iter(weights.values())).device
+    counts = step.processes.total(torch.from_numpy(counts).to(device)).cpu().numpy()
     most = int(counts.max(initial=0))
     findings = [
         Finding("a unit in one step", most <= 1, f"up to {most} times", "at most once"),

@@ -146,7 +146,7 @@ class SgdFacts(Record):
     trainable: Trainable
     expected_units: Positive
     central: CentralFacts | None = None
-    gradients: Literal["functional", "opacus"]
+    gradients: Literal["functional", "recorded"]
     arithmetic: Literal["float32 sums, float64 noise"] = "float32 sums, float64 noise"
     # the training stops if one of them does not pass
     self_test: Literal["passed"] = "passed"

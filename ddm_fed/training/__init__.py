@@ -20,6 +20,7 @@ from ddm_fed.training.options import TrainedExpert as TrainedExpert
 from ddm_fed.training.parallel import process_rank as process_rank
 from ddm_fed.training.precision import Precision as Precision
 from ddm_fed.training.precision import choose_precision as choose_precision
+from ddm_fed.training.private_loop import help_private_expert as help_private_expert
 from ddm_fed.training.private_loop import train_private_expert as train_private_expert
 from ddm_fed.training.private_options import CentralImages as CentralImages
 from ddm_fed.training.private_options import Paid as Paid

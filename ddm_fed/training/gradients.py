@@ -1,6 +1,5 @@
 """Which engine computes a network's per-unit gradients, and what it is given."""
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,14 +9,14 @@ from torch import Tensor
 from ddm_fed.errors import OptionError
 from ddm_fed.flows import ClassCondition, denoising_loss, path_named
 from ddm_fed.models import ExpertNetwork
-from ddm_fed.privacy import FunctionalGradients, Gradients, HookGradients, RowLoss, agreement
+from ddm_fed.privacy import FunctionalGradients, Gradients, RecordedGradients, RowLoss, agreement
 from ddm_fed.records import ExpertDesign, Plan
 from ddm_fed.training.batches import draw_times, seeded
 from ddm_fed.training.options import RunOptions
 from ddm_fed.training.trainable import TrainedPart
 
+ENGINES = ("functional", "recorded")
 TEST_UNITS = 4
-SURELY_FASTER = 0.9  # what a less certain engine must take at most, of the certain one's time
 LARGEST_ERROR = 1e-5
 
 
@@ -81,7 +80,7 @@ def build_gradients(
     limit = {} if rows_at_once is None else {"rows_at_once": rows_at_once}
     if kind == "functional":
         return FunctionalGradients(network, loss, expand=part.full, **limit)
-    return HookGradients(network, loss, part.trained, **limit)
+    return RecordedGradients(network, loss, expand=part.full, **limit)
 
 
 def choose_gradients(
@@ -91,48 +90,27 @@ def choose_gradients(
     rows: Sequence[Tensor],
     options: RunOptions,
 ) -> str:
-    """Returns which engine to use: the certain one, unless Opacus agrees with it and is faster.
+    """Returns which engine to use: the faster one, where it agrees with single units.
 
     Raises:
-        OptionError: Opacus was asked for and cannot do it, or does it wrong.
+        OptionError: the faster one was asked for and does not know this network.
     """
     if options.gradients == "functional":
         return "functional"
-    own = {id(value) for value in network.parameters()}
-    wanted = options.gradients == "opacus"
-    if not all(id(value) in own for value in part.trained.values()):
-        if wanted:
-            raise OptionError(
-                "--gradients opacus: Opacus cannot train low-rank products here",
-                hint="use --gradients functional",
-            )
-        return "functional"
-    certain, hooks = (
+    certain, faster = (
         build_gradients(kind, network, part, loss, options.micro_batch)
-        for kind in ("functional", "opacus")
+        for kind in ("functional", "recorded")
     )
     try:
-        error = agreement(hooks, part.trained, rows, certain)
+        error = agreement(faster, part.trained, rows, certain)
         reason = f"its gradients are off by {error:.1g} of the largest"
-    except (NotImplementedError, RuntimeError, ValueError, AttributeError, TypeError) as unknown:
-        # what Opacus raises on a layer it has no rule for depends on the layer
-        error, reason = float("inf"), str(unknown).partition("\n")[0]
-    if error > LARGEST_ERROR:
-        if wanted:
-            raise OptionError(
-                "--gradients opacus: Opacus does not compute the per-unit gradients of this "
-                f"network: {reason}",
-                hint="use --gradients functional, which is right for every network",
-            )
-        return "functional"
-    if wanted:
-        return "opacus"
-    seconds = {"functional": float("inf"), "opacus": float("inf")}
-    for _ in range(3):
-        for engine in (certain, hooks):
-            began = time.perf_counter()
-            engine.clipped_sum(part.trained, rows, 1.0)
-            took = time.perf_counter() - began
-            seconds[engine.name] = min(seconds[engine.name], took)
-    faster = seconds["opacus"] < SURELY_FASTER * seconds["functional"]
-    return "opacus" if faster else "functional"
+    except NotImplementedError as unknown:
+        error, reason = float("inf"), str(unknown)
+    if error <= LARGEST_ERROR:
+        return "recorded"
+    if options.gradients == "recorded":
+        raise OptionError(
+            f"--gradients recorded: not for these weights of this network: {reason}",
+            hint="use --gradients functional, which is right for every network",
+        )
+    return "functional"

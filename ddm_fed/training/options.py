@@ -43,7 +43,7 @@ class RunOptions:
     ema_half_life: int | None = None
     sample_every: int | None = None
     sample_count: int = 16
-    gradients: Literal["auto", "functional", "opacus"] = "auto"
+    gradients: Literal["auto", "functional", "recorded"] = "auto"
 
     def __post_init__(self) -> None:
         for name in ("micro_batch", "sample_every", "sample_count"):

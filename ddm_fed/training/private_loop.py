@@ -5,12 +5,17 @@ entry is on disk, the secret of the noise is in the checkpoint, and only then an
 Inclusion, noise and all that is drawn follow from that secret, so a run that was killed goes on
 with the very steps it would have taken, and nothing is spent twice. Some steps are computed again
 by another way; see `ddm_fed.privacy.proof`. The last checkpoint no longer holds the secret.
+
+Several processes, started by torchrun, take each step together: see `PrivateStep`. The first one
+runs it all; the others help, and write nothing.
 """
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
-from ddm_fed.errors import CheckpointError, MechanismError, OptionError, StateError
+from ddm_fed.errors import CheckpointError, MechanismError, OptionError
 from ddm_fed.privacy import (
     ImageSet,
     Private,
@@ -20,6 +25,7 @@ from ddm_fed.privacy import (
 )
 from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import ExpertDesign, Plan
+from ddm_fed.training.gradients import ENGINES
 from ddm_fed.training.known_velocity import KnownVelocity
 from ddm_fed.training.loop import require_known, require_possible
 from ddm_fed.training.options import RunOptions, TrainedExpert
@@ -34,6 +40,9 @@ from ddm_fed.training.state import (
     require_same_run,
     steps_done,
 )
+
+# The longest that processes wait for each other: the first computes some steps again, slowly.
+TIMEOUT_S = 12 * 3600.0
 
 
 def train_private_expert(
@@ -78,15 +87,8 @@ def train_private_expert(
     """
     design, options = design or plan.expert.default, options or RunOptions()
     images = data.reveal()
-    require_possible(images, plan, design, options)
-    require_known(plan, design, known)
-    _require_simple(options)
-    keep_freed_memory()
-    with join_team(shard=False) as team:
-        if team.size > 1:
-            raise StateError(
-                "training with noise runs in one process", hint="start it without torchrun"
-            )
+    _require_possible(images, plan, design, options, known)
+    with join_team(shard=False, timeout_s=TIMEOUT_S) as team:
         job = Job(plan, plan_sha256, images.digest(), design, options, team, known)
         begun = checkpoint.exists()
         if begun:
@@ -102,6 +104,7 @@ def train_private_expert(
                 secret=secret.hex,
                 origin=secret.origin,
             )
+        team.told("" if finished else json.dumps(asdict(run)))
         if finished:
             payment.require_paid(run.paid_sha256)
         else:
@@ -119,6 +122,71 @@ def train_private_expert(
     return read_trained(checkpoint, plan, ema_half_life=options.ema_half_life)
 
 
+def help_private_expert(
+    data: Private[ImageSet],
+    plan: Plan,
+    plan_sha256: str,
+    checkpoint: Path,
+    *,
+    design: ExpertDesign | None = None,
+    options: RunOptions | None = None,
+    known: KnownVelocity | None = None,
+) -> None:
+    """Takes part in `train_private_expert`, as any process but the first; writes nothing.
+
+    It gets secret and noise multiplier of the first, and spends nothing that the first does not.
+
+    Args:
+        data: The same images.
+        plan: What to train.
+        plan_sha256: The plan's signed identity.
+        checkpoint: The same file.
+        design: As the first process has it; so are all that follow.
+        options: The site's own choices.
+        known: What the site's release says of the velocity, where the design adds to it.
+
+    Raises:
+        MechanismError: as the first process.
+        CheckpointError: it is asked for something else than the first process.
+    """
+    design, options = design or plan.expert.default, options or RunOptions()
+    images = data.reveal()
+    _require_possible(images, plan, design, options, known)
+    with join_team(shard=False, timeout_s=TIMEOUT_S) as team:
+        job = Job(plan, plan_sha256, images.digest(), design, options, team, known)
+        said = team.told("")
+        if not said:
+            return
+        run = RunIdentity(**json.loads(said))
+        if replace(job.new_identity("float32"), **_not_of_the_job(run)) != run:
+            raise CheckpointError(
+                "this process is asked for another training than the first one",
+                hint="start all processes with the same command, on the same images",
+            )
+        training = PrivateRun(images, job, run, checkpoint)
+        training.examine()
+        training.help_steps()
+
+
+def _not_of_the_job(run: RunIdentity) -> dict[str, Any]:
+    """Returns what the first process alone decides of a run."""
+    names = ("seed", "threads", "noise", "secret", "origin", "paid_sha256", "proved")
+    return {name: getattr(run, name) for name in names}
+
+
+def _require_possible(
+    images: ImageSet,
+    plan: Plan,
+    design: ExpertDesign,
+    options: RunOptions,
+    known: KnownVelocity | None,
+) -> None:
+    require_possible(images, plan, design, options)
+    require_known(plan, design, known)
+    _require_simple(options)
+    keep_freed_memory()
+
+
 def _require_simple(options: RunOptions) -> None:
     """Refuses what training with noise cannot do, instead of leaving it out silently."""
     for name, asked in (
@@ -129,7 +197,7 @@ def _require_simple(options: RunOptions) -> None:
         if asked:
             raise OptionError(
                 f"{name} is not supported in training with noise",
-                hint="leave it out: sums are computed in float32, in one process",
+                hint="leave it out: sums are computed in float32, and each process has all weights",
             )
     if options.seed is not None:
         raise OptionError(
@@ -154,7 +222,7 @@ def _require_same_noise(
             hint="restore the site's folder as it was, or start again with --restart, which "
             "spends the budget again",
         )
-    if options.gradients not in ("auto", found.gradients):
+    if found.gradients not in ENGINES or options.gradients not in ("auto", found.gradients):
         raise CheckpointError(
             f"{checkpoint} was made with {found.gradients} gradients",
             hint="leave --gradients out, or start again with --restart",

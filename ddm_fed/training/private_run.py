@@ -108,7 +108,7 @@ class PrivateRun:
 
     Args:
         images: The site's images.
-        job: What is asked for; of one process.
+        job: What is asked for. All processes of its team make the same calls in turn.
         run: The run that the checkpoint belongs to, or will.
         checkpoint: Continued from, where it exists.
         source: Builds what is learned from out of the trained weights; None takes the images. An
@@ -160,6 +160,7 @@ class PrivateRun:
             sampling_rate=noise.sampling_rate,
             noise_multiplier=noise.noise_multiplier,
             expected_units=noise.expected_units,
+            processes=team,
         )
         self.update = NoisyUpdate(step, chosen.units, part.trained, optimizer, rule, averages)
         self.slow = chosen.slow
@@ -275,11 +276,24 @@ class PrivateRun:
         except KeyboardInterrupt:
             raise interrupted(done, self._spec.steps, self._saved) from None
 
+    def help_steps(self) -> None:
+        """Takes the steps that are left together with the process that runs them; keeps nothing."""
+        self._start_together()
+        for step in range(self._first_step, self._spec.steps):
+            self.update.take(step)
+
+    def _start_together(self) -> None:
+        """Gives all processes the weights of the first."""
+        with torch.no_grad():
+            for value in self._part.parameters():
+                self._team.of_first(value.data)
+
     def _steps(self, paid: Paid, proof: ProvedUpdate) -> Iterator[StepReport]:
         """Yields after every step that is left, having written a checkpoint where one is due."""
         if self._first_step == 0:
             self._require_first_weights()
         self._warm_up(paid)
+        self._start_together()
         clock = Clock(self.noise.expected_units, self._spec.steps)
         saved_at = time.monotonic()
         for step in range(self._first_step, self._spec.steps):

@@ -37,7 +37,7 @@ def trial_run(
         source: What it learns from; None is made-up images.
 
     Raises:
-        StateError: the network has no such part, or Opacus was asked for and cannot do it.
+        StateError: the network has no such part, or the engine that was asked for cannot do it.
     """
     taken = plan.training.steps if steps is None else min(steps, plan.training.steps)
     training = plan.training.model_copy(update={"steps": taken})

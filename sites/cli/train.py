@@ -94,9 +94,9 @@ def train(
         typer.Option(help="Write a picture of samples into private/ every so many steps.", min=1),
     ] = None,
     gradients: Annotated[
-        Literal["auto", "functional", "opacus"],
+        Literal["auto", "functional", "recorded"],
         typer.Option(
-            help="How DP-SGD computes per-unit gradients; auto measures which is faster here."
+            help="How DP-SGD computes clipped sums; auto takes the fastest that is right here."
         ),
     ] = "auto",
     seed: Annotated[

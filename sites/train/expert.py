@@ -21,7 +21,7 @@ from ddm_fed.mixture import (
 )
 from ddm_fed.models import build_expert, expert_tensors
 from ddm_fed.privacy import ImageSet, Origin, Private, Randomness
-from ddm_fed.progress import Watch
+from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import (
     ExpertDesign,
     LedgerEntry,
@@ -43,6 +43,7 @@ from ddm_fed.training import (
     PrivateTraining,
     RunOptions,
     TrainedExpert,
+    help_private_expert,
     read_trained,
     train_expert,
     train_private_expert,
@@ -86,6 +87,24 @@ def train_plainly(
         options=options.run,
         known=known_velocity(work, trust.plan, options.design or trust.plan.expert.default),
         watch=watch,
+    )
+
+
+def help_training(
+    work: Path, trust: Trust, data: Private[ImageSet], options: TrainingOptions
+) -> None:
+    """Takes part in a training as any process but the first."""
+    if trust.plan.privacy.sgd is None:
+        train_plainly(work, trust, data, options, QUIET)
+        return
+    help_private_expert(
+        data,
+        trust.plan,
+        trust.plan_sha256,
+        work / CHECKPOINT_FILE,
+        design=options.design,
+        options=options.run,
+        known=known_velocity(work, trust.plan, options.design or trust.plan.expert.default),
     )
 
 

@@ -70,10 +70,10 @@ from sites.train.expert import (
     RELEASE_FILE,
     TRAINED_FILE,
     TrainingOptions,
+    help_training,
     is_released,
     make_expert,
     recorded,
-    train_plainly,
 )
 from sites.workspace import SiteFolder
 
@@ -165,7 +165,7 @@ def help_train(
     if adds_to_mixture(design.architecture):
         _wait_for_release(work, data.reveal().digest())
     if options.restart or not (work / TRAINED_FILE).exists():
-        train_plainly(work, trust, data, options, QUIET)
+        help_training(work, trust, data, options)
 
 
 def _wait_for_release(work: Path, data_sha256: str) -> None:

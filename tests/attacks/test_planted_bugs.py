@@ -9,7 +9,7 @@ that can be foreseen, a unit that counts too much, numbers that were never relea
 import ast
 import inspect
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 
 import pytest
@@ -27,7 +27,7 @@ from planting import plant, put_in_place
 from pydantic import ValidationError
 
 from coordinator.roster import proposals
-from ddm_fed.errors import MechanismError, PolicyError
+from ddm_fed.errors import MechanismError, OptionError, PolicyError
 from ddm_fed.privacy import (
     NoisyUpdate,
     PrivateStep,
@@ -37,8 +37,16 @@ from ddm_fed.privacy import (
     fresh_secret,
     mechanisms,
     noised,
+    recorded_gradients,
 )
-from ddm_fed.privacy.dpsgd import Adding
+from ddm_fed.privacy.dpsgd import Adding, Clipped, factors_of
+from ddm_fed.privacy.randomness import _uniform
+from ddm_fed.privacy.recorded_gradients import (
+    RecordedGradients,
+    _OfAllUnits,
+    _Record,
+    squared_norms,
+)
 from ddm_fed.progress import Watch
 from ddm_fed.records import SampledGaussianEvent
 from ddm_fed.training import (
@@ -72,15 +80,26 @@ def noise_of(plan=PLAN):
     return PrivateTraining.planned(plan, EVENT, 24.0)
 
 
+ENGINES = ("recorded", "functional")
+MADE = (Adding.__init__, Adding.add, Adding.result, clip_factors)  # of the functional engine
+
+
+def engine_of(function):
+    return "functional" if function in MADE else "recorded"
+
+
 @dataclass
 class Ran:
     losses: list[float]
     state: dict[str, torch.Tensor]
 
 
-def a_run(folder, plan=PLAN, data=None, **options):
-    """A whole private training, as a site's is but for its ledger; its first step is proved."""
-    losses, noise = [], noise_of(plan)
+def a_run(folder, plan=PLAN, data=None, engine="recorded", **options):
+    """A whole private training, as a site's is but for its ledger; its first step is proved.
+
+    The engine is chosen before: whether it agrees with another one has no say here.
+    """
+    losses, noise = [], replace(noise_of(plan), gradients=engine)
     expert = train_private_expert(
         data or random_images(0),
         plan,
@@ -88,16 +107,22 @@ def a_run(folder, plan=PLAN, data=None, **options):
         folder / "checkpoint.safetensors",
         noise,
         Payment(lambda: "0" * 64, lambda _: paid_for(noise)),
-        options=RunOptions(gradients="functional", **options),
+        options=RunOptions(**options),
         randomness=SECRET,
         watch=Watch(lambda report: losses.append(report.loss)),
     )
     return Ran(losses, expert.state)
 
 
+@pytest.fixture(autouse=True)
+def all_norms_of_rows(monkeypatch):
+    """The recording engine makes the norms of all layers out of products of rows."""
+    monkeypatch.setattr(recorded_gradients, "WORTH_IT", 100.0)
+
+
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory):
-    return a_run(tmp_path_factory.mktemp("honest"))
+    return {kind: a_run(tmp_path_factory.mktemp(kind), engine=kind) for kind in ENGINES}
 
 
 # --- in the training itself ---
@@ -190,6 +215,26 @@ TRAINING_BUGS = {
         ),
         "sensitivity",
     ),
+    "a recorded layer that is not clipped": (
+        _Record.add_to,
+        ("scaled = g * factors", "scaled = g if 'head' in name else g * factors"),
+        "sensitivity",
+    ),
+    "a recorded layer that has no part in the norm": (
+        _Record.add_to,
+        ("in self._pairs.values()]\n    norms", "in list(self._pairs.values())[5:]]\n    norms"),
+        "sensitivity",
+    ),
+    "a norm of recorded tokens one by one": (
+        squared_norms,
+        ("(inner * outer).sum((1, 2))", "(inner * outer).diagonal(dim1=1, dim2=2).sum(1)"),
+        "sensitivity",
+    ),
+    "a bias that nobody recorded": (
+        _Record.take_linear,
+        ("if bias is not None:", "if bias is not None and 'head' not in bias:"),
+        "the gradient",
+    ),
     "batches of a fixed size": (
         PrivateStep.included,
         (
@@ -224,12 +269,13 @@ def test_bug_in_a_private_training_stops_it_by_name(bug, tmp_path, monkeypatch):
     function, change, name = TRAINING_BUGS[bug]
     plant(monkeypatch, function, change)
     with pytest.raises(MechanismError, match=name):
-        a_run(tmp_path)
+        a_run(tmp_path, engine=engine_of(function))
 
 
-def test_training_without_a_bug_is_not_accused(honest):
-    assert len(honest.losses) == 3
-    assert all(torch.isfinite(value).all() for value in honest.state.values())
+@pytest.mark.parametrize("kind", ENGINES)
+def test_training_without_a_bug_is_not_accused(kind, honest):
+    assert len(honest[kind].losses) == 3
+    assert all(torch.isfinite(value).all() for value in honest[kind].state.values())
 
 
 def test_secret_that_everybody_has_is_refused(monkeypatch):
@@ -318,11 +364,16 @@ def test_release_whose_noise_is_thrown_away_is_accused_by_the_audit(fed, monkeyp
 # --- every statement of the noisy update ---
 
 RAISES, DIFFERS = "raises", "differs"
+REFUSED = "refused"  # it costs quality and not privacy: single units do not agree
+DEATHS = (MechanismError, RuntimeError, ValueError, KeyError, TypeError, UserWarning)
 # what each statement is turned into; those that only tell the site's own screen something
 # may not stop a training, but have to change what is told
 MUTANTS = {
     PrivateStep.noisy_mean: {
-        "chosen = self.included(step, len(units))": ("chosen = torch.arange(len(units))", RAISES),
+        "chosen = self.share(self.included(step, len(units)))": (
+            "chosen = torch.arange(len(units))",
+            RAISES,
+        ),
         "clipped = self.clipped_sum(weights, units.blocks(step, chosen), clip_norm)": (
             "clipped = self.clipped_sum(weights, units.blocks(step + 1, chosen), clip_norm)",
             RAISES,
@@ -342,6 +393,30 @@ MUTANTS = {
             RAISES,
         ),
     },
+    PrivateStep.share: {
+        "return units[self.processes.rows(len(units))]": (
+            "return units[self.processes.rows(len(units) - 1)]",
+            RAISES,
+        ),
+    },
+    Clipped.over: {
+        "total = {name: processes.total(value) for name, value in self.total.items()}": (
+            "total = {name: 2 * processes.total(value) for name, value in self.total.items()}",
+            RAISES,
+        ),
+        "numbers = torch.tensor([self.loss, self.clipped], dtype=torch.float64, device=self.device)": (
+            "numbers = torch.tensor([0.0, self.clipped], dtype=torch.float64, device=self.device)",
+            DIFFERS,
+        ),
+        "loss, clipped = processes.total(numbers).tolist()": (
+            "clipped, loss = processes.total(numbers).tolist()",
+            DIFFERS,
+        ),
+        "return Clipped(total, loss, int(clipped))": (
+            "return Clipped({n: v.clamp(min=0) for n, v in total.items()}, loss, 0)",
+            RAISES,
+        ),
+    },
     PrivateStep.clipped_sum: {
         "result = Clipped({name: torch.zeros_like(w.detach()) for name, w in weights.items()}, 0.0, 0)": (
             "result = Clipped({name: torch.ones_like(w.detach()) for name, w in weights.items()}, 0.0, 0)",
@@ -357,11 +432,20 @@ MUTANTS = {
             "result = result.plus(self.gradients.clipped_sum(weights, here, 2 * clip_norm))",
             RAISES,
         ),
-        "return result": ("return result.plus(result)", RAISES),
+        "return result.over(self.processes)": (
+            "return result.plus(result).over(self.processes)",
+            RAISES,
+        ),
     },
     PrivateStep.release: {
-        "noisy = noised(clipped.total, clip_norm=clip_norm, noise_multiplier=self.noise_multiplier, normal=self.randomness.stream('noise', step).normal)": (
-            "noisy = noised(clipped.total, clip_norm=clip_norm, noise_multiplier=self.noise_multiplier / 2, normal=self.randomness.stream('noise', step).normal)",
+        "noisy = clipped.total": ("noisy = None", None),  # set again where the noise is drawn
+        "if self.processes.rank == 0:": ("if self.processes.rank == 1:", RAISES),
+        "noisy = {name: self.processes.of_first(value) for name, value in noisy.items()}": (
+            "noisy = {name: self.processes.of_first(value / 2) for name, value in noisy.items()}",
+            RAISES,
+        ),
+        "noisy = noised(clipped.total, clip_norm=clip_norm, noise_multiplier=self.noise_multiplier, normals=self.randomness.stream('noise', step).normals)": (
+            "noisy = noised(clipped.total, clip_norm=clip_norm, noise_multiplier=self.noise_multiplier / 2, normals=self.randomness.stream('noise', step).normals)",
             RAISES,
         ),
         "return {name: value / self.expected_units for name, value in noisy.items()}": (
@@ -371,13 +455,16 @@ MUTANTS = {
     },
     noised: {
         "scale = noise_multiplier * clip_norm": ("scale = noise_multiplier", RAISES),
-        "noisy = {}": ("noisy = dict(total)", None),  # all of its values are set below
-        "for name, value in total.items():": (
-            "for name, value in list(total.items())[1:]:",
+        "drawn, noisy = (normals([value.numel() for value in total.values()]), {})": (
+            "drawn, noisy = (normals([value.numel() for value in total.values()][::-1]), {})",
             RAISES,
         ),
-        "noise = torch.from_numpy(normal(value.numel())).view(value.shape).to(value.device)": (
-            "noise = torch.from_numpy(normal(1)).expand(value.shape).clone()",
+        "for (name, value), numbers in zip(total.items(), drawn, strict=True):": (
+            "for (name, value), numbers in list(zip(total.items(), drawn, strict=True))[1:]:",
+            RAISES,
+        ),
+        "noise = torch.from_numpy(numbers).view(value.shape).to(value.device)": (
+            "noise = torch.from_numpy(numbers[:1]).expand(value.shape).clone()",
             RAISES,
         ),
         "noisy[name] = noise.mul_(scale).add_(value).float()": (
@@ -433,12 +520,155 @@ MUTANTS = {
             "norms = torch.stack(each).amax(0)",
             RAISES,
         ),
+        "return (factors_of(norms, clip_norm), norms)": (
+            "return (factors_of(norms, 2 * clip_norm), norms)",
+            RAISES,
+        ),
+    },
+    factors_of: {
         "factors = (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)": (
             "factors = torch.ones_like(norms)",
             RAISES,
         ),
-        "return (torch.where(torch.isfinite(norms), factors, 0.0), norms)": (
-            "return (factors, norms)",
+        "return torch.where(torch.isfinite(norms), factors, 0.0)": (
+            "return 1.01 * factors",
+            RAISES,
+        ),
+    },
+    RecordedGradients.clipped_sum: {
+        "values = {name: value.detach() for name, value in weights.items()}": (
+            "values = {name: 2 * value.detach() for name, value in weights.items()}",
+            RAISES,
+        ),
+        "total = {name: torch.zeros_like(value) for name, value in values.items()}": (
+            "total = {name: torch.ones_like(value) for name, value in values.items()}",
+            RAISES,
+        ),
+        "loss, clipped, units = (0.0, 0, len(rows[0]))": (
+            "loss, clipped, units = (1.0, 0, len(rows[0]))",
+            DIFFERS,
+        ),
+        "size = self._units_at_once(values, rows) if units else 1": ("size = 2", None),  # any does
+        "for start in range(0, units, size):": ("for start in range(size, units, size):", RAISES),
+        "return Clipped(total, loss, clipped)": (
+            "return Clipped({n: 1.5 * v for n, v in total.items()}, loss, clipped)",
+            RAISES,
+        ),
+        "losses, record = self._recorded(values, [value[start:start + size] for value in rows])": (
+            "losses, record = self._recorded(values, [value[start:start + size] for value in rows][::-1])",
+            RAISES,
+        ),
+        "factors = record.add_to(total, clip_norm)": (
+            "factors = record.add_to(total, 2 * clip_norm)",
+            RAISES,
+        ),
+        "loss += float(torch.nan_to_num(losses).sum())": ("pass", DIFFERS),
+        "clipped += int((factors < 1).sum())": ("pass", None),  # nobody is told
+    },
+    _OfAllUnits.forward: {
+        "ctx.x, ctx.weight, ctx.take = (x.detach(), weight, take)": (
+            "ctx.x, ctx.weight, ctx.take = (x.detach() / 2, weight, take)",
+            RAISES,
+        ),
+        "return functional.linear(x, weight, bias)": (
+            "return functional.linear(x, weight)",
+            REFUSED,
+        ),
+    },
+    _OfAllUnits.backward: {
+        "ctx.take(ctx.x, gradients[0])": ("ctx.take(ctx.x, -gradients[0])", RAISES),
+        "wanted = ctx.needs_input_grad[0]": ("wanted = False", REFUSED),
+        "return (gradients[0] @ ctx.weight if wanted else None, None, None, None, None)": (
+            "return (gradients[0] @ ctx.weight / 2 if wanted else None, None, None, None, None)",
+            REFUSED,
+        ),
+    },
+    _Record.take: {
+        "known = self._made.get(name)": ("known = None", None),  # a layer is used once here
+        "self._made[name] = gradients if known is None else known + gradients": (
+            "self._made[name] = gradients.abs()",
+            RAISES,
+        ),
+    },
+    _Record.take_linear: {
+        "a, g = (x.flatten(1, -2), gradients.flatten(1, -2))": (
+            "a, g = (x.flatten(1, -2), gradients.flatten(1, -2).clamp(min=0))",
+            RAISES,
+        ),
+        "if bias is not None:": ("if bias is None:", RAISES),
+        "self.take(bias, g.sum(1))": ("self.take(bias, g.mean(1))", RAISES),
+        # a layer is used once here, and few tokens make all norms cheap
+        "if weight in self._pairs:": ("if False:", None),
+        "before = self._pairs.pop(weight)": ("pass", None),
+        "self.take(weight, before[1].mT @ before[0])": ("pass", None),
+        "if weight not in self._made and cheap_norm(a, g):": (
+            "if weight not in self._made or not cheap_norm(a, g):",
+            None,
+        ),
+        "self._pairs[weight] = (a, g)": ("self._pairs[weight] = (a[:, :1], g[:, :1])", RAISES),
+        "self.take(weight, g.mT @ a)": ("pass", None),
+    },
+    _Record.add_to: {
+        "squares = [torch.linalg.vector_norm(v.flatten(1), dim=1) ** 2 for v in self._made.values()]": (
+            "squares = []",
+            RAISES,
+        ),
+        "squares += [squared_norms(a, g) for a, g in self._pairs.values()]": ("pass", RAISES),
+        "norms = torch.stack(squares).sum(0).sqrt()": (
+            "norms = torch.stack(squares).amax(0).sqrt()",
+            RAISES,
+        ),
+        "factors, bad = (factors_of(norms, clip_norm), ~torch.isfinite(norms))": (
+            "factors, bad = (torch.ones_like(norms), ~torch.isfinite(norms))",
+            RAISES,
+        ),
+        "if bool(bad.any()):": ("if False:", RAISES),
+        "for name, value in self._made.items():": (
+            "for name, value in list(self._made.items())[1:]:",
+            RAISES,
+        ),
+        "for name, (a, g) in self._pairs.items():": (
+            "for name, (a, g) in list(self._pairs.items())[1:]:",
+            RAISES,
+        ),
+        "return factors": ("return factors * 0", None),  # only counted, and nobody is told
+        "self._forget(bad)": ("pass", RAISES),
+        "total[name] += (factors @ value.flatten(1)).view_as(total[name])": (
+            "total[name] += value.sum(0).view_as(total[name])",
+            RAISES,
+        ),
+        "scaled = g * factors[:, None, None]": ("scaled = g", RAISES),
+        "total[name].addmm_(scaled.flatten(0, 1).mT, a.flatten(0, 1))": (
+            "total[name].addmm_(scaled.flatten(0, 1).mT, a.flatten(0, 1), alpha=1.01)",
+            RAISES,
+        ),
+    },
+    _Record._forget: {
+        "def without(value: Tensor) -> Tensor:": ("def without(value):", None),  # the same
+        "return value.masked_fill(units.view(-1, *(1 for _ in value.shape[1:])), 0.0)": (
+            "return value",
+            RAISES,
+        ),
+        "self._made = {name: without(value) for name, value in self._made.items()}": (
+            "pass",
+            RAISES,
+        ),
+        "self._pairs = {name: (without(a), without(g)) for name, (a, g) in self._pairs.items()}": (
+            "pass",
+            RAISES,
+        ),
+    },
+    squared_norms: {
+        # a unit has several rows here
+        "if a.shape[1] == 1:": ("if False:", None),
+        "return (a.square().sum(2) * g.square().sum(2))[:, 0]": ("pass", None),
+        "inner, outer = (a @ a.mT, g @ g.mT)": ("inner, outer = (a @ a.mT, g @ g.mT / 4)", RAISES),
+        "lengths = (inner.diagonal(dim1=1, dim2=2) * outer.diagonal(dim1=1, dim2=2)).sqrt().sum(1)": (
+            "lengths = inner.diagonal(dim1=1, dim2=2).sum(1)",
+            None,  # a millionth of it is added
+        ),
+        "return (inner * outer).sum((1, 2)) + ROUNDING * lengths.square()": (
+            "return (inner * outer).amax((1, 2))",
             RAISES,
         ),
     },
@@ -467,49 +697,99 @@ MUTANTS = {
         "return loss": ("return 0.0", DIFFERS),
     },
     Stream.uniform: {
-        "words = np.frombuffer(self._encryptor.update(bytes(8 * count)), dtype='<u8')": (
-            "words = np.frombuffer(bytes(range(8)) * count, dtype='<u8')",
+        "words, found = (self._words(count), np.empty(count))": (
+            "words, found = (self._words(1).repeat(count), np.empty(count))",
             RAISES,
         ),
+        "for start in range(0, count, AT_ONCE):": (
+            "found[:] = 0.0\nfor start in range(AT_ONCE, count, AT_ONCE):",
+            RAISES,
+        ),
+        "part = slice(start, start + AT_ONCE)": ("part = slice(start, start + 10)", RAISES),
+        "found[part] = _uniform(words[part])": ("found[part] = _uniform(words[part]) / 2", RAISES),
+        "return found": ("return found[::-1]", RAISES),
+    },
+    _uniform: {
         "return (words >> np.uint64(11)).astype(np.float64) * MANTISSA": (
             "return (words >> np.uint64(12)).astype(np.float64) * MANTISSA",
             RAISES,
         ),
     },
-    Stream.normal: {
-        "half = (count + 1) // 2": ("half = count // 2 + 1", RAISES),
-        "uniform = torch.from_numpy(self.uniform(2 * half))": (
-            "uniform = torch.from_numpy(self.uniform(half)).repeat(2)",
+    Stream._words: {
+        "found = np.empty(count, dtype='<u8')": ("found = np.zeros(count, dtype='>u8')", RAISES),
+        "for start in range(0, count, AT_ONCE):": (
+            "found[:] = 0\nfor start in range(AT_ONCE, count, AT_ONCE):",
             RAISES,
         ),
-        "found = torch.empty(2 * half, dtype=torch.float64)": (
-            "found = torch.empty(2 * half, dtype=torch.float64).bfloat16()",
+        "part = found[start:start + AT_ONCE].view(np.uint8).data": (
+            "part = found[start:start + AT_ONCE].copy().view(np.uint8).data",
             RAISES,
         ),
-        "for start in range(0, half, PAIRS_AT_ONCE):": (
-            "found.fill_(0.0)\nfor start in range(0, half // 2, PAIRS_AT_ONCE):",
-            None,  # beyond one part only: see the numbers' own tests
+        "self._encryptor.update_into(_NOTHING[:len(part)], part)": (
+            "self._encryptor.update_into(part, part)",
+            None,  # what was there is as good as nothing, and nobody knows it
         ),
-        "pairs = slice(start, min(start + PAIRS_AT_ONCE, half))": (
-            "pairs = slice(0, min(PAIRS_AT_ONCE, half))",
-            None,
-        ),
-        "others = slice(half + start, half + pairs.stop)": (
-            "others = pairs",
+        "return found": ("return found & np.uint64(2**63 - 1)", RAISES),
+    },
+    Stream.normals: {
+        "together: list[int] = []": ("together = [2]", RAISES),
+        "for index, count in enumerate(counts, start=1):": (
+            "for index, count in enumerate(counts):",
             RAISES,
         ),
-        "radius = torch.log1p(-uniform[pairs]).mul_(-2).sqrt_()": (
-            "radius = torch.log1p(-uniform[pairs]).mul_(-1).sqrt_()",
+        "together.append(count)": ("together.append(count + 2)", RAISES),
+        "if sum(together) >= AT_ONCE or index == len(counts):": (
+            "if index == len(counts):",
+            None,  # the same numbers, in more memory
+        ),
+        "yield from self._normals(together)": (
+            "yield from [n / 2 for n in self._normals(together)]",
             RAISES,
         ),
-        "angle = uniform[others] * (2 * math.pi)": ("angle = uniform[others] * math.pi", RAISES),
-        "torch.mul(radius, angle.cos(), out=found[pairs])": ("found[pairs] = 0.0", RAISES),
-        "torch.mul(radius, angle.sin(), out=found[others])": ("found[others] = 0.0", RAISES),
-        "normal: Floats = found[:count].numpy()": (
-            "normal: Floats = found[:count].numpy() / 2",
+        "together = []": ("pass", RAISES),
+    },
+    Stream._normals: {
+        "halves = [(count + 1) // 2 for count in counts]": (
+            "halves = [count // 2 + 1 for count in counts]",
             RAISES,
         ),
-        "return normal": ("return normal.clip(-2, 2)", RAISES),
+        "ends = np.cumsum(halves)": ("ends = np.asarray(halves)", RAISES),
+        "starts, total = (ends - halves, int(ends[-1]))": (
+            "starts, total = (0 * ends, int(ends[-1]))",
+            RAISES,
+        ),
+        "words = self._words(2 * total)": ("words = self._words(total).repeat(2)", RAISES),
+        "radii = np.concatenate([words[2 * s:s + e] for s, e in zip(starts, ends, strict=True)])": (
+            "radii = words[:total]",
+            RAISES,
+        ),
+        "angles = np.concatenate([words[s + e:2 * e] for s, e in zip(starts, ends, strict=True)])": (
+            "angles = radii",
+            RAISES,
+        ),
+        "cosines, sines = torch.empty((2, total), dtype=torch.float64)": (
+            "cosines, sines = torch.empty((2, total), dtype=torch.float64).bfloat16()",
+            RAISES,
+        ),
+        "for start in range(0, total, AT_ONCE):": (
+            "cosines[:], sines[:] = 0, 0\nfor start in range(AT_ONCE, total, AT_ONCE):",
+            RAISES,
+        ),
+        "part = slice(start, start + AT_ONCE)": ("part = slice(0, AT_ONCE)", None),  # one part only
+        "radius = torch.from_numpy(_uniform(radii[part])).neg_().log1p_().mul_(-2).sqrt_()": (
+            "radius = torch.from_numpy(_uniform(radii[part])).neg_().log1p_().mul_(-1).sqrt_()",
+            RAISES,
+        ),
+        "angle = torch.from_numpy(_uniform(angles[part])).mul_(2 * math.pi)": (
+            "angle = torch.from_numpy(_uniform(angles[part])).mul_(math.pi)",
+            RAISES,
+        ),
+        "torch.mul(radius, angle.cos(), out=cosines[part])": ("cosines[part] = 0.0", RAISES),
+        "torch.mul(radius, angle.sin_(), out=sines[part])": ("sines[part] = 0.0", RAISES),
+        "return [np.concatenate([cosines[s:e], sines[s:e]])[:count] for s, e, count in zip(starts, ends, counts, strict=True)]": (
+            "return [np.concatenate([cosines[s:e], cosines[s:e]])[:count] for s, e, count in zip(starts, ends, counts, strict=True)]",
+            RAISES,
+        ),
     },
     Randomness.stream: {
         "key = hmac.digest(self._secret, f'{purpose}/{step}'.encode(), 'sha256')": (
@@ -568,10 +848,18 @@ def test_mutant_of_the_noisy_update_dies(
     source = mutated(function, statement, replacement)
     put_in_place(monkeypatch, function, source)
     if end == RAISES:
-        with pytest.raises((MechanismError, RuntimeError, ValueError, KeyError, TypeError)):
-            a_run(tmp_path, SHORTENING if "norm" in statement and "largest" in statement else PLAN)
+        with pytest.raises(DEATHS):
+            a_run(
+                tmp_path,
+                SHORTENING if "norm" in statement and "largest" in statement else PLAN,
+                engine=engine_of(function),
+            )
+    elif end == REFUSED:
+        with pytest.raises(OptionError, match="its gradients are off by"):
+            a_run(tmp_path, engine="", gradients="recorded")
     else:
-        assert a_run(tmp_path).losses != honest.losses
+        found = a_run(tmp_path, engine=engine_of(function))
+        assert found.losses != honest[engine_of(function)].losses
 
 
 # --- what a bug outside the steps would do ---

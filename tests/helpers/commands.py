@@ -28,7 +28,6 @@ LIBRARIES = (
     "fsspec",
     "google.protobuf.message",
     "matplotlib.figure",
-    "opacus.grad_sample",
     "opendp.prelude",
     "PIL.Image",
     "pydantic",

@@ -140,7 +140,7 @@ CASES = [
     (["ddm-coord", "status", *HOME, "--every", "5"], "--every", "--watch"),
     (["ddm-coord", "status", *HOME, "--json", "--prometheus", "x"], "--prometheus", "--json"),
     # training
-    ([*TRAIN, "--seed", "1", "--gradients", "opacus"], "--gradients", "with noise"),
+    ([*TRAIN, "--seed", "1", "--gradients", "recorded"], "--gradients", "with noise"),
     ([*TRAIN, "--ema-half-life", "7"], "--ema-half-life 7", "no average"),
     ([*TRAIN, "--architecture", "DiT-XL/2"], "--architecture", "does not allow"),
     ([*TRAIN, "--path", "round"], "--path", "linear"),

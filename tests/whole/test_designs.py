@@ -11,8 +11,10 @@ import pytest
 import torch
 from federation import (
     PLAN_TOML,
+    PRIVATE,
     SITES,
     Federation,
+    a_plan,
     create_federation,
     forge_manifest,
     random_images,
@@ -33,8 +35,9 @@ from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.errors import CheckpointError, OptionError, PlanMismatchError, WeightsError
 from ddm_fed.records import ExpertDesign, now, read_plan_toml
-from ddm_fed.training import RunOptions
+from ddm_fed.training import RunOptions, read_identity
 from sites.outbox import stages
+from sites.train.expert import CHECKPOINT_FILE
 from sites.train.pipeline import TRAINED_FILE, TrainingOptions, run_plan
 from sites.transport import submit
 from sites.transport.base import FolderTransport
@@ -216,33 +219,50 @@ def test_plan_show_of_a_published_folder_under_another_pin_is_refused(trained: F
 # Several processes of one site
 
 
-@pytest.mark.processes
-def test_command_started_by_torchrun_signs_one_bundle_of_the_same_expert(
-    tmp_path: Path, monkeypatch
-):
-    """Two real processes; only the first locks the site, writes and signs."""
-    fed = create_federation(tmp_path / "team", sites=(A,))
-    proposals.publish_plan(fed.home, read_plan_toml(MIXED_PLAN))
-    images = tmp_path / "images.npz"
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def by_torchrun(fed: Federation, images: Path, *options: str) -> list[str]:
+    """Trains site A with two real processes; returns the command of one of them."""
     np.savez(images, images=np.random.default_rng(0).integers(0, 256, (24, 8, 8), dtype=np.uint8))
     command = [
         *("train", "--site", str(fed.path / A), "--plan", str(fed.published)),
-        *("--data", str(images), "--seed", "1", "--precision", "float32"),
+        *("--data", str(images), *options),
     ]
     torchrun = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
         *("--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", "sites"),
     ]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*torchrun, *command],
         capture_output=True,
         text=True,
         timeout=150,
-        env=environment,
+        env=ENVIRONMENT,
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    return command
+
+
+@pytest.mark.processes
+def test_command_started_by_torchrun_trains_with_noise(tmp_path: Path):
+    fed = create_federation(tmp_path / "team", sites=(A,))
+    proposals.publish_plan(fed.home, a_plan(max_epsilon=PRIVATE))
+    by_torchrun(fed, tmp_path / "images.npz")
+    checkpoint = fed.site(A).work(fed.trust.plan_sha256) / CHECKPOINT_FILE
+    assert (read_identity(checkpoint).processes, read_identity(checkpoint).secret) == (2, "")
+    ledger = (fed.path / A / "ledger.jsonl").read_text()
+    assert ledger.count("dp-sgd") == 1
+    assert len(stages.find_bundles(fed.site(A).drafts)) == 1
+
+
+@pytest.mark.processes
+def test_command_started_by_torchrun_signs_one_bundle_of_the_same_expert(tmp_path: Path):
+    """Two real processes; only the first locks the site, writes and signs."""
+    fed = create_federation(tmp_path / "team", sites=(A,))
+    proposals.publish_plan(fed.home, read_plan_toml(MIXED_PLAN))
+    command = by_torchrun(fed, tmp_path / "images.npz", "--seed", "1", "--precision", "float32")
     together = load_file(draft(fed, A) / EXPERT_FILE)
     ledger = (fed.path / A / "ledger.jsonl").read_bytes()
     alone = subprocess.run(
@@ -251,7 +271,7 @@ def test_command_started_by_torchrun_signs_one_bundle_of_the_same_expert(
         capture_output=True,
         text=True,
         timeout=150,
-        env=environment,
+        env=ENVIRONMENT,
     )
     assert alone.returncode == 0, alone.stderr
     assert (fed.path / A / "ledger.jsonl").read_bytes().startswith(ledger)

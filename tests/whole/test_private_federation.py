@@ -270,7 +270,7 @@ def test_plan_without_noise_is_refused_by_a_site_that_wants_it(tmp_path):
 def test_gradients_of_a_plan_without_noise_are_refused_not_ignored(tmp_path):
     fed = create_federation(tmp_path / "fed", sites=(A,))
     with pytest.raises(OptionError, match="--gradients"):
-        train(fed.site(A), fed.trust, random_images(0), gradients="opacus")
+        train(fed.site(A), fed.trust, random_images(0), gradients="recorded")
 
 
 def test_head_takes_steps_in_which_nobody_is_included(referenced):

@@ -355,8 +355,7 @@ def learn(path, *, plan=WITH_CLASSES, ledger=None, data=CLASSED, noise=None, sec
         path,
         noise,
         (ledger or Ledger()).payment(noise),
-        # whether Opacus is faster is measured, and may be judged otherwise in the next run
-        options=RunOptions(**{"gradients": "functional", **options}),
+        options=RunOptions(**options),
         randomness=Randomness.for_tests(secret),
         watch=Watch(on_step),
     )
