@@ -31,10 +31,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from opacus.accountants import PRVAccountant
 from torch import Tensor, nn
 
-from ddm_fed.auditing import Draws, LabelledImages, measure_membership
+from ddm_fed.auditing import (
+    Draws,
+    LabelledImages,
+    epsilon_of_opacus,
+    measure_membership,
+)
 from ddm_fed.embedding.public_weights import import_torchvision
 from ddm_fed.evaluation import (
     frechet_distance,
@@ -136,9 +140,7 @@ def release(plan: Plan, images: Tensor, labels: Tensor) -> tuple[SiteRelease, fl
     found = epsilon(spent, float(plan.privacy.delta))
     assert found <= float(plan.router.epsilon) + 1e-4, found
     noise = {name: float(event.noise_multiplier) for name, event in router_events(plan).items()}
-    accountant = PRVAccountant()
-    accountant.history = [(float(event.noise_multiplier), 1.0, 1) for event in spent]
-    second = accountant.get_epsilon(float(plan.privacy.delta))
+    second = epsilon_of_opacus(spent, float(plan.privacy.delta))
     return SiteRelease({name: item.value for name, item in made.items()}, noise), second
 
 

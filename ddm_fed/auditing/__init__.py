@@ -42,3 +42,5 @@ from ddm_fed.auditing.report import describe_audit as describe_audit
 from ddm_fed.auditing.report import describe_membership as describe_membership
 from ddm_fed.auditing.report import describe_nearest_samples as describe_nearest_samples
 from ddm_fed.auditing.score_bound import score_bound as score_bound
+from ddm_fed.auditing.second_accountant import epsilon_of_opacus as epsilon_of_opacus
+from ddm_fed.auditing.second_accountant import examine_price as examine_price

@@ -28,6 +28,7 @@ from ddm_fed.auditing import (
     describe_nearest_samples,
     examine_expected_units,
     examine_noise,
+    examine_price,
 )
 from ddm_fed.bundle.verify import ROUTER_FILE
 from ddm_fed.errors import MechanismError, StateError
@@ -190,6 +191,8 @@ def run_audit(
     plan, work, result = trust.plan, site.work(trust.plan_sha256), AuditResult()
     known = recorded(work) if (work / TRAINED_FILE).exists() else None
     _require_own(work, known, data)
+    price = examine_price(planned_events(plan).all, float(plan.privacy.delta))
+    result.mechanism += [] if price is None else [price]
     _attack_step(plan, known, options, advance, result)
     _examine_releases(plan, work, data, known, result)
     _attack_expert(plan, work, data, known, options, result)
@@ -246,7 +249,7 @@ def _attack_step(
     noise = replace(noise, central=noise.central or CentralImages.planned(plan, means, []))
     delta = float(plan.privacy.delta)
     with trial_run(plan, design, noise) as training:
-        result.mechanism = training.findings()
+        result.mechanism += training.findings()
         found = audit_step(
             training.update.step,
             event,
