@@ -244,7 +244,8 @@ def releases_of(parts: Sequence[Images], plan: Plan) -> list[SiteRelease]:
         multipliers: dict[str, float] = {}
 
         def spend(purpose, mechanism, event, multipliers=multipliers):
-            multipliers[purpose.removeprefix("router-")] = float(event.noise_multiplier)
+            name = purpose.removeprefix("router-").replace("-", "_")
+            multipliers[name] = float(event.noise_multiplier)
             return LedgerEntry(
                 index=0,
                 previous_sha256=None,

@@ -66,7 +66,11 @@ class Setting:
         return [len(own) for own in self.own]
 
     def plan(self, epsilon: float, components: int, covariance: str) -> Plan:
-        """Returns a plan; `covariance` is full, diagonal, or low-rank and its rank."""
+        """Returns a plan; `covariance` is full, diagonal, low-rank and its rank, or own and C.
+
+        `own C` divides a site by its released axes into C Gaussians with a covariance each, where
+        `components` divide it by public anchors, and share one.
+        """
         lines = ROUTER.format(
             epsilon=epsilon,
             frequencies=self.frequencies,
@@ -74,6 +78,8 @@ class Setting:
             radius=self.radius,
         )
         kind, _, rank = covariance.partition(" ")
+        if kind == "own":
+            return self._written(lines + f"components = {rank}\n")
         lines += f'covariance = "{kind}"\n' + (f"rank = {rank}\n" if rank else "")
         if components not in self._anchors:
             bare = self._written(lines)
@@ -180,7 +186,7 @@ def by_covariance(setting: Setting, epsilon: float, components: int) -> None:
         released = {}
         for covariance in setting.arguments.covariances:
             plan = setting.plan(epsilon, components, covariance)
-            sent = "diagonal" if covariance == "diagonal" else "full"
+            sent = "full" if covariance.startswith(("full", "low-rank")) else covariance
             if sent not in released:
                 released[sent] = releases_of(setting.own, plan)
             router = build_router(plan, "mixture", released[sent])
