@@ -15,7 +15,7 @@ from ddm_fed.auditing import GaussianTradeOff
 from ddm_fed.bundle.verify import ROUTER_FILE, verify_bundle
 from ddm_fed.errors import BudgetError, DataError, PolicyError, StateError
 from ddm_fed.mixture import exact_statistics
-from ddm_fed.privacy import FunctionalGradients, ImageSet, Private, PrivateStep, ProvedUpdate
+from ddm_fed.privacy import ImageSet, Private, PrivateStep, ProvedUpdate, RecordedGradients
 from ddm_fed.records import AuditFacts, now
 from ddm_fed.storage.tensors import read_own_tensors, write_tensors
 from ddm_fed.training import PrivateTraining
@@ -110,7 +110,7 @@ def test_training_with_less_noise_than_stated_is_accused(site, monkeypatch, fact
 
 
 def test_layer_that_is_not_clipped_is_accused(site, monkeypatch):
-    original = FunctionalGradients.clipped_sum
+    original = RecordedGradients.clipped_sum  # the engine that trains this network
 
     def unclipped(self, weights, rows, clip_norm):
         found = original(self, weights, rows, clip_norm)
@@ -118,7 +118,7 @@ def test_layer_that_is_not_clipped_is_accused(site, monkeypatch):
         found.total[name] = original(self, weights, rows, 1e9).total[name]
         return found
 
-    monkeypatch.setattr(FunctionalGradients, "clipped_sum", unclipped)
+    monkeypatch.setattr(RecordedGradients, "clipped_sum", unclipped)
     home, trust, _ = site
     assert any(
         "sensitivity" in name for name in failed(run_audit(home, trust, random_images(0), FEW))
