@@ -8,6 +8,9 @@ from ddm_fed.mixture.gaussians import GaussianMixtures as GaussianMixtures
 from ddm_fed.mixture.location import Location as Location
 from ddm_fed.mixture.location import decode_location as decode_location
 from ddm_fed.mixture.max_share import capped as capped
+from ddm_fed.mixture.measured import REAL as REAL
+from ddm_fed.mixture.measured import Measured as Measured
+from ddm_fed.mixture.measured import measured as measured
 from ddm_fed.mixture.messages import LOCATION as LOCATION
 from ddm_fed.mixture.messages import ROUTER_PURPOSES as ROUTER_PURPOSES
 from ddm_fed.mixture.messages import message_named as message_named

@@ -11,6 +11,7 @@ from functools import lru_cache
 from ddm_fed.mixture import router_events
 from ddm_fed.privacy import sampled_event
 from ddm_fed.records import (
+    MIXTURE,
     Event,
     ExpertDesign,
     GaussianEvent,
@@ -159,6 +160,11 @@ def advice(plan: Plan, seen: Outlook) -> list[str]:
         )
     if known == "10":
         return found
+    if MIXTURE not in plan.expert.architecture:
+        found.append(
+            "let the release be the expert, which needs no training: `expert.architecture` = "
+            '"mixture", with `router.components`'
+        )
     if plan.expert.base is None:
         found.append("start from a public checkpoint: `expert.base`")
         if sgd.central is None:

@@ -91,6 +91,9 @@ def budget(
             "An expert that is the mixture has no weights beside the router's release: it costs "
             "nothing more, and tells nothing beyond that epsilon."
         )
+    worth = _worth_of_mixture(agreed, count)
+    if worth is not None:
+        console.say(worth)
     if seen is None:
         if trained is not None:
             console.say(
@@ -109,6 +112,28 @@ def budget(
         )
     for line in lines:
         console.say(f"- {line}")
+
+
+def _worth_of_mixture(plan: "Plan", units: int | None) -> str | None:
+    """Returns what a release like the plan's was worth in a study; None without components."""
+    from ddm_fed.mixture import REAL, measured
+    from ddm_fed.records import StatisticsSpec
+
+    if not isinstance(plan.router, StatisticsSpec) or plan.router.components is None:
+        return None
+    if units is None:
+        return "Give --units to see what the mixture of a site of your size was worth in a study."
+    found = measured(units, float(plan.router.epsilon))
+    if found is None:
+        return (
+            "No mixture of so few units, or of so little epsilon, was studied: expect means of "
+            "classes at most. docs/privacy.md has the table."
+        )
+    return (
+        f"In a study of ten classes, a classifier of samples of one site's mixture, of "
+        f"{found.images:,} images at epsilon {found.epsilon}, was right in {found.accuracy} (one "
+        f"of real images: {REAL}). docs/privacy.md has the table, and what networks add."
+    )
 
 
 def _agreed(plan: Path, site: Path | None) -> "tuple[Plan, str | None]":
