@@ -43,6 +43,8 @@ OF_NOISE = 1e-3  # of the noise's standard deviation
 OF_SUM = 1e-4  # of the clipped sum, as the tests of sensitivity allow
 OF_RATE = 1e-4  # of a learning rate, by which AdamW moves a weight at most
 FLOAT32 = 4e-7  # of a value: how float32 rounds, a few times
+ROUNDED = 2.0**-24  # of a value: how float32 rounds at most, once
+DEVIATIONS = 8.0  # of a sum of such roundings
 OF_CHANGE = 0.05  # of the step that an average takes over
 
 
@@ -308,19 +310,26 @@ class _State:
         """Returns how far an average is from taking over the new weights: each, and on the whole.
 
         Late in a training an average moves by less than float32 rounds a single weight; all of them
-        together still tell whose weights it took.
+        together still tell whose weights it took, as far as rounding lets them: at the very end of
+        a long training a step is shorter than that, and whatever weights were taken are the same.
         """
         worst, along, moved = 0.0, 0.0, 0.0
+        scattered, leaning = 0.0, 0.0
         for name, average in self.averages[half_life].items():
             new = after.weights[name]
             expected = average + taken * (new - average)
             difference = after.averages[half_life][name] - expected
             step = taken * (new - self.weights[name])
-            limit = OF_CHANGE * step.abs().mean() + FLOAT32 * (average.abs() + new.abs())
+            size = average.abs() + new.abs()
+            limit = OF_CHANGE * step.abs().mean() + FLOAT32 * size
             worst = max(worst, _ratio(difference, limit))
             along += float((difference * step).sum())
             moved += float(step.square().sum())
-        return max(worst, abs(along) / (OF_CHANGE * moved) if moved > 0 else 0.0)
+            # rounding of single weights, each for itself, and of the factor by which all move
+            scattered += float((ROUNDED * size * step).square().sum())
+            leaning += FLOAT32 * taken * float(((new - average) * step).abs().sum())
+        most = OF_CHANGE * moved + DEVIATIONS * math.sqrt(scattered) + leaning
+        return max(worst, abs(along) / most if most > 0 else 0.0)
 
 
 def _fingerprint(update: NoisyUpdate) -> bytes:
