@@ -1,4 +1,4 @@
-"""The proof of private steps where a training is long: no false alarm, and still no wrong average."""
+"""The proof of steps where a training is long: no false alarm, and still no wrong average."""
 
 import pytest
 import torch
