@@ -13,10 +13,11 @@ alike, and says it with much confidence; one that is too large costs noise.
 
 import math
 from functools import lru_cache
+from statistics import NormalDist
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.stats import norm
 
 from ddm_fed.mixture.messages import NORM_BINS, NORMS, message_named, router_events
 from ddm_fed.mixture.noisy_vector import Ints
@@ -89,15 +90,20 @@ def upper_quantile(counts: Floats, noise: float) -> float:
     return float(quantiles[np.searchsorted(below, CERTAINTY)])
 
 
+def _normal_cdf(x: Floats) -> Floats:
+    found: Floats = torch.special.ndtr(torch.from_numpy(x)).numpy()
+    return found
+
+
 @lru_cache(maxsize=1)
 def _humps() -> tuple[Floats, Floats]:
     """Returns the share of each bin, `(H, NORM_BINS)`, and the percentile, `(H,)`, rising."""
     middles = np.arange(-1, NORM_BINS, 1 / PER_BIN)
     middle, width = (part.ravel() for part in np.meshgrid(middles, WIDTHS))
-    up_to = norm.cdf((np.arange(NORM_BINS) - middle[:, None]) / width[:, None])
+    up_to = _normal_cdf((np.arange(NORM_BINS) - middle[:, None]) / width[:, None])
     up_to[:, -1] = 1.0
     shapes = np.diff(up_to, prepend=0.0, axis=1)
-    quantiles = middle + norm.ppf(RADIUS_QUANTILE) * width
+    quantiles = middle + NormalDist().inv_cdf(RADIUS_QUANTILE) * width
     quantiles = np.ceil(PER_BIN * quantiles) / PER_BIN  # so that the last bit decides nothing
     order = np.argsort(quantiles, kind="stable")
     return shapes[order], quantiles[order]

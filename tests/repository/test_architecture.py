@@ -137,6 +137,7 @@ IMPORTERS = {
     "cryptography": {"ddm_fed.signing", "ddm_fed.privacy.randomness"},
     "dp_accounting": {"ddm_fed.privacy.accountant"},
     "opendp": {"ddm_fed.privacy.mechanisms"},
+    "opacus": {"ddm_fed.auditing.second_accountant"},
     "diffusers": {"ddm_fed.models"},
     "PIL": {"sites.data", "ddm_fed.pictures"},
     "sklearn": {
