@@ -19,6 +19,8 @@ one core; the network that sharpens takes four minutes more.
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -80,6 +82,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--images", type=int, default=20_000)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--judge", choices=("small", "resnet"), default="small")
+    parser.add_argument("--rows", nargs="*", help="only these, by their names; by default all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("mixture_limits.jsonl"))
     options = parser.parse_args()
@@ -91,37 +95,65 @@ def main() -> None:
     if options.out.exists():
         known = [json.loads(line)["row"] for line in options.out.read_text().splitlines()]
 
-    def row(name: str, taught: Tensor, of: Tensor) -> None:
-        if name in known:
+    def row(name: str, taught: Callable[[], tuple[Tensor, Tensor]]) -> None:
+        if name in known or (options.rows and name not in options.rows):
             return
-        learned = learn("small", taught, of, classes, options.epochs, options.seed)
-        found = {
+        found = taught()
+        learned = learn(options.judge, *found, classes, options.epochs, options.seed)
+        result = {
             "row": name,
-            "images": len(of),
+            "judge": options.judge,
+            "images": len(found[1]),
             "accuracy": round(accuracy(learned, real, truth), 4),
         }
         with options.out.open("a") as file:
-            file.write(json.dumps(found) + "\n")
-        print(json.dumps(found), flush=True)
+            file.write(json.dumps(result) + "\n")
+        print(json.dumps(result), flush=True)
 
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(options.seed))
     some, of_some = images[order[:count]], labels[order[:count]]
-    row("real", some, of_some)
+
+    @cache
+    def samples() -> tuple[Tensor, Tensor]:
+        plan = make_plan(tuple(images.shape[1:]), classes, CELL)
+        mixtures = fit_image_mixtures(plan, [release(plan, images, labels)[0]])
+        return draw(plan, mixtures, 2 * count, options.seed)[:2]
+
+    def first_samples() -> tuple[Tensor, Tensor]:
+        drawn, asked = samples()
+        return drawn[:count], asked[:count]
+
+    @cache
+    def labels_given() -> Tensor:
+        teacher = learn("small", images, labels, classes, options.epochs, options.seed + 1)
+        return told(teacher, samples()[0])
+
+    def agreed() -> tuple[Tensor, Tensor]:
+        drawn, asked = samples()
+        right = (labels_given() == asked).nonzero()[:count, 0]
+        return drawn[right], asked[right]
+
+    @cache
+    def network() -> nn.Module:
+        return sharpener(images, CELL["frequencies"])
+
+    def sharp(taught: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return sharpened(network(), taught[0]), taught[1]
+
+    def blurred(kept: int) -> tuple[Tensor, Tensor]:
+        return low_frequencies(some, kept), of_some
+
+    row("real", lambda: (some, of_some))
     for kept in KEPT:
-        row(f"real, {kept} frequencies", low_frequencies(some, kept), of_some)
-    plan = make_plan(tuple(images.shape[1:]), classes, CELL)
-    mixtures = fit_image_mixtures(plan, [release(plan, images, labels)[0]])
-    drawn, asked, _ = draw(plan, mixtures, 2 * count, options.seed)
-    row("samples", drawn[:count], asked[:count])
-    teacher = learn("small", images, labels, classes, options.epochs, options.seed + 1)
-    given = told(teacher, drawn)
-    row("samples, labels of a classifier of real images", drawn[:count], given[:count])
-    right = (given == asked).nonzero()[:count, 0]
-    row("samples that it tells to be what was asked for", drawn[right], asked[right])
-    network = sharpener(images, CELL["frequencies"])
-    blurred = low_frequencies(some, CELL["frequencies"])
-    row("real, 100 frequencies, sharpened", sharpened(network, blurred), of_some)
-    row("samples, sharpened", sharpened(network, drawn[:count]), asked[:count])
+        row(f"real, {kept} frequencies", lambda kept=kept: blurred(kept))
+    row("samples", first_samples)
+    row(
+        "samples, labels of a classifier of real images",
+        lambda: (first_samples()[0], labels_given()[:count]),
+    )
+    row("samples that it tells to be what was asked for", agreed)
+    row("real, 100 frequencies, sharpened", lambda: sharp(blurred(100)))
+    row("samples, sharpened", lambda: sharp(first_samples()))
 
 
 if __name__ == "__main__":
