@@ -25,6 +25,7 @@ SHAPES = {
     "DiT-Nano/2": (1, 8, 8),
     "DiT-Nano/4-single-qknorm-rope": (1, 16, 16),
     "MMDiT-Nano/2": (3, 8, 8),
+    "Conv-Nano/2": (3, 8, 8),
     "UNet-Nano": (1, 16, 16),
 }
 RECORDED = [name for name in SHAPES if name != "UNet-Nano"]
