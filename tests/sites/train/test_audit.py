@@ -11,11 +11,18 @@ from planting import plant
 from typer.testing import CliRunner
 
 from coordinator.roster import proposals
-from ddm_fed.auditing import GaussianTradeOff
+from ddm_fed.auditing import GaussianTradeOff, second_accountant
 from ddm_fed.bundle.verify import ROUTER_FILE, verify_bundle
 from ddm_fed.errors import BudgetError, DataError, PolicyError, StateError
 from ddm_fed.mixture import exact_statistics
-from ddm_fed.privacy import ImageSet, Private, PrivateStep, ProvedUpdate, RecordedGradients
+from ddm_fed.privacy import (
+    ImageSet,
+    Private,
+    PrivateStep,
+    ProvedUpdate,
+    RecordedGradients,
+    epsilon,
+)
 from ddm_fed.records import AuditFacts, now
 from ddm_fed.storage.tensors import read_own_tensors, write_tensors
 from ddm_fed.training import PrivateTraining
@@ -123,6 +130,17 @@ def test_layer_that_is_not_clipped_is_accused(site, monkeypatch):
     assert any(
         "sensitivity" in name for name in failed(run_audit(home, trust, random_images(0), FEW))
     )
+
+
+def test_price_that_is_too_low_is_accused(site, monkeypatch):
+    def half(events, delta):
+        return epsilon(events, delta) / 2
+
+    monkeypatch.setattr(second_accountant, "epsilon", half)
+    home, trust, _ = site
+    found = run_audit(home, trust, random_images(0), FEW)
+    assert found.violates
+    assert failed(found) == {"price of everything, by Opacus"}
 
 
 def test_shuffled_batches_are_accused(site, monkeypatch):
