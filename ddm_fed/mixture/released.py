@@ -1,5 +1,6 @@
 """What one site released, and how many units of which class that makes."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -35,8 +36,10 @@ def require_distinct(releases: Sequence[SiteRelease]) -> None:
     """
     places: dict[bytes, int] = {}
     for place, site in enumerate(releases):
-        numbers = b"".join(site.vectors[name].tobytes() for name in sorted(site.vectors))
-        first = places.setdefault(numbers, place)
+        digest = hashlib.sha256()  # a release may have hundreds of megabytes
+        for name in sorted(site.vectors):
+            digest.update(site.vectors[name].tobytes())
+        first = places.setdefault(digest.digest(), place)
         if first != place:
             raise ReplayError(
                 f"the sites at {first} and {place} released the same numbers: one site is counted "
