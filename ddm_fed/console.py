@@ -285,8 +285,13 @@ def refreshing() -> Iterator[Callable[[Sequence[Sheet]], None]]:
 def counting(description: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     """Shows how far a count of `total` things has come; yields `update(completed, note)`.
 
-    On a terminal it is a bar; elsewhere a line a minute, also where nothing has moved.
+    On a terminal it is a bar; elsewhere a line a minute, also where nothing has moved. A `total` of
+    0 says that nobody can tell.
     """
+    if not total:
+        with waiting(description):
+            yield lambda *_: None
+        return
     if not err.is_terminal:
         with Heartbeat(description, total, unit, say) as beats:
             yield beats.update

@@ -5,6 +5,7 @@ keys/                     site.pem signs, tls.pem connects; site.pub, tls.crt an
                           are public
 enrolment.dsse.json       what the coordinator needs to enrol us
 ledger.jsonl              everything ever released, append-only; a copy of it lies in keys/
+private/images/           decoded images, by what they were decoded from; may be removed
 private/PLAN/             checkpoint, expert, release in the making; never leaves
 seen/                     the newest rosters and log this site was shown, to notice a second history
 outbox/draft/DIGEST/      a signed bundle nobody has reviewed
@@ -230,6 +231,11 @@ class SiteFolder(Home):
     def seen(self) -> Path:
         """The newest rosters and log this site was shown."""
         return self.path / "seen"
+
+    @property
+    def images(self) -> Path:
+        """Images that were read one by one, decoded once: private like the images themselves."""
+        return self.path / "private" / "images"
 
     @property
     def drafts(self) -> Path:

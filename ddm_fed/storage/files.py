@@ -185,15 +185,19 @@ def _lock_file(path: Path) -> BinaryIO:
 
 
 @contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, *, wait: bool = False) -> Iterator[None]:
     """Holds the lock file `path`; the system frees it however the process ends.
 
+    Args:
+        path: The lock file; it is made where there is none.
+        wait: Whether to wait for another process that holds it.
+
     Raises:
-        BusyError: another process holds it.
+        BusyError: another process holds it, and `wait` is false.
     """
     with _lock_file(path) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             is_ours = os.fstat(file.fileno()).st_nlink > 0  # of a deleted file, others make another
         except BlockingIOError:
             is_ours = False

@@ -14,6 +14,7 @@ from sites.cli.options import (
     SiteOption,
     ValueRangeOption,
     open_published,
+    read_images,
     show_data,
 )
 
@@ -57,20 +58,13 @@ def audit(
 
     Example: ddm-site audit --plan published --data images/ --controls held-out/
     """
-    from sites.data import load_images
     from sites.train.audit import AuditOptions, run_audit
 
     home, published = open_published(site, plan)
     trust = published.trust
 
     def load(source: str) -> "Private[ImageSet]":
-        images, report = load_images(
-            source,
-            trust.plan.data,
-            unit=trust.plan.privacy.unit,
-            value_range=value_range,
-            max_bad_fraction=max_bad_fraction,
-        )
+        images, report = read_images(home, source, trust.plan, value_range, max_bad_fraction)
         show_data(home.settings.name, report)
         return images
 
@@ -81,6 +75,7 @@ def audit(
             controls=None if controls is None else load(controls),
             seed=seed,
         )
+        images = load(data)
         total = min(training_steps or trust.plan.training.steps, trust.plan.training.steps)
         with console.counting("canaries", total, "steps") as update:
             done = 0
@@ -90,7 +85,7 @@ def audit(
                 done += more
                 update(done, "")
 
-            found = run_audit(home, trust, load(data), options, advance)
+            found = run_audit(home, trust, images, options, advance)
     if as_json:
         console.show_json(found.facts())
     else:

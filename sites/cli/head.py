@@ -14,6 +14,7 @@ from sites.cli.options import (
     ValueRangeOption,
     YesOption,
     open_published,
+    read_images,
     settle_doubts,
     show_data,
 )
@@ -43,7 +44,6 @@ def head(
     from ddm_fed.bundle.reference import read_reference
     from ddm_fed.progress import Watch
     from ddm_fed.trust.published import published_folder
-    from sites.data import load_images
     from sites.outbox.stages import find_bundles
     from sites.train.head import run_head
 
@@ -51,14 +51,7 @@ def head(
     trust, name = published.trust, home.settings.name
     reference = read_reference(published_folder(plan), trust)
     with home.changing():
-        with console.waiting(f"{name}: reading the images"):
-            images, report = load_images(
-                data,
-                trust.plan.data,
-                unit=trust.plan.privacy.unit,
-                value_range=value_range,
-                max_bad_fraction=max_bad_fraction,
-            )
+        images, report = read_images(home, data, trust.plan, value_range, max_bad_fraction)
         show_data(name, report)
         settle_doubts(report, yes=yes)
         steps = trust.plan.router.head.steps if trust.plan.router.kind == "heads" else 0

@@ -11,6 +11,7 @@ from ddm_fed.commands.program import make_program, run_program
 from sites.cli.approve import approve
 from sites.cli.audit import audit
 from sites.cli.budget import budget
+from sites.cli.data import app as data
 from sites.cli.enroll import enroll
 from sites.cli.ensemble import ensemble
 from sites.cli.export import export
@@ -30,7 +31,7 @@ app = make_program(
     "ddm-site",
     {  # help shows them in this order, which is that of the work
         "Set up": (init, keygen, enroll, fetch, rotate),
-        "Train": (budget, train, head, audit, ledger),
+        "Train": (data, budget, train, head, audit, ledger),
         "Review and send": (review, approve, release, submit, export, import_),
         "Use an ensemble": (ensemble, sample, evaluate),
     },

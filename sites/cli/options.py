@@ -10,6 +10,8 @@ from ddm_fed import console
 from ddm_fed.commands.options import finite
 
 if TYPE_CHECKING:
+    from ddm_fed.privacy import ImageSet, Private
+    from ddm_fed.records import Plan
     from sites.data import DataReport
     from sites.published import Published
     from sites.workspace import SiteFolder
@@ -20,14 +22,12 @@ SiteOption = Annotated[
 PlanOption = Annotated[
     Path, typer.Option("--plan", help="The coordinator's published folder, or the plan in it.")
 ]
-DataOption = Annotated[
-    str,
-    typer.Option(
-        "--data",
-        help="`digits` (or digits:0-4), an .npz with images and labels, an .npy, "
-        "which is mapped into memory, or a folder of images.",
-    ),
-]
+SOURCES = (
+    "`digits` (or digits:0-4), an .npz or .npy, a folder of images or DICOM files, a table of "
+    "files (.csv, .jsonl), WebDataset shards (`shards-{000..099}.tar`) or .parquet files; "
+    "dicom:FOLDER and the like where a folder holds several kinds."
+)
+DataOption = Annotated[str, typer.Option("--data", help=SOURCES)]
 ValueRangeOption = Annotated[
     tuple[float, float] | None,
     typer.Option(
@@ -83,6 +83,27 @@ def open_published(site: Path, plan: Path) -> "tuple[SiteFolder, Published]":
             "in its outbox. If nobody here released it, the site's key is stolen: have it revoked."
         )
     return home, published
+
+
+def read_images(
+    site: "SiteFolder",
+    source: str,
+    plan: "Plan",
+    value_range: tuple[float, float] | None,
+    max_bad_fraction: float,
+) -> "tuple[Private[ImageSet], DataReport]":
+    """Returns the images at `source` as the plan wants them, and what is to be said about them."""
+    from sites.data import load_images
+
+    return load_images(
+        source,
+        plan.data,
+        unit=plan.privacy.unit,
+        value_range=value_range,
+        max_bad_fraction=max_bad_fraction,
+        store=site.images,
+        counting=console.counting,
+    )
 
 
 def show_data(name: str, report: "DataReport") -> None:

@@ -21,6 +21,7 @@ from sites.cli.options import (
     ValueRangeOption,
     YesOption,
     open_published,
+    read_images,
     settle_doubts,
     show_data,
 )
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from sites.workspace import SiteFolder
 
     Choose = Callable[[Plan], TrainingOptions]
-    Load = Callable[[Plan], tuple[Private[ImageSet], DataReport]]
+    Load = Callable[[SiteFolder, Plan], tuple[Private[ImageSet], DataReport]]
 
 
 LEAST_TIMED_S = 3.0  # a shorter look at the steps is wrong where a machine has other work
@@ -141,16 +142,8 @@ def train(
     def choose(agreed: "Plan") -> TrainingOptions:
         return TrainingOptions(run, _design(agreed, architecture, path, prediction), restart)
 
-    def load(agreed: "Plan") -> "tuple[Private[ImageSet], DataReport]":
-        from sites.data import load_images
-
-        return load_images(
-            data,
-            agreed.data,
-            unit=agreed.privacy.unit,
-            value_range=value_range,
-            max_bad_fraction=max_bad_fraction,
-        )
+    def load(home: "SiteFolder", agreed: "Plan") -> "tuple[Private[ImageSet], DataReport]":
+        return read_images(home, data, agreed, value_range, max_bad_fraction)
 
     if process_rank() != 0:
         _help(site, plan, choose, load)
@@ -184,8 +177,7 @@ def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) 
     trust = published.trust
     options = choose(trust.plan)
     with home.changing():
-        with console.waiting(f"{home.settings.name}: reading the images"):
-            images, report = load(trust.plan)
+        images, report = load(home, trust.plan)
         show_data(home.settings.name, report)
         settle_doubts(report, yes=yes)
         with _watched(home, trust.plan_sha256, trust.plan.training.steps) as watch:
@@ -204,7 +196,7 @@ def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
 
     home = SiteFolder.open(site)
     trust = read_published(published_folder(plan), home.settings.root)
-    help_train(home, trust, load(trust.plan)[0], choose(trust.plan))
+    help_train(home, trust, load(home, trust.plan)[0], choose(trust.plan))
 
 
 class _Estimate:

@@ -7,4 +7,5 @@ Nothing is changed or left out without a word: `DataReport` holds the words.
 """
 
 from sites.data.loading import load_images as load_images
+from sites.data.loading import names_of as names_of
 from sites.data.report import DataReport as DataReport

@@ -41,7 +41,7 @@ def to_images(
         )
     pixels = channels_first
     kept_as_is = isinstance(pixels, np.memmap) or pixels.dtype == np.uint8
-    if kept_as_is and pixels.shape[1:] == spec.shape:
+    if kept_as_is and pixels.shape[1:] == spec.pixel_shape:
         return pixels, (low, high)
     images = to_unit_range(torch.from_numpy(pixels.astype(np.float32)), low, high)
     return _fitted(images, spec, report).contiguous(), None
@@ -69,14 +69,34 @@ def _fitted(images: torch.Tensor, spec: DataSpec, report: DataReport) -> torch.T
     """Returns images of the plan's channels and size."""
     if images.shape[1] != spec.channels:
         images = _convert_channels(images, spec.channels, report)
-    if tuple(images.shape[2:]) != (spec.height, spec.width):
-        report.notes.append(
-            f"resized from {images.shape[2]} x {images.shape[3]} to {spec.height} x {spec.width}"
-        )
+    height, width = images.shape[2:]
+    if (height, width) != (spec.height, spec.width):
+        images, done = _of_the_same_form(images, spec)
+        report.notes.append(f"{done} from {height} x {width} to {spec.height} x {spec.width}")
         images = torch.nn.functional.interpolate(
             images, (spec.height, spec.width), mode="bilinear", antialias=True
         )
     return images
+
+
+def _of_the_same_form(images: torch.Tensor, spec: DataSpec) -> tuple[torch.Tensor, str]:
+    """Returns images of the plan's height to width, as `data.fit` says, and what was done."""
+    height, width = images.shape[2:]
+    if height * spec.width == width * spec.height:
+        return images, "resized"
+    if spec.fit == "stretch":
+        return images, "stretched"
+    if spec.fit == "pad":
+        tall = max(height, math.ceil(width * spec.height / spec.width))
+        wide = max(width, math.ceil(height * spec.width / spec.height))
+        top, left = (tall - height) // 2, (wide - width) // 2
+        edges = (left, wide - width - left, top, tall - height - top)
+        return torch.nn.functional.pad(images, edges, value=-1), "padded with black and resized"
+    low = min(height, max(1, round(width * spec.height / spec.width)))
+    narrow = min(width, max(1, round(height * spec.width / spec.height)))
+    top, left = (height - low) // 2, (width - narrow) // 2
+    cut = images[:, :, top : top + low, left : left + narrow]
+    return cut, "cropped about their centre and resized"
 
 
 def _range_of_dtype(pixels: Pixels) -> tuple[float, float]:

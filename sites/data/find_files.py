@@ -4,10 +4,14 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 from ddm_fed.errors import FileSetError, printable
 from ddm_fed.storage.files import open_regular
+from sites.data.dicom import AT, MAGIC, is_dicom
+from sites.data.dicom import SUFFIXES as DICOM_SUFFIXES
 from sites.data.image_file import SUFFIXES
 from sites.data.report import DataReport, examples
 
@@ -23,7 +27,6 @@ NOT_READ = {
     *(".lif", ".vsi", ".scn", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".psd", ".tga", ".svg"),
     *(".eps", ".ps", ".ico", ".exr", ".pfm", ".dib", ".apng", ".npy", ".npz"),
 }
-DICOM_AT, DICOM = 128, b"DICM"  # files of scanners often have no suffix, or a number
 SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev", "holdout"}
 MASK_FOLDERS = {"mask", "masks", "segmentation", "segmentations", "annotation", "annotations"}
 MASK_NAME = re.compile(
@@ -33,32 +36,78 @@ LINKS = "links were not followed"
 JUNK_LEFT_OUT = "hidden or left by a file manager"
 
 
-def image_files(folder: Path, report: DataReport) -> list[Path]:
-    """Returns the image files in `folder` and below, in the order of their paths.
+@dataclass
+class Folder:
+    """What lies in a folder and below, each file as what its name or its beginning says it is.
 
-    Everything else is noted in `report`. Links are never followed: they may lead out of the folder
-    to images that nobody agreed on, or to the same image a second time.
+    Links are never followed: they may lead out of the folder to images that nobody agreed on, or to
+    the same image a second time.
+
+    Attributes:
+        path: The folder.
+        pictures: Image files, in the order of their paths.
+        dicom: DICOM files.
+        shards: `.tar` files.
+        parquet: `.parquet` files.
     """
-    found = list[Path]()
-    lost = set[str]()
-    for path, name in _everything(folder, report, lost):
-        suffix = _suffix(path)
-        if suffix in SUFFIXES and path.suffix.lower() != ".gz":
-            found.append(path)
-        elif suffix in NOT_READ or _is_dicom(path):
-            kind = suffix if suffix in NOT_READ else "DICOM"
-            lost.add(reason := f"{kind} files are of a kind that is not read")
-            report.leave_out(reason, name)
-        else:
-            report.leave_out(f"{suffix or 'other'} files are not images", name)
-    for reason in sorted(lost):
-        names = report.left_out[reason]
-        report.doubts.append(f"{len(names)} {reason}: {examples(names)}. {_advice(reason)}")
-    return sorted(found)
+
+    path: Path
+    pictures: list[Path] = field(default_factory=list)
+    dicom: list[Path] = field(default_factory=list)
+    shards: list[Path] = field(default_factory=list)
+    parquet: list[Path] = field(default_factory=list)
+    _other: list[Path] = field(default_factory=list)
+    _seen: DataReport = field(default_factory=lambda: DataReport(""))
+    _lost: set[str] = field(default_factory=set)
+
+    @classmethod
+    def survey(cls, path: Path) -> Self:
+        """Goes through the folder; what is taken of it is for the caller to decide."""
+        found = cls(path)
+        for file in _everything(path, found._seen, found._lost):
+            found._of_kind(file).append(file)
+        for files in (found.pictures, found.dicom, found.shards, found.parquet):
+            files.sort()
+        return found
+
+    def _of_kind(self, file: Path) -> list[Path]:
+        suffix = _suffix(file)
+        if suffix in SUFFIXES and file.suffix.lower() != ".gz":
+            return self.pictures
+        if suffix in DICOM_SUFFIXES or _is_dicom(file):
+            return self.dicom
+        return {".tar": self.shards, ".parquet": self.parquet}.get(suffix, self._other)
+
+    def note(self, report: DataReport, taken: Sequence[Path]) -> None:
+        """Notes everything but the files `taken`, and what of it looks like a mistake."""
+        report.seen += self._seen.seen
+        for reason, names in self._seen.left_out.items():
+            for name in names:
+                report.leave_out(reason, name)
+        chosen, lost = set(taken), set(self._lost)
+        for files, what in (
+            (self.pictures, "images beside files of the kind that was asked for"),
+            (self.dicom, ""),
+            (self.shards, ""),
+            (self.parquet, ""),
+            (self._other, ""),
+        ):
+            for path in files:
+                if path in chosen:
+                    continue
+                suffix = _suffix(path)
+                reason = what or f"{suffix or 'other'} files are not images"
+                if suffix in NOT_READ or files is self.dicom:
+                    kind = suffix if suffix in NOT_READ else "DICOM"
+                    lost.add(reason := f"{kind} files are of a kind that is not read")
+                report.leave_out(reason, _name(path, self.path))
+        for reason in sorted(lost):
+            names = report.left_out[reason]
+            report.doubts.append(f"{len(names)} {reason}: {examples(names)}. {_advice(reason)}")
 
 
-def _everything(folder: Path, report: DataReport, lost: set[str]) -> Iterator[tuple[Path, str]]:
-    """Yields every plain file below `folder` that is no junk, and its name as it is shown."""
+def _everything(folder: Path, report: DataReport, lost: set[str]) -> Iterator[Path]:
+    """Yields every plain file below `folder` that is no junk."""
     waiting = [folder]
     while waiting:
         here = waiting.pop()
@@ -83,7 +132,7 @@ def _everything(folder: Path, report: DataReport, lost: set[str]) -> Iterator[tu
                 waiting.append(path)
                 continue
             elif entry.is_file(follow_symlinks=False):
-                yield path, name
+                yield path
             else:
                 report.leave_out("neither files nor folders", name)
             report.seen += 1
@@ -100,7 +149,7 @@ def _suffix(path: Path) -> str:
 
 def _is_dicom(path: Path) -> bool:
     with suppress(OSError, FileSetError), open_regular(path) as file:
-        return file.read(DICOM_AT + len(DICOM))[DICOM_AT:] == DICOM
+        return is_dicom(file.read(AT + len(MAGIC)))  # scanners' files often have no suffix
     return False
 
 
@@ -109,6 +158,8 @@ def _advice(reason: str) -> str:
         return "Put the files themselves there (cp -rL copies what links lead to)"
     if "opened" in reason:
         return "Give yourself the right to read them"
+    if any(kind in reason for kind in ("DICOM", *DICOM_SUFFIXES)):
+        return "Read them by themselves with --data dicom:FOLDER, or convert them"
     return "Convert them, for example to PNG"
 
 
@@ -142,6 +193,17 @@ def note_suspects(
         report.doubts.append(
             f"{len(masks)} files look like masks beside images, and are taken as images: "
             f"{examples(masks)}. Move them out of the folder if they are masks"
+        )
+
+
+def note_splits(names: Sequence[str], report: DataReport) -> None:
+    """Notes shards whose names say that they are parts for training and for testing."""
+    parts = {re.split(r"[-_.]", name)[0].lower() for name in names} & SPLITS
+    if len(parts) > 1:
+        report.doubts.append(
+            f"shards are called {', '.join(sorted(parts))}, which look like parts for training and "
+            "for testing, and all of them are taken; give --data those that are meant, for example "
+            f"{min(parts)}-*"
         )
 
 

@@ -3,17 +3,22 @@
 import struct
 import warnings
 import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ddm_fed.errors import FileSetError
-from ddm_fed.records import DataSpec
 from ddm_fed.storage.files import open_regular
+from sites.data.picture import (
+    MAX_PIXELS,
+    Picture,
+    PictureError,
+    Wanted,
+    fit_picture,
+    to_shades,
+)
 
 # Pillow goes by content, not by name, and knows kinds that start programs (EPS, Ghostscript): it is
 # told which it may try.
@@ -22,7 +27,6 @@ SUFFIXES = {
     *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"),
     *(".pgm", ".ppm", ".pbm", ".pnm"),
 }
-MAX_PIXELS = 64_000_000  # a header may claim any size; a decompression bomb stops here
 # What a decoder may raise on a damaged file. Pillow's own list is open: its plugins let through
 # whatever their parsing stumbles over.
 UNREADABLE_PICTURE = (
@@ -56,58 +60,47 @@ GREY_MODES = ("1", "L", "LA", "La")
 RGB_MODES = ("RGB", "RGBA", "RGBX", "RGBa", "P", "PA")
 OPAQUE = 255
 UPPER_BITS = "of 16 bits per colour the upper 8 were read"
+COLOUR_TO_GREY = "colour was turned to grey (ITU-R 601 luma)"
 GREY_TO_RGB = "grey was repeated to three channels"
-Pixels = NDArray[Any]
 
 
-class PictureError(Exception):
-    """One file that cannot be taken; says why."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One image file as it was read.
-
-    Attributes:
-        pixels: uint8, `(H, W)` or `(H, W, 3)`, of the plan's shape.
-        depth: What its values are.
-        found: Its darkest and brightest value, as stored.
-        span: The values that mean black and white.
-        changes: What was done to it.
-    """
-
-    pixels: Pixels
-    depth: str
-    found: tuple[float, float]
-    span: tuple[float, float]
-    changes: tuple[str, ...]
-
-
-def read_picture(path: Path, spec: DataSpec, value_range: tuple[float, float] | None) -> Picture:
-    """Returns one file, cropped and resized to the plan's shape.
+def read_picture(path: Path, wanted: Wanted) -> Picture:
+    """Returns one file in the plan's shape.
 
     Raises:
         PictureError: it cannot be taken, whatever the reason.
     """
-    image, changes = _decoded(path)
+    try:
+        with open_regular(path) as file:
+            return decode_picture(file, wanted)
+    except FileSetError as error:
+        raise PictureError(error.message) from None
+
+
+def decode_picture(file: IO[bytes], wanted: Wanted) -> Picture:
+    """Returns the picture that the bytes of `file` are, in the plan's shape.
+
+    Raises:
+        PictureError: it cannot be taken, whatever the reason.
+    """
+    image, changes = _decoded(file)
     try:
         if _has_transparent(image):
             raise PictureError(
                 "it has transparent pixels, under which lie colours that nobody sees; flatten it "
                 "onto the background that is meant"
             )
-        return _fitted(image, spec, value_range, changes)
+        return _fitted(image, wanted, changes)
     except ValueError as error:  # a kind of colours that Pillow does not convert
         raise PictureError(str(error)) from None
 
 
-def _decoded(path: Path) -> tuple[Image.Image, list[str]]:
+def _decoded(file: IO[bytes]) -> tuple[Image.Image, list[str]]:
     """Returns the first image of a file, upright, and what was done to it."""
     changes = list[str]()
     try:
         with (
             warnings.catch_warnings(action="ignore"),  # on odd metadata; sizes are checked below
-            open_regular(path) as file,
             Image.open(file, formats=FORMATS) as image,
         ):
             if image.width * image.height > MAX_PIXELS:
@@ -124,8 +117,6 @@ def _decoded(path: Path) -> tuple[Image.Image, list[str]]:
             if turn is None:
                 return image.copy(), changes
             return image.transpose(turn), [*changes, "turned upright, as EXIF says"]
-    except FileSetError as error:
-        raise PictureError(error.message) from None
     except UnidentifiedImageError:
         raise PictureError(f"it is none of {', '.join(FORMATS)}, whatever its name") from None
     except UNREADABLE_PICTURE as error:
@@ -147,12 +138,9 @@ def _has_transparent(image: Image.Image) -> bool:
     return float(least) < OPAQUE  # type: ignore[arg-type]
 
 
-def _fitted(
-    image: Image.Image,
-    spec: DataSpec,
-    value_range: tuple[float, float] | None,
-    changes: list[str],
-) -> Picture:
+def _fitted(image: Image.Image, wanted: Wanted, changes: list[str]) -> Picture:
+    spec, value_range = wanted
+    size, of = image.size, image.mode
     mode = "L" if spec.channels == 1 else "RGB"
     deep = _is_deep(image)
     if UPPER_BITS in changes and value_range is not None:
@@ -175,18 +163,13 @@ def _fitted(
             "--value-range LOW HIGH"
         )
     if deep or value_range is not None:
-        unit = (values.astype(np.float64) - low) / (high - low)
-        image = Image.fromarray(np.round(unit * 255).astype(np.uint8))
+        image = Image.fromarray(to_shades((values.astype(np.float64) - low) / (high - low)))
     if deep:
         changes.append("more than 8 bits were rounded to 256 shades")
         changes += [GREY_TO_RGB] if mode == "RGB" else []
-    if image.size != (spec.width, spec.height):
-        cropped = image.width * spec.height != image.height * spec.width
-        done = "cropped about their centre and resized" if cropped else "resized"
-        changes.append(f"{done} to {spec.height} x {spec.width}")
-    fitted = ImageOps.fit(image.convert(mode), (spec.width, spec.height), Image.Resampling.LANCZOS)
+    fitted, resized = fit_picture(image.convert(mode), spec)
     depth = "fractions" if white == 1 else "values of 16 bits" if deep else "values of 8 bits"
-    return Picture(np.asarray(fitted), depth, found, span, tuple(changes))
+    return Picture(np.asarray(fitted), depth, found, span, (*changes, *resized), size, of)
 
 
 def _of_colours(image: Image.Image, mode: str) -> list[str]:
@@ -197,5 +180,5 @@ def _of_colours(image: Image.Image, mode: str) -> list[str]:
     if mode == "L":
         colours = np.asarray(image.convert("RGB"))
         if (colours != colours[..., :1]).any():
-            changes.append("colour was turned to grey (ITU-R 601 luma)")
+            changes.append(COLOUR_TO_GREY)
     return changes

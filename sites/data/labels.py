@@ -18,6 +18,8 @@ def class_indices(
     spec: DataSpec,
     source: str,
     count: int,
+    *,
+    folders: bool = False,
 ) -> torch.Tensor | None:
     """Returns labels as indices into the plan's classes `(N,)`; None for an unconditional plan.
 
@@ -28,6 +30,7 @@ def class_indices(
         spec: The plan's classes.
         source: Where they are from, for messages.
         count: N, the number of images.
+        folders: Whether `names` are those of subfolders.
 
     Raises:
         DataError: saying what the labels are instead.
@@ -37,7 +40,8 @@ def class_indices(
     if labels is None:
         raise DataError(
             f"{source} has no labels, the plan asks for the classes {', '.join(spec.classes)}",
-            hint="add `labels` to the .npz, or put the images into class subfolders",
+            hint="add `labels` to the .npz, a column `label` to the table, or put the images into "
+            "class subfolders",
         )
     flat = _flat(np.asarray(labels), source)
     if len(flat) != count:
@@ -48,7 +52,7 @@ def class_indices(
     if names is not None:
         flat = np.array(names)[flat]
     if flat.dtype.kind == "U":
-        flat = _by_name(flat, spec, source, folders=names is not None)
+        flat = _by_name(flat, spec, source, folders=folders)
     if flat.dtype.kind not in "iu" or (
         flat.size and (flat.min() < 0 or flat.max() >= len(spec.classes))
     ):

@@ -2,23 +2,28 @@
 
 import math
 import re
-import unicodedata
-from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from ddm_fed.errors import DataError, printable
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import DataSpec, PrivacyUnit
 from ddm_fed.storage.files import UNREADABLE_ARCHIVE
 from ddm_fed.storage.numpy_files import require_honest_archive, require_honest_array
-from sites.data.arrays import Pixels, to_images
-from sites.data.find_files import class_folders_look_split, image_files, note_suspects
-from sites.data.image_file import PictureError, read_picture
+from sites.data.arrays import to_images
 from sites.data.labels import class_indices, note_classes
+from sites.data.picture import Pixels, Source, Wanted
 from sites.data.report import DataReport
-from sites.data.units import load_units
+from sites.data.sources import find_source
+from sites.data.store import Counting, Stored, nobody_counts, store_images
+from sites.data.units import load_units, units_of_items
 
 NPZ_KEYS = (("images", "labels"), ("train_images", "train_labels"))  # ours, MedMNIST's
 UNIT_KEYS = {"units", "patient_ids"}
@@ -31,6 +36,8 @@ def load_images(
     unit: PrivacyUnit = "image",
     value_range: tuple[float, float] | None = None,
     max_bad_fraction: float = 0.05,
+    store: Path | None = None,
+    counting: Counting = nobody_counts,
 ) -> tuple[Private[ImageSet], DataReport]:
     """Returns the images at `source`, shaped and scaled as `spec` says, and a report.
 
@@ -38,15 +45,18 @@ def load_images(
         source: `digits` or `digits:0-4` (the 8 by 8 digits of scikit-learn, all or some classes),
             an `.npz` file with `images` and optionally `labels` (or MedMNIST's `train_images` and
             `train_labels`), an `.npy` file of images with its labels in `NAME.labels.npy` beside
-            it, or a folder of image files, with a subfolder per class or without. An `.npy` file
-            of the plan's shape is mapped and never in memory as a whole.
+            it, or whatever `find_source` knows: folders of images or DICOM files, tables, shards,
+            parquet. An `.npy` file of the plan's shape is mapped and never in memory as a whole.
         spec: The plan's image shape and classes.
         unit: The plan's unit of privacy. Images of one patient are known by `units` (or
-            `patient_ids`) in an `.npz`, `NAME.units.npy` beside an `.npy`, and `units.csv` with the
-            columns `file,unit` in a folder.
+            `patient_ids`) in an `.npz`, `NAME.units.npy` beside an `.npy`, `units.csv` with the
+            columns `file,unit` in a folder, a column `unit` of a table, and `PatientID` of DICOM.
         value_range: Values that mean black and white. Needed for signed integers; otherwise uint8
             is 0 to 255, uint16 0 to 65535, bool 0 to 1, and floats 0 to 1.
-        max_bad_fraction: In a folder, more unreadable files than this fraction are an error.
+        max_bad_fraction: More unreadable files than this fraction are an error.
+        store: Where images that are read one by one are kept once decoded, and mapped from; by
+            default they are decoded into memory.
+        counting: Shows how many of them are decoded.
 
     The report says what was changed and left out; its doubts are for a person to answer before
     anything is spent.
@@ -60,45 +70,138 @@ def load_images(
     ):
         low, high = value_range
         raise DataError(f"--value-range {low:g} {high:g} is empty", hint="black first, then white")
+    if source == "digits" or source.startswith("digits:"):
+        held = _Held(None, *_digits(source), [str(digit) for digit in range(10)])
+        return _of_array(held, spec, unit, value_range or (0.0, 16.0), report)
+    path = Path(source)
+    if path.is_file() and path.suffix in (".npz", ".npy"):
+        with counting(f"reading {source}", 0, ""):
+            arrays = _npz(path, report) if path.suffix == ".npz" else _npy(path)
+            return _of_array(_Held(path, *arrays, None), spec, unit, value_range, report)
+    items = find_source(source, spec, report, unit)
+    with _folder_of_stores(store) as folder:
+        wanted = Wanted(spec, value_range)
+        found = store_images(folder, items, wanted, report, counting)
+        if store is None:
+            found = found._replace(pixels=np.array(found.pixels))
+    return _of_items(found, items, spec, unit, max_bad_fraction, report), report
+
+
+def names_of(
+    source: str, spec: DataSpec, report: DataReport, rows: Sequence[int]
+) -> dict[int, str]:
+    """Returns what some images are called in their source, for the site's own people.
+
+    Args:
+        source: As `load_images` had it.
+        spec: As `load_images` had it.
+        report: Which `load_images` returned.
+        rows: Of the images, in rising order.
+    """
+    if report.items is None:
+        return {row: f"image {row}" for row in rows}
+    found, wanted = dict[int, str](), {int(report.items[row]) for row in rows}
+    items = find_source(source, spec, DataReport(source)).items() if wanted else iter(())
+    called = {index: item.name for index, item in enumerate(items) if index in wanted}
+    for row in rows:
+        found[row] = called.get(int(report.items[row]), f"image {row}")
+    return found
+
+
+class _Held(NamedTuple):
+    """Arrays as they lie in memory or in a file."""
+
+    place: Path | None
+    pixels: Pixels
     labels: Pixels | None
     names: list[str] | None
-    place: Path | None = Path(source)
-    files: dict[str, bool] = {}
-    if source == "digits" or source.startswith("digits:"):
-        pixels, labels = _digits(source)
-        place = None
-        value_range = value_range or (0.0, 16.0)
-        names = [str(digit) for digit in range(10)]
-    elif Path(source).is_dir():
-        pixels, labels, names, files = _image_folder(
-            Path(source), spec, value_range, report, max_bad_fraction
-        )
-        value_range = None  # applied file by file, since files may differ in depth
-    elif Path(source).suffix == ".npz" and Path(source).is_file():
-        pixels, labels = _npz(Path(source), report)
-        names = None
-    elif Path(source).suffix == ".npy" and Path(source).is_file():
-        pixels, labels = _npy(Path(source))
-        names = None
-    else:
-        raise DataError(
-            f"{source} is neither `digits`, an .npz or .npy file, nor a folder",
-            hint="give a path that exists, or `digits` to try things out",
-        )
+
+
+def _of_array(
+    held: _Held,
+    spec: DataSpec,
+    unit: PrivacyUnit,
+    value_range: tuple[float, float] | None,
+    report: DataReport,
+) -> tuple[Private[ImageSet], DataReport]:
+    place, pixels, labels, names = held
     if pixels.ndim and len(pixels) == 0:
-        raise _no_images(source, report)
+        raise _no_images(report)
     images, value_range = to_images(pixels, spec, value_range, report)
     report.count = len(images)
-    indices = class_indices(labels, names, spec, source, len(images))
-    if indices is not None:
-        note_classes(indices, spec, report, chosen=source.startswith("digits:"))
-    elif labels is not None and place is not None:
-        report.notes.append("labels are not used: the plan has no classes")
-    units = load_units(place, len(images), unit, report.notes, files)
+    indices = class_indices(labels, names, spec, report.source, len(images))
+    _note_labels(indices, spec, report, given=labels is not None and place is not None)
+    units = load_units(place, len(images), unit, report.notes)
     return Private(ImageSet(images, indices, value_range, units)), report
 
 
-def _no_images(source: str, report: DataReport) -> DataError:
+def _of_items(
+    found: Stored,
+    source: Source,
+    spec: DataSpec,
+    unit: PrivacyUnit,
+    max_bad_fraction: float,
+    report: DataReport,
+) -> Private[ImageSet]:
+    count, bad = len(found.pixels), len(report.skipped)
+    if bad > max_bad_fraction * (bad + count):
+        raise DataError(
+            f"{bad} of {bad + count} files in {report.source} cannot be read, for example "
+            + "; ".join(report.skipped[:3]),
+            hint=f"repair or remove them, or allow more than {max_bad_fraction:.0%} with "
+            "--max-bad-fraction",
+        )
+    if not count:
+        raise _no_images(report)
+    report.count, report.items = count, found.items
+    labels, names = _written(found, spec, report.source)
+    indices = class_indices(
+        labels, names, spec, report.source, count, folders=source.labels_are_folders
+    )
+    _note_labels(indices, spec, report, given=labels is not None)
+    units = units_of_items(found.units, found.joined, unit, report.source, report.notes)
+    return Private(ImageSet(found.pixels, indices, (0.0, 255.0), units))
+
+
+def _note_labels(
+    indices: torch.Tensor | None, spec: DataSpec, report: DataReport, *, given: bool
+) -> None:
+    if indices is not None:
+        note_classes(indices, spec, report, chosen=report.source.startswith("digits:"))
+    elif given:
+        report.notes.append("labels are not used: the plan has no classes")
+
+
+def _written(
+    found: Stored, spec: DataSpec, source: str
+) -> tuple[NDArray[Any] | None, list[str] | None]:
+    """Returns labels as `class_indices` takes them: numbers into names, or into the classes."""
+    missing = int((found.labels < 0).sum())
+    if missing == len(found.labels):
+        return None, None
+    if missing and spec.classes:
+        raise DataError(
+            f"{missing} of {len(found.labels)} images in {source} have no label",
+            hint="give every image a label, or take out those without",
+        )
+    names = [str(name) for name in found.names]
+    are_indices = all(name.isdecimal() and name.isascii() for name in names)
+    if are_indices and not set(names) <= set(spec.classes):
+        return np.array([int(name) for name in names], dtype=np.int64)[found.labels], None
+    return found.labels, names
+
+
+@contextmanager
+def _folder_of_stores(folder: Path | None) -> Iterator[Path]:
+    if folder is not None:
+        yield folder
+        return
+    with TemporaryDirectory(prefix="ddm-fed-") as made:
+        yield Path(made)
+
+
+def _no_images(report: DataReport) -> DataError:
+    source = report.source
     lines = [*report.left_out_lines(), *report.skipped[:3]]
     if not lines:
         return DataError(f"{source} holds no images", hint="check the path")
@@ -159,69 +262,3 @@ def _npy(path: Path) -> tuple[Pixels, Pixels | None]:
             f"{path} or its labels cannot be read: {error}", hint="write them with numpy.save"
         ) from None
     return pixels, labels
-
-
-def _image_folder(
-    folder: Path,
-    spec: DataSpec,
-    value_range: tuple[float, float] | None,
-    report: DataReport,
-    max_bad_fraction: float,
-) -> tuple[Pixels, Pixels | None, list[str] | None, dict[str, bool]]:
-    """Returns pixels, labels, names of the classes, and of every file whether it could be read."""
-    files = image_files(folder, report)
-    loose = [path for path in files if path.parent == folder]
-    if loose and len(loose) != len(files):
-        raise DataError(
-            f"{folder} mixes images with subfolders, for example {loose[0].name}",
-            hint="put every image into a class subfolder, or none",
-        )
-    note_suspects(folder, files, spec.classes, report)
-    tops = [_top(path, folder) for path in files]
-    names = sorted(set(tops)) if not loose else None
-    if names is not None:
-        _require_no_split(folder, names, spec)
-    pixels, labels = [], []
-    changes, spans = Counter[str](), dict[tuple[str, tuple[float, float]], tuple[float, float]]()
-    readable = {path.relative_to(folder).as_posix(): True for path in files}
-    for path, top in zip(files, tops, strict=True):
-        try:
-            picture = read_picture(path, spec, value_range)
-        except PictureError as error:
-            report.skipped.append(printable(f"{path.relative_to(folder)}: {error}"))
-            readable[path.relative_to(folder).as_posix()] = False
-            continue
-        pixels.append(picture.pixels)
-        changes.update(picture.changes)
-        kind = (picture.depth, picture.span)
-        low, high = spans.get(kind, picture.found)
-        spans[kind] = (min(low, picture.found[0]), max(high, picture.found[1]))
-        labels.append(names.index(top) if names else 0)
-    if len(report.skipped) > max_bad_fraction * len(files):
-        raise DataError(
-            f"{len(report.skipped)} of {len(files)} files in {folder} cannot be read, for example "
-            + "; ".join(report.skipped[:3]),
-            hint=f"repair or remove them, or allow more than {max_bad_fraction:.0%} with "
-            "--max-bad-fraction",
-        )
-    report.note_changes(changes)
-    for (depth, span), found in sorted(spans.items()):
-        report.note_values(depth, found, span)
-    stacked = np.stack(pixels) if pixels else np.zeros((0, *spec.shape[1:]), np.uint8)
-    return stacked, np.array(labels, dtype=np.int64) if names else None, names, readable
-
-
-def _top(path: Path, folder: Path) -> str:
-    """Returns the subfolder that `path` lies in, composed as people write it in a plan."""
-    return unicodedata.normalize("NFC", path.relative_to(folder).parts[0])
-
-
-def _require_no_split(folder: Path, names: list[str], spec: DataSpec) -> None:
-    if not names or set(names) & set(spec.classes) or not spec.classes:
-        return
-    if class_folders_look_split(names):
-        raise DataError(
-            f"{folder} is divided into {', '.join(names)}, where the plan's classes "
-            f"{', '.join(spec.classes[:10])} should be",
-            hint=f"give --data the part that is for training, for example {folder / names[0]}",
-        )

@@ -3,6 +3,9 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 EXAMPLES = 3  # names shown of a kind that was left out
 NARROW = 0.1  # values within less than this part of their range are nearly one shade
 
@@ -19,7 +22,9 @@ class DataReport:
         left_out: Other files that were not taken: reason, and their names.
         classes: Images of each class of the plan.
         values: The darkest and the brightest value.
+        sizes: How many images were of which size and colours.
         notes: What was changed.
+        items: For each image its number in the source; None where images are rows of an array.
         doubts: What looks like a mistake: to be answered before anything is spent.
     """
 
@@ -30,8 +35,10 @@ class DataReport:
     left_out: dict[str, list[str]] = field(default_factory=dict)
     classes: dict[str, int] = field(default_factory=dict)
     values: list[str] = field(default_factory=list)
+    sizes: Counter[str] = field(default_factory=Counter)
     notes: list[str] = field(default_factory=list)
     doubts: list[str] = field(default_factory=list)
+    items: NDArray[np.int64] | None = None
 
     def leave_out(self, reason: str, name: str) -> None:
         """Notes that the file `name` was not taken."""
@@ -56,7 +63,7 @@ class DataReport:
             self.doubts.append(
                 f"{said}: they use less than a tenth of that range and are nearly one shade. If "
                 "black and white are other values, state them with --value-range LOW HIGH (12-bit "
-                "values: 0 4095)"
+                "values: 0 4095; Hounsfield units of CT: -1000 1000)"
             )
 
 

@@ -7,7 +7,7 @@ nothing of them is kept and renaming everybody changes nothing; no message shows
 import csv
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,27 +40,89 @@ INVISIBLE = {"Cf", "Cc"}  # zero-width blanks and joiners, marks of direction an
 INVISIBLE_TOO = {"\u034f", "\u115f", "\u1160", "\u2800", "\u3164", "\uffa0"}  # and selectors:
 SELECTORS = range(0xFE00, 0xFE10)
 WHOLE = re.compile(r"([+-]?\d+)\.0+")  # how a table writes whole numbers where others are missing
+IGNORED = "unit ids are ignored: the plan protects single images (`privacy.unit`)"
+JOINED = (
+    "{} ids differ from another only in blanks, invisible characters, the way an accent is "
+    "written, or a decimal .0: they are taken as the same patient"
+)
 HOW_TO_GIVE = (
-    "add `units` to the .npz, NAME.units.npy beside NAME.npy, or to a folder units.csv with the "
-    "columns file,unit"
+    "add `units` to the .npz, NAME.units.npy beside NAME.npy, to a folder units.csv with the "
+    "columns file,unit, or to a table the column unit; DICOM files say it by themselves"
 )
 
 
-def load_units(
-    place: Path | None,
-    count: int,
-    unit: PrivacyUnit,
-    notes: list[str],
-    files: Mapping[str, bool],
+class UnitIds:
+    """Numbers ids in the order in which they first appear, and keeps how often one is missing.
+
+    Example:
+        >>> ids = UnitIds()
+        >>> [ids.number(each) for each in ("Ann", "Bob ", "Bob", "", None)]
+        [0, 1, 1, -1, -1]
+        >>> ids.missing, ids.joined
+        (2, 1)
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._written = set[str]()
+        self.missing = 0
+
+    @property
+    def joined(self) -> int:
+        """How many ids differ from another only in ways that do not count."""
+        return len(self._written) - len(self._numbers)
+
+    def number(self, unit_id: str | None) -> int:
+        """Returns the number of an id; -1 if it is missing."""
+        normal = "" if unit_id is None else _normal(unit_id)
+        if _is_missing(normal):
+            self.missing += 1
+            return -1
+        self._written.add(str(unit_id))
+        return self._numbers.setdefault(normal, len(self._numbers))
+
+
+def units_of_items(
+    numbers: NDArray[np.int64], joined: int, unit: PrivacyUnit, source: str, notes: list[str]
 ) -> torch.Tensor | None:
     """Returns for every image the index of its patient, `(N,)` int64; None if images are units.
 
     Args:
-        place: The file or folder of the images; None if they come from nowhere that has ids.
+        numbers: Of the ids `(N,)`, as `UnitIds` numbered them; -1 where one is missing.
+        joined: How many ids were taken as another's.
+        unit: What the plan protects.
+        source: Where the images are from, for messages.
+        notes: Gets a line for the site's own eyes.
+
+    Raises:
+        DataError: ids are needed and missing.
+    """
+    missing = int((numbers < 0).sum())
+    if unit == "image":
+        if missing < len(numbers):
+            notes.append(IGNORED)
+        return None
+    if missing == len(numbers):
+        raise _no_units(source)
+    if missing:
+        raise _missing(missing, f"the unit ids of {source}")
+    if joined:
+        notes.append(JOINED.format(joined))
+    units = _in_order_of_appearance(numbers)
+    notes.append(f"they are of {int(units.max()) + 1} patients; the plan protects patients")
+    return units
+
+
+def load_units(
+    place: Path | None, count: int, unit: PrivacyUnit, notes: list[str]
+) -> torch.Tensor | None:
+    """Returns for every image of an array the index of its patient, as `units_of_items` does.
+
+    Args:
+        place: The file of the images; None if they come from nowhere that has ids.
         count: N, the number of images that were read.
         unit: What the plan protects.
         notes: Gets a line for the site's own eyes.
-        files: Of a folder, every image file, relative to it, and whether it could be read.
 
     Raises:
         DataError: ids are needed and missing or malformed.
@@ -68,27 +130,29 @@ def load_units(
     found = _places_of_ids(place)
     if unit == "image":
         if found:
-            notes.append("unit ids are ignored: the plan protects single images (`privacy.unit`)")
+            notes.append(IGNORED)
         return None
     if place is None or not found:
-        raise DataError(
-            f"{place or 'the data set'} does not say which images belong to one patient; the plan "
-            'protects patients (privacy.unit = "patient")',
-            hint=HOW_TO_GIVE,
-        )
+        raise _no_units(str(place or "the data set"))
     if len(found) > 1:
         raise DataError(f"{place} holds {' and '.join(found)}", hint="keep one of them")
-    units = _indices(_read(place, found[0], files), count, f"the unit ids of {place}", notes)
+    units = _indices(_read(place, found[0]), count, f"the unit ids of {place}", notes)
     notes.append(f"they are of {int(units.max()) + 1} patients; the plan protects patients")
     return units
+
+
+def _no_units(place: str) -> DataError:
+    return DataError(
+        f"{place} does not say which images belong to one patient; the plan "
+        'protects patients (privacy.unit = "patient")',
+        hint=HOW_TO_GIVE,
+    )
 
 
 def _places_of_ids(place: Path | None) -> list[str]:
     """Returns what holds unit ids: keys of an archive, or the name of a file."""
     if place is None:
         return []
-    if place.is_dir():
-        return [CSV_NAME] if (place / CSV_NAME).is_file() else []
     if place.suffix == ".npz":
         with _archive(place) as archive:
             return [key for key in NPZ_KEYS if key in archive]
@@ -96,10 +160,7 @@ def _places_of_ids(place: Path | None) -> list[str]:
     return [beside.name] if beside.is_file() else []
 
 
-def _read(place: Path, name: str, files: Mapping[str, bool]) -> Ids:
-    if place.is_dir():
-        unit_of = _read_csv(place / name, files)
-        return np.array([unit_of[file] for file, readable in files.items() if readable])
+def _read(place: Path, name: str) -> Ids:
     if place.suffix == ".npz":
         with _archive(place) as archive:
             ids: Ids = archive[name]
@@ -127,11 +188,15 @@ def _archive(path: Path) -> Iterator[Mapping[str, Ids]]:
         ) from None
 
 
-def _read_csv(path: Path, files: Mapping[str, bool]) -> dict[str, str]:
-    """Returns the id of every one of `files`, and of no other."""
+def read_units_csv(path: Path, files: Sequence[str]) -> dict[str, str]:
+    """Returns the id of every one of `files` in the folder of `path`, and of no other.
+
+    Raises:
+        DataError: the table is malformed, lacks a file, or names another.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as opened:
-            unit_of = _rows(path, csv.reader(opened, strict=True), files)
+            unit_of = _rows(path, csv.reader(opened, strict=True), set(files))
     except (OSError, UnicodeDecodeError, csv.Error):  # their messages may quote what they read
         raise DataError(f"{path} cannot be read", hint="save it as CSV in UTF-8") from None
     unlisted = [file for file in files if file not in unit_of]
@@ -143,7 +208,7 @@ def _read_csv(path: Path, files: Mapping[str, bool]) -> dict[str, str]:
     return unit_of
 
 
-def _rows(path: Path, reader: Any, files: Mapping[str, bool]) -> dict[str, str]:
+def _rows(path: Path, reader: Any, files: set[str]) -> dict[str, str]:
     if [field.strip() for field in next(reader, [])] != CSV_HEADER:
         raise DataError(
             f"{path} does not begin with the line {','.join(CSV_HEADER)}",
@@ -193,25 +258,30 @@ def _indices(ids: Ids, count: int, what: str, notes: list[str]) -> torch.Tensor:
         missing = sum(_is_missing(str(each)) for each in flat)
         joined = len(written) - len(np.unique(flat))
         if joined and not missing:
-            notes.append(
-                f"{joined} ids differ from another only in blanks, invisible characters, the way "
-                "an accent is written, or a decimal .0: they are taken as the same patient"
-            )
+            notes.append(JOINED.format(joined))
     else:
         missing = int(np.isnan(flat).sum()) if flat.dtype.kind == "f" else 0
     if missing:
-        raise DataError(
-            f"{missing} of {what} are missing (empty, NaN, or what stands for unknown)",
-            hint="give every image an id; an image of an unknown patient gets one of its own. "
-            "docs/plan.md lists what counts as missing: an id that happens to be on it needs "
-            "another name",
-        )
+        raise _missing(missing, what)
     if flat.dtype.kind not in "iuU":
         raise DataError(
             f"{what} are {flat.dtype}, neither whole numbers nor text",
             hint="convert them with .astype(str), or to whole numbers",
         )
-    _, first, unit = np.unique(flat, return_index=True, return_inverse=True)
+    return _in_order_of_appearance(flat)
+
+
+def _missing(count: int, what: str) -> DataError:
+    return DataError(
+        f"{count} of {what} are missing (empty, NaN, or what stands for unknown)",
+        hint="give every image an id; an image of an unknown patient gets one of its own. "
+        "docs/plan.md lists what counts as missing: an id that happens to be on it needs "
+        "another name",
+    )
+
+
+def _in_order_of_appearance(ids: Ids) -> torch.Tensor:
+    _, first, unit = np.unique(ids, return_index=True, return_inverse=True)
     rank = np.argsort(np.argsort(first))
     return torch.from_numpy(rank[unit].astype(np.int64))
 

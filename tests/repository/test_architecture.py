@@ -140,6 +140,9 @@ IMPORTERS = {
     "opacus": {"ddm_fed.auditing.second_accountant"},
     "diffusers": {"ddm_fed.models"},
     "PIL": {"sites.data", "ddm_fed.pictures"},
+    "braceexpand": {"sites.data.sources"},
+    "pydicom": {"sites.data.dicom"},
+    "pyarrow": {"sites.data.parquet"},
     "sklearn": {
         "sites.data",
         "ddm_fed.evaluation",

@@ -198,7 +198,8 @@ def test_images_of_another_size_are_resized_and_noted(npz, size):
     assert images.shape == (2, 1, 8, 8)
     assert torch.allclose(images[0], torch.tensor(-1.0))
     assert torch.allclose(images[1], torch.tensor(1.0))
-    assert report.notes == [f"resized from {size[0]} x {size[1]} to 8 x 8"]
+    done = "resized" if size[0] == size[1] else "cropped about their centre and resized"
+    assert report.notes == [f"{done} from {size[0]} x {size[1]} to 8 x 8"]
 
 
 def test_npz_with_medmnist_keys_is_read(npz):

@@ -142,19 +142,19 @@ def test_class_folder_that_is_a_link_leaves_its_class_without_images_and_says_so
 
 
 def test_image_swapped_for_a_link_after_the_folder_was_listed_is_not_opened(folder, monkeypatch):
-    from sites.data import loading
+    from sites.data.find_files import Folder
 
     path = folder({f"{i:02}.png": picture(i) for i in range(30)})
     outside = folder({"x.png": picture(99)}, "outside") / "x.png"
-    listed = loading.image_files
+    listed = Folder.survey
 
     def race(*arguments):
         found = listed(*arguments)
-        found[0].unlink()
-        found[0].symlink_to(outside)
+        found.pictures[0].unlink()
+        found.pictures[0].symlink_to(outside)
         return found
 
-    monkeypatch.setattr(loading, "image_files", race)
+    monkeypatch.setattr(Folder, "survey", race)
     report = report_of(path)
     assert report.count == 29
     assert report.skipped[0].startswith("00.png: ")
@@ -165,9 +165,9 @@ def test_folder_given_as_a_link_is_read(folder, tmp_path):
     assert report_of(tmp_path / "link", PETS).count == len(ALL)
 
 
-def test_folder_of_dicom_only_says_what_it_holds(folder):
-    found = refusal_of(folder({"a.dcm": b"junk", "b.dcm": b"junk"}))
-    assert "holds no images that are read: 2 .dcm files are of a kind that is not read" in str(
+def test_folder_of_a_kind_that_is_not_read_says_what_it_holds(folder):
+    found = refusal_of(folder({"a.nii": b"junk", "b.nii": b"junk"}))
+    assert "holds no images that are read: 2 .nii files are of a kind that is not read" in str(
         found
     )
     assert "Convert" in found.hint or "convert" in found.hint
