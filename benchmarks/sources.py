@@ -1,8 +1,8 @@
 """How fast and in how much memory are shards of many small images decoded, and does a kill matter?
 
-WebDataset shards of PNG files of noise are written, 1,000 and 100,000 images by default, and decoded
+Shards of PNG files of noise are written, 1,000 and 100,000 images by default, and decoded
 into the store by a process of its own, which tells its most memory. Beside it stands a process that
-does nothing but decode the same entries with Pillow. The larger one is killed in the middle once and
+does nothing but decode the same entries with Pillow. The larger one is killed once midway, and
 goes on; what it then holds is compared with what one go gives.
 
     python benchmarks/sources.py --images 1000 100000 --pixels 64
