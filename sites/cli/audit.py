@@ -12,6 +12,7 @@ from sites.cli.options import (
     MaxBadOption,
     PlanOption,
     SiteOption,
+    TextEncoderOption,
     ValueRangeOption,
     open_published,
     show_data,
@@ -46,6 +47,7 @@ def audit(
             help="The most training steps the canaries go through; by default the plan's.", min=1
         ),
     ] = None,
+    text_encoder: TextEncoderOption = None,
     value_range: ValueRangeOption = None,
     max_bad_fraction: MaxBadOption = 0.05,
     seed: Annotated[int, typer.Option(help="Decides times, noise and samples.", min=0)] = 0,
@@ -59,6 +61,7 @@ def audit(
     """
     from sites.data import load_images
     from sites.train.audit import AuditOptions, run_audit
+    from sites.train.captions import FOLDER, encode_captions
 
     home, published = open_published(site, plan)
     trust = published.trust
@@ -74,11 +77,17 @@ def audit(
         show_data(home.settings.name, report)
         return images
 
+    def told(images: "Private[ImageSet]", folder: str) -> "Private[ImageSet]":
+        if controls is None:  # nothing asks an expert about images
+            return images
+        work = home.work(trust.plan_sha256)
+        return encode_captions(work, trust.plan, images, text_encoder, console.say, folder=folder)
+
     with home.changing():
         options = AuditOptions(
             canaries=canaries,
             most_steps=training_steps,
-            controls=None if controls is None else load(controls),
+            controls=None if controls is None else told(load(controls), f"{FOLDER}-controls"),
             seed=seed,
         )
         total = min(training_steps or trust.plan.training.steps, trust.plan.training.steps)
@@ -90,7 +99,7 @@ def audit(
                 done += more
                 update(done, "")
 
-            found = run_audit(home, trust, load(data), options, advance)
+            found = run_audit(home, trust, told(load(data), FOLDER), options, advance)
     if as_json:
         console.show_json(found.facts())
     else:

@@ -14,6 +14,8 @@ from ddm_fed.records import DataSpec, PrivacyUnit
 from ddm_fed.storage.files import UNREADABLE_ARCHIVE
 from ddm_fed.storage.numpy_files import require_honest_archive, require_honest_array
 from sites.data.arrays import Pixels, to_images
+from sites.data.captions import KEY as CAPTIONS_KEY
+from sites.data.captions import load_captions, take_captions
 from sites.data.find_files import class_folders_look_split, image_files, note_suspects
 from sites.data.image_file import PictureError, read_picture
 from sites.data.labels import class_indices, note_classes
@@ -39,7 +41,8 @@ def load_images(
             an `.npz` file with `images` and optionally `labels` (or MedMNIST's `train_images` and
             `train_labels`), an `.npy` file of images with its labels in `NAME.labels.npy` beside
             it, or a folder of image files, with a subfolder per class or without. An `.npy` file
-            of the plan's shape is mapped and never in memory as a whole.
+            of the plan's shape is mapped and never in memory as a whole. Captions are `captions`
+            in an `.npz` and `NAME.captions.npy` beside an `.npy`.
         spec: The plan's image shape and classes.
         unit: The plan's unit of privacy. Images of one patient are known by `units` (or
             `patient_ids`) in an `.npz`, `NAME.units.npy` beside an `.npy`, and `units.csv` with the
@@ -95,7 +98,8 @@ def load_images(
     elif labels is not None and place is not None:
         report.notes.append("labels are not used: the plan has no classes")
     units = load_units(place, len(images), unit, report.notes, files)
-    return Private(ImageSet(images, indices, value_range, units)), report
+    captions = take_captions(load_captions(place), spec, source, len(images), report)
+    return Private(ImageSet(images, indices, value_range, units, captions)), report
 
 
 def _no_images(source: str, report: DataReport) -> DataError:
@@ -132,7 +136,9 @@ def _npz(path: Path, report: DataReport) -> tuple[Pixels, Pixels | None]:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             for images, labels in NPZ_KEYS:
                 if images in archive:
-                    for unused in sorted(set(archive.files) - {images, labels} - UNIT_KEYS):
+                    for unused in sorted(
+                        set(archive.files) - {images, labels, CAPTIONS_KEY} - UNIT_KEYS
+                    ):
                         report.leave_out("arrays of the file are not used", printable(unused))
                     return archive[images], archive.get(labels)
             found = ", ".join(sorted(archive.files)) or "nothing"
