@@ -17,7 +17,7 @@ def prompts_of(given: Iterable[str], file: Path | None) -> tuple[str, ...]:
     """Returns the prompts that were typed and those of a file, one per line; blank ones are none.
 
     Raises:
-        OptionError: the file cannot be read, is too long, or is not UTF-8; or a prompt is too long.
+        OptionError: the file is missing, too long, or not UTF-8; or a prompt is too long.
     """
     prompts = [_cleaned(text) for text in given]
     if file is not None:
@@ -43,13 +43,10 @@ def _cleaned(text: str) -> str:
 
 
 def _lines(file: Path) -> list[str]:
-    try:
-        with open_regular(file) as opened:
-            data = opened.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise OptionError(
-            f"--prompts {file}: it cannot be read ({error.strerror})", hint="check the path"
-        ) from None
+    if not file.is_file():
+        raise OptionError(f"--prompts {file}: there is no such file", hint="check the path")
+    with open_regular(file) as opened:
+        data = opened.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise OptionError(
             f"--prompts {file}: it has more than {MAX_BYTES:,} bytes", hint="divide it"

@@ -219,7 +219,7 @@ def test_prompts_that_cannot_be_answered_are_refused(fed, tmp_path):
         (("--prompts", tmp_path / "long", *encoder), "one has 3,000 characters"),
         (("--prompts", tmp_path / "large", *encoder), "more than 1,048,576 bytes"),
         (("--prompts", tmp_path / "blank", *encoder), "holds no prompt"),
-        (("--prompts", tmp_path / "missing", *encoder), "cannot be read"),
+        (("--prompts", tmp_path / "missing", *encoder), "there is no such file"),
     ):
         refused = sample(fed, tmp_path / "out", *options, expect=1 if other in options else 2)
         assert wanted in refused.err, refused.err
@@ -256,6 +256,7 @@ def test_site_reads_captions_beside_a_mapped_array_and_audits_with_them(fed, tmp
     fed.require_no_caption()
 
 
+@pytest.mark.timeout(900)  # two trainings with noise, each examined first, as processes
 def test_private_training_and_mixtures_take_captions_along(tmp_path):
     fed = Federation(tmp_path, steps=3, private=NOISY, most=9)
     private = fed.train("one", "--text-encoder", fed.encoder).err
