@@ -29,6 +29,11 @@ def prompts_of(given: Iterable[str], file: Path | None) -> tuple[str, ...]:
             f"--prompts: {len(prompts):,} prompts, at most {MAX_PROMPTS:,} are taken at once",
             hint="divide them among several folders of samples",
         )
+    if any("\ud800" <= character <= "\udfff" for text in prompts for character in text):
+        raise OptionError(
+            "--prompt: it is not written in UTF-8",
+            hint="put it into a file in UTF-8: --prompts FILE",
+        )
     longest = max(map(len, prompts), default=0)
     if longest > MAX_CHARACTERS:
         raise OptionError(

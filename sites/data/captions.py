@@ -68,6 +68,12 @@ def take_captions(
             hint="every image needs one caption; an empty one where there is none",
         )
     texts = tuple(cleaned(str(text)) for text in captions.reshape(-1))
+    broken = sum(not is_unicode(text) for text in texts)
+    if broken:
+        raise DataError(
+            f"{source} has {broken} captions that are no Unicode text: halves of characters",
+            hint="decode the bytes they came from with the encoding they were written in",
+        )
     long = sum(len(text) > MAX_CHARACTERS for text in texts)
     if long:
         raise DataError(
@@ -81,6 +87,11 @@ def take_captions(
     if empty:
         report.notes.append(f"{empty:,} of the images have no caption")
     return texts
+
+
+def is_unicode(text: str) -> bool:
+    """Returns whether a text can be written in UTF-8, which encoders do with it."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def cleaned(text: str) -> str:

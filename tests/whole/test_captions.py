@@ -2,6 +2,9 @@
 
 import json
 import shutil
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import commands
@@ -51,9 +54,21 @@ draws = 2
 
 
 def run(program: str, *words: object, expect: int = 0) -> commands.Ended:
-    ended = commands.run(program, *words)
+    """A real command: `train`, which reads captions, as a process, and the others in this one."""
+    ended = commands.run(program, *words) if words[0] == "train" else run_here(program, *words)
     assert ended.code == expect, f"{words}: {ended.out}\n{ended.err}"
     return ended
+
+
+def run_here(program: str, *words: object) -> commands.Ended:
+    out, err, before = StringIO(), StringIO(), sys.argv
+    sys.argv = [program, *map(str, words)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as caught:
+            commands.main_of(program)()
+    finally:
+        sys.argv = before
+    return commands.Ended(int(caught.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def images(seed: int, count: int = 128) -> dict[str, np.ndarray]:
@@ -96,14 +111,14 @@ class Federation:
         data = ("--data", self.base / f"{name}.npz")
         return self.site(name, "train", *data, *options, expect=expect)
 
-    def assemble(self, target: Path) -> None:
+    def assemble(self, target: Path, *options: object) -> None:
         for name in SITES:
             self.site(name, "review")
             self.site(name, "release")
             self.site(name, "submit", "--to", self.hub / "inbox")
         arrivals = json.loads(self.coord("admit", "--coordinator", self.hub, "--json").out)
         assert sorted(arrival["site"] for arrival in arrivals) == sorted(SITES)
-        self.coord("assemble", target, "--coordinator", self.hub)
+        self.coord("assemble", target, "--coordinator", self.hub, *options)
 
     def _kept(self, ended: commands.Ended) -> commands.Ended:
         self.said.append(ended.out + ended.err)
@@ -232,6 +247,7 @@ def test_site_with_other_captions_is_refused_without_a_word_of_them(fed, tmp_pat
         ("none", {"images": good["images"]}, "has no captions"),
         ("few", good | {"captions": good["captions"][:5]}, "captions of shape (5,)"),
         ("numbers", good | {"captions": np.arange(128)}, "not texts"),
+        ("halves", good | {"captions": np.full(128, "zqdark \udcff")}, "128 captions that are no"),
         ("empty", good | {"captions": np.full(128, " ")}, "all empty"),
         ("long", good | {"captions": np.array([CAPTIONS[0] * 1000] * 128)}, "128 captions of more"),
     ):
