@@ -194,6 +194,43 @@ def mixture(
     )
 
 
+@app.command()
+def text(
+    encoder: Annotated[
+        Path,
+        typer.Argument(
+            help="The text encoder: a safetensors file of a CLIP network.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
+    tokens: Annotated[
+        int,
+        typer.Option(min=1, help="How many tokens of a caption networks are handed, the first."),
+    ] = 32,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the section of a plan that names a text encoder, for conditioning = "text".
+
+    Example: ddm-coord plan text clip-vit-b-32.safetensors --tokens 32
+    """
+    from ddm_fed.embedding import text_spec
+
+    found = text_spec(encoder, tokens)
+    if as_json:
+        console.show_json(found.model_dump(mode="json"))
+        return
+    lines = (
+        f'{key} = "{value}"' if isinstance(value, str) else f"{key} = {value}"
+        for key, value in found.model_dump().items()
+    )
+    console.show_text("\n".join(["[data.text]", *lines]))
+    console.say(
+        f"A caption is cut off after {found.context} tokens, of which networks attend to "
+        f"{found.tokens}. Every site and everybody who samples by prompt needs this very file."
+    )
+
+
 def _read(plan: Path, coordinator: Path, root: str | None) -> "Plan":
     if plan.is_file() and plan.suffix == ".toml":
         from ddm_fed.records import read_plan_file
@@ -210,7 +247,7 @@ def _cost(plan: "Plan", architecture: str) -> dict[str, Any]:
     from ddm_fed.models import network_cost
 
     released = sum(INTEGER_BYTES * message.size for message in messages(plan))
-    cost = network_cost(architecture, plan.data.shape, len(plan.data.classes))
+    cost = network_cost(architecture, plan.data.shape, len(plan.data.classes), plan.data.text)
     images = plan.training.steps * plan.training.batch_size
     return {
         "architecture": architecture,

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ddm_fed.auditing.rates import Rate, clopper_pearson
 from ddm_fed.evaluation import Proportion
-from ddm_fed.flows import ClassCondition, VelocityModel, denoising_loss, rows_of
+from ddm_fed.flows import ClassCondition, Condition, VelocityModel, denoising_loss, rows_of
 
 TIMES = (0.15, 0.25)  # t = 0 is the image
 DRAWS_PER_TIME = 8
@@ -72,10 +72,12 @@ class LabelledImages:
     Attributes:
         images: In [-1, 1], `(N, C, H, W)`.
         labels: Classes the expert is asked for, `(N,)`, or None.
+        condition: What it is asked for instead, N rows, where that are no classes.
     """
 
     images: Tensor
     labels: Tensor | None = None
+    condition: Condition | None = None
 
 
 class Area(NamedTuple):
@@ -154,12 +156,14 @@ def membership_scores(
 
 
 def _log_losses(expert: VelocityModel, images: LabelledImages, draws: Draws) -> Floats:
-    classes = None if images.labels is None else ClassCondition(images.labels)
+    told = images.condition
+    if told is None and images.labels is not None:
+        told = ClassCondition(images.labels)
     blocks = []
     for start in range(0, len(images.images), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         x_0 = images.images[rows]
-        condition = rows_of(classes, rows)
+        condition = rows_of(told, rows)
         total = torch.zeros(len(x_0), dtype=torch.float64)
         for time, noise in zip(draws.times, draws.noise, strict=True):
             t = time.to(x_0).expand(len(x_0))

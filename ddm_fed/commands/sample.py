@@ -49,7 +49,8 @@ class SampleFlags:
     guidance: Annotated[
         float,
         typer.Option(
-            help="Strength of the class. 1 is as trained; any other value costs twice the time.",
+            help="Strength of the class or prompt. 1 is as trained; any other value costs twice "
+            "the time.",
             callback=finite,
         ),
     ] = 1.0
@@ -61,6 +62,20 @@ class SampleFlags:
             help="Make images of this class only. By default every class, as often as the "
             "sites have it.",
         ),
+    ] = None
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="What the images are to show, under a plan with captions. May be given several "
+            "times; samples take the prompts in turn."
+        ),
+    ] = None
+    prompts: Annotated[
+        Path | None, typer.Option(help="A text file with a prompt on every line, in UTF-8.")
+    ] = None
+    text_encoder: Annotated[
+        Path | None,
+        typer.Option(help="The plan's text encoder: the file whose digest the plan names."),
     ] = None
     batch_size: Annotated[
         int, typer.Option(help="The most images an expert is given at once.", min=1)
@@ -108,6 +123,7 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
         OptionError: a value means nothing, or this machine has no such device.
     """
     from ddm_fed.ensemble.devices import chosen_devices
+    from ddm_fed.ensemble.prompts import prompts_of
     from ddm_fed.ensemble.sample_options import SampleOptions
     from ddm_fed.ensemble.sampling import SamplingOptions
     from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, Strategy
@@ -135,6 +151,8 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
         png=not flags.no_png,
         devices=chosen_devices(flags.device),
         offload=flags.offload,
+        prompts=prompts_of(flags.prompt or (), flags.prompts),
+        text_encoder=flags.text_encoder,
     )
 
 

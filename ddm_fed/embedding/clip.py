@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ddm_fed.embedding.base import on_the_sphere, prepared
@@ -72,6 +74,35 @@ class ClipEmbedder:
     def digest(self) -> str:
         """SHA-256 of the weights' file; see `Embedder`."""
         return self._digest
+
+    @property
+    def text_sizes(self) -> tuple[int, int, int]:
+        """Tokens it reads of a text, and lengths of a token's and of the pooled vector."""
+        model = self._model
+        return (int(model.context_length), int(model.ln_final.weight.shape[0]), self.dimension)
+
+    def states(
+        self, texts: Sequence[str], tokens: int
+    ) -> tuple[NDArray[np.float16], NDArray[np.float16], NDArray[np.int64]]:
+        """Returns what it makes of texts: by token, as a whole, and how many tokens they have.
+
+        What exceeds the tokens it reads is cut off. In 16 bits, which is all that is kept of them.
+
+        Args:
+            texts: B of them.
+            tokens: L, how many of the first tokens are returned.
+
+        Returns:
+            `(B, L, D)`, `(B, P)` of norm 1, and `(B,)`, the two marks at the ends included.
+        """
+        model, context = self._model, int(self._model.context_length)
+        read = _clip().tokenize(list(texts), context_length=context, truncate=True)
+        last = read.argmax(dim=1)  # the mark of the end is the largest number there is
+        with torch.no_grad():
+            x = model.token_embedding(read) + model.positional_embedding
+            x = model.ln_final(model.transformer(x.permute(1, 0, 2)).permute(1, 0, 2))  # (B, N, D)
+            pooled = on_the_sphere(x[torch.arange(len(x)), last] @ model.text_projection)
+        return x[:, :tokens].half().numpy(), pooled.half().numpy(), (last + 1).numpy()
 
     def images(self, images: Tensor) -> Tensor:
         """Returns the embeddings of `(B, C, H, W)` in [-1, 1], `(B, E)`; see `Embedder`."""

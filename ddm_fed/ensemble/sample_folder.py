@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import load_ensemble
+from ddm_fed.ensemble.prompts import encode_prompts
 from ddm_fed.ensemble.sample_options import Content as Content
 from ddm_fed.ensemble.sample_options import SampleOptions as SampleOptions
 from ddm_fed.ensemble.sample_options import notes_on, require_fit
 from ddm_fed.ensemble.sampling import apportioned, sample_chunk
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import StateError, names_its_path
-from ddm_fed.flows import CALLS_PER_STEP, ClassCondition
+from ddm_fed.flows import CALLS_PER_STEP, ClassCondition, Condition
 from ddm_fed.pictures import write_grid, write_picture
 from ddm_fed.progress import Advance
 from ddm_fed.records import canonical_json, sha256_hex
@@ -152,6 +153,7 @@ class _Job:
         weights = content.weights(options.label)
         self._labels = None if weights is None else apportioned(weights, options.count)
         self._options = options
+        self._encoded = encode_prompts(content.data, options.prompts, options.text_encoder)
         self.chunks = options.sampling.chunks(options.count)
 
     def part(self, indices: range, advance: Advance) -> Path:
@@ -160,9 +162,6 @@ class _Job:
         if file.exists():
             advance(len(indices))
             return file
-        labels = None
-        if self._labels is not None:
-            labels = self._labels[indices.start : indices.stop]
         steps_done, calls = 0, list(self._ensemble.experts.calls)
 
         def one_step_of(count: int) -> None:
@@ -176,7 +175,7 @@ class _Job:
             self._data.shape,
             indices,
             self._options.sampling,
-            condition=None if labels is None else ClassCondition(labels),
+            condition=self._condition(indices),
             advance=one_step_of,
         )
         images = ((drawn.images + 1) * 127.5).round().byte().numpy()
@@ -185,8 +184,10 @@ class _Job:
             arrays["sites"] = drawn.sites.numpy()
         if drawn.attribution is not None:
             arrays["attribution"] = drawn.attribution.numpy()
-        if labels is not None:
-            arrays["labels"] = labels.numpy()
+        if self._labels is not None:
+            arrays["labels"] = self._labels[indices.start : indices.stop].numpy()
+        if self._encoded is not None:
+            arrays["prompts"] = self._prompts_of(indices)
         if self._options.png:
             self._write_pictures(indices, arrays)
         after = self._ensemble.experts.calls
@@ -196,6 +197,19 @@ class _Job:
         write_atomically(file, content.getvalue())
         return file
 
+    def _condition(self, indices: range) -> Condition | None:
+        """Returns what these samples are asked to be."""
+        if self._encoded is not None:
+            prompts = self._options.prompts
+            return self._encoded.condition([prompts[at] for at in self._prompts_of(indices)])
+        if self._labels is not None:
+            return ClassCondition(self._labels[indices.start : indices.stop])
+        return None
+
+    def _prompts_of(self, indices: range) -> NDArray[np.int64]:
+        """Returns which prompt each of these samples has: they take turns."""
+        return np.arange(indices.start, indices.stop) % len(self._options.prompts)
+
     def _write_pictures(self, indices: range, arrays: dict[str, Any]) -> None:
         folder = self._out / "images"
         folder.mkdir(exist_ok=True)
@@ -203,6 +217,8 @@ class _Job:
             notes = {"seed": str(self._options.sampling.seed), "index": str(index)}
             if "labels" in arrays:
                 notes["class"] = self._data.classes[arrays["labels"][row]]
+            if "prompts" in arrays:
+                notes["prompt"] = self._options.prompts[arrays["prompts"][row]]
             if "sites" in arrays:
                 notes["site"] = self._sites[arrays["sites"][row]]
             write_picture(folder / f"{index:06d}.png", arrays["images"][row], notes)
@@ -212,7 +228,9 @@ def _described(ensemble: Ensemble, content: Content, options: SampleOptions) -> 
     """Returns all that decides about the images, to the last bit, and what to know of them."""
     weights = content.weights(options.label)
     shares = [] if weights is None else (weights / weights.sum()).tolist()
-    return {
+    # only where there are any: folders of other plans are what they were
+    prompts = {} if content.data.text is None else {"prompts": list(options.prompts)}
+    return prompts | {
         "strategy": str(options.sampling.strategy),
         "solver": options.sampling.solver,
         "steps": options.sampling.steps,
@@ -295,7 +313,7 @@ def _write_archive(path: Path, files: Sequence[Path], count: int) -> None:
         new_file_at(folder, path.name) as part,
         zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
-        for name in ("images", "sites", "labels", "attribution"):
+        for name in ("images", "sites", "labels", "prompts", "attribution"):
             if name not in first:
                 continue
             # an entry of no date: the same samples are the same bytes

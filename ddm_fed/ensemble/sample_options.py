@@ -1,12 +1,14 @@
 """What `sample` may be asked for, what an ensemble can answer, and what to say of it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import frequencies_seen, load_releases
 from ddm_fed.ensemble.pool import Precision
+from ddm_fed.ensemble.prompts import require_prompts_fit
 from ddm_fed.ensemble.sampling import SamplingOptions
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.ensemble.velocity import Ensemble
@@ -28,6 +30,8 @@ class SampleOptions:
         precision: Of the experts' arithmetic.
         png: Whether every sample is written as a picture of its own, too.
         devices: Where experts run; several take them in turn.
+        prompts: Captions that samples are asked to be, in turn; none without captions in the plan.
+        text_encoder: File of the plan's text encoder, where there are prompts.
         offload: Whether experts that gave way to others stay in the processor's memory.
     """
 
@@ -40,6 +44,8 @@ class SampleOptions:
     png: bool = True
     devices: tuple[str, ...] = ("cpu",)
     offload: bool = False
+    prompts: tuple[str, ...] = ()
+    text_encoder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -108,6 +114,8 @@ def require_fit(ensemble: Ensemble, content: Content, options: SampleOptions) ->
     classes, guidance = content.data.classes, options.sampling.guidance
     if options.label is not None and options.label not in classes:
         known = ", ".join(classes) or "none: the plan is unconditional"
+        if content.data.text is not None:
+            known = "none: the plan has captions; give --prompt instead"
         raise OptionError(
             f"--class {options.label} is not in the plan", hint=f"its classes are {known}"
         )
@@ -118,7 +126,8 @@ def require_fit(ensemble: Ensemble, content: Content, options: SampleOptions) ->
             "invented",
             hint=f"the classes that sites have are {', '.join(content.held)}",
         )
-    if guidance != 1.0 and not classes:
+    require_prompts_fit(content.data, options.prompts, options.text_encoder, guidance)
+    if guidance != 1.0 and not content.data.conditional:
         raise OptionError(
             f"--guidance {guidance:g} needs classes to guide to, and the plan has none",
             hint="leave --guidance out",
@@ -163,6 +172,8 @@ def notes_on(content: Content, options: SampleOptions) -> list[str]:
             f"strategy {sampling.strategy} goes by a router that sees {seen} of {pixels} "
             "frequencies: what sites differ in beyond those is mixed; --strategy sticky keeps it"
         )
+    if content.data.text is not None and not options.prompts:
+        notes.append("no --prompt was given: these are images that nothing was said of")
     if sampling.guidance != 1.0:
         text = f"under guidance {sampling.guidance:g} the shares of the sites are not exact"
         if sampling.strategy.asks_router:

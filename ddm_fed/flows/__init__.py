@@ -1,9 +1,13 @@
 """The mathematics of flow matching: path, conversion, objective, solvers."""
 
+from ddm_fed.flows.captions import EncodedTexts as EncodedTexts
 from ddm_fed.flows.condition import NO_CLASS as NO_CLASS
 from ddm_fed.flows.condition import ClassCondition as ClassCondition
 from ddm_fed.flows.condition import Condition as Condition
+from ddm_fed.flows.condition import TextCondition as TextCondition
+from ddm_fed.flows.condition import condition_of as condition_of
 from ddm_fed.flows.condition import rows_of as rows_of
+from ddm_fed.flows.condition import tensors_of as tensors_of
 from ddm_fed.flows.convert import Expert as Expert
 from ddm_fed.flows.convert import Network as Network
 from ddm_fed.flows.convert import VelocityModel as VelocityModel

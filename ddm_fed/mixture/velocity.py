@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ddm_fed.embedding import dct_basis, dct_matrices, frequency_order
-from ddm_fed.flows import NO_CLASS, Condition
+from ddm_fed.flows import NO_CLASS, ClassCondition, Condition
 from ddm_fed.mixture.coefficients import band_edges
 from ddm_fed.mixture.fit import ImageMixture
 from ddm_fed.records import Plan, StatisticsSpec
@@ -95,12 +95,13 @@ class MixtureVelocity(nn.Module):
         Args:
             x_t: States of the linear path, `(B, C, H, W)`.
             t: Their times, `(B,)`.
-            condition: Classes, or None for any.
+            condition: Classes, or None for any. A caption is of no class: a mixture says the same
+                whatever is asked for.
 
         Raises:
             ValueError: a condition was given to a mixture without classes.
         """
-        if condition is not None and not self.classes:
+        if isinstance(condition, ClassCondition) and not self.classes:
             raise ValueError("this mixture is unconditional: it takes no condition")
         with torch.autocast(x_t.device.type, enabled=False):
             z = (self.rows @ x_t.float() @ self.columns.T).flatten(1)  # (B, N)

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor, nn
 
-from ddm_fed.flows import NO_CLASS, Condition
+from ddm_fed.flows import NO_CLASS, ClassCondition, Condition
 
 
 class ExpertNetwork(nn.Module, ABC):
@@ -33,10 +33,11 @@ class ExpertNetwork(nn.Module, ABC):
         Args:
             x: `(B, C, H, W)`.
             t: Times in [0, 1], `(B,)`.
-            condition: Classes, or None for "no condition".
+            condition: Classes or captions, or None for "no condition".
 
         Raises:
             ValueError: a condition was given to an unconditional network.
+            TypeError: it is of another kind than the network reads.
         """
 
     @abstractmethod
@@ -48,9 +49,12 @@ class ExpertNetwork(nn.Module, ABC):
 
         Raises:
             ValueError: a condition was given to an unconditional network.
+            TypeError: the condition is no class.
         """
         if condition is None:
             return torch.full_like(t, self.classes, dtype=torch.long)
         if not self.classes:
             raise ValueError("this network is unconditional: it takes no condition")
+        if not isinstance(condition, ClassCondition):
+            raise TypeError("this network reads classes: it takes no captions")
         return torch.where(condition.labels == NO_CLASS, self.classes, condition.labels)

@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ddm_fed.models.registry import network_named, parameter_count
-from ddm_fed.records import network_of
+from ddm_fed.records import TextSpec, network_of
 
 FLOAT32_BYTES = 4
 ADAM_MOMENTS = 2
@@ -46,7 +46,12 @@ class NetworkCost(NamedTuple):
         return (1 + 1 + ADAM_MOMENTS + averages) * self.weights_bytes
 
 
-def network_cost(architecture: str, shape: tuple[int, int, int], classes: int = 0) -> NetworkCost:
+def network_cost(
+    architecture: str,
+    shape: tuple[int, int, int],
+    classes: int = 0,
+    text: TextSpec | None = None,
+) -> NetworkCost:
     """Returns what the network of that name costs for images of `shape (C, H, W)`.
 
     Allocates nothing: the pass runs on the meta device, where only shapes are computed.
@@ -59,7 +64,8 @@ def network_cost(architecture: str, shape: tuple[int, int, int], classes: int = 
     if network_of(architecture) is None:  # nothing is trained, and nothing beside the release sent
         return NetworkCost(0, 0, 0)
     with torch.device("meta"):
-        model = network_named(architecture, shape, classes).to("meta")  # tables are made elsewhere
+        model = network_named(architecture, shape, classes, text)
+        model = model.to("meta")  # tables are made elsewhere
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.empty(1, *shape), torch.empty(1))
         kept = _kept_for_backward(model, torch.empty(1, *shape), torch.empty(1))

@@ -127,9 +127,14 @@ def split_heads(qkv: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     return q, k, v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Returns every token's mixture of all values, heads side by side, `(B, T, D)`."""
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Returns every token's mixture of all values, heads side by side, `(B, T, D)`.
+
+    With `mask (B, 1, 1, keys)` bool, of those where it is true; each row has one.
+    """
+    # by position: private training knows these calls
+    told = (q, k, v) if mask is None else (q, k, v, mask)
+    return F.scaled_dot_product_attention(*told).transpose(1, 2).flatten(2)
 
 
 class Attention(nn.Module):
@@ -150,6 +155,26 @@ class Attention(nn.Module):
         if rotary is not None:
             q, k = rotary(q), rotary(k)
         mixed: Tensor = self.out(attend(q, k, v))
+        return mixed
+
+
+class AddedAttention(nn.Module):
+    """Tokens attend to others, `(B, T, D) -> (B, T, D)`; it adds nothing before training."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = plain_norm(width)
+        self.q = nn.Linear(width, width)
+        self.kv = nn.Linear(width, 2 * width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """Returns what each of `x` takes from `tokens (B, N, D)` where `mask (B, N)` is true."""
+        q = self.q(self.norm(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        kv = self.kv(tokens).unflatten(-1, (2, self.heads, -1))  # (B, N, 2, heads, E)
+        k, v = kv.permute(2, 0, 3, 1, 4)
+        mixed: Tensor = self.out(attend(q, k, v, mask[:, None, None]))
         return mixed
 
 
@@ -212,6 +237,9 @@ def reset_transformer(model: nn.Module, head: nn.Linear, generator: torch.Genera
     for module in model.modules():
         if isinstance(module, Modulation):
             nn.init.zeros_(module.weight)
+    for module in model.modules():
+        if isinstance(module, AddedAttention):
+            nn.init.zeros_(module.out.weight)
     nn.init.zeros_(head.weight)
 
 

@@ -31,7 +31,8 @@ from ddm_fed.models.layers import (
     split_heads,
     unpatchify,
 )
-from ddm_fed.records import MmditSize
+from ddm_fed.models.text import TextInput
+from ddm_fed.records import MmditSize, TextSpec
 
 CONDITION_TOKENS = 4  # a class says little: a few tokens give the image something to attend to
 
@@ -71,7 +72,12 @@ class DoubleBlock(nn.Module):
         self.image = Stream(width, heads)
 
     def forward(
-        self, condition: Tensor, image: Tensor, c: Tensor, rotary: RotaryPosition
+        self,
+        condition: Tensor,
+        image: Tensor,
+        c: Tensor,
+        rotary: RotaryPosition,
+        mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Returns the next tokens `(B, N, D)` and `(B, T, D)`, modulated by `c (B, D)`."""
         streams, tokens = (self.condition, self.image), (condition, image)
@@ -81,7 +87,7 @@ class DoubleBlock(nn.Module):
             for stream, x, shift in zip(streams, tokens, shifts, strict=True)
         ]
         q, k, v = (torch.cat(parts, dim=2) for parts in zip(*asked, strict=True))
-        mixed = attend(rotary(q), rotary(k), v)  # (B, N + T, D)
+        mixed = attend(rotary(q), rotary(k), v, mask)  # (B, N + T, D)
         count = condition.shape[1]
         parts = (mixed[:, :count], mixed[:, count:])
         condition, image = (
@@ -109,14 +115,16 @@ class SingleBlock(nn.Module):
         self.qk_norm = QkNorm(width // heads)
         self.outer = nn.Linear(5 * width, width)
 
-    def forward(self, x: Tensor, c: Tensor, rotary: RotaryPosition) -> Tensor:
+    def forward(
+        self, x: Tensor, c: Tensor, rotary: RotaryPosition, mask: Tensor | None = None
+    ) -> Tensor:
         """Returns the next tokens, from tokens `x (B, N + T, D)` and condition `c (B, D)`."""
         shift, scale, gate = self.modulation(c)[:, None].chunk(3, dim=-1)  # each (B, 1, D)
         inner = self.inner(self.norm(x) * (1 + scale) + shift)  # (B, N + T, 7 D)
         qkv, hidden = inner.split([3 * self.width, 4 * self.width], dim=-1)
         q, k, v = split_heads(qkv, self.heads)
         q, k = self.qk_norm(q, k)
-        mixed = attend(rotary(q), rotary(k), v)  # (B, N + T, D)
+        mixed = attend(rotary(q), rotary(k), v, mask)  # (B, N + T, D)
         x = x + gate * self.outer(torch.cat([mixed, F.gelu(hidden, approximate="tanh")], dim=-1))
         return x  # noqa: RET504 - mypy wants the type of x
 
@@ -125,26 +133,38 @@ class MMDiT(ExpertNetwork):
     """A transformer of two streams, `(B, C, H, W), (B,), condition -> (B, C, H, W)`.
 
     A class is a few learned tokens; "no class" has tokens of its own, and an unconditional network
-    has only those. Their mean also joins the time in the modulation.
+    has only those. Their mean also joins the time in the modulation. A caption has tokens of its
+    own, and its pooled vector joins the time.
 
     Args:
         shape: One image's `(C, H, W)`.
         size: Blocks of two streams and of one, width and heads.
         patch: Side of a patch in pixels; divides H and W.
         classes: Number of classes; 0 makes an unconditional network.
+        text: What captions are made of; None makes a network that reads none.
     """
 
     def __init__(
-        self, shape: tuple[int, int, int], size: MmditSize, patch: int, classes: int
+        self,
+        shape: tuple[int, int, int],
+        size: MmditSize,
+        patch: int,
+        classes: int,
+        *,
+        text: TextSpec | None = None,
     ) -> None:
         super().__init__(classes)
         channels, height, width = shape
         self.patch, self.rows, self.columns = patch, height // patch, width // patch
         self.embed = nn.Linear(channels * patch * patch, size.width)
-        self.tokens = nn.Embedding(classes + 1, CONDITION_TOKENS * size.width)
+        self.text = TextInput(text, size.width) if text is not None else None
+        self.tokens = None
+        if text is None:
+            self.tokens = nn.Embedding(classes + 1, CONDITION_TOKENS * size.width)
+        self.leading = CONDITION_TOKENS if text is None else 1 + text.tokens
         self.time = TimeEmbedding(size.width)
         self.rotary = RotaryPosition(
-            self.rows, self.columns, size.width // size.heads, leading=CONDITION_TOKENS
+            self.rows, self.columns, size.width // size.heads, leading=self.leading
         )
         self.double_blocks = nn.ModuleList(
             DoubleBlock(size.width, size.heads) for _ in range(size.double_blocks)
@@ -158,18 +178,35 @@ class MMDiT(ExpertNetwork):
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Returns the prediction at `x` (images at time `t`), `(B, C, H, W)` float32."""
-        tokens = self.tokens(self.class_rows(t, condition))
-        tokens = tokens.unflatten(1, (CONDITION_TOKENS, -1))  # (B, N, D)
-        c = self.time(t) + tokens.mean(1)  # (B, D)
         image = self.embed(patchify(x, self.patch))  # (B, T, D)
+        tokens, said, mask = self._told(t, condition, image)
+        c = self.time(t) + said  # (B, D)
         for block in self.double_blocks:
-            tokens, image = block(tokens, image, c, self.rotary)
+            tokens, image = block(tokens, image, c, self.rotary, mask)
         h = torch.cat([tokens, image], dim=1)  # (B, N + T, D)
         for block in self.single_blocks:
-            h = block(h, c, self.rotary)
+            h = block(h, c, self.rotary, mask)
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)  # (B, 1, D)
-        h = self.norm(h[:, CONDITION_TOKENS:]) * (1 + scale) + shift  # (B, T, D)
+        h = self.norm(h[:, self.leading :]) * (1 + scale) + shift  # (B, T, D)
         return unpatchify(self.head(h), self.rows, self.columns, self.patch).float()
+
+    def _told(
+        self, t: Tensor, condition: Condition | None, image: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Returns the condition's tokens `(B, N, D)`, what joins the time `(B, D)`, and a mask.
+
+        The mask, of the tokens of condition and image that may be attended to, is there where some
+        may not be.
+        """
+        if self.text is not None:
+            told = self.text(t, condition)
+            seen = torch.ones_like(image[:, :, 0], dtype=torch.bool)  # (B, T)
+            return told.tokens, told.pooled, torch.cat([told.mask, seen], 1)[:, None, None]
+        if self.tokens is None:
+            raise TypeError("a network without captions has tokens of its own")
+        tokens = self.tokens(self.class_rows(t, condition))
+        tokens = tokens.unflatten(1, (CONDITION_TOKENS, -1))  # (B, N, D)
+        return tokens, tokens.mean(1), None
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draws new weights: Xavier for linear layers, zero for every gate and the head."""

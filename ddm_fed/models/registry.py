@@ -15,10 +15,12 @@ from ddm_fed.records import (
     ExpertDesign,
     MixtureArchitecture,
     MmditArchitecture,
+    TextSpec,
     UnetArchitecture,
     network_of,
     parse_architecture,
     require_fit,
+    require_reads_text,
 )
 from ddm_fed.storage.tensors import TensorTable
 
@@ -32,16 +34,21 @@ def build_network(data: DataSpec, design: ExpertDesign) -> ExpertNetwork:
     Raises:
         ValueError: the architecture cannot take images of this size, or has no network.
     """
-    return network_named(design.architecture, data.shape, len(data.classes))
+    return network_named(design.architecture, data.shape, len(data.classes), data.text)
 
 
-def network_named(architecture: str, shape: tuple[int, int, int], classes: int) -> ExpertNetwork:
+def network_named(
+    architecture: str, shape: tuple[int, int, int], classes: int, text: TextSpec | None = None
+) -> ExpertNetwork:
     """Returns the network of that name for images of `shape (C, H, W)`, weights still to be set.
 
     Raises:
-        ValueError: the name is unknown, or stands for a network that cannot take this size.
+        ValueError: the name is unknown, or stands for a network that cannot take this size, or
+            captions.
     """
     require_fit(architecture, shape[1], shape[2])
+    if text is not None:
+        require_reads_text(architecture)
     name = network_of(architecture)
     if name is None:
         raise ValueError(f"an expert of {architecture} has no network: it is made of a release")
@@ -55,9 +62,10 @@ def network_named(architecture: str, shape: tuple[int, int, int], classes: int) 
                 modulation=dit.modulation,
                 qk_norm=dit.qk_norm,
                 positions=dit.positions,
+                text=text,
             )
         case MmditArchitecture() as mmdit:
-            return MMDiT(shape, mmdit.size, mmdit.patch, classes)
+            return MMDiT(shape, mmdit.size, mmdit.patch, classes, text=text)
         case UnetArchitecture() as unet:
             return UNet(shape, unet.size, classes)
         case ConvArchitecture() as conv:

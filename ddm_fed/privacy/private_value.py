@@ -2,12 +2,14 @@
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NoReturn, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from ddm_fed.flows import ClassCondition, Condition, EncodedTexts
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -52,7 +54,7 @@ class Private(Generic[T]):
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images and their classes, in memory or mapped from a file.
+    """Images and what they are, by class or caption, in memory or mapped from a file.
 
     Attributes:
         pixels: Float32 values in [-1, 1], `(N, C, H, W)`; or, with `value_range`, an array of any
@@ -61,10 +63,15 @@ class ImageSet:
         value_range: The values in `pixels` that mean -1 and 1; None if they are so already.
         units: For every image the unit of privacy it belongs to, `(N,)` int64: those from 0 to
             U - 1, none without an image. Images of one unit are protected together. None if every
-            image is a unit of its own.
+            every image is a unit of its own.
+        captions: What every image shows, N texts, the empty one for an image without; or None.
+            Never shown: a caption is as private as its image.
+        texts: The captions as networks read them. It follows from them and a public encoder, so it
+            is no part of the digest.
 
     Raises:
-        ValueError: `units` are not as described, so that they would protect something else.
+        ValueError: `units` are not as described, so that they would protect something else; or
+            there are not as many captions as images.
 
     Example:
         >>> patients = torch.tensor([0, 0, 1, 2, 2])
@@ -79,10 +86,14 @@ class ImageSet:
     labels: torch.Tensor | None
     value_range: tuple[float, float] | None = None
     units: torch.Tensor | None = None
+    captions: tuple[str, ...] | None = field(default=None, repr=False)
+    texts: EncodedTexts | None = field(default=None, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.units is not None:
             _require_dense(self.units, len(self))
+        if self.captions is not None and len(self.captions) != len(self):
+            raise ValueError(f"{len(self.captions)} captions are given for {len(self)} images")
 
     def __len__(self) -> int:
         return len(self.pixels)
@@ -114,6 +125,19 @@ class ImageSet:
             chosen = torch.from_numpy(np.array(self.pixels[index], dtype=np.float32))
         return chosen if self.value_range is None else to_unit_range(chosen, *self.value_range)
 
+    def condition(self, rows: torch.Tensor | slice) -> Condition | None:
+        """Returns what some images are: their captions, or else their classes; None if neither.
+
+        Raises:
+            ValueError: there are captions, and nothing that was made of them.
+        """
+        if self.captions is None:
+            return None if self.labels is None else ClassCondition(self.labels[rows])
+        if self.texts is None:
+            raise ValueError("these captions have not been encoded")
+        chosen = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
+        return self.texts.condition([self.captions[row] for row in chosen])
+
     def of_unit(self, unit: int) -> "ImageSet":
         """Returns the images of one unit alone: what it adds to a sum depends on nothing else."""
         return self.of_units(torch.tensor([unit]))
@@ -125,10 +149,15 @@ class ImageSet:
         pixels = self.pixels[rows if isinstance(self.pixels, torch.Tensor) else rows.numpy()]
         labels = None if self.labels is None else self.labels[rows]
         dense = torch.unique(units[rows], return_inverse=True)[1]
-        return ImageSet(pixels, labels, self.value_range, dense)
+        captions = None
+        if self.captions is not None:
+            captions = tuple(self.captions[row] for row in rows.tolist())
+        return ImageSet(pixels, labels, self.value_range, dense, captions, self.texts)
 
     def digest(self) -> str:
-        """Returns a SHA-256 of images, labels and units. It identifies the data: it stays private.
+        """Returns a SHA-256 of images, labels, units and captions.
+
+        It identifies the data: it stays private.
 
         It is the same however the images are stored.
         """
@@ -141,6 +170,11 @@ class ImageSet:
         if self.units is not None:
             digest.update(b"units")  # or units without labels would look like labels
             digest.update(self.units.numpy().tobytes())
+        if self.captions is not None:
+            digest.update(b"captions")
+            for caption in self.captions:
+                text = caption.encode("utf-8", "surrogatepass")
+                digest.update(len(text).to_bytes(8, "big") + text)
         return digest.hexdigest()
 
 

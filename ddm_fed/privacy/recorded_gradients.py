@@ -164,8 +164,9 @@ class _Watch(TorchFunctionMode):
         """Returns what `func` does, or its recording twin."""
         if func is functional.linear:
             return self._call(*args, **(kwargs or {}))
-        if func is functional.scaled_dot_product_attention and len(args) == 3 and not kwargs:
-            return _Attention.apply(*args)  # type: ignore[no-untyped-call]
+        if func is functional.scaled_dot_product_attention and len(args) in (3, 4) and not kwargs:
+            q, k, v, mask = (*args, None)[:4]
+            return _Attention.apply(q, k, v, mask)  # type: ignore[no-untyped-call]
         self._require_none_of_ours(func, [*args, *(kwargs or {}).values()])
         return func(*args, **(kwargs or {}))
 
@@ -223,21 +224,30 @@ class _Attention(torch.autograd.Function):
     """Fused attention, which by itself knows nothing of units."""
 
     @staticmethod
-    def forward(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         raise NotImplementedError("attention is asked about what is not of a unit")
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None: ...
 
     @staticmethod
-    def vmap(_info: Any, in_dims: Sequence[int | None], *qkv: Tensor) -> tuple[Tensor, int]:
-        """Returns every token's mixture, of queries, keys and values `(U, K, heads, T, E)`."""
-        if None in in_dims:
+    def vmap(
+        _info: Any, in_dims: Sequence[int | None], *given: Tensor | None
+    ) -> tuple[Tensor, int]:
+        """Returns every token's mixture, of queries, keys and values `(U, K, heads, T, E)`.
+
+        The fourth argument is the mask, `(U, K, ...)` as well, or None.
+        """
+        moved = [
+            x.movedim(axis, 0).flatten(0, 1)
+            for x, axis in zip(given, in_dims, strict=True)
+            if x is not None and axis is not None
+        ]
+        if len(moved) != sum(x is not None for x in given):
             raise NotImplementedError("attention is asked about what is not of a unit")
-        q, k, v = (x.movedim(axis or 0, 0) for x, axis in zip(qkv, in_dims, strict=True))
-        units = len(q)
-        q, k, v = (x.flatten(0, 1) for x in (q, k, v))
-        mixed = functional.scaled_dot_product_attention(q, k, v)
+        units = given[0].shape[in_dims[0] or 0] if given[0] is not None else 0
+        q, k, v, *mask = moved
+        mixed = functional.scaled_dot_product_attention(q, k, v, mask[0] if mask else None)
         return mixed.view(units, -1, *mixed.shape[1:]), 0
 
 

@@ -17,6 +17,7 @@ from ddm_fed.records.architecture import adds_to_mixture as adds_to_mixture
 from ddm_fed.records.architecture import network_of as network_of
 from ddm_fed.records.architecture import parse_architecture as parse_architecture
 from ddm_fed.records.architecture import require_fit as require_fit
+from ddm_fed.records.architecture import require_reads_text as require_reads_text
 from ddm_fed.records.audit import AttackerAccess as AttackerAccess
 from ddm_fed.records.audit import AuditFacts as AuditFacts
 from ddm_fed.records.audit import CanaryType as CanaryType
@@ -47,6 +48,7 @@ from ddm_fed.records.canonical import canonical_json as canonical_json
 from ddm_fed.records.canonical import parse_json as parse_json
 from ddm_fed.records.canonical import sha256_hex as sha256_hex
 from ddm_fed.records.data import DataSpec as DataSpec
+from ddm_fed.records.data import TextSpec as TextSpec
 from ddm_fed.records.ledger import CentralFacts as CentralFacts
 from ddm_fed.records.ledger import Event as Event
 from ddm_fed.records.ledger import GaussianEvent as GaussianEvent

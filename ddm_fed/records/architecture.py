@@ -167,6 +167,21 @@ def adds_to_mixture(name: str) -> bool:
     return name == MIXTURE or name.startswith(PLUS)
 
 
+def require_reads_text(name: str) -> None:
+    """Refuses an architecture whose network could not read a caption.
+
+    Raises:
+        ValueError: naming it, and what to choose.
+    """
+    network = network_of(name)  # a mixture alone is of all captions
+    reads = network is None or network.startswith(("DiT-", "MMDiT-"))
+    if not reads:
+        raise ValueError(
+            f"{name} attends to no tokens, so it cannot read captions: choose DiT or MMDiT, or "
+            "mixture with one of them"
+        )
+
+
 def require_fit(name: str, height: int, width: int) -> None:
     """Refuses an architecture that cannot take images of this size.
 

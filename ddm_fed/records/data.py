@@ -4,11 +4,35 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from ddm_fed.records.base import PlainText, Record
+from ddm_fed.records.base import PlainText, Record, Sha256
 
 ClassName = Annotated[PlainText, StringConstraints(pattern=r"^\S(.{0,62}\S)?$")]
 Fit = Literal["crop", "pad", "stretch"]
 Dimension = Annotated[int, Field(ge=4, le=1024)]
+
+
+class TextSpec(Record):
+    """The public text encoder that turns captions into what networks read.
+
+    `ddm-coord plan text FILE` writes this section. `tokens` is how many of the `context` tokens
+    that the encoder reads are handed on, the first ones; the pooled vector is of all. `width` and
+    `pooled` are the lengths of a token's and of the pooled vector.
+    """
+
+    encoder: Literal["clip"] = "clip"
+    sha256: Sha256
+    context: Annotated[int, Field(ge=2, le=512)]
+    tokens: Annotated[int, Field(ge=1, le=512)]
+    width: Annotated[int, Field(ge=1, le=8192)]
+    pooled: Annotated[int, Field(ge=1, le=8192)]
+
+    @model_validator(mode="after")
+    def _tokens_are_of_the_context(self) -> Self:
+        if self.tokens > self.context:
+            raise ValueError(
+                f"`tokens` {self.tokens} exceeds the encoder's `context` {self.context}"
+            )
+        return self
 
 
 class DataSpec(Record):
@@ -21,10 +45,11 @@ class DataSpec(Record):
     channels: Literal[1, 3]
     height: Dimension
     width: Dimension
-    conditioning: Literal["none", "class"] = "none"
+    conditioning: Literal["none", "class", "text"] = "none"
     classes: tuple[ClassName, ...] = ()
     # exclude_if: plans of earlier versions keep their digests
     fit: Annotated[Fit, Field(exclude_if=lambda fit: fit == "crop")] = "crop"
+    text: Annotated[TextSpec | None, Field(exclude_if=lambda text: text is None)] = None
 
     @property
     def pixel_shape(self) -> tuple[int, int, int]:
@@ -35,6 +60,17 @@ class DataSpec(Record):
     def shape(self) -> tuple[int, int, int]:
         """Shape of one image, `(C, H, W)`."""
         return (self.channels, self.height, self.width)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether a network is told what an image is: its class, or its caption."""
+        return self.conditioning != "none"
+
+    @model_validator(mode="after")
+    def _text_belongs_to_text_conditioning(self) -> Self:
+        if (self.conditioning == "text") != (self.text is not None):
+            raise ValueError('`[data.text]` is needed with conditioning = "text", and only then')
+        return self
 
     @model_validator(mode="after")
     def _classes_belong_to_class_conditioning(self) -> Self:

@@ -20,6 +20,7 @@ from ddm_fed.records.architecture import (
     network_of,
     parse_architecture,
     require_fit,
+    require_reads_text,
 )
 from ddm_fed.records.base import (
     Count,
@@ -253,6 +254,19 @@ class Plan(Record):
     def _architectures_fit_the_images(self) -> Self:
         for name in self.expert.architecture:
             require_fit(name, self.data.height, self.data.width)
+        return self
+
+    @model_validator(mode="after")
+    def _captions_can_be_read_and_left_out(self) -> Self:
+        if self.data.text is None:
+            return self
+        for name in self.expert.architecture:
+            require_reads_text(name)
+        if self.training.label_dropout == 0:
+            raise ValueError(
+                "`training.label_dropout` 0 never leaves a caption out: an expert would not know "
+                "what to make of none, which guidance and routers ask for; give one such as 0.1"
+            )
         return self
 
     @model_validator(mode="after")

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ddm_fed.flows import ClassCondition
+from ddm_fed.flows import ClassCondition, Condition
 from ddm_fed.router.base import Router
 
 CALIBRATION_TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
@@ -72,11 +72,11 @@ class CalibratedRouter:
         """As of the router inside; see `Router`."""
         return self._router.reads_state
 
-    def log_prior(self, condition: ClassCondition | None) -> Tensor:
+    def log_prior(self, condition: Condition | None) -> Tensor:
         """Returns log pi_k(c), `(K,)` or `(B, K)`; see `Router`."""
         return self._router.log_prior(condition)
 
-    def log_posterior(self, x_t: Tensor, t: Tensor, condition: ClassCondition | None) -> Tensor:
+    def log_posterior(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         """Returns log p(k | x_t, t, c), `(B, K)`; see `Router`."""
         times, log_temperature, bias = self._calibration
         at = t.double().clamp(times[0], times[-1])

@@ -1,4 +1,4 @@
-"""What a step is computed from: images, noise, times and labels, as functions of (seed, step).
+"""What a step is computed from: images, noise, times and conditions, as functions of (seed, step).
 
 Everything is drawn for the whole batch, whoever computes which rows of it. So neither micro-batches
 nor several processes change what is learned.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ddm_fed.flows import (
-    ClassCondition,
+    Condition,
     VelocityModel,
     interpolate,
     logit_normal_times,
@@ -64,7 +64,7 @@ class Batch:
     x_0: Tensor
     eps: Tensor
     t: Tensor
-    condition: ClassCondition | None
+    condition: Condition | None
     weight: float = 1.0
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class Batches:
     Args:
         images: The site's images.
         spec: Batch size, times, label dropout and augmentation.
-        conditional: Whether the network is told the labels.
+        conditional: Whether the network is told the labels or captions.
         seed: The run's seed.
         known: The velocity that is known already, of which only the rest is learned; or None.
     """
@@ -132,8 +132,9 @@ class Batches:
         wanted = self._order.rows(step)[rows]
         x_0 = move_images(self._images.batch(wanted), moves.rows(rows))
         condition = None
-        if self._conditional and self._images.labels is not None:
-            condition = ClassCondition(self._images.labels[wanted]).dropped(dropped[rows])
+        if self._conditional:
+            condition = self._images.condition(wanted)
+            condition = None if condition is None else condition.dropped(dropped[rows])
         eps, t = eps[rows], t[rows]
         if self._known is not None:
             velocity = self._known(interpolate(x_0, eps, t), t, condition)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ddm_fed.errors import OptionError
-from ddm_fed.flows import ClassCondition, denoising_loss, path_named
+from ddm_fed.flows import condition_of, denoising_loss, path_named
 from ddm_fed.models import ExpertNetwork
 from ddm_fed.privacy import FunctionalGradients, Gradients, RecordedGradients, RowLoss, agreement
 from ddm_fed.records import ExpertDesign, Plan
@@ -21,13 +21,11 @@ LARGEST_ERROR = 1e-5
 
 
 def row_loss(plan: Plan, design: ExpertDesign) -> RowLoss:
-    """Returns the loss of rows `(R, ...)`: images, noise, times, and labels where there are."""
+    """Returns the loss of rows `(R, ...)`: images, noise, times, and the condition's tensors."""
     path, weighting = path_named(design.path), plan.training.loss_weighting
 
-    def loss(
-        network: ExpertNetwork, x_0: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None = None
-    ) -> Tensor:
-        condition = None if labels is None else ClassCondition(labels)
+    def loss(network: ExpertNetwork, x_0: Tensor, eps: Tensor, t: Tensor, *told: Tensor) -> Tensor:
+        condition = condition_of(told)
         return denoising_loss(
             network,
             x_0,
@@ -47,6 +45,11 @@ def made_up_units(plan: Plan, draws: int, units: int = TEST_UNITS) -> tuple[Tens
     generator, shape = seeded(0, "made up", 0), plan.data.shape
     images, eps = torch.randn((2, units, draws, *shape), generator=generator).clamp(-1, 1)
     t = draw_times(plan.training, units * draws, generator).view(units, draws)
+    if (text := plan.data.text) is not None:
+        tokens = torch.randn((units, draws, text.tokens, text.width), generator=generator)
+        pooled = torch.randn((units, draws, text.pooled), generator=generator)
+        lengths = torch.randint(0, text.tokens + 1, (units, draws, 1), generator=generator)
+        return images, eps, t, tokens, pooled, torch.arange(text.tokens) < lengths
     if not plan.data.classes:
         return images, eps, t
     count = len(plan.data.classes)

@@ -67,7 +67,8 @@ def train_expert(
     Raises:
         CheckpointError: the checkpoint is damaged or belongs to another run, or the training was
             interrupted.
-        DataError: there are no images, or no labels although the plan has classes.
+        DataError: there are no images, or no labels or captions although the plan
+            asks for them.
         OptionError: the plan does not allow what was chosen.
         DigestError, WeightsError, ValuesError: the public checkpoint is not the plan's.
     """
@@ -113,13 +114,20 @@ def require_possible(
     """Refuses what no run can be started with; cheap, and changes nothing.
 
     Raises:
-        DataError: there are no images, or no labels although the plan has classes.
+        DataError: there are no images, or no labels or captions although the plan
+            asks for them.
         OptionError: the plan does not allow what was chosen.
     """
     if len(images) == 0:
         raise DataError("there are no images to train on", hint="check --data")
     if plan.data.classes and images.labels is None:
         raise DataError("the images have no labels, the plan asks for classes", hint="check --data")
+    if plan.data.text is not None and (images.captions is None or images.texts is None):
+        what = "captions" if images.captions is None else "encoded captions"
+        raise DataError(
+            f"the images have no {what}, the plan asks for text",
+            hint="docs/plan.md says where captions come from; --text-encoder encodes them",
+        )
     if not plan.expert.allows(design):
         raise OptionError(
             f"--architecture, --path, --prediction: the plan does not allow an expert of {design}",
@@ -159,7 +167,7 @@ class Training:
         self._plan, self._spec, self._design = plan, plan.training, job.design
         self._options, self._run, self._team, self._checkpoint = options, run, team, checkpoint
         self._autocast = autocast_to(run.precision, team.device)
-        conditional = bool(plan.data.classes)
+        conditional = plan.data.conditional
         self._known = None if job.known is None else job.known.velocity
         self._batches = Batches(
             images, plan.training, conditional=conditional, seed=run.seed, known=self._known

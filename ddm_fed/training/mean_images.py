@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from ddm_fed.flows import tensors_of
 from ddm_fed.models import ExpertNetwork
 from ddm_fed.privacy import (
     SUM,
@@ -160,6 +161,8 @@ def learn_central(
     """Trains `part` of `network` on central images: as the plan says, for `steps` steps."""
     if len(central) == 0:
         return
+    # under a plan of captions they are of no class and have no caption: they teach what an image
+    # is before anything is said of it
     from torch.func import functional_call  # takes long to load, and most commands need none of it
 
     warm_up = {"steps": steps, "batch_size": BATCH_SIZE, "warmup_steps": steps // 10}
@@ -177,10 +180,9 @@ def learn_central(
 
     for step in range(steps):
         batch = batches.draw(step, slice(0, BATCH_SIZE)).to(device)
-        labels = () if batch.condition is None else (batch.condition.labels,)
         set_learning_rate(optimizer, spec, step)
         optimizer.zero_grad()
-        mean = loss(call, batch.x_0, batch.eps, batch.t, *labels).mean()
+        mean = loss(call, batch.x_0, batch.eps, batch.t, *tensors_of(batch.condition)).mean()
         mean.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trained.values(), float(spec.clip_norm))
         optimizer.step()

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from ddm_fed.flows import ClassCondition, denoising_loss, path_named
+from ddm_fed.flows import ClassCondition, Condition, TextCondition, denoising_loss, path_named
 from ddm_fed.models import build_network
 from ddm_fed.records import ExpertDesign, Plan
 
@@ -23,6 +23,20 @@ def autocast_to(precision: Precision, device: torch.device) -> Autocast:
     if precision == "float32":
         return nullcontext
     return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def made_up_condition(plan: Plan, rows: int) -> Condition | None:
+    """Returns a condition of the plan's shapes that nobody's images are in; None without one."""
+    if (text := plan.data.text) is not None:
+        shape = (rows, text.tokens)
+        return TextCondition(
+            torch.zeros((*shape, text.width)),
+            torch.zeros((rows, text.pooled)),
+            torch.ones(shape, dtype=torch.bool),
+        )
+    if plan.data.classes:
+        return ClassCondition(torch.zeros(rows, dtype=torch.long))
+    return None
 
 
 def choose_precision(
@@ -43,8 +57,8 @@ def choose_precision(
     rows = min(plan.training.batch_size, micro_batch or plan.training.batch_size, TRIAL_ROWS)
     x_0 = torch.randn((rows, *plan.data.shape), generator=generator).to(device)
     t = torch.linspace(0.1, 0.9, rows, device=device)
-    labels = torch.zeros(rows, dtype=torch.long, device=device)
-    condition = ClassCondition(labels) if plan.data.classes else None
+    condition = made_up_condition(plan, rows)
+    condition = None if condition is None else condition.to(device)
     path = path_named(design.path)
 
     def step(precision: Precision) -> None:

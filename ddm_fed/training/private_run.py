@@ -179,7 +179,7 @@ class PrivateRun:
         units = UnitDraws(
             images,
             plan.training,
-            conditional=bool(plan.data.classes),
+            conditional=plan.data.conditional,
             randomness=self._randomness,
             draws=noise.draws,
             known=self._known,

@@ -85,7 +85,7 @@ class SlowUnits:
         lone = UnitDraws(
             self._images.of_unit(unit),
             self._plan.training,
-            conditional=bool(self._plan.data.classes),
+            conditional=self._plan.data.conditional,
             randomness=self._randomness,
             draws=self._noise.draws,
             first_place=unit,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ddm_fed.flows import EncodedTexts
 from ddm_fed.privacy import ImageSet, fresh_secret
 from ddm_fed.records import ExpertDesign, Plan
 from ddm_fed.training.options import RunOptions
@@ -16,6 +17,12 @@ from ddm_fed.training.private_options import PrivateTraining
 from ddm_fed.training.private_run import PrivateRun, Source
 from ddm_fed.training.state import Job
 from ddm_fed.training.trainable import TrainedPart
+
+
+def no_captions(plan: Plan) -> EncodedTexts | None:
+    """Returns what encodes the empty caption alone; None where the plan has no captions."""
+    text = plan.data.text
+    return None if text is None else EncodedTexts.nothing(text.tokens, text.width, text.pooled)
 
 
 @contextmanager
@@ -46,7 +53,10 @@ def trial_run(
     secret = fresh_secret()
     classes = bool(plan.data.classes)
     images = ImageSet(
-        torch.zeros((1, *plan.data.shape)), torch.zeros(1, dtype=torch.int64) if classes else None
+        torch.zeros((1, *plan.data.shape)),
+        torch.zeros(1, dtype=torch.int64) if classes else None,
+        captions=None if plan.data.text is None else ("",),
+        texts=no_captions(plan),
     )
     options = RunOptions(seed=secret.seed("weights"))
     with join_team(shard=False) as team, tempfile.TemporaryDirectory() as folder:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from ddm_fed.flows import (
-    NO_CLASS,
-    ClassCondition,
+    Condition,
     VelocityModel,
     interpolate,
+    tensors_of,
     without_known,
 )
 from ddm_fed.privacy import ImageSet, Randomness
@@ -31,7 +31,7 @@ class UnitDraws:
     Args:
         images: The site's images.
         spec: Times, label dropout and augmentation.
-        conditional: Whether the network is told the labels.
+        conditional: Whether the network is told the labels or captions.
         randomness: The run's secret. Draws shape what a unit contributes, which is clipped whatever
             it is: the guarantee rests on inclusion and noise alone.
         draws: K.
@@ -67,8 +67,8 @@ class UnitDraws:
     def blocks(self, step: int, units: Tensor) -> Iterator[tuple[Tensor, ...]]:
         """Yields the rows of `units (U,)` in `step`, some units at a time.
 
-        Each is images `(n, K, C, H, W)`, noise of that shape, times `(n, K)`, and labels `(n, K)`
-        where the network is told them.
+        Each is images `(n, K, C, H, W)`, noise of that shape, times `(n, K)`, and, where the
+        network is told what they are, what the condition is made of, each `(n, K, ...)`.
         """
         for block in torch.split(units, UNITS_AT_ONCE):
             if len(block):
@@ -96,27 +96,26 @@ class UnitDraws:
         flat = rows.flatten()  # (n K,)
         moves = join_moves([one.moves for one in drawn])
         x_0 = move_images(self._images.batch(flat), moves).view(eps.shape)
-        labels = self._images.labels
-        if not self._conditional or labels is None:
-            return (*self._unknown(x_0, eps, t, None), t)
-        told = torch.where(dropped, NO_CLASS, labels[rows])
-        return (*self._unknown(x_0, eps, t, told), t, told)
+        told = self._images.condition(flat) if self._conditional else None
+        if told is not None:
+            told = told.dropped(dropped.flatten())
+        condition = (value.view(*rows.shape, *value.shape[1:]) for value in tensors_of(told))
+        return (*self._unknown(x_0, eps, t, told), t, *condition)
 
     def _unknown(
-        self, x_0: Tensor, eps: Tensor, t: Tensor, labels: Tensor | None
+        self, x_0: Tensor, eps: Tensor, t: Tensor, condition: Condition | None
     ) -> tuple[Tensor, Tensor]:
         """Returns images and noise `(n, K, C, H, W)`, less the velocity that is known already."""
         if self._known is None:
             return x_0, eps
         images, noise, times = x_0.flatten(0, 1), eps.flatten(0, 1), t.flatten()
-        condition = None if labels is None else ClassCondition(labels.flatten())
         velocity = self._known(interpolate(images, noise, times), times, condition)
         images, noise = without_known(images, noise, times, velocity)
         return images.view(x_0.shape), noise.view(eps.shape)
 
 
 class _Drawn(NamedTuple):
-    """What one unit shows: rows of the images `(K,)`, noise, times, dropped labels and moves."""
+    """What one unit shows: rows of the images `(K,)`, noise, times, what is dropped, and moves."""
 
     rows: Tensor
     eps: Tensor

@@ -12,6 +12,7 @@ from sites.cli.options import (
     MaxBadOption,
     PlanOption,
     SiteOption,
+    TextEncoderOption,
     ValueRangeOption,
     open_published,
     read_images,
@@ -47,6 +48,7 @@ def audit(
             help="The most training steps the canaries go through; by default the plan's.", min=1
         ),
     ] = None,
+    text_encoder: TextEncoderOption = None,
     value_range: ValueRangeOption = None,
     max_bad_fraction: MaxBadOption = 0.05,
     seed: Annotated[int, typer.Option(help="Decides times, noise and samples.", min=0)] = 0,
@@ -59,6 +61,7 @@ def audit(
     Example: ddm-site audit --plan published --data images/ --controls held-out/
     """
     from sites.train.audit import AuditOptions, run_audit
+    from sites.train.captions import FOLDER, encode_captions
 
     home, published = open_published(site, plan)
     trust = published.trust
@@ -68,11 +71,17 @@ def audit(
         show_data(home.settings.name, report)
         return images
 
+    def told(images: "Private[ImageSet]", folder: str) -> "Private[ImageSet]":
+        if controls is None:  # nothing asks an expert about images
+            return images
+        work = home.work(trust.plan_sha256)
+        return encode_captions(work, trust.plan, images, text_encoder, console.say, folder=folder)
+
     with home.changing():
         options = AuditOptions(
             canaries=canaries,
             most_steps=training_steps,
-            controls=None if controls is None else load(controls),
+            controls=None if controls is None else told(load(controls), f"{FOLDER}-controls"),
             seed=seed,
         )
         images = load(data)
@@ -85,7 +94,7 @@ def audit(
                 done += more
                 update(done, "")
 
-            found = run_audit(home, trust, images, options, advance)
+            found = run_audit(home, trust, told(images, FOLDER), options, advance)
     if as_json:
         console.show_json(found.facts())
     else:

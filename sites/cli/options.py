@@ -44,6 +44,13 @@ MaxBadOption = Annotated[
         callback=finite,
     ),
 ]
+TextEncoderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--text-encoder",
+        help="The plan's text encoder on this machine, where the plan has captions.",
+    ),
+]
 YesOption = Annotated[
     bool,
     typer.Option(

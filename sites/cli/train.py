@@ -18,6 +18,7 @@ from sites.cli.options import (
     MaxBadOption,
     PlanOption,
     SiteOption,
+    TextEncoderOption,
     ValueRangeOption,
     YesOption,
     open_published,
@@ -66,6 +67,7 @@ def train(
     base: Annotated[
         Path | None, typer.Option(help="The plan's base checkpoint on this machine.")
     ] = None,
+    text_encoder: TextEncoderOption = None,
     ema_half_life: Annotated[
         int | None,
         typer.Option(
@@ -148,7 +150,7 @@ def train(
     if process_rank() != 0:
         _help(site, plan, choose, load)
         return
-    _lead(site, plan, choose, load, yes=yes)
+    _lead(site, plan, choose, load, text_encoder, yes=yes)
 
 
 def _design(
@@ -169,8 +171,17 @@ def _design(
         raise options_error(error, ExpertDesign, hint) from None
 
 
-def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) -> None:
+def _lead(
+    site: Path,
+    plan: Path,
+    choose: "Choose",
+    load: "Load",
+    text_encoder: Path | None,
+    *,
+    yes: bool,
+) -> None:
     from sites.outbox.stages import find_bundles
+    from sites.train.captions import encode_captions
     from sites.train.pipeline import run_plan
 
     home, published = open_published(site, plan)
@@ -180,6 +191,8 @@ def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) 
         images, report = load(home, trust.plan)
         show_data(home.settings.name, report)
         settle_doubts(report, yes=yes)
+        work = home.work(trust.plan_sha256)
+        images = encode_captions(work, trust.plan, images, text_encoder, console.say)
         with _watched(home, trust.plan_sha256, trust.plan.training.steps) as watch:
             bundle = run_plan(home, trust, published.log, images, options, watch)
         drafts = find_bundles(home.drafts)
@@ -191,12 +204,15 @@ def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) 
 def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
     """What every process but the first does: it holds no lock and writes nothing."""
     from ddm_fed.trust.published import published_folder, read_published
+    from sites.train.captions import wait_for_captions
     from sites.train.pipeline import help_train
     from sites.workspace import SiteFolder
 
     home = SiteFolder.open(site)
     trust = read_published(published_folder(plan), home.settings.root)
-    help_train(home, trust, load(home, trust.plan)[0], choose(trust.plan))
+    work = home.work(trust.plan_sha256)
+    images = wait_for_captions(work, trust.plan, load(home, trust.plan)[0])
+    help_train(home, trust, images, choose(trust.plan))
 
 
 class _Estimate:

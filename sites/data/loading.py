@@ -18,6 +18,8 @@ from ddm_fed.records import DataSpec, PrivacyUnit
 from ddm_fed.storage.files import UNREADABLE_ARCHIVE
 from ddm_fed.storage.numpy_files import require_honest_archive, require_honest_array
 from sites.data.arrays import to_images
+from sites.data.captions import KEY as CAPTIONS_KEY
+from sites.data.captions import load_captions, take_captions
 from sites.data.labels import class_indices, note_classes
 from sites.data.picture import Pixels, Source, Wanted
 from sites.data.report import DataReport
@@ -47,6 +49,8 @@ def load_images(
             `train_labels`), an `.npy` file of images with its labels in `NAME.labels.npy` beside
             it, or whatever `find_source` knows: folders of images or DICOM files, tables, shards,
             parquet. An `.npy` file of the plan's shape is mapped and never in memory as a whole.
+            Captions are `captions` in an `.npz`, `NAME.captions.npy` beside an `.npy`, and what
+            tables, shards and parquet say.
         spec: The plan's image shape and classes.
         unit: The plan's unit of privacy. Images of one patient are known by `units` (or
             `patient_ids`) in an `.npz`, `NAME.units.npy` beside an `.npy`, `units.csv` with the
@@ -132,7 +136,8 @@ def _of_array(
     indices = class_indices(labels, names, spec, report.source, len(images))
     _note_labels(indices, spec, report, given=labels is not None and place is not None)
     units = load_units(place, len(images), unit, report.notes)
-    return Private(ImageSet(images, indices, value_range, units)), report
+    captions = take_captions(load_captions(place), spec, report.source, len(images), report)
+    return Private(ImageSet(images, indices, value_range, units, captions)), report
 
 
 def _of_items(
@@ -160,7 +165,8 @@ def _of_items(
     )
     _note_labels(indices, spec, report, given=labels is not None)
     units = units_of_items(found.units, found.joined, unit, report.source, report.notes)
-    return Private(ImageSet(found.pixels, indices, (0.0, 255.0), units))
+    captions = take_captions(found.captions, spec, report.source, count, report)
+    return Private(ImageSet(found.pixels, indices, (0.0, 255.0), units, captions))
 
 
 def _note_labels(
@@ -235,7 +241,9 @@ def _npz(path: Path, report: DataReport) -> tuple[Pixels, Pixels | None]:
         with path.open("rb") as file, np.lib.npyio.NpzFile(file, allow_pickle=False) as archive:
             for images, labels in NPZ_KEYS:
                 if images in archive:
-                    for unused in sorted(set(archive.files) - {images, labels} - UNIT_KEYS):
+                    for unused in sorted(
+                        set(archive.files) - {images, labels, CAPTIONS_KEY} - UNIT_KEYS
+                    ):
                         report.leave_out("arrays of the file are not used", printable(unused))
                     return archive[images], archive.get(labels)
             found = ", ".join(sorted(archive.files)) or "nothing"

@@ -123,6 +123,8 @@ def _labelled(images: ImageSet, plan: Plan, seed: int) -> LabelledImages:
     """Returns at most `MOST_ATTACKED` images, drawn without replacement."""
     order = torch.randperm(len(images), generator=seeded(seed, "attacked", len(images)))
     rows = order[:MOST_ATTACKED].sort().values
+    if plan.data.text is not None:
+        return LabelledImages(images.batch(rows), condition=images.condition(rows))
     labels = images.labels[rows] if plan.data.classes and images.labels is not None else None
     return LabelledImages(images.batch(rows), labels)
 
@@ -142,7 +144,11 @@ def _flat(images: Tensor) -> Rows:
 
 @torch.no_grad()
 def _samples(expert: Expert, plan: Plan, seed: int) -> Rows:
-    """Returns samples of the expert alone, the classes in turn, `(SAMPLES, C H W)`."""
+    """Returns samples of the expert alone, the classes in turn, `(SAMPLES, C H W)`.
+
+    Of no caption: those of the site are private, and what is asked for by them would follow from
+    more than the expert, of which epsilon speaks.
+    """
     noise = torch.randn((SAMPLES, *plan.data.shape), generator=seeded(seed, "samples", 0))
     condition = None
     if plan.data.classes:

@@ -27,8 +27,8 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "signing": {"errors", "records", "storage"},
         "trust": {"errors", "limits", "records", "storage", "signing"},
         "flows": {"records"},
-        "privacy": {"errors", "records"},
-        "embedding": {"errors", "storage"},
+        "privacy": {"errors", "records", "flows"},
+        "embedding": {"errors", "records", "storage", "flows"},
         "mixture": {"errors", "records", "storage", "flows", "privacy", "embedding"},
         "models": {"records", "storage", "flows", "embedding", "mixture"},
         "router": {

@@ -5,16 +5,24 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from ddm_fed.embedding import ClipEmbedder, TimmEmbedder, open_embedder
+from ddm_fed.embedding import (
+    ClipEmbedder,
+    TimmEmbedder,
+    encode_texts,
+    open_embedder,
+    open_text_encoder,
+)
 from ddm_fed.embedding.base import prepared
 from ddm_fed.embedding.clip import MEAN, STD
 from ddm_fed.embedding.public_weights import import_torchvision, read_checkpoint
 from ddm_fed.errors import DataError, DigestError, FileSetError, StateError
+from ddm_fed.records import TextSpec
 
 TIMM_NAME = "test_vit.r160_in1k"
 OTHER_SHA256 = "0" * 64
@@ -273,3 +281,40 @@ def test_open_embedder_with_an_unknown_name_is_refused(tmp_path):
     for name in ("vgg", "timm", "timm:", "CLIP"):
         with pytest.raises(ValueError, match="unknown embedder"):
             open_embedder(name, tmp_path, OTHER_SHA256)
+
+
+# --- captions ---
+
+
+def test_states_of_texts_are_those_of_the_package(clip, clip_network):
+    texts = ["a boot", "Ein großer Stiefel mit Schnürsenkeln", "a " * 200]
+    tokens, pooled, lengths = clip.states(texts, 77)
+    read = clip_package().tokenize(texts, truncate=True)
+    expected = torch.nn.functional.normalize(clip_network.encode_text(read), dim=1)
+    assert (torch.from_numpy(pooled).float() - expected).abs().max() < 1e-3
+    assert lengths.tolist() == [4, lengths[1], 77]
+    # the state of the mark at the end, projected, is the pooled vector
+    ends = torch.from_numpy(tokens).float()[range(3), lengths - 1] @ clip_network.text_projection
+    assert (torch.nn.functional.normalize(ends, dim=1) - expected).abs().max() < 1e-2
+    shorter, _, same = clip.states(texts, 3)
+    assert np.array_equal(shorter, tokens[:, :3])
+    assert np.array_equal(same, lengths)
+
+
+def test_text_encoder_is_the_one_of_the_plan(clip_file):
+    spec = TextSpec(sha256=digest_of(clip_file), context=77, tokens=16, width=64, pooled=24)
+    encoder = open_text_encoder(clip_file, spec)
+    with pytest.raises(DigestError):
+        open_text_encoder(clip_file, spec.model_copy(update={"sha256": OTHER_SHA256}))
+    with pytest.raises(DataError, match="says 77, 65 and 24"):
+        open_text_encoder(clip_file, spec.model_copy(update={"width": 65}))
+    encoded = encode_texts(encoder, spec, ["a boot", "", "a coat", "a boot"])
+    told = encoded.condition(["a coat", "", "a boot"])
+    assert told.mask.sum(1).tolist() == [4, 0, 4]
+    assert not told.tokens[1].any()
+    assert not told.pooled[1].any()
+    alone = encode_texts(encoder, spec, ["a boot"]).condition(["a boot"])
+    assert torch.equal(told.rows(slice(2, 3)).tokens, alone.tokens)
+    with pytest.raises(ValueError, match="a caption was not encoded") as error:
+        encoded.condition(["a secret"])
+    assert "secret" not in str(error.value)

@@ -82,6 +82,27 @@ def test_table_says_order_labels_and_units(tmp_path, pictures, kind):
     assert report.classes == {"cat": 2, "dog": 0, "owl": 1}
 
 
+TEXT = DataSpec(
+    channels=1,
+    height=8,
+    width=8,
+    conditioning="text",
+    text={"sha256": "0" * 64, "context": 8, "tokens": 4, "width": 8, "pooled": 8},
+)
+
+
+def test_captions_of_tables_and_shards_are_those_of_their_images(tmp_path, pictures):
+    path = table(tmp_path / "all.csv", ["file", "label", "text", "unit"], ROWS)
+    assert load(path, TEXT)[0].captions == ("an owl, asleep", "", "ein Kätzchen")
+    shard = write_shard(
+        tmp_path / "a.tar",
+        [("1.png", pictures[0]), ("1.txt", "eins"), ("2.png", pictures[1]), ("3.png", b"junk")],
+    )
+    images, _ = load(shard, TEXT, max_bad_fraction=0.5)
+    assert images.captions == ("eins", "")
+    assert "has no captions" in refusal(tmp_path / "scans", TEXT)
+
+
 def test_labels_of_a_table_may_be_numbers_of_the_plans_classes(tmp_path, pictures):
     path = table(
         tmp_path / "all.csv", ["file_name", "cls"], [["scans/0.png", 2], ["scans/1.png", 0]]
