@@ -40,6 +40,7 @@ def in_memory() -> bool:
         return False
 
 
+DISK = tempfile.gettempdir()  # for what must take its time
 if "TMPDIR" not in os.environ and in_memory():
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
@@ -93,6 +94,13 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def disk() -> Iterator[Path]:
+    """A folder on the disk, where what writes large files can be caught half-way."""
+    with tempfile.TemporaryDirectory(prefix="ddm-tests-", dir=DISK) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")
