@@ -3,7 +3,9 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,6 +17,32 @@ from hypothesis import settings
 
 # the tests' keys are no business of the keyring of whoever runs them
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
+
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES = 6 << 30  # twice what one run was seen to hold at a time
+
+
+def in_memory() -> bool:
+    """Whether folders of tests can be in memory: enough of it, and programs run from there.
+
+    Every document is flushed to the disk, and its folder too: 13 ms each on a busy disk, nothing
+    in memory. What a power cut would leave is asked of the calls themselves, not of a disk.
+    """
+    try:
+        if shutil.disk_usage(MEMORY).free < MEMORY_BYTES:
+            return False
+        with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+            program = Path(folder) / "program"
+            program.write_text("#!/bin/sh\n")
+            program.chmod(0o700)
+            return subprocess.run([program], check=False).returncode == 0
+    except OSError:
+        return False
+
+
+DISK = tempfile.gettempdir()  # for what must take its time
+if "TMPDIR" not in os.environ and in_memory():
+    os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 # a shell ignores Ctrl-C for what it starts in the background, and every process started here would
 # inherit that; a handler is not inherited, so they end as they do in a terminal
@@ -66,6 +94,13 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     folder.mkdir()
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def disk() -> Iterator[Path]:
+    """A folder on the disk, where what writes large files can be caught half-way."""
+    with tempfile.TemporaryDirectory(prefix="ddm-tests-", dir=DISK) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture(scope="session")

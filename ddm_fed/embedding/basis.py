@@ -4,6 +4,8 @@ The rows are orthonormal and fixed by the image's shape alone, so nothing privat
 P eps of white noise eps is white noise again. That is what lets a router score noised images.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,6 +22,11 @@ def dct_basis(shape: tuple[int, int, int], frequencies: int) -> Tensor:
     Returns:
         Orthonormal rows, `(C * frequencies, C * H * W)`, float64.
     """
+    return _dct_rows(tuple(shape), frequencies).clone()  # of the caller's own
+
+
+@lru_cache(maxsize=4)  # one plan asks again for each message, each unit and each part of a fit
+def _dct_rows(shape: tuple[int, int, int], frequencies: int) -> Tensor:
     channels, height, width = shape
     rows, columns = _dct_matrix(height), _dct_matrix(width)
     pairs = _lowest_first(height, width)[:frequencies]

@@ -11,6 +11,7 @@ import os
 import stat
 import tempfile
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
@@ -238,24 +239,28 @@ def is_encrypted(path: Path) -> bool:
 
 def _refuse_weak_point(raw: bytes) -> None:
     """Refuses encodings that are not a point of the prime-order group, in its one spelling."""
-    reason = None
-    if len(raw) != 32:
-        reason = f"it has {len(raw)} bytes, not 32"
-    else:
-        y = int.from_bytes(raw, "little")
-        sign, y = y >> 255, y & (2**255 - 1)
-        point = _decode(y, sign) if y < _P else None
-        if point is None:
-            reason = "it is not the canonical encoding of a curve point"
-        elif _is_identity(_multiply(8, point)):
-            reason = "its point has small order, so one signature would fit many messages"
-        elif not _is_identity(_multiply(_L, point)):
-            reason = "its point has a small-order part, so verifiers could disagree about it"
+    reason = _weakness(bytes(raw))
     if reason is not None:
         raise WeakKeyError(
             f"the public key {raw.hex()[:16]}… is refused: {reason}",
             hint="make a new key with `ddm-site init`; an honest Ed25519 key never looks like this",
         )
+
+
+@lru_cache(maxsize=1024)  # 4 ms of arithmetic, and each document names the same few keys again
+def _weakness(raw: bytes) -> str | None:
+    if len(raw) != 32:
+        return f"it has {len(raw)} bytes, not 32"
+    y = int.from_bytes(raw, "little")
+    sign, y = y >> 255, y & (2**255 - 1)
+    point = _decode(y, sign) if y < _P else None
+    if point is None:
+        return "it is not the canonical encoding of a curve point"
+    if _is_identity(_multiply(8, point)):
+        return "its point has small order, so one signature would fit many messages"
+    if not _is_identity(_multiply(_L, point)):
+        return "its point has a small-order part, so verifiers could disagree about it"
+    return None
 
 
 _Point = tuple[int, int, int, int]  # extended coordinates (X, Y, Z, T), x = X/Z, y = Y/Z

@@ -91,6 +91,30 @@ def test_help_loads_no_heavy_library(module, arguments):
 
 
 @pytest.mark.slow
+def test_commands_about_keys_and_rosters_load_no_heavy_library(tmp_path):
+    code = f"""
+import sys
+from contextlib import redirect_stdout
+from io import StringIO
+from importlib import import_module
+def run(program, *words):
+    sys.argv = [program, *map(str, words)]
+    with redirect_stdout(StringIO()) as said:
+        try: import_module({COMMANDS}[program]).main()
+        except SystemExit as ended: assert not ended.code, sys.argv
+    return said.getvalue().strip()
+hub, site = {str(tmp_path / "hub")!r}, {str(tmp_path / "site")!r}
+root = run("ddm-coord", "init", hub, "--federation", "test")
+run("ddm-site", "init", site, "--name", "a", "--root", root)
+run("ddm-coord", "roster", "add", site + "/enrolment.dsse.json", "--coordinator", hub)
+run("ddm-coord", "roster", "show", "--coordinator", hub)
+run("ddm-site", "keygen", site + "/officer.pem")
+print([m for m in {(*HEAVY, "grpc", "scipy", "matplotlib")} if m in sys.modules])
+"""
+    assert python(code) == "[]"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_answers_at_once(command):
     assert min(cpu_seconds_of([script(command), "--help"]) for _ in range(3)) < HELP_CPU_S

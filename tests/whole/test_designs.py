@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -219,37 +220,30 @@ def test_plan_show_of_a_published_folder_under_another_pin_is_refused(trained: F
 # Several processes of one site
 
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
-
-
-def by_torchrun(fed: Federation, images: Path, *options: str) -> list[str]:
-    """Trains site A with two real processes; returns the command of one of them."""
+def training_of(fed: Federation, images: Path, *options: str) -> list[str]:
+    """Makes images of site A; returns the words of the command that trains on them."""
     np.savez(images, images=np.random.default_rng(0).integers(0, 256, (24, 8, 8), dtype=np.uint8))
-    command = [
+    return [
         *("train", "--site", str(fed.path / A), "--plan", str(fed.published)),
         *("--data", str(images), *options),
     ]
-    torchrun = [
-        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", "sites"),
-    ]
-    done = subprocess.run(
-        [*torchrun, *command],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        env=ENVIRONMENT,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return command
 
 
 @pytest.mark.processes
-def test_command_started_by_torchrun_trains_with_noise(tmp_path: Path):
+def test_two_processes_train_with_noise(tmp_path: Path):
+    """Two real processes in the variables that torchrun sets."""
     fed = create_federation(tmp_path / "team", sites=(A,))
     proposals.publish_plan(fed.home, a_plan(max_epsilon=PRIVATE))
-    by_torchrun(fed, tmp_path / "images.npz")
+    words, port = training_of(fed, tmp_path / "images.npz"), str(free_port())
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    team = [
+        commands.Started(
+            "ddm-site", *words, env=commands.environment(RANK=rank, LOCAL_RANK=rank, **place)
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=150) for process in team]
+    assert [process.returncode for process in team] == [0, 0], said
     checkpoint = fed.site(A).work(fed.trust.plan_sha256) / CHECKPOINT_FILE
     assert (read_identity(checkpoint).processes, read_identity(checkpoint).secret) == (2, "")
     ledger = (fed.path / A / "ledger.jsonl").read_text()
@@ -262,18 +256,24 @@ def test_command_started_by_torchrun_signs_one_bundle_of_the_same_expert(tmp_pat
     """Two real processes; only the first locks the site, writes and signs."""
     fed = create_federation(tmp_path / "team", sites=(A,))
     proposals.publish_plan(fed.home, read_plan_toml(MIXED_PLAN))
-    command = by_torchrun(fed, tmp_path / "images.npz", "--seed", "1", "--precision", "float32")
-    together = load_file(draft(fed, A) / EXPERT_FILE)
-    ledger = (fed.path / A / "ledger.jsonl").read_bytes()
-    alone = subprocess.run(
-        [sys.executable, "-m", "sites", *command, "--restart"],
-        check=False,
+    options = ("--seed", "1", "--precision", "float32")
+    command = training_of(fed, tmp_path / "images.npz", *options)
+    torchrun = [
+        *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+        *("--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", "sites"),
+    ]
+    ended = subprocess.run(
+        [*torchrun, *command],
         capture_output=True,
         text=True,
         timeout=150,
-        env=ENVIRONMENT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
     )
-    assert alone.returncode == 0, alone.stderr
+    assert ended.returncode == 0, ended.stderr
+    together = load_file(draft(fed, A) / EXPERT_FILE)
+    ledger = (fed.path / A / "ledger.jsonl").read_bytes()
+    commands.done("ddm-site", *command, "--restart")
     assert (fed.path / A / "ledger.jsonl").read_bytes().startswith(ledger)
     newest = max(stages.find_bundles(fed.site(A).drafts), key=lambda path: path.stat().st_mtime)
     for name, value in load_file(newest / EXPERT_FILE).items():

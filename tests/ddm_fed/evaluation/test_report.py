@@ -18,7 +18,7 @@ from ddm_fed.evaluation.report import EvaluateOptions, evaluate
 
 pytestmark = pytest.mark.slow
 
-QUICK = EvaluateOptions(steps=30)
+QUICK = EvaluateOptions(steps=15)
 SHARES = {"hospital-a": 0.5, "hospital-b": 0.3, "hospital-c": 0.2}
 
 
@@ -107,7 +107,7 @@ def test_evaluation_with_everything_measures_everything(inputs):
 def test_evaluation_again_has_the_same_figures_and_other_seeds_do_not(inputs):
     first = run(inputs)
     assert run(inputs, out="again") == first
-    other = run(inputs, EvaluateOptions(steps=30, seed=1), out="other")
+    other = run(inputs, EvaluateOptions(steps=15, seed=1), out="other")
     assert other["protocol"]["extractor"]["sha256"] != first["protocol"]["extractor"]["sha256"]
 
 

@@ -1,9 +1,8 @@
 """Anchors and covariances of a mixture router: bounded influence, exact cells, better fits."""
 
-import subprocess
-import sys
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 import torch
@@ -187,15 +186,8 @@ def test_plan_that_does_not_fit_is_refused(router, data, said):
 def plan_anchors(tmp_path: Path, plan: str, images, *arguments):
     (tmp_path / "plan.toml").write_text(plan)
     np.savez(tmp_path / "public.npz", images=images)
-    command = [Path(sys.executable).parent / "ddm-coord", "plan", "anchors", "public.npz"]
-    return subprocess.run(
-        [*command, "--plan", "plan.toml", *arguments],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    words = ("plan", "anchors", "public.npz", "--plan", "plan.toml", *arguments)
+    return commands.run("ddm-coord", *words, cwd=tmp_path)
 
 
 def public(count, side=4):
@@ -206,11 +198,11 @@ def public(count, side=4):
 
 def test_plan_anchors_prints_lines_that_belong_into_the_plan(tmp_path):
     done = plan_anchors(tmp_path, written(), public(60), "--components", "2", "--frequencies", "1")
-    assert done.returncode == 0, done.stderr
-    plan = make_plan(done.stdout)
+    assert done.code == 0, done.err
+    plan = make_plan(done.out)
     dark, light = sorted(float(row[0]) for row in plan.router.anchors)
     assert dark < -2 < 1 < light  # 4 times the mean pixel, in [-1, 1]
-    assert "never make them from private images" in " ".join(done.stderr.split())
+    assert "never make them from private images" in " ".join(done.err.split())
 
 
 @pytest.mark.parametrize(
@@ -222,12 +214,12 @@ def test_plan_anchors_prints_lines_that_belong_into_the_plan(tmp_path):
 )
 def test_plan_anchors_of_unfit_images_says_what_is_wrong(tmp_path, images, arguments, said):
     done = plan_anchors(tmp_path, written(), images, *arguments)
-    assert done.returncode != 0
-    assert said in " ".join(done.stderr.split())
+    assert done.code != 0
+    assert said in " ".join(done.err.split())
 
 
 def test_plan_anchors_for_a_plan_with_classes_is_refused(tmp_path):
     plan = written(data='conditioning = "class"\nclasses = ["cat", "dog"]')
     done = plan_anchors(tmp_path, plan, public(60), "--components", "2")
-    assert done.returncode != 0
-    assert "no place for anchors" in " ".join(done.stderr.split())
+    assert done.code != 0
+    assert "no place for anchors" in " ".join(done.err.split())

@@ -201,9 +201,11 @@ def test_values_without_noise_are_kept_as_they_are():
 @pytest.mark.parametrize("epsilon", [1, 2, 8])
 def test_fitted_trace_is_near_the_true_one_for_every_noise(epsilon, covariance):
     plan = make_plan(epsilon, covariance=covariance)
+    # one is off by three or so at epsilon 1, by 1.3 at 2, by .2 at 8
+    worlds = {1: 30, 2: 20, 8: 6}[epsilon]
     found = [
         float(fit_shared(plan, world.releases(plan)).traces[0])
-        for world in (World(seed) for seed in range(30))  # at epsilon 1 one is off by three or so
+        for world in (World(seed) for seed in range(worlds))
     ]
     assert np.mean(found) == pytest.approx(8, rel={1: 0.3, 2: 0.2, 8: 0.1}[epsilon])
 

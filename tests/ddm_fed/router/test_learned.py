@@ -203,7 +203,7 @@ def trained_classifier(mixtures, steps):
 @pytest.mark.parametrize("trained", [trained_heads, trained_classifier])
 def test_learned_router_approaches_the_exact_posterior_as_training_grows(trained):
     mixtures, exact = a_world()
-    little, much = trained(mixtures, 30), trained(mixtures, 700)
+    little, much = trained(mixtures, 30), trained(mixtures, 400)
     for conditional in (False, True):
         first = gap_to_exact(little, mixtures, exact, conditional=conditional)
         last = gap_to_exact(much, mixtures, exact, conditional=conditional)
