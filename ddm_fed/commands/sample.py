@@ -96,6 +96,20 @@ class SampleFlags:
         bool,
         typer.Option("--attribution", help="Say how much of every sample came from which site."),
     ] = False
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the plan's autoencoder, which decodes samples. Needed where the plan "
+            "has [data.latent]."
+        ),
+    ] = None
+    latents: Annotated[
+        bool,
+        typer.Option(
+            "--latents",
+            help="Keep latents in samples.npz; without --autoencoder, in place of images.",
+        ),
+    ] = False
     no_png: Annotated[
         bool, typer.Option("--no-png", help="Do not write a PNG of each sample into images/.")
     ] = False
@@ -135,6 +149,8 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
         png=not flags.no_png,
         devices=chosen_devices(flags.device),
         offload=flags.offload,
+        autoencoder=flags.autoencoder,
+        latents=flags.latents,
     )
 
 
@@ -154,7 +170,8 @@ def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "SampleOptio
             show(done, f"{(done - before) / max(monotonic() - started, 1e-9):.1f} images/s")
 
         summary = draw(verified, out, options, advance=advance)
-    console.say(f"{count} samples in {out}, for example {out / 'grid.png'}")
+    shown = out / ("grid.png" if summary.get("decoded", True) else "samples.npz")
+    console.say(f"{count} samples in {out}, for example {shown}")
     if summary["site_counts"] is not None:
         drawn = (f"{site} {count}" for site, count in summary["site_counts"].items())
         console.say(f"drawn from {', '.join(drawn)}")

@@ -1,6 +1,8 @@
 """What `sample` may be asked for, what an ensemble can answer, and what to say of it."""
 
+import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -28,6 +30,9 @@ class SampleOptions:
         precision: Of the experts' arithmetic.
         png: Whether every sample is written as a picture of its own, too.
         devices: Where experts run; several take them in turn.
+        autoencoder: Folder of what decodes samples, where they are latents.
+        latents: Whether latents are kept: beside the pictures, or in their place without
+            `autoencoder`.
         offload: Whether experts that gave way to others stay in the processor's memory.
     """
 
@@ -40,6 +45,8 @@ class SampleOptions:
     png: bool = True
     devices: tuple[str, ...] = ("cpu",)
     offload: bool = False
+    autoencoder: Path | None = None
+    latents: bool = False
 
 
 @dataclass(frozen=True)
@@ -148,7 +155,7 @@ def require_fit(ensemble: Ensemble, content: Content, options: SampleOptions) ->
 def notes_on(content: Content, options: SampleOptions) -> list[str]:
     """Returns what has to be known of such samples before anybody counts or compares them."""
     sampling, notes = options.sampling, list[str]()
-    pixels = content.data.height * content.data.width
+    pixels = math.prod(content.data.shape[1:])
     missing = [name for name in content.data.classes if name not in content.held]
     if missing and options.label is None:
         notes.append(f"no site is known to have {', '.join(missing)}: none were drawn")

@@ -54,6 +54,8 @@ class Private(Generic[T]):
 class ImageSet:
     """Images and their classes, in memory or mapped from a file.
 
+    They may also be latents of images: then values are not pixels and reach beyond [-1, 1].
+
     Attributes:
         pixels: Float32 values in [-1, 1], `(N, C, H, W)`; or, with `value_range`, an array of any
             real dtype of that shape, which may be mapped from a file and is then read in parts.
@@ -62,6 +64,11 @@ class ImageSet:
         units: For every image the unit of privacy it belongs to, `(N,)` int64: those from 0 to
             U - 1, none without an image. Images of one unit are protected together. None if every
             image is a unit of its own.
+        deviations: Where `pixels` are the means of latents: their standard deviations, of the same
+            shape, float32. Statistics are taken of the means; training draws from the whole.
+        bound: The largest absolute value of what is drawn so.
+        source_sha256: What the set is known by, where it follows from something else: then the
+            digest is that, and needs no look at the values.
 
     Raises:
         ValueError: `units` are not as described, so that they would protect something else.
@@ -79,6 +86,9 @@ class ImageSet:
     labels: torch.Tensor | None
     value_range: tuple[float, float] | None = None
     units: torch.Tensor | None = None
+    deviations: torch.Tensor | NDArray[Any] | None = None
+    bound: float = 1.0
+    source_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if self.units is not None:
@@ -107,12 +117,20 @@ class ImageSet:
 
     def batch(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Returns some images, `(B, C, H, W)` float32 in [-1, 1]; only these are read."""
-        if isinstance(self.pixels, torch.Tensor):
-            chosen = self.pixels[rows]
-        else:
-            index = rows if isinstance(rows, slice) else rows.numpy()
-            chosen = torch.from_numpy(np.array(self.pixels[index], dtype=np.float32))
+        chosen = _chosen(self.pixels, rows)
         return chosen if self.value_range is None else to_unit_range(chosen, *self.value_range)
+
+    def drawn(self, rows: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Returns some images as a step of training sees them, `(B, C, H, W)` float32.
+
+        Where they are latents with a deviation, they are drawn anew by `noise (B, C, H, W)`, which
+        is standard normal. What is drawn of a row depends on its own image and noise alone.
+        """
+        means = self.batch(rows)
+        if self.deviations is None:
+            return means
+        found = means + _chosen(self.deviations, rows) * noise
+        return found.clamp(-self.bound, self.bound)
 
     def of_unit(self, unit: int) -> "ImageSet":
         """Returns the images of one unit alone: what it adds to a sum depends on nothing else."""
@@ -125,13 +143,16 @@ class ImageSet:
         pixels = self.pixels[rows if isinstance(self.pixels, torch.Tensor) else rows.numpy()]
         labels = None if self.labels is None else self.labels[rows]
         dense = torch.unique(units[rows], return_inverse=True)[1]
-        return ImageSet(pixels, labels, self.value_range, dense)
+        deviations = None if self.deviations is None else _chosen(self.deviations, rows)
+        return ImageSet(pixels, labels, self.value_range, dense, deviations, self.bound)
 
     def digest(self) -> str:
         """Returns a SHA-256 of images, labels and units. It identifies the data: it stays private.
 
         It is the same however the images are stored.
         """
+        if self.source_sha256 is not None:
+            return self.source_sha256
         digest = hashlib.sha256()
         for start in range(0, len(self), BLOCK_IMAGES):
             block = self.batch(slice(start, start + BLOCK_IMAGES)).contiguous()
@@ -141,7 +162,20 @@ class ImageSet:
         if self.units is not None:
             digest.update(b"units")  # or units without labels would look like labels
             digest.update(self.units.numpy().tobytes())
+        if self.deviations is not None:
+            digest.update(b"deviations")
+            for start in range(0, len(self), BLOCK_IMAGES):
+                rows = slice(start, start + BLOCK_IMAGES)
+                digest.update(_chosen(self.deviations, rows).contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def _chosen(values: torch.Tensor | NDArray[Any], rows: torch.Tensor | slice) -> torch.Tensor:
+    """Returns some rows, in memory; of a mapped file only these are read."""
+    if isinstance(values, torch.Tensor):
+        return values[rows]
+    index = rows if isinstance(rows, slice) else rows.numpy()
+    return torch.from_numpy(np.array(values[index], dtype=np.float32))
 
 
 def _require_dense(units: torch.Tensor, count: int) -> None:

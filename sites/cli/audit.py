@@ -8,11 +8,14 @@ import typer
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption
 from sites.cli.options import (
+    AutoencoderOption,
     DataOption,
     MaxBadOption,
     PlanOption,
     SiteOption,
     ValueRangeOption,
+    into_plan_space,
+    open_plan_autoencoder,
     open_published,
     show_data,
 )
@@ -48,6 +51,7 @@ def audit(
     ] = None,
     value_range: ValueRangeOption = None,
     max_bad_fraction: MaxBadOption = 0.05,
+    autoencoder: AutoencoderOption = None,
     seed: Annotated[int, typer.Option(help="Decides times, noise and samples.", min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,6 +66,7 @@ def audit(
 
     home, published = open_published(site, plan)
     trust = published.trust
+    coder = open_plan_autoencoder(autoencoder, trust.plan)
 
     def load(source: str) -> "Private[ImageSet]":
         images, report = load_images(
@@ -72,7 +77,7 @@ def audit(
             max_bad_fraction=max_bad_fraction,
         )
         show_data(home.settings.name, report)
-        return images
+        return into_plan_space(home, images, coder)
 
     with home.changing():
         options = AuditOptions(

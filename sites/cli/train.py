@@ -14,12 +14,15 @@ from ddm_fed import console
 from ddm_fed.commands.options import finite, options_error
 from ddm_fed.progress import StepReport, Watch, duration
 from sites.cli.options import (
+    AutoencoderOption,
     DataOption,
     MaxBadOption,
     PlanOption,
     SiteOption,
     ValueRangeOption,
     YesOption,
+    into_plan_space,
+    open_plan_autoencoder,
     open_published,
     settle_doubts,
     show_data,
@@ -28,6 +31,7 @@ from sites.cli.options import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddm_fed.autoencoders import Autoencoder
     from ddm_fed.privacy import ImageSet, Private
     from ddm_fed.records import ExpertDesign, Plan
     from sites.data import DataReport
@@ -62,6 +66,7 @@ def train(
             help="velocity, noise or image, if the plan allows it; by default the plan's first."
         ),
     ] = None,
+    autoencoder: AutoencoderOption = None,
     base: Annotated[
         Path | None, typer.Option(help="The plan's base checkpoint on this machine.")
     ] = None,
@@ -153,9 +158,9 @@ def train(
         )
 
     if process_rank() != 0:
-        _help(site, plan, choose, load)
+        _help(site, plan, choose, load, autoencoder)
         return
-    _lead(site, plan, choose, load, yes=yes)
+    _lead(site, plan, choose, load, autoencoder, yes=yes)
 
 
 def _design(
@@ -176,19 +181,29 @@ def _design(
         raise options_error(error, ExpertDesign, hint) from None
 
 
-def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) -> None:
+def _lead(
+    site: Path,
+    plan: Path,
+    choose: "Choose",
+    load: "Load",
+    autoencoder: Path | None,
+    *,
+    yes: bool,
+) -> None:
     from sites.outbox.stages import find_bundles
     from sites.train.pipeline import run_plan
 
     home, published = open_published(site, plan)
     trust = published.trust
     options = choose(trust.plan)
+    coder = open_plan_autoencoder(autoencoder, trust.plan)
     with home.changing():
         with console.waiting(f"{home.settings.name}: reading the images"):
             images, report = load(trust.plan)
         show_data(home.settings.name, report)
         settle_doubts(report, yes=yes)
-        with _watched(home, trust.plan_sha256, trust.plan.training.steps) as watch:
+        images = into_plan_space(home, images, coder)
+        with _watched(home, trust.plan_sha256, trust.plan.training.steps, coder) as watch:
             bundle = run_plan(home, trust, published.log, images, options, watch)
         drafts = find_bundles(home.drafts)
     console.say(f"{home.settings.name}: signed bundle {bundle}")
@@ -196,15 +211,20 @@ def _lead(site: Path, plan: Path, choose: "Choose", load: "Load", *, yes: bool) 
     console.next_step(console.typed("ddm-site", *step, "--site", site, "--plan", plan))
 
 
-def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
+def _help(site: Path, plan: Path, choose: "Choose", load: "Load", autoencoder: Path | None) -> None:
     """What every process but the first does: it holds no lock and writes nothing."""
+    from ddm_fed.autoencoders import require_named
     from ddm_fed.trust.published import published_folder, read_published
+    from sites.data import wait_for_images
     from sites.train.pipeline import help_train
     from sites.workspace import SiteFolder
 
     home = SiteFolder.open(site)
     trust = read_published(published_folder(plan), home.settings.root)
-    help_train(home, trust, load(trust.plan)[0], choose(trust.plan))
+    images = load(trust.plan)[0]
+    if require_named(autoencoder, trust.plan.data) is not None:
+        images = wait_for_images(images, trust.plan.data, home.latents)
+    help_train(home, trust, images, choose(trust.plan))
 
 
 class _Estimate:
@@ -246,8 +266,10 @@ def _most_memory() -> str:
 
 
 @contextmanager
-def _watched(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Watch]":
-    """Shows a bar of the steps; pictures of samples go to the site's private folder."""
+def _watched(
+    home: "SiteFolder", plan_sha256: str, steps: int, autoencoder: "Autoencoder | None"
+) -> "Iterator[Watch]":
+    """Shows a bar of the steps; pictures of samples go to the site's private folder, decoded."""
     from ddm_fed.pictures import write_grid
 
     with console.counting(f"training {home.settings.name}", steps, "steps") as update:
@@ -262,6 +284,8 @@ def _watched(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Watc
                 console.say(said)
 
         def on_sample(step: int, images: "Tensor") -> None:
+            if autoencoder is not None:
+                images = autoencoder.decode(images)
             write_grid(home.work(plan_sha256) / f"samples-{step:07d}.png", images)
 
         yield Watch(on_step, on_sample, console.say)

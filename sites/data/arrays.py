@@ -41,7 +41,7 @@ def to_images(
         )
     pixels = channels_first
     kept_as_is = isinstance(pixels, np.memmap) or pixels.dtype == np.uint8
-    if kept_as_is and pixels.shape[1:] == spec.shape:
+    if kept_as_is and pixels.shape[1:] == spec.pixel_shape:
         return pixels, (low, high)
     images = to_unit_range(torch.from_numpy(pixels.astype(np.float32)), low, high)
     return _fitted(images, spec, report).contiguous(), None
@@ -115,7 +115,7 @@ def _channels_first(images: Pixels, spec: DataSpec) -> Pixels:
         return images
     raise DataError(
         f"the images have shape {shape}, expected (N, H, W), (N, H, W, C) or "
-        f"(N, C, H, W) with C = 1 or 3, for images of {spec.shape}",
+        f"(N, C, H, W) with C = 1 or 3, for images of {spec.pixel_shape}",
         hint="stack them along the first axis",
     )
 

@@ -207,7 +207,7 @@ def _image_folder(
     report.note_changes(changes)
     for (depth, span), found in sorted(spans.items()):
         report.note_values(depth, found, span)
-    stacked = np.stack(pixels) if pixels else np.zeros((0, *spec.shape[1:]), np.uint8)
+    stacked = np.stack(pixels) if pixels else np.zeros((0, *spec.pixel_shape[1:]), np.uint8)
     return stacked, np.array(labels, dtype=np.int64) if names else None, names, readable
 
 
