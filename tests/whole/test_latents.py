@@ -80,9 +80,9 @@ def test_three_sites_train_latents_and_only_their_autoencoder_decodes_samples(tm
     done("ddm-coord", "assemble", tmp_path / "ensemble", "--coordinator", hub)
 
     few = ("sample", tmp_path / "ensemble", "--root", root, "--count", 6, "--steps", 2, "--out")
-    for given, code in ((), "DDM107"), (("--autoencoder", wrong), "DDM206"):
+    for given, code, status in ((), "DDM107", 2), (("--autoencoder", wrong), "DDM206", 1):
         refused = run("ddm-coord", *few, tmp_path / "none", *given)
-        assert (refused.code, f"error[{code}]" in refused.err) == (1, True)
+        assert (refused.code, f"error[{code}]" in refused.err) == (status, True)
         assert not (tmp_path / "none" / "samples.npz").exists()
     done("ddm-coord", *few, tmp_path / "out", "--autoencoder", right, "--latents")
     with np.load(tmp_path / "out" / "samples.npz") as found:
