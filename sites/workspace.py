@@ -223,6 +223,11 @@ class SiteFolder(Home):
         return folder
 
     @property
+    def latents(self) -> Path:
+        """Images as the autoencoders of plans see them; as private as the images."""
+        return self.path / "private" / "latents"
+
+    @property
     def keys(self) -> Path:
         """Private keys; they never leave."""
         return self.path / "keys"

@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can import flwr
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-from coordinator.cli import plan, roster, router
+from coordinator.cli import autoencoder, plan, roster, router
 from coordinator.cli.admit import admit
 from coordinator.cli.assemble import assemble
 from coordinator.cli.check_consistency import check_consistency
@@ -27,7 +27,7 @@ from ddm_fed.commands.program import make_program, run_program
 app = make_program(
     "ddm-coord",
     {  # help shows them in this order, which is that of the work
-        "Set up": (init, keygen, roster.app, plan.app, publish),
+        "Set up": (init, keygen, roster.app, autoencoder.app, plan.app, publish),
         "Receive": (serve, import_, admit, status, web),
         "Assemble": (reference, assemble, router.app, remove, sign_model),
         "Verify and use": (verify, check_consistency, sample, evaluate),

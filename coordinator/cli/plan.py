@@ -1,5 +1,6 @@
 """`ddm-coord plan`: what a plan would cost the sites, before anybody signs it."""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,13 @@ if TYPE_CHECKING:
 app = typer.Typer(name="plan", no_args_is_help=True, help="Look at a plan before it is signed.")
 GIGA = 1e9
 INTEGER_BYTES = 8  # of a released number
+FLOAT_BYTES = 4
+AutoencoderOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of the autoencoder that the plan's [data.latent] names.", file_okay=False
+    ),
+]
 
 
 @app.callback()
@@ -28,6 +36,7 @@ def show(
         Path,
         typer.Argument(help="A plan.toml, or a folder with a signed plan.", exists=True),
     ],
+    autoencoder: AutoencoderOption = None,
     coordinator: CoordinatorOption = Path(),
     root: RootOption = None,
     as_json: JsonOption = False,
@@ -38,12 +47,15 @@ def show(
     """
     agreed = _read(plan, coordinator, root)
     rows = [_cost(agreed, name) for name in agreed.expert.architecture]
+    coding = _coding_cost(agreed, autoencoder)
     if as_json:
-        console.show_json({"plan": agreed.model_dump(mode="json"), "networks": rows})
+        plan_facts = {"plan": agreed.model_dump(mode="json"), "networks": rows}
+        console.show_json(plan_facts | ({} if coding is None else {"latent": coding}))
         return
     channels, height, width = agreed.data.shape
     console.show_table(
-        f"{agreed.federation}: networks for {channels} x {height} x {width} images",
+        f"{agreed.federation}: networks for {channels} x {height} x {width} "
+        f"{'images' if coding is None else 'latents'}",
         [
             "network",
             "parameters",
@@ -72,6 +84,8 @@ def show(
         "is weights, gradients, optimizer and averages; a batch comes on top, less of it with "
         "--micro-batch."
     )
+    if coding is not None:
+        _say_coding(coding)
     if agreed.privacy.sgd is not None:
         console.say(
             "With noise it takes longer and needs more: gradients are computed for every unit "
@@ -117,6 +131,7 @@ def anchors(
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Decides where the search starts.")
     ] = 0,
+    autoencoder: AutoencoderOption = None,
     coordinator: CoordinatorOption = Path(),
     root: RootOption = None,
     as_json: JsonOption = False,
@@ -128,13 +143,16 @@ def anchors(
 
     Example: ddm-coord plan anchors public.npz --plan plan.toml --components 10
     """
+    from ddm_fed.autoencoders import open_autoencoder
     from ddm_fed.evaluation.inputs import read_public
     from ddm_fed.mixture.anchors import find_anchors
 
     agreed = _read(plan, coordinator, root)
-    found = find_anchors(
-        read_public(images, agreed.data.shape).unit(), agreed, components, frequencies, seed
-    )
+    coder = open_autoencoder(autoencoder, agreed.data)
+    public = read_public(images, agreed.data.pixel_shape).unit()
+    if coder is not None:
+        public = coder.encode(public)[0]
+    found = find_anchors(public, agreed, components, frequencies, seed)
     if as_json:
         console.show_json({"anchors": found.rows, "images": found.counts})
         return
@@ -180,9 +198,9 @@ def mixture(
         float(agreed.privacy.delta),
         units,
         len(agreed.data.classes),
-        agreed.data.channels,
+        agreed.data.shape[0],
         sites=sites,
-        pixels=agreed.data.height * agreed.data.width,
+        pixels=math.prod(agreed.data.shape[1:]),
     )
     if as_json:
         console.show_json(found._asdict())
@@ -228,6 +246,44 @@ def text(
     console.say(
         f"A caption is cut off after {found.context} tokens, of which networks attend to "
         f"{found.tokens}. Every site and everybody who samples by prompt needs this very file."
+    )
+
+
+def _coding_cost(plan: "Plan", folder: Path | None) -> dict[str, Any] | None:
+    """Returns what latents cost, where the plan has them; of the autoencoder if it is at hand."""
+    from ddm_fed.autoencoders import open_autoencoder, require_named
+
+    latent = plan.data.latent
+    if latent is None:
+        require_named(folder, plan.data)
+        return None
+    files = 1 if latent.kind == "tiny" else 2
+    facts: dict[str, Any] = {
+        "pixels": list(plan.data.pixel_shape),
+        "shape": list(plan.data.shape),
+        "autoencoder_sha256": latent.sha256,
+        "bytes_per_image": FLOAT_BYTES * files * math.prod(plan.data.shape),
+    }
+    coder = None if folder is None else open_autoencoder(folder, plan.data)
+    if coder is not None:
+        facts |= coder.cost()._asdict()
+    return facts
+
+
+def _say_coding(facts: dict[str, Any]) -> None:
+    pixels, shape = (" x ".join(map(str, facts[name])) for name in ("pixels", "shape"))
+    console.say(
+        f"Images of {pixels} become latents of {shape} by the autoencoder "
+        f"{facts['autoencoder_sha256'][:16]}…; a site keeps {facts['bytes_per_image']:,} bytes of "
+        "each image beside it."
+    )
+    if "encode_flops" not in facts:
+        console.say("With --autoencoder FOLDER, this also says what encoding and decoding cost.")
+        return
+    console.say(
+        f"Encoding an image once costs {facts['encode_flops'] / GIGA:,.3f} GFLOP, decoding a "
+        f"sample {facts['decode_flops'] / GIGA:,.3f}; the autoencoder has {facts['parameters']:,} "
+        "parameters, which are not trained."
     )
 
 

@@ -111,6 +111,20 @@ class SampleFlags:
         bool,
         typer.Option("--attribution", help="Say how much of every sample came from which site."),
     ] = False
+    autoencoder: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the plan's autoencoder, which decodes samples. Needed where the plan "
+            "has [data.latent]."
+        ),
+    ] = None
+    latents: Annotated[
+        bool,
+        typer.Option(
+            "--latents",
+            help="Keep latents in samples.npz; without --autoencoder, in place of images.",
+        ),
+    ] = False
     no_png: Annotated[
         bool, typer.Option("--no-png", help="Do not write a PNG of each sample into images/.")
     ] = False
@@ -153,6 +167,8 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
         offload=flags.offload,
         prompts=prompts_of(flags.prompt or (), flags.prompts),
         text_encoder=flags.text_encoder,
+        autoencoder=flags.autoencoder,
+        latents=flags.latents,
     )
 
 
@@ -172,7 +188,8 @@ def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "SampleOptio
             show(done, f"{(done - before) / max(monotonic() - started, 1e-9):.1f} images/s")
 
         summary = draw(verified, out, options, advance=advance)
-    console.say(f"{count} samples in {out}, for example {out / 'grid.png'}")
+    shown = out / ("grid.png" if summary.get("decoded", True) else "samples.npz")
+    console.say(f"{count} samples in {out}, for example {shown}")
     if summary["site_counts"] is not None:
         drawn = (f"{site} {count}" for site, count in summary["site_counts"].items())
         console.say(f"drawn from {', '.join(drawn)}")

@@ -199,6 +199,7 @@ def draw_from_experts(
             options.samples_per_site,
             sampling,
             condition=condition,
+            bound=float(plan.data.bound),
             advance=advance,
         )
         images.append(drawn.images)

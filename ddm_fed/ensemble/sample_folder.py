@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from ddm_fed.autoencoders import Autoencoder
+from ddm_fed.ensemble.decoding import open_decoder
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import load_ensemble
 from ddm_fed.ensemble.prompts import encode_prompts
@@ -56,9 +59,16 @@ def draw(
     Raises:
         RefusedError: a file of the ensemble is no longer what was verified.
         OptionError: options do not fit the plan or each other.
+        DigestError: another autoencoder is given than the plan's.
         StateError: `out` holds other samples.
     """
     _require_ours(out)
+    decoder = open_decoder(
+        options.autoencoder,
+        verified.trust.plan.data,
+        options.devices[0],
+        keep_latents=options.latents,
+    )
     ensemble = load_ensemble(
         verified,
         router=options.router,
@@ -75,7 +85,7 @@ def draw(
         "router": options.router or verified.record.router,
     }
     content = Content.of(verified, options.router, options.sampling.strategy)
-    return write_samples(ensemble, content, out, options, source, advance=advance)
+    return write_samples(ensemble, content, out, options, source, decoder=decoder, advance=advance)
 
 
 def write_samples(
@@ -85,6 +95,7 @@ def write_samples(
     options: SampleOptions,
     source: dict[str, Any],
     *,
+    decoder: Autoencoder | None = None,
     advance: Advance = lambda _: None,
 ) -> dict[str, Any]:
     """Samples an ensemble into samples.npz, grid.png, samples.json and images/ in `out`.
@@ -95,6 +106,7 @@ def write_samples(
         out: Folder; made where it is missing.
         options: How.
         source: Says which ensemble it is; `members` names its sites in their order.
+        decoder: What makes pictures of samples that are latents. Without it, none are made.
         advance: Told how many more samples' worth of work is done.
 
     Returns:
@@ -107,7 +119,7 @@ def write_samples(
     """
     _require_ours(out)
     require_fit(ensemble, content, options)
-    described = source | _described(ensemble, content, options)
+    described = source | _described(ensemble, content, options, decoder)
     digest = sha256_hex(canonical_json(json.loads(json.dumps(described), parse_float=str)))
     out.mkdir(parents=True, exist_ok=True)
     if (out / SUMMARY).exists():
@@ -121,12 +133,13 @@ def write_samples(
         if (parts / "options").exists():
             _require_same_digest(out, (parts / "options").read_text(), digest)
         write_atomically(parts / "options", digest.encode())
-        job = _Job(ensemble, content, out, options, tuple(source["members"]))
+        job = _Job(ensemble, content, out, options, tuple(source["members"]), decoder)
         files = [job.part(indices, advance) for indices in job.chunks]
         summary = described | _counted(ensemble, files, tuple(source["members"]))
         summary["options_sha256"] = digest
         _write_archive(out / "samples.npz", files, options.count)
-        _write_first(out / "grid.png", files)
+        if content.data.latent is None or decoder is not None:
+            _write_first(out / "grid.png", files)
         write_atomically(out / SUMMARY, json.dumps(summary, indent=2).encode())
     shutil.rmtree(parts)
     return summary
@@ -148,7 +161,9 @@ class _Job:
         out: Path,
         options: SampleOptions,
         sites: Sequence[str],
+        decoder: Autoencoder | None = None,
     ) -> None:
+        self._decoder = decoder
         self._ensemble, self._data, self._out, self._sites = ensemble, content.data, out, sites
         weights = content.weights(options.label)
         self._labels = None if weights is None else apportioned(weights, options.count)
@@ -176,10 +191,10 @@ class _Job:
             indices,
             self._options.sampling,
             condition=self._condition(indices),
+            bound=float(self._data.bound),
             advance=one_step_of,
         )
-        images = ((drawn.images + 1) * 127.5).round().byte().numpy()
-        arrays: dict[str, Any] = {"images": images}
+        arrays = self._pictures(drawn.images)
         if drawn.sites is not None:
             arrays["sites"] = drawn.sites.numpy()
         if drawn.attribution is not None:
@@ -188,7 +203,7 @@ class _Job:
             arrays["labels"] = self._labels[indices.start : indices.stop].numpy()
         if self._encoded is not None:
             arrays["prompts"] = self._prompts_of(indices)
-        if self._options.png:
+        if self._options.png and "images" in arrays:
             self._write_pictures(indices, arrays)
         after = self._ensemble.experts.calls
         arrays["calls"] = np.array([a - b for a, b in zip(after, calls, strict=True)])
@@ -210,6 +225,17 @@ class _Job:
         """Returns which prompt each of these samples has: they take turns."""
         return np.arange(indices.start, indices.stop) % len(self._options.prompts)
 
+    def _pictures(self, drawn: Tensor) -> dict[str, Any]:
+        """Returns what is kept of samples: pictures, latents, or both."""
+        arrays, images = dict[str, Any](), drawn
+        if self._data.latent is not None:
+            if self._options.latents:
+                arrays["latents"] = drawn.numpy()
+            if self._decoder is None:
+                return arrays
+            images = self._decoder.decode(drawn)
+        return {"images": ((images + 1) * 127.5).round().byte().numpy()} | arrays
+
     def _write_pictures(self, indices: range, arrays: dict[str, Any]) -> None:
         folder = self._out / "images"
         folder.mkdir(exist_ok=True)
@@ -224,30 +250,43 @@ class _Job:
             write_picture(folder / f"{index:06d}.png", arrays["images"][row], notes)
 
 
-def _described(ensemble: Ensemble, content: Content, options: SampleOptions) -> dict[str, Any]:
+def _described(
+    ensemble: Ensemble, content: Content, options: SampleOptions, decoder: Autoencoder | None
+) -> dict[str, Any]:
     """Returns all that decides about the images, to the last bit, and what to know of them."""
     weights = content.weights(options.label)
     shares = [] if weights is None else (weights / weights.sum()).tolist()
+    coded: dict[str, Any] = {}
+    if content.data.latent is not None:
+        coded = {
+            "autoencoder_sha256": content.data.latent.sha256,
+            "decoded": decoder is not None,
+            "latents": options.latents,
+        }
     # only where there are any: folders of other plans are what they were
     prompts = {} if content.data.text is None else {"prompts": list(options.prompts)}
-    return prompts | {
-        "strategy": str(options.sampling.strategy),
-        "solver": options.sampling.solver,
-        "steps": options.sampling.steps,
-        "calls_per_step": CALLS_PER_STEP[options.sampling.solver],
-        "guidance": options.sampling.guidance,
-        "seed": options.sampling.seed,
-        "count": options.count,
-        "class": options.label,
-        "class_shares": dict(zip(content.data.classes, shares, strict=True)) or None,
-        "notes": notes_on(content, options),
-        "precision": options.precision,
-        "devices": [str(device) for device in ensemble.experts.devices],
-        "batch_size": options.sampling.batch_size,
-        "in_flight": options.sampling.in_flight,
-        "attribution": options.sampling.attribution,
-        "png": options.png,
-    }
+    return (
+        coded
+        | prompts
+        | {
+            "strategy": str(options.sampling.strategy),
+            "solver": options.sampling.solver,
+            "steps": options.sampling.steps,
+            "calls_per_step": CALLS_PER_STEP[options.sampling.solver],
+            "guidance": options.sampling.guidance,
+            "seed": options.sampling.seed,
+            "count": options.count,
+            "class": options.label,
+            "class_shares": dict(zip(content.data.classes, shares, strict=True)) or None,
+            "notes": notes_on(content, options),
+            "precision": options.precision,
+            "devices": [str(device) for device in ensemble.experts.devices],
+            "batch_size": options.sampling.batch_size,
+            "in_flight": options.sampling.in_flight,
+            "attribution": options.sampling.attribution,
+            "png": options.png,
+        }
+    )
 
 
 def _require_same_digest(out: Path, found: str | None, expected: str) -> None:
@@ -313,7 +352,7 @@ def _write_archive(path: Path, files: Sequence[Path], count: int) -> None:
         new_file_at(folder, path.name) as part,
         zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive,
     ):
-        for name in ("images", "sites", "labels", "prompts", "attribution"):
+        for name in ("images", "latents", "sites", "labels", "prompts", "attribution"):
             if name not in first:
                 continue
             # an entry of no date: the same samples are the same bytes

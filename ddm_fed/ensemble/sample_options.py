@@ -1,5 +1,6 @@
 """What `sample` may be asked for, what an ensemble can answer, and what to say of it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,9 @@ class SampleOptions:
         devices: Where experts run; several take them in turn.
         prompts: Captions that samples are asked to be, in turn; none without captions in the plan.
         text_encoder: File of the plan's text encoder, where there are prompts.
+        autoencoder: Folder of what decodes samples, where they are latents.
+        latents: Whether latents are kept: beside the pictures, or in their place without
+            `autoencoder`.
         offload: Whether experts that gave way to others stay in the processor's memory.
     """
 
@@ -46,6 +50,8 @@ class SampleOptions:
     offload: bool = False
     prompts: tuple[str, ...] = ()
     text_encoder: Path | None = None
+    autoencoder: Path | None = None
+    latents: bool = False
 
 
 @dataclass(frozen=True)
@@ -157,7 +163,7 @@ def require_fit(ensemble: Ensemble, content: Content, options: SampleOptions) ->
 def notes_on(content: Content, options: SampleOptions) -> list[str]:
     """Returns what has to be known of such samples before anybody counts or compares them."""
     sampling, notes = options.sampling, list[str]()
-    pixels = content.data.height * content.data.width
+    pixels = math.prod(content.data.shape[1:])
     missing = [name for name in content.data.classes if name not in content.held]
     if missing and options.label is None:
         notes.append(f"no site is known to have {', '.join(missing)}: none were drawn")

@@ -76,7 +76,7 @@ class Samples:
     """Images and how they came about.
 
     Attributes:
-        images: `(N, C, H, W)`, clamped to [-1, 1], float32.
+        images: `(N, C, H, W)`, clamped to the bound (1, of pixels), float32.
         sites: The site that finished each sample, `(N,)`, or None where several shared the work.
         attribution: The part of every site in each sample, `(N, K)` float32, rows of sum 1: the
             router's posterior along the sample's way from noise to image, averaged over time,
@@ -95,6 +95,7 @@ def sample(
     options: SamplingOptions,
     *,
     condition: Condition | None = None,
+    bound: float = 1.0,
     advance: Advance = lambda _: None,
 ) -> Samples:
     """Returns samples 0 to `count - 1` of the ensemble.
@@ -105,6 +106,7 @@ def sample(
         count: Number of samples.
         options: How.
         condition: What every sample is asked to be, `count` rows, or None.
+        bound: The largest value of an image; the plan's `data.bound`.
         advance: Told how many samples just went one step further.
 
     Raises:
@@ -128,6 +130,7 @@ def sample(
             indices,
             options,
             condition=rows_of(condition, slice(indices.start, indices.stop)),
+            bound=bound,
             advance=advance,
         )
         for indices in options.chunks(count)
@@ -176,6 +179,7 @@ def sample_chunk(
     options: SamplingOptions,
     *,
     condition: Condition | None = None,
+    bound: float = 1.0,
     advance: Advance = lambda _: None,
 ) -> Samples:
     """Returns the samples `indices`, worked on together; `condition` has their rows only."""
@@ -185,7 +189,7 @@ def sample_chunk(
         raise ValueError("this router looks at no image, so it cannot say which sites one is of")
     chunk = _Chunk(ensemble, shape, indices, options, condition, advance)
     x_0, sites = chunk.drawn() if options.strategy.draws_sites else (chunk.weighted(), None)
-    return Samples(x_0.clamp(-1, 1).float().to(CPU), sites, chunk.attribution)
+    return Samples(x_0.clamp(-bound, bound).float().to(CPU), sites, chunk.attribution)
 
 
 class _Chunk:

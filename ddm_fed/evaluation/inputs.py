@@ -77,6 +77,11 @@ def read_samples(folder: Path) -> tuple[Pictures, dict[str, Any]]:
         raise DataError(f"{file} is not JSON: {error}", hint="draw the samples again") from None
     if not isinstance(summary, dict):
         raise DataError(f"{file} holds no summary", hint="draw the samples again")
+    if summary.get("decoded") is False:
+        raise DataError(
+            f"the samples in {folder} are latents that were not decoded",
+            hint="draw them again with `sample --autoencoder FOLDER`: images are judged",
+        )
     return _read(archive, (("images", "labels"),)), summary
 
 
@@ -95,12 +100,12 @@ def read_real(path: Path, part: Part, shape: tuple[int, int, int]) -> Pictures:
     return _of_shape(path, part, shape, "the samples")
 
 
-def read_public(path: Path, shape: tuple[int, int, int]) -> Pictures:
+def read_public(path: Path, shape: tuple[int, int, int] | None) -> Pictures:
     """Returns public images of the plan's shape.
 
     Args:
         path: `.npz` with MedMNIST's `train_images`, or with `images`.
-        shape: Channels, height and width in the plan.
+        shape: Channels, height and width in the plan; None takes any.
 
     Raises:
         DataError: naming what is wrong.
@@ -108,10 +113,10 @@ def read_public(path: Path, shape: tuple[int, int, int]) -> Pictures:
     return _of_shape(path, "train", shape, "the plan's")
 
 
-def _of_shape(path: Path, part: Part, shape: tuple[int, int, int], of: str) -> Pictures:
+def _of_shape(path: Path, part: Part, shape: tuple[int, int, int] | None, of: str) -> Pictures:
     names = ((f"{part}_images", f"{part}_labels"), ("images", "labels"))
     found = _read(path, names)
-    if found.shape != shape:
+    if shape is not None and found.shape != shape:
         sizes = [" x ".join(map(str, each)) for each in (found.shape, shape)]
         raise DataError(
             f"the images in {path} are {sizes[0]}, {of} {sizes[1]}",

@@ -88,7 +88,7 @@ def require_plausible(plan: Plan, vectors: Mapping[str, Ints], *, what: str) -> 
         ValuesError: naming the part, what it holds and what it can hold.
     """
     spec, cells = plan.router, cell_count(plan)
-    d = plan.data.channels * spec.frequencies if isinstance(spec, StatisticsSpec) else 0
+    d = plan.data.shape[0] * spec.frequencies if isinstance(spec, StatisticsSpec) else 0
     x = math.log(_statements(plan, cells, d) / FALSE_ALARM)
     noises = {
         name: _Noise(message_named(plan, name).l2_sensitivity * float(event.noise_multiplier), x)
@@ -251,7 +251,7 @@ def _check_spreads(
         part.name: (_parts(message, vectors[name])[part.name].reshape(len(units), -1), part)
         for part in message.parts
     }
-    d = plan.data.channels * plan.router.frequencies  # type: ignore[union-attr]
+    d = plan.data.shape[0] * plan.router.frequencies  # type: ignore[union-attr]
     row, column = np.triu_indices(d)
     for number, own in enumerate(units):
         of = which.format(number)

@@ -56,7 +56,7 @@ def coefficients(images: ImageSet, plan: Plan) -> tuple[Floats, Ints]:
         # the bit.
         for row, image in enumerate(pixels, start=start):
             y[row] = basis @ image
-    return y, nearest_anchors(y, plan.router, plan.data.channels) if plan.router.anchors else cells
+    return y, nearest_anchors(y, plan.router, plan.data.shape[0]) if plan.router.anchors else cells
 
 
 def band_edges(plan: Plan) -> list[int]:
@@ -67,7 +67,8 @@ def band_edges(plan: Plan) -> list[int]:
     """
     if not isinstance(plan.router, StatisticsSpec):
         raise TypeError("only a mixture router has bands")
-    pixels, bands = plan.data.height * plan.data.width, plan.router.bands
+    (_, height, width), bands = plan.data.shape, plan.router.bands
+    pixels = height * width
     edges = [plan.router.frequencies]
     for number, edge in enumerate(np.geomspace(edges[0], pixels, bands + 1)[1:], start=1):
         edges.append(min(max(round(edge), edges[-1] + 1), pixels - (bands - number)))
@@ -77,7 +78,7 @@ def band_edges(plan: Plan) -> list[int]:
 def band_sizes(plan: Plan) -> list[int]:
     """Returns how many coefficients an image has in each band, all channels together, `(B,)`."""
     edges = band_edges(plan)
-    return [plan.data.channels * (end - start) for start, end in itertools.pairwise(edges)]
+    return [plan.data.shape[0] * (end - start) for start, end in itertools.pairwise(edges)]
 
 
 def band_energies(images: ImageSet, plan: Plan) -> Floats | None:

@@ -45,7 +45,7 @@ def symmetric(upper: Tensor, d: int) -> Tensor:
 def axes_of_cells(plan: Plan, shape: Ints) -> Floats:
     """Returns the axes that divide every cell, `(J, b, D)`, by the released `shape` message."""
     signs = torch.from_numpy(message_named(plan, SHAPE).decode(shape)["sign"])
-    d = plan.data.channels * plan.router.frequencies  # type: ignore[union-attr]
+    d = plan.data.shape[0] * plan.router.frequencies  # type: ignore[union-attr]
     matrices = symmetric(signs.reshape(-1, d * (d + 1) // 2), d)
     dividing = component_count(plan).bit_length() - 1
     _, vectors = torch.linalg.eigh(matrices)  # rising eigenvalues, eigenvectors as columns

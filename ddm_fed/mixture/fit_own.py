@@ -200,7 +200,7 @@ def _covariances(plan: Plan, spread: _Spread, error: Tensor) -> tuple[Tensor, Te
         spread: As released, `(K, J, ...)`.
         error: What the error of the released mean adds to each trace, `(K, J)`.
     """
-    d = plan.data.channels * plan.router.frequencies  # type: ignore[union-attr]
+    d = plan.data.shape[0] * plan.router.frequencies  # type: ignore[union-attr]
     seen = spread.traces - error
     noise = spread.trace_variances + 2 / d * error.square()
     traces = _positive(draw_together(seen[:, :, None], noise))

@@ -74,7 +74,7 @@ def messages(plan: Plan) -> tuple[Message, ...]:
         return (_message(LOCATION, counts, SHARES),)
     if router.components is not None:
         return _with_own_covariances(plan, router)
-    d, radius = plan.data.channels * router.frequencies, float(router.radius or 0)
+    d, radius = plan.data.shape[0] * router.frequencies, float(router.radius or 0)
     location = [*counts, ("cell_sum", cells * d, radius)]
     directions = ("sign", d * (d + 1) // 2, 1.0)
     if router.covariance == "diagonal":
@@ -89,7 +89,7 @@ def _with_own_covariances(plan: Plan, router: StatisticsSpec) -> tuple[Message, 
     Their sums are in units of the radius that bounds them, so that they are bounded by 1 whatever
     the radius turns out to be.
     """
-    cells, d = cell_count(plan), plan.data.channels * router.frequencies
+    cells, d = cell_count(plan), plan.data.shape[0] * router.frequencies
     each = component_count(plan)
     first, second = (FIRST_ROUND, 1 - FIRST_ROUND) if each > 1 else (1.0, 0.0)
     square = d * (d + 1) // 2

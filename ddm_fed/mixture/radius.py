@@ -36,7 +36,7 @@ Floats = NDArray[np.float64]
 def longest_norm(plan: Plan) -> float:
     """Returns the largest norm that an image's coefficients about the plan's centre can have."""
     centre = float(plan.router.centre) if isinstance(plan.router, StatisticsSpec) else 0.0
-    return (1 + abs(centre)) * math.sqrt(math.prod(plan.data.shape))
+    return (float(plan.data.bound) + abs(centre)) * math.sqrt(math.prod(plan.data.shape))
 
 
 def norm_edges(plan: Plan) -> Floats:

@@ -56,6 +56,8 @@ class Private(Generic[T]):
 class ImageSet:
     """Images and what they are, by class or caption, in memory or mapped from a file.
 
+    They may also be latents of images: then values are not pixels and reach beyond [-1, 1].
+
     Attributes:
         pixels: Float32 values in [-1, 1], `(N, C, H, W)`; or, with `value_range`, an array of any
             real dtype of that shape, which may be mapped from a file and is then read in parts.
@@ -68,6 +70,11 @@ class ImageSet:
             Never shown: a caption is as private as its image.
         texts: The captions as networks read them. It follows from them and a public encoder, so it
             is no part of the digest.
+        deviations: Where `pixels` are the means of latents: their standard deviations, of the same
+            shape, float32. Statistics are taken of the means; training draws from the whole.
+        bound: The largest absolute value of what is drawn so.
+        source_sha256: What the set is known by, where it follows from something else: then the
+            digest is that, and needs no look at the values.
 
     Raises:
         ValueError: `units` are not as described, so that they would protect something else; or
@@ -88,6 +95,9 @@ class ImageSet:
     units: torch.Tensor | None = None
     captions: tuple[str, ...] | None = field(default=None, repr=False)
     texts: EncodedTexts | None = field(default=None, repr=False, compare=False)
+    deviations: torch.Tensor | NDArray[Any] | None = None
+    bound: float = 1.0
+    source_sha256: str | None = None
 
     def __post_init__(self) -> None:
         if self.units is not None:
@@ -118,11 +128,7 @@ class ImageSet:
 
     def batch(self, rows: torch.Tensor | slice) -> torch.Tensor:
         """Returns some images, `(B, C, H, W)` float32 in [-1, 1]; only these are read."""
-        if isinstance(self.pixels, torch.Tensor):
-            chosen = self.pixels[rows]
-        else:
-            index = rows if isinstance(rows, slice) else rows.numpy()
-            chosen = torch.from_numpy(np.array(self.pixels[index], dtype=np.float32))
+        chosen = _chosen(self.pixels, rows)
         return chosen if self.value_range is None else to_unit_range(chosen, *self.value_range)
 
     def condition(self, rows: torch.Tensor | slice) -> Condition | None:
@@ -138,6 +144,18 @@ class ImageSet:
         chosen = range(len(self))[rows] if isinstance(rows, slice) else rows.tolist()
         return self.texts.condition([self.captions[row] for row in chosen])
 
+    def drawn(self, rows: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Returns some images as a step of training sees them, `(B, C, H, W)` float32.
+
+        Where they are latents with a deviation, they are drawn anew by `noise (B, C, H, W)`, which
+        is standard normal. What is drawn of a row depends on its own image and noise alone.
+        """
+        means = self.batch(rows)
+        if self.deviations is None:
+            return means
+        found = means + _chosen(self.deviations, rows) * noise
+        return found.clamp(-self.bound, self.bound)
+
     def of_unit(self, unit: int) -> "ImageSet":
         """Returns the images of one unit alone: what it adds to a sum depends on nothing else."""
         return self.of_units(torch.tensor([unit]))
@@ -152,7 +170,17 @@ class ImageSet:
         captions = None
         if self.captions is not None:
             captions = tuple(self.captions[row] for row in rows.tolist())
-        return ImageSet(pixels, labels, self.value_range, dense, captions, self.texts)
+        deviations = None if self.deviations is None else _chosen(self.deviations, rows)
+        return ImageSet(
+            pixels,
+            labels,
+            self.value_range,
+            dense,
+            captions,
+            self.texts,
+            deviations=deviations,
+            bound=self.bound,
+        )
 
     def digest(self) -> str:
         """Returns a SHA-256 of images, labels, units and captions.
@@ -161,6 +189,8 @@ class ImageSet:
 
         It is the same however the images are stored.
         """
+        if self.source_sha256 is not None:
+            return self.source_sha256
         digest = hashlib.sha256()
         for start in range(0, len(self), BLOCK_IMAGES):
             block = self.batch(slice(start, start + BLOCK_IMAGES)).contiguous()
@@ -175,7 +205,20 @@ class ImageSet:
             for caption in self.captions:
                 text = caption.encode("utf-8", "surrogatepass")
                 digest.update(len(text).to_bytes(8, "big") + text)
+        if self.deviations is not None:
+            digest.update(b"deviations")
+            for start in range(0, len(self), BLOCK_IMAGES):
+                rows = slice(start, start + BLOCK_IMAGES)
+                digest.update(_chosen(self.deviations, rows).contiguous().numpy().data)
         return digest.hexdigest()
+
+
+def _chosen(values: torch.Tensor | NDArray[Any], rows: torch.Tensor | slice) -> torch.Tensor:
+    """Returns some rows, in memory; of a mapped file only these are read."""
+    if isinstance(values, torch.Tensor):
+        return values[rows]
+    index = rows if isinstance(rows, slice) else rows.numpy()
+    return torch.from_numpy(np.array(values[index], dtype=np.float32))
 
 
 def _require_dense(units: torch.Tensor, count: int) -> None:

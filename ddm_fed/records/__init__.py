@@ -49,6 +49,8 @@ from ddm_fed.records.canonical import parse_json as parse_json
 from ddm_fed.records.canonical import sha256_hex as sha256_hex
 from ddm_fed.records.data import DataSpec as DataSpec
 from ddm_fed.records.data import TextSpec as TextSpec
+from ddm_fed.records.latent import AutoencoderKind as AutoencoderKind
+from ddm_fed.records.latent import LatentSpec as LatentSpec
 from ddm_fed.records.ledger import CentralFacts as CentralFacts
 from ddm_fed.records.ledger import Event as Event
 from ddm_fed.records.ledger import GaussianEvent as GaussianEvent

@@ -253,7 +253,16 @@ class Plan(Record):
     @model_validator(mode="after")
     def _architectures_fit_the_images(self) -> Self:
         for name in self.expert.architecture:
-            require_fit(name, self.data.height, self.data.width)
+            require_fit(name, *self.data.sides)
+        return self
+
+    @model_validator(mode="after")
+    def _latents_are_not_moved(self) -> Self:
+        if self.data.latent is not None and self.training.augmentation:
+            raise ValueError(
+                f"`training.augmentation` {self.training.augmentation[0]} moves images, and a "
+                "moved latent is not the latent of a moved image: leave it out with `[data.latent]`"
+            )
         return self
 
     @model_validator(mode="after")
@@ -357,7 +366,7 @@ class Plan(Record):
                 f"`privacy.sgd.central.epsilon` {central.epsilon} leaves nothing of "
                 f"`privacy.sgd.epsilon` {sgd.epsilon} for the expert"
             )
-        longest = math.prod(self.data.shape) * (1 + abs(central.centre)) ** 2
+        longest = math.prod(self.data.shape) * (self.data.bound + abs(central.centre)) ** 2
         if central.radius**2 > longest:
             raise ValueError(
                 f"`privacy.sgd.central.radius` {central.radius} exceeds {longest.sqrt():.4g}, "

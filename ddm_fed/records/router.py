@@ -88,7 +88,8 @@ class StatisticsSpec(Record):
         Raises:
             ValueError: naming the key that does not fit them.
         """
-        pixels, coefficients = data.height * data.width, data.channels * self.frequencies
+        channels, height, width = data.shape
+        pixels, coefficients = height * width, channels * self.frequencies
         if self.frequencies > pixels:
             raise ValueError(f"`router.frequencies` exceeds the {pixels} pixels of a channel")
         if self.rank is not None and self.rank >= coefficients:
@@ -115,10 +116,10 @@ class StatisticsSpec(Record):
         if data.classes:
             raise ValueError("`router.anchors` and `data.classes` each divide the images: keep one")
         numbers = len(self.anchors[0])
-        if numbers % data.channels or numbers > coefficients:
+        if numbers % channels or numbers > coefficients:
             raise ValueError(
                 f"`router.anchors` has rows of {numbers} numbers: a row has equally many for each "
-                f"of {data.channels} channels, at most {coefficients}"
+                f"of {channels} channels, at most {coefficients}"
             )
 
 

@@ -112,7 +112,7 @@ def heads_router(
 def head_network(plan: Plan) -> CoefficientNetwork:
     """Returns the network of a head, weights still to be set."""
     spec = heads_spec(plan)
-    coefficients = plan.data.channels * spec.frequencies
+    coefficients = plan.data.shape[0] * spec.frequencies
     return CoefficientNetwork(
         coefficients, 1, len(plan.data.classes), spec.head.width, spec.head.depth
     )

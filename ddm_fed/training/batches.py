@@ -130,7 +130,10 @@ class Batches:
         dropped = torch.rand(count, generator=generator) < float(spec.label_dropout)
         moves = draw_moves(spec.augmentation, count, (shape[1], shape[2]), generator)
         wanted = self._order.rows(step)[rows]
-        x_0 = move_images(self._images.batch(wanted), moves.rows(rows))
+        x_0 = self._images.batch(wanted)
+        if self._images.deviations is not None:
+            x_0 = self._images.drawn(wanted, torch.randn(eps.shape, generator=generator)[rows])
+        x_0 = move_images(x_0, moves.rows(rows))
         condition = None
         if self._conditional:
             condition = self._images.condition(wanted)

@@ -43,7 +43,8 @@ def row_loss(plan: Plan, design: ExpertDesign) -> RowLoss:
 def made_up_units(plan: Plan, draws: int, units: int = TEST_UNITS) -> tuple[Tensor, ...]:
     """Returns rows of units of the plan's shapes that nobody's images are in."""
     generator, shape = seeded(0, "made up", 0), plan.data.shape
-    images, eps = torch.randn((2, units, draws, *shape), generator=generator).clamp(-1, 1)
+    bound = float(plan.data.bound)
+    images, eps = torch.randn((2, units, draws, *shape), generator=generator).clamp(-bound, bound)
     t = draw_times(plan.training, units * draws, generator).view(units, draws)
     if (text := plan.data.text) is not None:
         tokens = torch.randn((units, draws, text.tokens, text.width), generator=generator)

@@ -128,7 +128,8 @@ def draw_central(
                 labels.append(kind)
     if not found:
         return ImageSet(torch.zeros((0, *plan.data.shape)), torch.zeros(0, dtype=torch.long))
-    return ImageSet(torch.stack(found).clamp(-1, 1), torch.tensor(labels))
+    bound = float(plan.data.bound)
+    return ImageSet(torch.stack(found).clamp(-bound, bound), torch.tensor(labels))
 
 
 def _denoised(image: Tensor, noise: float) -> Tensor:

@@ -23,7 +23,9 @@ def draw_preview(
     seed: int,
     known: VelocityModel | None = None,
 ) -> Tensor:
-    """Returns `count` images of `model`, `(count, C, H, W)` in [-1, 1], the classes in turn.
+    """Returns `count` images of `model`, `(count, C, H, W)`, the classes in turn.
+
+    They are within the plan's bound: [-1, 1], of pixels; with latents, they are latents.
 
     The noise depends on `seed` alone, so that previews of one run show the same images emerge.
     """
@@ -38,8 +40,9 @@ def draw_preview(
         velocity = expert(x, t.expand(count), condition)
         return velocity if known is None else velocity + known(x, t.expand(count), condition)
 
+    bound = float(plan.data.bound)
     model.eval()
     with autocast():
         images = integrate(velocity, noise, times, "heun")
     model.train()
-    return images.float().clamp(-1, 1).cpu()
+    return images.float().clamp(-bound, bound).cpu()

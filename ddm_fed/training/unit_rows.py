@@ -86,7 +86,14 @@ class UnitDraws:
             draw_times(spec, count, generator),
             torch.rand(count, generator=generator) < float(spec.label_dropout),
             draw_moves(spec.augmentation, count, (size[0], size[1]), generator),
+            self._latent_noise(count),
         )
+
+    def _latent_noise(self, count: int) -> Tensor | None:
+        """Returns what a unit's latents are drawn by, the last that is drawn; None of pixels."""
+        if self._images.deviations is None:
+            return None
+        return torch.randn((count, *self._images.shape), generator=self._generator)
 
     def _rows(self, drawn: Sequence["_Drawn"]) -> tuple[Tensor, ...]:
         rows, eps, t, dropped = (
@@ -95,7 +102,9 @@ class UnitDraws:
         )
         flat = rows.flatten()  # (n K,)
         moves = join_moves([one.moves for one in drawn])
-        x_0 = move_images(self._images.batch(flat), moves).view(eps.shape)
+        latent = [one.latent for one in drawn if one.latent is not None]
+        images = self._images.drawn(flat, torch.cat(latent)) if latent else self._images.batch(flat)
+        x_0 = move_images(images, moves).view(eps.shape)
         told = self._images.condition(flat) if self._conditional else None
         if told is not None:
             told = told.dropped(dropped.flatten())
@@ -115,10 +124,14 @@ class UnitDraws:
 
 
 class _Drawn(NamedTuple):
-    """What one unit shows: rows of the images `(K,)`, noise, times, what is dropped, and moves."""
+    """What one unit shows: rows of the images `(K,)`, noise, times, what is dropped, and moves.
+
+    Latents also have the noise that they are drawn by.
+    """
 
     rows: Tensor
     eps: Tensor
     t: Tensor
     dropped: Tensor
     moves: Moves
+    latent: Tensor | None = None

@@ -8,12 +8,15 @@ import typer
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption
 from sites.cli.options import (
+    AutoencoderOption,
     DataOption,
     MaxBadOption,
     PlanOption,
     SiteOption,
     TextEncoderOption,
     ValueRangeOption,
+    into_plan_space,
+    open_plan_autoencoder,
     open_published,
     read_images,
     show_data,
@@ -51,6 +54,7 @@ def audit(
     text_encoder: TextEncoderOption = None,
     value_range: ValueRangeOption = None,
     max_bad_fraction: MaxBadOption = 0.05,
+    autoencoder: AutoencoderOption = None,
     seed: Annotated[int, typer.Option(help="Decides times, noise and samples.", min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,11 +69,12 @@ def audit(
 
     home, published = open_published(site, plan)
     trust = published.trust
+    coder = open_plan_autoencoder(autoencoder, trust.plan)
 
     def load(source: str) -> "Private[ImageSet]":
         images, report = read_images(home, source, trust.plan, value_range, max_bad_fraction)
         show_data(home.settings.name, report)
-        return images
+        return into_plan_space(home, images, coder)
 
     def told(images: "Private[ImageSet]", folder: str) -> "Private[ImageSet]":
         if controls is None:  # nothing asks an expert about images

@@ -7,12 +7,15 @@ import typer
 
 from ddm_fed import console
 from sites.cli.options import (
+    AutoencoderOption,
     DataOption,
     MaxBadOption,
     PlanOption,
     SiteOption,
     ValueRangeOption,
     YesOption,
+    into_plan_space,
+    open_plan_autoencoder,
     open_published,
     read_images,
     settle_doubts,
@@ -26,6 +29,7 @@ def head(
     site: SiteOption = Path(),
     value_range: ValueRangeOption = None,
     max_bad_fraction: MaxBadOption = 0.05,
+    autoencoder: AutoencoderOption = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -50,10 +54,12 @@ def head(
     home, published = open_published(site, plan)
     trust, name = published.trust, home.settings.name
     reference = read_reference(published_folder(plan), trust)
+    coder = open_plan_autoencoder(autoencoder, trust.plan)
     with home.changing():
         images, report = read_images(home, data, trust.plan, value_range, max_bad_fraction)
         show_data(name, report)
         settle_doubts(report, yes=yes)
+        images = into_plan_space(home, images, coder)
         steps = trust.plan.router.head.steps if trust.plan.router.kind == "heads" else 0
         with console.counting(f"training the head of {name}", steps, "steps") as update:
             bundle = run_head(

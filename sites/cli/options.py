@@ -10,6 +10,7 @@ from ddm_fed import console
 from ddm_fed.commands.options import finite
 
 if TYPE_CHECKING:
+    from ddm_fed.autoencoders import Autoencoder
     from ddm_fed.privacy import ImageSet, Private
     from ddm_fed.records import Plan
     from sites.data import DataReport
@@ -49,6 +50,14 @@ TextEncoderOption = Annotated[
     typer.Option(
         "--text-encoder",
         help="The plan's text encoder on this machine, where the plan has captions.",
+    ),
+]
+AutoencoderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--autoencoder",
+        help="Folder of the autoencoder that the plan's [data.latent] names. Images are encoded "
+        "once and kept in private/.",
     ),
 ]
 YesOption = Annotated[
@@ -111,6 +120,36 @@ def read_images(
         store=site.images,
         counting=console.counting,
     )
+
+
+def open_plan_autoencoder(folder: Path | None, plan: "Plan") -> "Autoencoder | None":
+    """Returns the plan's autoencoder, on the GPU if there is one; None where it has pixels."""
+    from ddm_fed.autoencoders import open_autoencoder
+    from ddm_fed.ensemble.devices import chosen_devices
+
+    return open_autoencoder(folder, plan.data, chosen_devices(None)[0])
+
+
+def into_plan_space(
+    home: "SiteFolder", images: "Private[ImageSet]", autoencoder: "Autoencoder | None"
+) -> "Private[ImageSet]":
+    """Returns the images as the plan trains them: encoded, where it has an autoencoder."""
+    if autoencoder is None:
+        return images
+    from sites.data import encode_images
+
+    name, count = home.settings.name, len(images.reveal())
+    with console.counting(f"encoding the images of {name}", count, "images") as update:
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            update(done)
+
+        latents = encode_images(images, autoencoder, home.latents, advance)
+    console.say(f"{name}: {count} latents of {' x '.join(map(str, autoencoder.data.shape))}")
+    return latents
 
 
 def show_data(name: str, report: "DataReport") -> None:

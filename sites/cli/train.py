@@ -14,6 +14,7 @@ from ddm_fed import console
 from ddm_fed.commands.options import finite, options_error
 from ddm_fed.progress import StepReport, Watch, duration
 from sites.cli.options import (
+    AutoencoderOption,
     DataOption,
     MaxBadOption,
     PlanOption,
@@ -21,6 +22,8 @@ from sites.cli.options import (
     TextEncoderOption,
     ValueRangeOption,
     YesOption,
+    into_plan_space,
+    open_plan_autoencoder,
     open_published,
     read_images,
     settle_doubts,
@@ -30,6 +33,7 @@ from sites.cli.options import (
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ddm_fed.autoencoders import Autoencoder
     from ddm_fed.privacy import ImageSet, Private
     from ddm_fed.records import ExpertDesign, Plan
     from sites.data import DataReport
@@ -64,6 +68,7 @@ def train(
             help="velocity, noise or image, if the plan allows it; by default the plan's first."
         ),
     ] = None,
+    autoencoder: AutoencoderOption = None,
     base: Annotated[
         Path | None, typer.Option(help="The plan's base checkpoint on this machine.")
     ] = None,
@@ -148,9 +153,9 @@ def train(
         return read_images(home, data, agreed, value_range, max_bad_fraction)
 
     if process_rank() != 0:
-        _help(site, plan, choose, load)
+        _help(site, plan, choose, load, autoencoder)
         return
-    _lead(site, plan, choose, load, text_encoder, yes=yes)
+    _lead(site, plan, choose, load, text_encoder, autoencoder, yes=yes)
 
 
 def _design(
@@ -177,6 +182,7 @@ def _lead(
     choose: "Choose",
     load: "Load",
     text_encoder: Path | None,
+    autoencoder: Path | None,
     *,
     yes: bool,
 ) -> None:
@@ -187,13 +193,15 @@ def _lead(
     home, published = open_published(site, plan)
     trust = published.trust
     options = choose(trust.plan)
+    coder = open_plan_autoencoder(autoencoder, trust.plan)
     with home.changing():
         images, report = load(home, trust.plan)
         show_data(home.settings.name, report)
         settle_doubts(report, yes=yes)
+        images = into_plan_space(home, images, coder)
         work = home.work(trust.plan_sha256)
         images = encode_captions(work, trust.plan, images, text_encoder, console.say)
-        with _watched(home, trust.plan_sha256, trust.plan.training.steps) as watch:
+        with _watched(home, trust.plan_sha256, trust.plan.training.steps, coder) as watch:
             bundle = run_plan(home, trust, published.log, images, options, watch)
         drafts = find_bundles(home.drafts)
     console.say(f"{home.settings.name}: signed bundle {bundle}")
@@ -201,17 +209,21 @@ def _lead(
     console.next_step(console.typed("ddm-site", *step, "--site", site, "--plan", plan))
 
 
-def _help(site: Path, plan: Path, choose: "Choose", load: "Load") -> None:
+def _help(site: Path, plan: Path, choose: "Choose", load: "Load", autoencoder: Path | None) -> None:
     """What every process but the first does: it holds no lock and writes nothing."""
+    from ddm_fed.autoencoders import require_named
     from ddm_fed.trust.published import published_folder, read_published
+    from sites.data import wait_for_images
     from sites.train.captions import wait_for_captions
     from sites.train.pipeline import help_train
     from sites.workspace import SiteFolder
 
     home = SiteFolder.open(site)
     trust = read_published(published_folder(plan), home.settings.root)
-    work = home.work(trust.plan_sha256)
-    images = wait_for_captions(work, trust.plan, load(home, trust.plan)[0])
+    images = load(home, trust.plan)[0]
+    if require_named(autoencoder, trust.plan.data) is not None:
+        images = wait_for_images(images, trust.plan.data, home.latents)
+    images = wait_for_captions(home.work(trust.plan_sha256), trust.plan, images)
     help_train(home, trust, images, choose(trust.plan))
 
 
@@ -254,8 +266,10 @@ def _most_memory() -> str:
 
 
 @contextmanager
-def _watched(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Watch]":
-    """Shows a bar of the steps; pictures of samples go to the site's private folder."""
+def _watched(
+    home: "SiteFolder", plan_sha256: str, steps: int, autoencoder: "Autoencoder | None"
+) -> "Iterator[Watch]":
+    """Shows a bar of the steps; pictures of samples go to the site's private folder, decoded."""
     from ddm_fed.pictures import write_grid
 
     with console.counting(f"training {home.settings.name}", steps, "steps") as update:
@@ -270,6 +284,8 @@ def _watched(home: "SiteFolder", plan_sha256: str, steps: int) -> "Iterator[Watc
                 console.say(said)
 
         def on_sample(step: int, images: "Tensor") -> None:
+            if autoencoder is not None:
+                images = autoencoder.decode(images)
             write_grid(home.work(plan_sha256) / f"samples-{step:07d}.png", images)
 
         yield Watch(on_step, on_sample, console.say)

@@ -6,6 +6,8 @@ looked at the values would let one image change all others, and no privacy bound
 Nothing is changed or left out without a word: `DataReport` holds the words.
 """
 
+from sites.data.latents import encode_images as encode_images
+from sites.data.latents import wait_for_images as wait_for_images
 from sites.data.loading import load_images as load_images
 from sites.data.loading import names_of as names_of
 from sites.data.report import DataReport as DataReport

@@ -135,7 +135,7 @@ def _channels_first(images: Pixels, spec: DataSpec) -> Pixels:
         return images
     raise DataError(
         f"the images have shape {shape}, expected (N, H, W), (N, H, W, C) or "
-        f"(N, C, H, W) with C = 1 or 3, for images of {spec.shape}",
+        f"(N, C, H, W) with C = 1 or 3, for images of {spec.pixel_shape}",
         hint="stack them along the first axis",
     )
 

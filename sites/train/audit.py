@@ -70,6 +70,7 @@ from sites.train.expert import (
     recorded,
     released_location,
 )
+from sites.train.space import require_space
 from sites.workspace import SiteFolder
 
 AUDIT_FILE, CANARIES_FILE = "audit.json", "canaries.json"
@@ -189,6 +190,9 @@ def run_audit(
         StateError: the site has trained on, or released statistics of, other images.
     """
     plan, work, result = trust.plan, site.work(trust.plan_sha256), AuditResult()
+    for images in (data, options.controls):
+        if images is not None:
+            require_space(images, plan)
     known = recorded(work) if (work / TRAINED_FILE).exists() else None
     _require_own(work, known, data)
     price = examine_price(planned_events(plan).all, float(plan.privacy.delta))

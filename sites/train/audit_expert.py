@@ -158,5 +158,5 @@ def _samples(expert: Expert, plan: Plan, seed: int) -> Rows:
         return expert(x, t.expand(len(x)), condition)
 
     times = time_grid(SOLVER_STEPS, start=expert.largest_time)
-    images = integrate(velocity, noise, times, "heun").clamp(-1, 1)
-    return _flat(images)
+    bound = float(plan.data.bound)
+    return _flat(integrate(velocity, noise, times, "heun").clamp(-bound, bound))

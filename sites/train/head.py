@@ -43,6 +43,7 @@ from sites.train.pipeline import (
     require_trained_on,
     write_draft,
 )
+from sites.train.space import require_space
 from sites.workspace import SiteFolder
 
 RUN_FILE = "head-run.json"  # the secret of a head in the making
@@ -81,6 +82,7 @@ def run_head(
     require_member(site, trust)
     require_number_left(site, log)
     plan, work = trust.plan, site.work(trust.plan_sha256)
+    require_space(data, plan)
     data_sha256 = data.reveal().digest()
     require_trained_on(work, data_sha256)
     require_policy(site.settings, plan, recorded(work).design)

@@ -75,6 +75,7 @@ from sites.train.expert import (
     make_expert,
     recorded,
 )
+from sites.train.space import require_space
 from sites.workspace import SiteFolder
 
 RELEASE_TIMEOUT_S = 600
@@ -115,6 +116,7 @@ def run_plan(
     plan = trust.plan
     design = options.design or plan.expert.default
     require_policy(site.settings, plan, design)
+    require_space(data, plan)
     work, ledger = site.work(trust.plan_sha256), open_ledger(site, log)
     data_sha256 = data.reveal().digest()
     if options.restart or not (work / TRAINED_FILE).exists():

@@ -29,6 +29,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "flows": {"records"},
         "privacy": {"errors", "records", "flows"},
         "embedding": {"errors", "records", "storage", "flows"},
+        "autoencoders": {"errors", "progress", "records", "storage", "embedding"},
         "mixture": {"errors", "records", "storage", "flows", "privacy", "embedding"},
         "models": {"records", "storage", "flows", "embedding", "mixture"},
         "router": {
@@ -80,6 +81,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "trust",
             "flows",
             "embedding",
+            "autoencoders",
             "mixture",
             "models",
             "router",
@@ -138,7 +140,7 @@ IMPORTERS = {
     "dp_accounting": {"ddm_fed.privacy.accountant"},
     "opendp": {"ddm_fed.privacy.mechanisms"},
     "opacus": {"ddm_fed.auditing.second_accountant"},
-    "diffusers": {"ddm_fed.models"},
+    "diffusers": {"ddm_fed.models", "ddm_fed.autoencoders.networks"},
     "PIL": {"sites.data", "ddm_fed.pictures"},
     "braceexpand": {"sites.data.sources"},
     "pydicom": {"sites.data.dicom"},
@@ -176,6 +178,7 @@ IMPORTERS = {
     "typer": {"sites.cli", "coordinator.cli", "ddm_fed.commands"},
     "safetensors": {
         "ddm_fed.storage.tensors",
+        "ddm_fed.autoencoders.folder",
         "ddm_fed.training",
         "ddm_fed.evaluation.features",
         "ddm_fed.embedding.public_weights",
