@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ddm_fed import console
-from ddm_fed.commands.options import finite
+from ddm_fed.commands.options import EmbedderOption, finite
 from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ddm_fed.ensemble.sample_folder import SampleOptions
 
 # as in `ddm_fed.records` and `ddm_fed.flows`, which would load pydantic and torch for --help
-RouterName = Literal["prior", "mixture", "heads", "replay", "hybrid"]
+RouterName = Literal["prior", "mixture", "centroid", "heads", "replay", "hybrid"]
 SolverName = Literal["euler", "midpoint", "heun", "dpm++2m", "sde"]
 EnsembleArgument = Annotated[
     Path, typer.Argument(help="The ensemble's folder.", exists=True, file_okay=False)
@@ -96,6 +96,7 @@ class SampleFlags:
         bool,
         typer.Option("--attribution", help="Say how much of every sample came from which site."),
     ] = False
+    embedder_weights: EmbedderOption = None
     no_png: Annotated[
         bool, typer.Option("--no-png", help="Do not write a PNG of each sample into images/.")
     ] = False
@@ -135,6 +136,7 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
         png=not flags.no_png,
         devices=chosen_devices(flags.device),
         offload=flags.offload,
+        embedder_weights=flags.embedder_weights,
     )
 
 

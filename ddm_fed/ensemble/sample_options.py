@@ -1,6 +1,7 @@
 """What `sample` may be asked for, what an ensemble can answer, and what to say of it."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -28,6 +29,7 @@ class SampleOptions:
         precision: Of the experts' arithmetic.
         png: Whether every sample is written as a picture of its own, too.
         devices: Where experts run; several take them in turn.
+        embedder_weights: File of the embedder of the plan's centroids.
         offload: Whether experts that gave way to others stay in the processor's memory.
     """
 
@@ -40,6 +42,7 @@ class SampleOptions:
     png: bool = True
     devices: tuple[str, ...] = ("cpu",)
     offload: bool = False
+    embedder_weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,13 @@ def require_fit(ensemble: Ensemble, content: Content, options: SampleOptions) ->
             "--attribution asks the router whose an image is, and this router looks at no image",
             hint="give --router mixture, or another that the ensemble has; the sites that were "
             "drawn are in samples.npz anyway",
+        )
+    looks = options.sampling.strategy.asks_router or options.sampling.attribution
+    if ensemble.reads_estimate and looks and options.embedder_weights is None:
+        raise OptionError(
+            "--embedder-weights is missing: the router compares embeddings of images",
+            hint="give the file whose digest is `router.centroids.weights_sha256` of the plan, or "
+            "choose --strategy sticky without --attribution, or another --router",
         )
     try:
         ensemble.require(options.sampling.strategy)

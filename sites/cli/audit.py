@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddm_fed import console
-from ddm_fed.commands.options import JsonOption
+from ddm_fed.commands.options import EmbedderOption, JsonOption
 from sites.cli.options import (
     DataOption,
     MaxBadOption,
@@ -48,6 +48,7 @@ def audit(
     ] = None,
     value_range: ValueRangeOption = None,
     max_bad_fraction: MaxBadOption = 0.05,
+    embedder_weights: EmbedderOption = None,
     seed: Annotated[int, typer.Option(help="Decides times, noise and samples.", min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -80,6 +81,7 @@ def audit(
             most_steps=training_steps,
             controls=None if controls is None else load(controls),
             seed=seed,
+            embedder_weights=embedder_weights,
         )
         total = min(training_steps or trust.plan.training.steps, trust.plan.training.steps)
         with console.counting("canaries", total, "steps") as update:
