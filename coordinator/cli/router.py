@@ -238,7 +238,7 @@ def prompt(
     plan = verified.trust.plan
     spec = centroids_spec(plan)
     if not spec.prompts:
-        raise OptionError(
+        raise StateError(
             "the plan has no `router.centroids.prompts`, so texts cannot be compared with images",
             hint="publish a plan whose embedder is clip, with public prompts",
         )

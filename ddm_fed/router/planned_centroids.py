@@ -29,7 +29,7 @@ def centroids_spec(plan: Plan) -> CentroidSpec:
     """
     if plan.centroids is None:
         raise OptionError(
-            "a centroid router was asked for, and the plan's sites release no centroids",
+            "--router centroid, --low centroid: the plan's sites release no centroids",
             hint="choose another router, or publish a plan with `router.centroids`",
         )
     return plan.centroids
