@@ -18,15 +18,14 @@ import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from ddm_fed.privacy import gaussian_events
-from ddm_fed.router import (
-    CentroidRouter,
+from ddm_fed.mixture import (
     centroid_message,
-    centroid_router,
     centroid_statistic,
     decode_centroids,
     public_anchors,
 )
+from ddm_fed.privacy import gaussian_events
+from ddm_fed.router import CentroidRouter, centroid_router
 from ddm_fed.router.sphere import concentration_of
 
 SITES, KINDS, WIDTH, ANCHORS, DIMENSIONS = 6, 8, 512, 24, 64
@@ -55,7 +54,7 @@ class World:
 
 def left_out(anchors, vectors, multiplier, least_snr):
     """Returns the router that trusts a direction fully or not at all."""
-    message = centroid_message(anchors)
+    message = centroid_message(*anchors.points.shape)
     weights, directions, lengths, counts = [], [], [], []
     for vector in vectors:
         parts = {name: torch.from_numpy(part) for name, part in message.decode(vector).items()}
@@ -81,11 +80,11 @@ def measure(seed, count, epsilon):
     anchors = public_anchors(public, ANCHORS, seed, dimensions=DIMENSIONS)
     multiplier = float(gaussian_events(epsilon, DELTA, [1.0])[0].noise_multiplier)
     # continuous noise in place of the exact discrete one: nothing private is here, and it is fast
-    scale = multiplier * centroid_message(anchors).l2_sensitivity
+    scale = multiplier * centroid_message(*anchors.points.shape).l2_sensitivity
     rng = np.random.default_rng(seed)
     vectors = []
     for site in range(SITES):
-        exact = centroid_statistic(world.draw(site, count), anchors)
+        exact = centroid_statistic(anchors.directions(world.draw(site, count)).numpy(), anchors)
         vectors.append(exact + np.rint(rng.normal(size=len(exact)) * scale).astype(np.int64))
     routers = {f"SNR below {snr} left out": left_out(anchors, vectors, multiplier, snr)
                for snr in (3, 1)}  # fmt: skip

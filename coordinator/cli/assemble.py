@@ -22,7 +22,7 @@ def assemble(
     router: Annotated[
         str | None,
         typer.Option(
-            help="prior, mixture or heads, or a folder that `router build` made. By "
+            help="prior, mixture, centroid or heads, or a folder that `router build` made. By "
             "default what the plan says."
         ),
     ] = None,

@@ -9,7 +9,7 @@ import typer
 from ddm_fed.errors import OptionError
 
 # the records' own would load pydantic
-RouterName = Literal["prior", "mixture", "heads", "replay", "hybrid"]
+RouterName = Literal["prior", "mixture", "centroid", "heads", "replay", "hybrid"]
 CoordinatorOption = Annotated[
     Path,
     typer.Option(

@@ -9,8 +9,11 @@ import typer
 from coordinator.cli.options import CoordinatorOption, RootOption, pinned_root
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption
+from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ddm_fed.records import Plan
 
 app = typer.Typer(name="plan", no_args_is_help=True, help="Look at a plan before it is signed.")
@@ -120,6 +123,26 @@ def anchors(
             min=2, max=64, help="Number of anchors, which is the number of Gaussians per site."
         ),
     ],
+    embedder: Annotated[
+        str | None,
+        typer.Option(
+            help="Anchors of centroids, among embeddings of `clip` or `timm:NETWORK`, instead of "
+            "anchors among DCT coefficients."
+        ),
+    ] = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Safetensors file of the embedder.", exists=True, dir_okay=False),
+    ] = None,
+    dimensions: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=128,
+            help="With --embedder: how many principal axes of the public images are kept.",
+            show_default="64",
+        ),
+    ] = None,
     frequencies: Annotated[
         int | None,
         typer.Option(
@@ -141,6 +164,8 @@ def anchors(
     Paste the lines into the plan, under its router. Anchors are signed and published with it. Never
     make them from private images: that would be a release without a ledger entry.
 
+    With --embedder, print the table `router.centroids` of a plan instead.
+
     Example: ddm-coord plan anchors public.npz --plan plan.toml --components 10
     """
     from ddm_fed.autoencoders import open_autoencoder
@@ -148,6 +173,24 @@ def anchors(
     from ddm_fed.mixture.anchors import find_anchors
 
     agreed = _read(plan, coordinator, root)
+    if embedder is not None:
+        if frequencies is not None:
+            raise OptionError(
+                "--frequencies belongs to anchors among coefficients, not among embeddings",
+                hint="leave it out; --dimensions says how many axes are kept",
+            )
+        pixels = read_public(images, agreed.data.pixel_shape).unit()
+        text = _embedding_anchors(pixels, embedder, weights, components, dimensions or 64, seed)
+        console.show_text(text)
+        console.say(
+            "Paste the lines into the plan, below [router]. They become public: never make them "
+            "from private images."
+        )
+        return
+    if weights is not None or dimensions is not None:
+        raise OptionError(
+            "--weights and --dimensions belong to --embedder", hint="give --embedder as well"
+        )
     coder = open_autoencoder(autoencoder, agreed.data)
     public = read_public(images, agreed.data.pixel_shape).unit()
     if coder is not None:
@@ -161,6 +204,34 @@ def anchors(
         f"Public images nearest to each: {', '.join(map(str, found.counts))}. Paste the lines into "
         "[router]. They become public: never make them from private images."
     )
+
+
+def _embedding_anchors(
+    pixels: "Tensor", name: str, weights: Path | None, count: int, dimensions: int, seed: int
+) -> str:
+    """Returns the lines of a plan for anchors among embeddings of public images."""
+    from ddm_fed.embedding import open_embedder
+    from ddm_fed.errors import DataError
+    from ddm_fed.mixture import anchor_lines, embed_images, public_anchors
+    from ddm_fed.privacy import ImageSet
+    from ddm_fed.storage.digests import sha256_of
+
+    if weights is None:
+        raise OptionError(
+            "--weights is missing: embeddings take the network's weights",
+            hint="give a safetensors file; docs/routers.md says where they come from",
+        )
+    if len(pixels) < max(2 * count, dimensions + 1):
+        raise DataError(
+            f"{len(pixels)} public images are too few for {count} anchors in {dimensions} axes",
+            hint="give some hundreds, or fewer --components and --dimensions",
+        )
+    try:
+        embedder = open_embedder(name, weights, sha256_of(weights))
+    except ValueError as error:
+        raise OptionError(f"--embedder: {error}", hint="such as timm:resnet50.a1_in1k") from None
+    found = embed_images(ImageSet(pixels, None), embedder)
+    return anchor_lines(public_anchors(found, count, seed, dimensions=dimensions), embedder)
 
 
 @app.command()

@@ -7,11 +7,14 @@ import typer
 
 from coordinator.cli.options import CoordinatorOption, RootOption
 from ddm_fed import console
-from ddm_fed.commands.options import JsonOption, finite
+from ddm_fed.commands.options import EmbedderOption, JsonOption, finite
 from ddm_fed.commands.sample import EnsembleArgument
 from ddm_fed.errors import OptionError, StateError
 
 if TYPE_CHECKING:
+    from ddm_fed.embedding import Embedder
+    from ddm_fed.ensemble.folder import VerifiedEnsemble
+    from ddm_fed.records import Plan
     from ddm_fed.router import TimeQuality
 
 app = typer.Typer(
@@ -45,15 +48,16 @@ def build(
     ensemble: EnsembleArgument,
     out: Annotated[Path, typer.Option(help="Folder to make.")],
     kind: Annotated[
-        Literal["mixture", "heads", "replay", "hybrid"],
+        Literal["mixture", "centroid", "heads", "replay", "hybrid"],
         typer.Option(
             help="replay: a network trained on samples. hybrid: the mixture at high noise, the "
-            "network (or the sites' heads, with --low heads) below --switch. mixture, heads: what "
-            "the sites sent, calibrated."
+            "network (or what the sites sent, with --low) below --switch. mixture, centroid, "
+            "heads: what the sites sent, calibrated."
         ),
     ] = "replay",
     low: Annotated[
-        Literal["replay", "heads"], typer.Option(help="What a hybrid asks below --switch.")
+        Literal["replay", "heads", "centroid"],
+        typer.Option(help="What a hybrid asks below --switch."),
     ] = "replay",
     coordinator: CoordinatorOption = Path(),
     root: RootOption = None,
@@ -76,14 +80,16 @@ def build(
     ] = 256,
     depth: Annotated[int, typer.Option(help="Number of blocks of the network.", min=1, max=32)] = 3,
     switch: Annotated[
-        float,
+        float | None,
         typer.Option(
             help="Time below which a hybrid asks its network.",
             min=0.01,
             max=0.99,
             callback=finite,
+            show_default="0.7; with --low centroid the plan's `until`",
         ),
-    ] = 0.7,
+    ] = None,
+    embedder_weights: EmbedderOption = None,
     no_calibrate: Annotated[
         bool, typer.Option("--no-calibrate", help="Do not calibrate the posterior.")
     ] = False,
@@ -99,8 +105,8 @@ def build(
 
     Example: ddm-coord router build ensemble --kind hybrid --out router
     """
-    if low == "heads" and kind != "hybrid":
-        raise OptionError("--low heads belongs to --kind hybrid", hint="leave --low out")
+    if low != "replay" and kind != "hybrid":
+        raise OptionError(f"--low {low} belongs to --kind hybrid", hint="leave --low out")
     from coordinator.cli.open_ensemble import open_current
     from ddm_fed.ensemble.devices import chosen_devices
     from ddm_fed.ensemble.replay import BuildOptions, build_from_samples
@@ -126,7 +132,9 @@ def build(
         solver_steps=steps,
         seed=seed,
         network=network,
-        switch=switch,
+        low="centroid" if low == "centroid" else None,
+        switch=switch or _switch(verified.trust.plan, low),
+        embedder=_embedder(verified, embedder_weights),
         calibrate=not no_calibrate,
         resident=resident,
         devices=chosen_devices(device),
@@ -174,6 +182,7 @@ def compare(
             help="Another seed than that of the routers, so that the images are new.", min=0
         ),
     ] = 1,
+    embedder_weights: EmbedderOption = None,
     resident: ResidentOption = None,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -191,6 +200,7 @@ def compare(
     verified = open_current(ensemble, root, coordinator)
     options = BuildOptions(
         kind="mixture",
+        embedder=_embedder(verified, embedder_weights),
         samples_per_site=samples_per_site,
         solver_steps=steps,
         seed=seed,
@@ -202,6 +212,66 @@ def compare(
         console.show_json({name: described(quality) for name, quality in found.items()})
         return
     _show("How well routers know whose image they see", found)
+
+
+@app.command()
+def prompt(
+    ensemble: EnsembleArgument,
+    text: Annotated[str, typer.Argument(help="What is looked for, such as 'a chest x-ray'.")],
+    embedder_weights: EmbedderOption = None,
+    coordinator: CoordinatorOption = Path(),
+    root: RootOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say how likely each site has what a text describes, by its centroids.
+
+    For plans whose embedder is clip, and that have `router.centroids.prompts`.
+
+    Example: ddm-coord router prompt ensemble "a chest x-ray" --embedder-weights clip.safetensors
+    """
+    from coordinator.cli.open_ensemble import open_current
+    from ddm_fed.ensemble.load import load_releases
+    from ddm_fed.mixture import planned_embedder
+    from ddm_fed.router import centroids_spec, planned_centroid_router
+
+    verified = open_current(ensemble, root, coordinator)
+    plan = verified.trust.plan
+    spec = centroids_spec(plan)
+    if not spec.prompts:
+        raise StateError(
+            "the plan has no `router.centroids.prompts`, so texts cannot be compared with images",
+            hint="publish a plan whose embedder is clip, with public prompts",
+        )
+    router = planned_centroid_router(
+        plan, load_releases(verified), planned_embedder(spec, embedder_weights)
+    )
+    found = router.log_prior_of_prompt(text).exp().tolist()
+    shares = router.log_prior(None).exp().tolist()
+    sites = [bundle.site for bundle in verified.bundles]
+    if as_json:
+        console.show_json(dict(zip(sites, found, strict=True)))
+        return
+    rows = zip(sites, shares, found, strict=True)
+    console.show_table(
+        f"Which sites have: {text}",
+        ["site", "share", "given the text"],
+        [[site, f"{share:.3f}", f"{part:.3f}"] for site, share, part in rows],
+    )
+
+
+def _embedder(verified: "VerifiedEnsemble", weights: Path | None) -> "Embedder | None":
+    """Returns the embedder of the plan's centroids, if its weights were given."""
+    from ddm_fed.mixture import planned_embedder
+    from ddm_fed.router import centroids_spec
+
+    if weights is None:
+        return None
+    return planned_embedder(centroids_spec(verified.trust.plan), weights)
+
+
+def _switch(plan: "Plan", low: str) -> float:
+    """Returns where a hybrid's parts meet by default: centroids see nothing above `until`."""
+    return float(plan.centroids.until) if low == "centroid" and plan.centroids else 0.7
 
 
 def _show(title: str, columns: "dict[str, list[TimeQuality]]") -> None:

@@ -19,7 +19,7 @@ from ddm_fed.ensemble.folder import (
 from ddm_fed.errors import OptionError, StateError
 from ddm_fed.progress import Advance
 from ddm_fed.records import RouterName
-from ddm_fed.router import needs_heads
+from ddm_fed.router import centroids_spec, needs_heads
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,8 @@ def write_chosen(
         _require_made_of(router, members)
         built, router = router, router.record.kind
     kind = router or trust.plan.router.kind
+    if kind == "centroid":
+        centroids_spec(trust.plan)
     if kind == "heads" or (built is not None and needs_heads(built.record)):
         require_common_reference({name: item.submission for name, item in admitted.items()})
     verified = write_ensemble(

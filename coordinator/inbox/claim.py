@@ -14,8 +14,8 @@ from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
     Plan,
+    PriorRouterSpec,
     Statement,
-    StatisticsSpec,
     Submission,
     sha256_hex,
 )
@@ -101,7 +101,7 @@ def require_own_files(
     """
     site = statement.predicate.site
     own = {EXPERT_FILE, HEAD_FILE}
-    if isinstance(plan.router, StatisticsSpec):
+    if not isinstance(plan.router, PriorRouterSpec):
         own.add(ROUTER_FILE)
     offered = {item.digest.sha256: item.name for item in statement.subject if item.name in own}
     for entry in log.receipts():

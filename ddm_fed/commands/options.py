@@ -2,6 +2,7 @@
 
 import re
 from math import isfinite
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -11,6 +12,13 @@ from ddm_fed.errors import OptionError
 if TYPE_CHECKING:
     from pydantic import BaseModel, ValidationError
 
+EmbedderOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--embedder-weights",
+        help="Safetensors file of the embedder that the plan's centroids name by its digest.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 

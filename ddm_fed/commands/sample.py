@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ddm_fed import console
-from ddm_fed.commands.options import finite
+from ddm_fed.commands.options import EmbedderOption, finite
 from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ddm_fed.ensemble.sample_folder import SampleOptions
 
 # as in `ddm_fed.records` and `ddm_fed.flows`, which would load pydantic and torch for --help
-RouterName = Literal["prior", "mixture", "heads", "replay", "hybrid"]
+RouterName = Literal["prior", "mixture", "centroid", "heads", "replay", "hybrid"]
 SolverName = Literal["euler", "midpoint", "heun", "dpm++2m", "sde"]
 EnsembleArgument = Annotated[
     Path, typer.Argument(help="The ensemble's folder.", exists=True, file_okay=False)
@@ -125,6 +125,7 @@ class SampleFlags:
             help="Keep latents in samples.npz; without --autoencoder, in place of images.",
         ),
     ] = False
+    embedder_weights: EmbedderOption = None
     no_png: Annotated[
         bool, typer.Option("--no-png", help="Do not write a PNG of each sample into images/.")
     ] = False
@@ -169,6 +170,7 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
         text_encoder=flags.text_encoder,
         autoencoder=flags.autoencoder,
         latents=flags.latents,
+        embedder_weights=flags.embedder_weights,
     )
 
 

@@ -10,7 +10,13 @@ from ddm_fed.ensemble.load import (
     read_router,
     routers_without_samples,
 )
-from ddm_fed.ensemble.replay import JUDGED_AT, BuildOptions, draw_from_experts, judge_router
+from ddm_fed.ensemble.replay import (
+    JUDGED_AT,
+    BuildOptions,
+    draw_from_experts,
+    estimate_of,
+    judge_router,
+)
 from ddm_fed.ensemble.router_folder import read_built
 from ddm_fed.errors import OptionError, StateError
 from ddm_fed.mixture import released_weights
@@ -36,8 +42,10 @@ def compare_routers(
     hybrids = [verified.record.built]
     routers: dict[str, Router] = {"prior": load_router(verified, "prior")}
     for name in (verified.record.router, *routers_without_samples(verified)):
+        if name == "centroid" and options.embedder is None and name != verified.record.router:
+            continue  # it sees nothing without the weights of its embedder
         label = f"{name} of the ensemble" if name == verified.record.router else name
-        routers.setdefault(label, load_router(verified, name))
+        routers.setdefault(label, load_router(verified, name, options.embedder))
     members = tuple(member.submission_sha256 for member in verified.record.members)
     for folder in built:
         record, file = read_built(folder)
@@ -53,14 +61,17 @@ def compare_routers(
                 hint="give another --seed",
             )
         hybrids.append(record)
-        routers[str(folder)] = read_router(verified, record, file, sha256_of(file))
+        routers[str(folder)] = read_router(
+            verified, record, file, sha256_of(file), options.embedder
+        )
     for made in hybrids:
         if made is not None and made.switch is not None:  # all are judged where its parts meet
             times.update(knots_about(float(made.switch), ()))
     weights = released_weights(verified.trust.plan, load_releases(verified))
     shares = weights.sum(1) / weights.sum()
+    estimate = estimate_of(verified, weights, options)
     drawn = draw_from_experts(verified, weights, options)
     return {
-        name: judge_router(router, drawn, shares, options.seed, sorted(times))
+        name: judge_router(router, drawn, shares, options.seed, sorted(times), estimate)
         for name, router in routers.items()
     }

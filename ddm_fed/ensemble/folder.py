@@ -281,6 +281,12 @@ def verify_ensemble(
                 hint="it was not written by this program; ask the coordinator",
             )
         _verify_router(folder, record.built, trust)
+    low = None if record.built is None else record.built.low
+    if "centroid" in (record.router, low) and trust.plan.centroids is None:
+        raise PlanMismatchError(
+            f"{what} has a router of centroids, and its plan releases none",
+            hint="it was not written by this program; ask the coordinator",
+        )
     if record.router == "heads" or (record.built is not None and needs_heads(record.built)):
         require_common_reference({bundle.site: bundle.submission for bundle in bundles})
     return VerifiedEnsemble(

@@ -18,6 +18,7 @@ from ddm_fed.bundle.verify import (
     read_verified,
     read_weights,
 )
+from ddm_fed.embedding import Embedder
 from ddm_fed.ensemble.folder import VerifiedEnsemble, require_common_reference
 from ddm_fed.ensemble.pool import ExpertPool, Precision
 from ddm_fed.ensemble.velocity import Ensemble
@@ -42,6 +43,7 @@ from ddm_fed.router import (
     heads_router,
     heads_spec,
     needs_heads,
+    planned_centroid_router,
     restore_router,
 )
 from ddm_fed.storage.files import open_regular
@@ -56,6 +58,7 @@ def load_ensemble(
     devices: Sequence[torch.device | str] = ("cpu",),
     offload: bool = False,
     precision: Precision = "float32",
+    embedder: Embedder | None = None,
 ) -> Ensemble:
     """Returns the experts and the router of a verified ensemble, ready to sample from.
 
@@ -67,6 +70,7 @@ def load_ensemble(
         devices: Where experts run, in turn.
         offload: Keep experts that gave way in the processor's memory instead of loading them again.
         precision: What experts multiply in.
+        embedder: As for `load_router`.
 
     Raises:
         DigestError: an expert's file changed after it was verified; with `resident` when the
@@ -84,11 +88,21 @@ def load_ensemble(
     )
     if resident is None:
         experts.load_all()
-    return Ensemble(experts, load_router(verified, router))
+    return Ensemble(experts, load_router(verified, router, embedder))
 
 
-def load_router(verified: VerifiedEnsemble, kind: RouterName | None = None) -> Router:
+def load_router(
+    verified: VerifiedEnsemble,
+    kind: RouterName | None = None,
+    embedder: Embedder | None = None,
+) -> Router:
     """Returns the router of a verified ensemble, or another that its releases can serve.
+
+    Args:
+        verified: The ensemble.
+        kind: Another router than its own.
+        embedder: That of the plan's centroids. A router that asks them and has none knows the
+            shares only, and refuses to look at an image.
 
     Raises:
         OptionError: `kind` has to be built from samples, and the ensemble has none of it.
@@ -100,7 +114,9 @@ def load_router(verified: VerifiedEnsemble, kind: RouterName | None = None) -> R
         if verified.router_sha256 is None:  # verification required the file
             raise ValueError("a built router without a file")
         file = verified.folder / ROUTER_FILE
-        return read_router(verified, record.built, file, verified.router_sha256)
+        return read_router(verified, record.built, file, verified.router_sha256, embedder)
+    if kind == "centroid":
+        return planned_centroid_router(plan, load_releases(verified), embedder)
     if kind == "heads":
         return heads_router(plan, load_heads(verified), load_releases(verified))
     if kind not in get_args(ClosedForm):
@@ -111,7 +127,13 @@ def load_router(verified: VerifiedEnsemble, kind: RouterName | None = None) -> R
     return build_router(plan, cast(ClosedForm, kind), load_releases(verified))
 
 
-def read_router(verified: VerifiedEnsemble, built: BuiltRouter, file: Path, sha256: str) -> Router:
+def read_router(
+    verified: VerifiedEnsemble,
+    built: BuiltRouter,
+    file: Path,
+    sha256: str,
+    embedder: Embedder | None = None,
+) -> Router:
     """Returns a router made from samples, over the sites of a verified ensemble.
 
     Args:
@@ -119,6 +141,7 @@ def read_router(verified: VerifiedEnsemble, built: BuiltRouter, file: Path, sha2
         built: What the file holds.
         file: Its tensors.
         sha256: Their digest.
+        embedder: As for `load_router`.
 
     Raises:
         RefusedError: the file holds something else.
@@ -128,14 +151,17 @@ def read_router(verified: VerifiedEnsemble, built: BuiltRouter, file: Path, sha2
         check_tensor_file(opened, built_tensors(plan.data, built), what="the router")
     tensors = read_verified(file, sha256, most_bytes=MAX_ROUTER_BYTES, what="the router")
     heads = load_heads(verified) if needs_heads(built) else []
-    return restore_router(plan, built, tensors, load_releases(verified), heads)
+    return restore_router(plan, built, tensors, load_releases(verified), heads, embedder)
 
 
-def frequencies_seen(verified: VerifiedEnsemble, kind: RouterName | None, until: float) -> int:
+def frequencies_seen(
+    verified: VerifiedEnsemble, kind: RouterName | None, until: float
+) -> int | None:
     """Returns the least DCT coefficients per channel that a router looks at up to time `until`.
 
     Fewer than a channel has pixels leave something of the image unseen; 0 is a router that looks
-    at none. A `hybrid` sees what its network does below the switch, and what both do from there on.
+    at none, None one that looks at an embedding. A `hybrid` sees what its network does below the
+    switch, and what both do from there on.
 
     Args:
         verified: The ensemble.
@@ -147,6 +173,11 @@ def frequencies_seen(verified: VerifiedEnsemble, kind: RouterName | None, until:
     released = spec.frequencies if isinstance(spec, StatisticsSpec) else 0
     if kind == "prior":
         return 0
+    centroids = verified.trust.plan.centroids
+    if kind == "centroid" and centroids is not None:
+        return None if until <= float(centroids.until) else released
+    if built is not None and built.kind == kind and built.low is not None:
+        return None if built.switch is not None and until < float(built.switch) else released
     if built is None or built.kind != kind or built.network is None:
         return released
     if built.switch is not None and until >= float(built.switch):
@@ -182,6 +213,8 @@ def routers_without_samples(verified: VerifiedEnsemble) -> list[RouterName]:
     names: list[RouterName] = ["prior"]
     if isinstance(verified.trust.plan.router, StatisticsSpec):
         names.append("mixture")
+    if verified.trust.plan.centroids is not None:
+        names.append("centroid")
     references = {bundle.submission.reference_sha256 for bundle in verified.bundles}
     if len(references) == 1 and None not in references:
         names.append("heads")

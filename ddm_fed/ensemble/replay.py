@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ddm_fed.embedding import dct_basis
+from ddm_fed.embedding import Embedder, dct_basis
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import load_ensemble, load_heads, load_releases
 from ddm_fed.ensemble.pool import ExpertPool
@@ -36,10 +37,12 @@ from ddm_fed.records import (
 )
 from ddm_fed.router import (
     CoefficientNetwork,
+    Estimate,
     PriorRouter,
     Router,
     TimeQuality,
     calibration_tensors,
+    centroids_spec,
     fit_calibration,
     knots_about,
     needs_heads,
@@ -76,11 +79,13 @@ class BuildOptions:
     solver_steps: int = 20
     seed: int = 0
     network: RouterNetworkSpec | None = None
+    low: Literal["centroid"] | None = None
     switch: float = 0.7
     calibrate: bool = True
     batch_size: int = 256
     resident: int | None = None
     devices: tuple[str, ...] = ("cpu",)
+    embedder: Embedder | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +118,7 @@ def build_from_samples(
             "--kind prior: a prior router looks at no image, so samples cannot improve it",
             hint="give --kind mixture, heads, replay or hybrid",
         )
+    _require_centroids(verified, options)
     network = options.network if options.kind in LEARNED_ROUTERS else None
     if options.kind not in LEARNED_ROUTERS and not options.calibrate:
         raise OptionError(
@@ -130,6 +136,7 @@ def build_from_samples(
         solver_steps=options.solver_steps,
         seed=options.seed,
         network=network,
+        low=options.low,
         switch=None if switch is None else _decimal(switch),
         knots=tuple(_decimal(time) for time in knots) if options.calibrate else (),
     )
@@ -141,16 +148,20 @@ def build_from_samples(
     if network is not None:
         trained = _train(train, plan.data, weights, network, generator, watch)
         tensors |= network_tensors(trained)
-    plain = restore_router(plan, record.model_copy(update={"knots": ()}), tensors, releases, heads)
+    embedder, estimate = options.embedder, estimate_of(verified, weights, options)
+    uncalibrated = record.model_copy(update={"knots": ()})
+    plain = restore_router(plan, uncalibrated, tensors, releases, heads, embedder)
     shares = weights.sum(1) / weights.sum()
     fit, judge = _by_share(fit, shares), _by_share(judge, shares)
-    before = _quality(plain, judge, options.seed, judged_at)
+    before = _quality(plain, judge, options.seed, judged_at, estimate)
     if not options.calibrate:
         return RouterBuilt(record, tensors, before, before)
-    calibration = fit_calibration(plain, fit.images, fit.sites, fit.labels, generator, times=knots)
+    calibration = fit_calibration(
+        plain, fit.images, fit.sites, fit.labels, generator, times=knots, estimate=estimate
+    )
     tensors |= calibration_tensors(calibration)
-    calibrated = restore_router(plan, record, tensors, releases, heads)
-    after = _quality(calibrated, judge, options.seed, judged_at)
+    calibrated = restore_router(plan, record, tensors, releases, heads, embedder)
+    after = _quality(calibrated, judge, options.seed, judged_at, estimate)
     return RouterBuilt(record, tensors, before, after)
 
 
@@ -207,12 +218,46 @@ def draw_from_experts(
     return ReplaySet(torch.cat(images), sites, torch.cat(labels) if labels else None)
 
 
+def estimate_of(
+    verified: VerifiedEnsemble, weights: Tensor, options: BuildOptions
+) -> Estimate | None:
+    """Returns what makes image estimates for a router to look at; None without centroids.
+
+    An estimate is that of all experts by the shares of their sites: the expert that drew an image
+    would give the answer away. Above the plan's `until` nobody looks, and x_t is returned as it is.
+
+    Args:
+        verified: The ensemble.
+        weights: As for `draw_from_experts`.
+        options: Where experts run, and how many at once.
+    """
+    spec = verified.trust.plan.centroids
+    if spec is None or options.embedder is None:
+        return None
+    pool = load_ensemble(
+        verified, router="prior", resident=options.resident, devices=options.devices
+    ).experts
+    everybody, until = Ensemble(pool, PriorRouter(weights)), float(spec.until)
+    full = Strategy.parse("full")
+
+    def estimate(x_t: Tensor, t: Tensor, condition: ClassCondition | None) -> Tensor:
+        if float(t.min()) > until:
+            return x_t
+        x, at = x_t.to(pool.device), t.to(pool.device)
+        asked = None if condition is None else condition.to(pool.device)
+        v = everybody.velocity(x, at, asked, strategy=full, batch_size=options.batch_size)
+        return (x - at.view(-1, 1, 1, 1) * v).float().cpu()
+
+    return estimate
+
+
 def judge_router(
     router: Router,
     drawn: ReplaySet,
     shares: Tensor,
     seed: int,
     times: Sequence[float] = JUDGED_AT,
+    estimate: Estimate | None = None,
 ) -> list[TimeQuality]:
     """Returns how well `router` knows the sites of images it was not made from, by time.
 
@@ -222,8 +267,32 @@ def judge_router(
         shares: Share of every site, `(K,)`: images count by it.
         seed: Decides the noise.
         times: At which it is judged.
+        estimate: Makes image estimates, for routers that look at them.
     """
-    return _quality(router, _by_share(drawn, shares), seed, times)
+    return _quality(router, _by_share(drawn, shares), seed, times, estimate)
+
+
+def _require_centroids(verified: VerifiedEnsemble, options: BuildOptions) -> None:
+    """Refuses centroids where they cannot be asked.
+
+    Raises:
+        OptionError: the plan has none, they are asked at times they do not see, or the embedder's
+            weights are not at hand.
+    """
+    if options.kind != "centroid" and options.low is None:
+        return
+    until = float(centroids_spec(verified.trust.plan).until)
+    if options.low is not None and options.switch > until:
+        raise OptionError(
+            f"--switch {options.switch:g}: centroids are asked at times up to {until:g}, and above "
+            "they know the shares only",
+            hint=f"give --switch {until:g} or less",
+        )
+    if options.embedder is None:
+        raise OptionError(
+            "--embedder-weights is missing: centroids compare embeddings of images",
+            hint="give the file whose digest is `router.centroids.weights_sha256` of the plan",
+        )
 
 
 def _of_site(pool: ExpertPool, site: int) -> VelocityModel:
@@ -296,10 +365,16 @@ def _train(
 
 
 def _quality(
-    router: Router, judge: ReplaySet, seed: int, times: Sequence[float]
+    router: Router,
+    judge: ReplaySet,
+    seed: int,
+    times: Sequence[float],
+    estimate: Estimate | None = None,
 ) -> list[TimeQuality]:
     generator = torch.Generator().manual_seed(seed)
-    return posterior_quality(router, judge.images, judge.sites, judge.labels, times, generator)
+    return posterior_quality(
+        router, judge.images, judge.sites, judge.labels, times, generator, estimate=estimate
+    )
 
 
 def _decimal(value: float) -> Decimal:

@@ -30,9 +30,11 @@ from ddm_fed.ensemble.sampling import apportioned, sample_chunk
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import StateError, names_its_path
 from ddm_fed.flows import CALLS_PER_STEP, ClassCondition, Condition
+from ddm_fed.mixture import planned_embedder
 from ddm_fed.pictures import write_grid, write_picture
 from ddm_fed.progress import Advance
 from ddm_fed.records import canonical_json, sha256_hex
+from ddm_fed.router import centroids_spec
 from ddm_fed.storage.files import (
     PART_PREFIX,
     exclusive,
@@ -69,6 +71,10 @@ def draw(
         options.devices[0],
         keep_latents=options.latents,
     )
+    embedder = None
+    if options.embedder_weights is not None:
+        spec = centroids_spec(verified.trust.plan)
+        embedder = planned_embedder(spec, options.embedder_weights)
     ensemble = load_ensemble(
         verified,
         router=options.router,
@@ -76,6 +82,7 @@ def draw(
         devices=options.devices,
         offload=options.offload,
         precision=options.precision,
+        embedder=embedder,
     )
     source = {
         "federation": verified.trust.plan.federation,

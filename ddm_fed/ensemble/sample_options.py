@@ -36,6 +36,7 @@ class SampleOptions:
         autoencoder: Folder of what decodes samples, where they are latents.
         latents: Whether latents are kept: beside the pictures, or in their place without
             `autoencoder`.
+        embedder_weights: File of the embedder of the plan's centroids.
         offload: Whether experts that gave way to others stay in the processor's memory.
     """
 
@@ -52,6 +53,7 @@ class SampleOptions:
     text_encoder: Path | None = None
     autoencoder: Path | None = None
     latents: bool = False
+    embedder_weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,13 @@ def require_fit(ensemble: Ensemble, content: Content, options: SampleOptions) ->
             "--attribution asks the router whose an image is, and this router looks at no image",
             hint="give --router mixture, or another that the ensemble has; the sites that were "
             "drawn are in samples.npz anyway",
+        )
+    looks = options.sampling.strategy.asks_router or options.sampling.attribution
+    if ensemble.reads_estimate and looks and options.embedder_weights is None:
+        raise OptionError(
+            "--embedder-weights is missing: the router compares embeddings of images",
+            hint="give the file whose digest is `router.centroids.weights_sha256` of the plan, or "
+            "choose --strategy sticky without --attribution, or another --router",
         )
     try:
         ensemble.require(options.sampling.strategy)

@@ -1,6 +1,20 @@
 """What a site releases about its images, and which Gaussian mixture that describes."""
 
 from ddm_fed.mixture.bounds import require_plausible as require_plausible
+from ddm_fed.mixture.centroids import Centroids as Centroids
+from ddm_fed.mixture.centroids import Directions as Directions
+from ddm_fed.mixture.centroids import EmbeddedImages as EmbeddedImages
+from ddm_fed.mixture.centroids import centroid_statistic as centroid_statistic
+from ddm_fed.mixture.centroids import decode_centroids as decode_centroids
+from ddm_fed.mixture.centroids import embed_images as embed_images
+from ddm_fed.mixture.centroids import planned_directions as planned_directions
+from ddm_fed.mixture.centroids import planned_embedder as planned_embedder
+from ddm_fed.mixture.directions import Anchors as Anchors
+from ddm_fed.mixture.directions import anchor_lines as anchor_lines
+from ddm_fed.mixture.directions import image_directions as image_directions
+from ddm_fed.mixture.directions import planned_anchors as planned_anchors
+from ddm_fed.mixture.directions import prompt_directions as prompt_directions
+from ddm_fed.mixture.directions import public_anchors as public_anchors
 from ddm_fed.mixture.fit import ImageMixture as ImageMixture
 from ddm_fed.mixture.fit import fit_image_mixtures as fit_image_mixtures
 from ddm_fed.mixture.fit import fit_mixtures as fit_mixtures
@@ -11,8 +25,11 @@ from ddm_fed.mixture.max_share import capped as capped
 from ddm_fed.mixture.measured import REAL as REAL
 from ddm_fed.mixture.measured import Measured as Measured
 from ddm_fed.mixture.measured import measured as measured
+from ddm_fed.mixture.messages import CENTROID_PURPOSE as CENTROID_PURPOSE
+from ddm_fed.mixture.messages import CENTROIDS as CENTROIDS
 from ddm_fed.mixture.messages import LOCATION as LOCATION
 from ddm_fed.mixture.messages import ROUTER_PURPOSES as ROUTER_PURPOSES
+from ddm_fed.mixture.messages import centroid_message as centroid_message
 from ddm_fed.mixture.messages import message_named as message_named
 from ddm_fed.mixture.messages import messages as messages
 from ddm_fed.mixture.messages import release_tensors as release_tensors

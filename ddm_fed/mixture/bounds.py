@@ -25,6 +25,7 @@ import numpy as np
 
 from ddm_fed.errors import ValuesError
 from ddm_fed.mixture.messages import (
+    CENTROIDS,
     COMPONENT_LOCATION,
     COMPONENT_SHAPE,
     LOCATION,
@@ -104,6 +105,8 @@ def require_plausible(plan: Plan, vectors: Mapping[str, Ints], *, what: str) -> 
     location = message_named(plan, LOCATION)
     parts = _parts(location, vectors[LOCATION])
     units = _check_counts(plan, parts, location, noises[LOCATION], what)
+    if CENTROIDS in vectors:
+        _check_centroids(plan, vectors[CENTROIDS], units[0], noises[CENTROIDS], what)
     if not isinstance(spec, StatisticsSpec):
         return
     if NORMS in vectors:
@@ -124,6 +127,8 @@ def require_plausible(plan: Plan, vectors: Mapping[str, Ints], *, what: str) -> 
 
 def _statements(plan: Plan, cells: int, d: int) -> int:
     """Returns at least how many inequalities about noise have to hold at once."""
+    spec = plan.centroids
+    cells += 0 if spec is None else 2 * len(spec.anchors)
     if not own_covariances(plan):
         return 12 + 2 * cells + d
     return 12 + NORM_BINS + (cells + cells * component_count(plan)) * (8 + d)
@@ -188,6 +193,28 @@ def _check_norms(plan: Plan, vector: Ints, units: _Units, noise: _Noise, what: s
     least = units.low * max(0.0, weight - _lost(plan)) - spread
     if not least - SLACK * abs(least) <= total <= most * (1 + SLACK):
         raise _beyond(what, "the count of its norms", total / weight, most / weight)
+
+
+def _check_centroids(plan: Plan, vector: Ints, units: _Units, noise: _Noise, what: str) -> None:
+    """Refuses counts of other images than the site's, or sums longer than their images make."""
+    message = message_named(plan, CENTROIDS)
+    parts = _parts(message, vector)
+    counts, weight = parts["anchor_count"], _weight(message, "anchor_count")
+    if (fewest := float(counts.min())) < -noise.one:
+        found = ("the count of an anchor", fewest / weight, -noise.one / weight)
+        raise _beyond(what, *found, "at least")
+    total, spread = float(counts.sum()), noise.sum_of(len(counts))
+    most = units.high * weight + spread
+    least = units.low * max(0.0, weight - _lost(plan)) - spread
+    if not least - SLACK * abs(least) <= total <= most * (1 + SLACK):
+        raise _beyond(what, "the count of its anchors", total / weight, most / weight)
+    scale = _weight(message, "anchor_sum")
+    for number, row in enumerate(parts["anchor_sum"].reshape(len(counts), -1)):
+        own = _units(float(counts[number]), weight, noise.one, plan)
+        found_norm, most = float(np.linalg.norm(row)), own.high * scale + noise.norm_of(len(row))
+        if found_norm > most * (1 + SLACK):
+            name = f"the sum of directions at anchor {number}"
+            raise _beyond(what, name, found_norm / scale, most / scale)
 
 
 def _check_components(

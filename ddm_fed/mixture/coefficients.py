@@ -25,6 +25,7 @@ class Read(NamedTuple):
     cells: Ints  # (N,)
     weights: Floats | None  # (N,)
     bands: Floats | None = None  # (N, B): energy in each band of the other frequencies
+    directions: Floats | None = None  # (N, D'): of embeddings, where the plan has centroids
 
 
 def read_images(images: ImageSet, plan: Plan) -> Read:

@@ -7,6 +7,7 @@
 | `shape`              | spread and directions      | the router is a mixture          |
 | `component_location` | counts, sums of components | `router.components` is 2 or more |
 | `component_shape`    | spread and directions      | `router.components` is 2 or more |
+| `centroids`          | counts, sums of directions | the plan has `router.centroids`  |
 
 Every message is one vector of integers, released in this order; it may depend on those before it.
 Its parts are weighted so that they share its privacy as SHARES and `_own_shares` say, with a joint
@@ -24,12 +25,14 @@ from ddm_fed.storage.tensors import TensorTable
 
 NORMS, LOCATION, SHAPE = "norms", "location", "shape"
 COMPONENT_LOCATION, COMPONENT_SHAPE = "component_location", "component_shape"
+CENTROIDS, CENTROID_PURPOSE = "centroids", "router-centroids"
 ROUTER_PURPOSES = {
     NORMS: "router-norms",
     LOCATION: "router-location",
     SHAPE: "router-shape",
     COMPONENT_LOCATION: "router-component-location",
     COMPONENT_SHAPE: "router-component-shape",
+    CENTROIDS: CENTROID_PURPOSE,
 }
 SHARES = {  # where the cells of a site share one covariance
     "count": 0.05,
@@ -44,6 +47,8 @@ COUNTS, SUMS, SPREAD, DIRECTIONS = 0.05, 0.25, 0.05, 0.65
 FIRST_ROUND = 0.25  # of the privacy, where a second one divides cells into components
 NORM_BINS, NORM_SHARE = 18, 0.03
 BAND_SHARE = 0.03
+# a direction needs no count, so the counts, which are the prior, take the smaller part
+CENTROID_SHARES = {"anchor_count": 0.1, "anchor_sum": 0.9}
 
 
 def cell_count(plan: Plan) -> int:
@@ -66,6 +71,32 @@ def own_covariances(plan: Plan) -> bool:
 @lru_cache(maxsize=16)
 def messages(plan: Plan) -> tuple[Message, ...]:
     """Returns the messages a site releases under `plan`, in order."""
+    found, spec = _of_coefficients(plan), plan.centroids
+    if spec is None:
+        return found
+    part = float(spec.part)
+    share = sum(message.share for message in found) * part / (1 - part)
+    return (*found, centroid_message(len(spec.anchors), len(spec.axes), share))
+
+
+def centroid_message(anchors: int, dimensions: int, share: float = 1.0) -> Message:
+    """Returns the message about embeddings at so many anchors in so many axes.
+
+    An image is at one anchor, and its direction has norm 1, so nothing has to be clipped.
+    """
+    sizes = {"anchor_count": anchors, "anchor_sum": anchors * dimensions}
+    return Message(
+        CENTROIDS,
+        tuple(
+            Part(name, sizes[name], 1.0, GRID * math.sqrt(of_it))
+            for name, of_it in CENTROID_SHARES.items()
+        ),
+        share,
+    )
+
+
+def _of_coefficients(plan: Plan) -> tuple[Message, ...]:
+    """Returns the messages about counts and coefficients."""
     router, cells = plan.router, cell_count(plan)
     counts = [("count", 1, 1.0)]
     if cells > 1:

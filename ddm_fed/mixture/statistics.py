@@ -31,15 +31,20 @@ rounds were chosen by measurement, see docs/adr/0006 and docs/adr/0035.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 
-from ddm_fed.mixture.coefficients import ROWS_AT_ONCE, Read, read_images
+from ddm_fed.errors import StateError
+from ddm_fed.mixture.centroids import Directions, centroid_statistic
+from ddm_fed.mixture.coefficients import Read, read_images
 from ddm_fed.mixture.components import component_of_images, component_radii, decode_components
+from ddm_fed.mixture.directions import planned_anchors
+from ddm_fed.mixture.integer_sums import integer_sum, truncated
 from ddm_fed.mixture.location import decode_location
 from ddm_fed.mixture.messages import (
+    CENTROIDS,
     COMPONENT_LOCATION,
     COMPONENT_SHAPE,
     LOCATION,
@@ -55,22 +60,26 @@ from ddm_fed.mixture.messages import (
 )
 from ddm_fed.mixture.noisy_vector import Floats, Ints, Message
 from ddm_fed.mixture.radius import norm_edges, radius_of
-from ddm_fed.mixture.separate_units import examine_units, require_separate_units
+from ddm_fed.mixture.separate_units import Exact, examine_units, require_separate_units
 from ddm_fed.privacy import BoundedStatistic, Finding, ImageSet, Private, Release, Spend, release
 from ddm_fed.records import Plan, StatisticsSpec
 
 VALUES_AT_ONCE = 1 << 18
 
 
-def release_statistics(data: Private[ImageSet], plan: Plan, spend: Spend) -> dict[str, Release]:
+def release_statistics(
+    data: Private[ImageSet], plan: Plan, spend: Spend, directions: Directions | None = None
+) -> dict[str, Release]:
     """Returns the releases of one site by message name.
 
     Args:
         data: The site's images.
         plan: What is released and at what price.
         spend: Writes each ledger entry before its noise is drawn; may refuse.
+        directions: Of images' embeddings, where the plan has `router.centroids`.
 
     Raises:
+        StateError: the plan has centroids, and there are no directions; nothing was spent.
         DataError: the plan protects patients, and nothing says which images belong to one.
         BudgetError: from `spend`. What was released before it stands in the ledger.
         MechanismError: a message is about something that was not released, or is not a sum of what
@@ -80,14 +89,14 @@ def release_statistics(data: Private[ImageSet], plan: Plan, spend: Spend) -> dic
         All messages together are (router.epsilon, delta)-DP under adding or removing one unit: an
         image, or a patient with all images, as `privacy.unit` says.
     """
-    read = data.map(lambda images: read_images(images, plan))
+    read = data.map(lambda images: _read(images, plan, directions))
     released: dict[str, Release] = {}
     for name, event in router_events(plan).items():
         before = {earlier: made.value for earlier, made in released.items()}
         statistic = read.map(partial(_statistic, name, plan, before))
         left = {earlier: made.value for earlier, made in released.items()}
         again = read.map(partial(_statistic, name, plan, left))
-        exact = _exact(name, plan, left)
+        exact = _exact(name, plan, left, directions)
         require_separate_units(data, statistic, again, message_named(plan, name), exact)
         bounded = BoundedStatistic(
             statistic, message_named(plan, name).l2_sensitivity, ROUTER_PURPOSES[name]
@@ -97,7 +106,10 @@ def release_statistics(data: Private[ImageSet], plan: Plan, spend: Spend) -> dic
 
 
 def exact_statistics(
-    data: Private[ImageSet], plan: Plan, released: Mapping[str, Ints]
+    data: Private[ImageSet],
+    plan: Plan,
+    released: Mapping[str, Ints],
+    directions: Directions | None = None,
 ) -> dict[str, Private[Ints]]:
     """Returns what `released` would be without noise, by message name. Private, for audits.
 
@@ -105,8 +117,9 @@ def exact_statistics(
         data: The site's images.
         plan: What was released.
         released: The noisy vectors; every message is about those before it.
+        directions: As for `release_statistics`.
     """
-    read = data.map(lambda images: read_images(images, plan))
+    read = data.map(lambda images: _read(images, plan, directions))
     return {
         message.name: read.map(partial(_statistic, message.name, plan, released))
         for message in messages(plan)
@@ -114,7 +127,10 @@ def exact_statistics(
 
 
 def examine_messages(
-    data: Private[ImageSet], plan: Plan, released: Mapping[str, Ints]
+    data: Private[ImageSet],
+    plan: Plan,
+    released: Mapping[str, Ints],
+    directions: Directions | None = None,
 ) -> list[Finding]:
     """Returns whether every message is a sum of what single units add, on some of the site's units.
 
@@ -122,17 +138,40 @@ def examine_messages(
         data: The site's images.
         plan: What was released.
         released: The noisy vectors; every message is about those before it.
+        directions: As for `release_statistics`.
     """
     return [
         finding
         for message in messages(plan)
-        for finding in examine_units(data, message, _exact(message.name, plan, released))
+        for finding in examine_units(
+            data, message, _exact(message.name, plan, released, directions)
+        )
     ]
 
 
-def _exact(name: str, plan: Plan, before: Mapping[str, Ints]) -> Callable[[ImageSet], Ints]:
+def _exact(
+    name: str, plan: Plan, before: Mapping[str, Ints], directions: Directions | None
+) -> Exact:
     """Returns what makes the message `name` of images, without noise."""
+    if name == CENTROIDS:
+        return lambda images: _statistic(name, plan, before, _read(images, plan, directions))
     return lambda images: _statistic(name, plan, before, read_images(images, plan))
+
+
+def _read(images: ImageSet, plan: Plan, directions: Directions | None) -> Read:
+    """Returns what all messages are made of.
+
+    Raises:
+        StateError: the plan has centroids, and nothing embeds images.
+    """
+    if plan.centroids is None:
+        return read_images(images, plan)
+    if directions is None:
+        raise StateError(
+            "the plan's `router.centroids` take the weights of its embedder",
+            hint="give --embedder-weights FILE",
+        )
+    return read_images(images, plan)._replace(directions=directions(images))
 
 
 def _statistic(name: str, plan: Plan, before: Mapping[str, Ints], own: Read) -> Ints:
@@ -145,6 +184,10 @@ def _statistic(name: str, plan: Plan, before: Mapping[str, Ints], own: Read) -> 
             given coefficients adds, so that the sensitivity holds whatever they are.
         own: What it is made of.
     """
+    if name == CENTROIDS:
+        if plan.centroids is None or own.directions is None:
+            raise TypeError("centroids are made of directions")
+        return centroid_statistic(own.directions, planned_anchors(plan.centroids), own.weights)
     norms = before.get(NORMS)
     if name == NORMS:
         return norms_statistic(own, plan)
@@ -176,7 +219,7 @@ def norms_statistic(own: Read, plan: Plan) -> Ints:
         place = np.searchsorted(edges, norm).clip(max=len(edges) - 1)
         return {"norm_count": np.eye(len(edges))[place]}
 
-    return _integer_sum(message_named(plan, NORMS), len(own.y), contribution, own.weights)
+    return integer_sum(message_named(plan, NORMS), len(own.y), contribution, own.weights)
 
 
 def location_statistic(
@@ -209,7 +252,7 @@ def location_statistic(
             parts["cell_sum"] = (member[:, :, None] * clipped[:, None]).reshape(len(ones), -1)
         return parts
 
-    return _integer_sum(message_named(plan, LOCATION), len(y), contribution, weights)
+    return integer_sum(message_named(plan, LOCATION), len(y), contribution, weights)
 
 
 def shape_statistic(
@@ -249,7 +292,7 @@ def shape_statistic(
             return parts | {"square": v * v}  # (n, D)
         return parts | {"sign": v[:, row] * v[:, column] * scale}  # (n, D (D + 1) / 2)
 
-    return _integer_sum(message, len(y), contribution, weights)
+    return integer_sum(message, len(y), contribution, weights)
 
 
 def component_location_statistic(
@@ -273,9 +316,9 @@ def component_location_statistic(
         u = _clip(own.y[mine] - means[cell], radii[cell]) / radii[cell]
         ones = np.ones((len(mine), 1)) * counts.weight
         weights = None if own.weights is None else own.weights[mine]
-        total[component] = _truncated(ones, weights).sum()
+        total[component] = truncated(ones, weights).sum()
         start = counts.size + component * u.shape[1]
-        total[start : start + u.shape[1]] = _truncated(u * sums.weight, weights).sum(axis=0)
+        total[start : start + u.shape[1]] = truncated(u * sums.weight, weights).sum(axis=0)
     return total
 
 
@@ -340,7 +383,7 @@ def _spreads(
                 found["band"] = _clip(bands[rows] / radius**2, 1.0)
             own = None if weights is None else weights[rows]
             for name, values in found.items():
-                weighted = _truncated(values * named[name].weight, own)
+                weighted = truncated(values * named[name].weight, own)
                 totals[name][cell] += weighted.sum(axis=0)
     return np.concatenate([totals[part.name].ravel() for part in message.parts])
 
@@ -352,43 +395,6 @@ def _upper(d: int) -> tuple[Ints, Ints, Floats]:
     """
     row, column = np.triu_indices(d)
     return row, column, np.where(row == column, 1.0, math.sqrt(2))
-
-
-def _integer_sum(
-    message: Message,
-    count: int,
-    contribution: Callable[[slice], dict[str, Floats]],
-    weights: Floats | None,
-) -> Ints:
-    """Returns the exact sum over images of their weighted contributions, rounded towards zero."""
-    total = np.zeros(message.size, dtype=np.int64)
-    for start in range(0, count, ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        values = contribution(rows)
-        weighted = np.concatenate(
-            [values[part.name] * part.weight for part in message.parts], axis=1
-        )
-        total += _truncated(weighted, None if weights is None else weights[rows]).sum(axis=0)
-    return total
-
-
-def _truncated(weighted: Floats, weights: Floats | None) -> Ints:
-    """Returns integer contributions of images, `(n, m)`: `weighted` times weights, cut towards 0.
-
-    Of a patient with contributions c_1 to c_m, which `weights` multiply by w = fl(1/m), each image
-    adds trunc(fl(w c_i)). Truncation lengthens no coordinate, so the triangle inequality gives
-
-        |sum trunc(fl(w c_i))| <= sum |fl(w c_i)| <= m (1 + u) w max |c_i| <= (1 + u)^2 max |c_i|
-
-    with u = 2^-53, because w <= (1 + u) / m. (Where fl(w c_i) underflows it is cut to 0.) One image
-    alone has |c_i| <= GRID up to float error, and the two roundings add less than 2^-31 of a step:
-    the one step of `l2_sensitivity` covers both. Integers are summed exactly, so blocks and order
-    do not matter. Truncation takes less than one step off an image whatever its weight: together
-    less than N steps, as without weights; the noise is in the order of GRID steps.
-    """
-    if weights is not None:
-        weighted = weighted * weights[:, None]
-    return np.trunc(weighted).astype(np.int64)
 
 
 def _clip(y: Floats, radius: float) -> Floats:

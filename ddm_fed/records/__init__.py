@@ -47,6 +47,9 @@ from ddm_fed.records.canonical import MAX_DOCUMENT_BYTES as MAX_DOCUMENT_BYTES
 from ddm_fed.records.canonical import canonical_json as canonical_json
 from ddm_fed.records.canonical import parse_json as parse_json
 from ddm_fed.records.canonical import sha256_hex as sha256_hex
+from ddm_fed.records.centroids import CentroidSpec as CentroidSpec
+from ddm_fed.records.centroids import pack_row as pack_row
+from ddm_fed.records.centroids import unpack_row as unpack_row
 from ddm_fed.records.data import DataSpec as DataSpec
 from ddm_fed.records.data import TextSpec as TextSpec
 from ddm_fed.records.latent import AutoencoderKind as AutoencoderKind
@@ -110,6 +113,7 @@ from ddm_fed.records.roster import Roster as Roster
 from ddm_fed.records.roster import RosterSite as RosterSite
 from ddm_fed.records.roster import SiteKey as SiteKey
 from ddm_fed.records.roster import SitePolicy as SitePolicy
+from ddm_fed.records.router import CentroidRouterSpec as CentroidRouterSpec
 from ddm_fed.records.router import HeadSpec as HeadSpec
 from ddm_fed.records.router import HeadsRouterSpec as HeadsRouterSpec
 from ddm_fed.records.router import MixtureRouterSpec as MixtureRouterSpec

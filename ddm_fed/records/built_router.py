@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from ddm_fed.records.base import Count, Number, Positive, Record, Sha256
 
-RouterName = Literal["prior", "mixture", "heads", "replay", "hybrid"]
+RouterName = Literal["prior", "mixture", "centroid", "heads", "replay", "hybrid"]
 LEARNED_ROUTERS: tuple[RouterName, ...] = ("replay", "hybrid")
 
 Switch = Annotated[Number, Field(gt=0, lt=1)]
@@ -37,7 +37,9 @@ class BuiltRouter(Record):
         samples_per_site: Images drawn from each expert.
         solver_steps: Steps of the solver that drew them.
         seed: Decides all draws.
-        network: The network, for kinds that have one; a `hybrid` without asks the sites' heads.
+        network: The network, for kinds that have one; a `hybrid` without asks the sites' heads, or
+            what `low` says.
+        low: What a `hybrid` asks below its switch, where it is neither.
         switch: Time below which `hybrid` asks the network, above the closed form.
         knots: Times at which the posterior was calibrated; none if it was not.
     """
@@ -48,6 +50,7 @@ class BuiltRouter(Record):
     solver_steps: Count
     seed: Annotated[int, Field(ge=0, lt=2**53)]
     network: RouterNetworkSpec | None = None
+    low: Annotated[Literal["centroid"] | None, Field(exclude_if=lambda low: low is None)] = None
     switch: Switch | None = None
     knots: Annotated[tuple[Switch, ...], Field(max_length=100)] = ()
 
@@ -57,6 +60,8 @@ class BuiltRouter(Record):
             raise ValueError("replay needs its `network`")
         if self.kind not in LEARNED_ROUTERS and self.network is not None:
             raise ValueError("`network` belongs to replay and hybrid")
+        if self.low is not None and (self.kind != "hybrid" or self.network is not None):
+            raise ValueError("`low` belongs to a hybrid without `network`")
         if (self.kind == "hybrid") != (self.switch is not None):
             raise ValueError("`switch` belongs to hybrid, which needs it")
         if self.network is None and self.switch is None and not self.knots:

@@ -36,8 +36,9 @@ from ddm_fed.records.base import (
     Record,
     Sha256,
 )
+from ddm_fed.records.centroids import CentroidSpec
 from ddm_fed.records.data import DataSpec
-from ddm_fed.records.router import HeadsRouterSpec, RouterSpec, StatisticsSpec
+from ddm_fed.records.router import HeadsRouterSpec, PriorRouterSpec, RouterSpec, StatisticsSpec
 from ddm_fed.records.sgd import CentralSpec, SgdSpec
 
 PathName = Literal["linear", "cosine", "vp"]
@@ -248,7 +249,18 @@ class Plan(Record):
     privacy: PrivacySpec
     submission: SubmissionSpec = SubmissionSpec()
 
+    @property
+    def centroids(self) -> CentroidSpec | None:
+        """What sites release of embeddings; None if nothing."""
+        return None if isinstance(self.router, PriorRouterSpec) else self.router.centroids
+
     # each contradiction is a check of its own, so that all of them are found at once
+
+    @model_validator(mode="after")
+    def _centroids_fit_the_images(self) -> Self:
+        if self.centroids is not None:
+            self.centroids.require_fit(self.data)
+        return self
 
     @model_validator(mode="after")
     def _architectures_fit_the_images(self) -> Self:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ddm_fed.records.base import Count, Epsilon, Number, Positive, Record
+from ddm_fed.records.centroids import CentroidSpec
 from ddm_fed.records.data import DataSpec
 
 MOST_NUMBERS = 1 << 24  # of a release: some 20 minutes of exact noise, and 128 MiB
@@ -36,7 +37,7 @@ class StatisticsSpec(Record):
     With `components` every class (or anchor) has that many Gaussians, each with a covariance of its
     own; without, one, and all of a site share one covariance. Then `radius` may be left out: it is
     released, at a small price. `bands` groups the frequencies above `frequencies` and releases the
-    variance of each group.
+    variance of each group. With `centroids` embeddings are released as well.
     """
 
     epsilon: Epsilon
@@ -51,6 +52,7 @@ class StatisticsSpec(Record):
     covariance: Covariance = "full"
     rank: Annotated[int, Field(ge=1, le=256)] | None = None
     anchors: Annotated[tuple[AnchorRow, ...], Field(max_length=64)] = ()
+    centroids: Annotated[CentroidSpec | None, Field(exclude_if=lambda spec: spec is None)] = None
 
     @model_validator(mode="after")
     def _rank_belongs_to_low_rank(self) -> Self:
@@ -149,6 +151,16 @@ class HeadsRouterSpec(StatisticsSpec):
     head: HeadSpec = HeadSpec()
 
 
+class CentroidRouterSpec(Record):
+    """Each site releases counts, and centroids of embeddings; shares answer where noise is."""
+
+    kind: Literal["centroid"]
+    epsilon: Epsilon
+    max_share: MaxShare = Decimal(1)
+    centroids: CentroidSpec
+
+
 RouterSpec = Annotated[
-    PriorRouterSpec | MixtureRouterSpec | HeadsRouterSpec, Field(discriminator="kind")
+    PriorRouterSpec | MixtureRouterSpec | HeadsRouterSpec | CentroidRouterSpec,
+    Field(discriminator="kind"),
 ]

@@ -1,9 +1,5 @@
 """Which site's expert answers: log p(k | x_t, t, c) from releases alone."""
 
-from ddm_fed.router.anchors import Anchors as Anchors
-from ddm_fed.router.anchors import image_directions as image_directions
-from ddm_fed.router.anchors import prompt_directions as prompt_directions
-from ddm_fed.router.anchors import public_anchors as public_anchors
 from ddm_fed.router.base import EstimateRouter as EstimateRouter
 from ddm_fed.router.base import Router as Router
 from ddm_fed.router.base import log_posterior_of as log_posterior_of
@@ -19,19 +15,13 @@ from ddm_fed.router.built import router_network as router_network
 from ddm_fed.router.calibration import CALIBRATION_TIMES as CALIBRATION_TIMES
 from ddm_fed.router.calibration import CalibratedRouter as CalibratedRouter
 from ddm_fed.router.calibration import Calibration as Calibration
+from ddm_fed.router.calibration import Estimate as Estimate
 from ddm_fed.router.calibration import TimeQuality as TimeQuality
 from ddm_fed.router.calibration import fit_calibration as fit_calibration
 from ddm_fed.router.calibration import knots_about as knots_about
 from ddm_fed.router.calibration import posterior_quality as posterior_quality
 from ddm_fed.router.centroid import CentroidRouter as CentroidRouter
 from ddm_fed.router.centroid import centroid_router as centroid_router
-from ddm_fed.router.centroid_release import CENTROID_PURPOSE as CENTROID_PURPOSE
-from ddm_fed.router.centroid_release import Centroids as Centroids
-from ddm_fed.router.centroid_release import centroid_message as centroid_message
-from ddm_fed.router.centroid_release import centroid_statistic as centroid_statistic
-from ddm_fed.router.centroid_release import decode_centroids as decode_centroids
-from ddm_fed.router.centroid_release import embed_images as embed_images
-from ddm_fed.router.centroid_release import release_centroids as release_centroids
 from ddm_fed.router.closed_form import ClosedForm as ClosedForm
 from ddm_fed.router.closed_form import build_router as build_router
 from ddm_fed.router.heads import fit_head as fit_head
@@ -44,6 +34,8 @@ from ddm_fed.router.learned import ClassifierRouter as ClassifierRouter
 from ddm_fed.router.learned import HeadsRouter as HeadsRouter
 from ddm_fed.router.mixture import MixtureRouter as MixtureRouter
 from ddm_fed.router.network import CoefficientNetwork as CoefficientNetwork
+from ddm_fed.router.planned_centroids import centroids_spec as centroids_spec
+from ddm_fed.router.planned_centroids import planned_centroid_router as planned_centroid_router
 from ddm_fed.router.pooled_reference import PooledReference as PooledReference
 from ddm_fed.router.prior import PriorRouter as PriorRouter
 from ddm_fed.router.private_heads import HeadNoise as HeadNoise

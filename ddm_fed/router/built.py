@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from ddm_fed.embedding import dct_basis
+from ddm_fed.embedding import Embedder, dct_basis
 from ddm_fed.errors import OptionError
 from ddm_fed.mixture import SiteRelease, released_weights
 from ddm_fed.records import BuiltRouter, DataSpec, Plan, RouterNetworkSpec
@@ -20,6 +20,7 @@ from ddm_fed.router.heads import heads_router
 from ddm_fed.router.hybrid import HybridRouter
 from ddm_fed.router.learned import ClassifierRouter
 from ddm_fed.router.network import CoefficientNetwork
+from ddm_fed.router.planned_centroids import planned_centroid_router
 from ddm_fed.router.prior import PriorRouter
 from ddm_fed.storage.tensors import TensorTable
 
@@ -76,6 +77,7 @@ def restore_router(
     tensors: Mapping[str, Tensor],
     releases: Sequence[SiteRelease],
     heads: Sequence[Mapping[str, Tensor]] = (),
+    embedder: Embedder | None = None,
 ) -> Router:
     """Returns the router that `built` describes.
 
@@ -85,6 +87,7 @@ def restore_router(
         tensors: Those of `built_tensors`.
         releases: One per site, in the order of `built.submissions`.
         heads: The weights of each site's head, where `needs_heads(built)`.
+        embedder: That of the plan's centroids; without it they only know the shares.
     """
     calibration = None
     if built.knots:
@@ -93,8 +96,13 @@ def restore_router(
         calibration = Calibration(times, logs, biases)
     if built.kind in ("prior", "mixture"):
         return _calibrated(build_router(plan, built.kind, releases), calibration)
-    if built.network is None:
-        low: Router = heads_router(plan, heads, releases)
+    if built.kind == "centroid":
+        return _calibrated(planned_centroid_router(plan, releases, embedder), calibration)
+    if built.low == "centroid":
+        shares = build_router(plan, "prior", releases)
+        low: Router = planned_centroid_router(plan, releases, embedder, above=shares)
+    elif built.network is None:
+        low = heads_router(plan, heads, releases)
     else:
         low = _learned(plan, built.network, tensors, releases)
     if built.switch is None:
@@ -130,7 +138,8 @@ def _calibrated(router: Router, calibration: Calibration | None) -> Router:
 
 def needs_heads(built: BuiltRouter) -> bool:
     """Returns whether the router asks the sites' heads, which are in their bundles."""
-    return built.kind == "heads" or (built.kind == "hybrid" and built.network is None)
+    hybrid = built.kind == "hybrid" and built.network is None and built.low is None
+    return built.kind == "heads" or hybrid
 
 
 def _learned(

@@ -9,20 +9,22 @@ Source: temperature scaling and expected calibration error: Guo et al. 2017, arX
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ddm_fed.flows import ClassCondition, Condition
-from ddm_fed.router.base import Router
+from ddm_fed.router.base import Router, log_posterior_of, reads_estimate, sees_until
 
 CALIBRATION_TIMES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 BINS = 15
 DECAY = 1e-3  # holds parameters that the images say nothing about at the identity
 BESIDE = 0.99  # of the switch: close enough that the router below it is not asked any later
 ROWS_AT_ONCE = 1024
+Estimate = Callable[[Tensor, Tensor, ClassCondition | None], Tensor]
+"""`x_t, t, condition -> x̂_0`, for routers that look at the image estimate."""
 
 
 def knots_about(
@@ -72,12 +74,32 @@ class CalibratedRouter:
         """As of the router inside; see `Router`."""
         return self._router.reads_state
 
+    @property
+    def reads_estimate(self) -> bool:
+        """As of the router inside; see `EstimateRouter`."""
+        return reads_estimate(self._router)
+
+    @property
+    def sees_until(self) -> float:
+        """As of the router inside; see `EstimateRouter`."""
+        return sees_until(self._router)
+
     def log_prior(self, condition: Condition | None) -> Tensor:
         """Returns log pi_k(c), `(K,)` or `(B, K)`; see `Router`."""
         return self._router.log_prior(condition)
 
     def log_posterior(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         """Returns log p(k | x_t, t, c), `(B, K)`; see `Router`."""
+        return self._moved(self._router.log_posterior(x_t, t, condition), t)
+
+    def log_posterior_given(
+        self, x_t: Tensor, t: Tensor, condition: Condition | None, estimate: Tensor
+    ) -> Tensor:
+        """Returns log p(k | x_t, t, c), `(B, K)`; see `EstimateRouter`."""
+        return self._moved(log_posterior_of(self._router, x_t, t, condition, estimate), t)
+
+    def _moved(self, scores: Tensor, t: Tensor) -> Tensor:
+        """Returns `scores (B, K)` as calibrated at the times `t (B,)`."""
         times, log_temperature, bias = self._calibration
         at = t.double().clamp(times[0], times[-1])
         left = torch.searchsorted(times, at, right=True) - 1  # (B,)
@@ -86,7 +108,6 @@ class CalibratedRouter:
         share = torch.where(gap > 0, (at - times[left]) / gap, 0.0)[:, None]  # (B, 1)
         logs = torch.lerp(log_temperature[left, None], log_temperature[right, None], share)
         shifts = torch.lerp(bias[left], bias[right], share)  # (B, K)
-        scores = self._router.log_posterior(x_t, t, condition)
         return (scores * (-logs).exp() + shifts).log_softmax(1)
 
 
@@ -98,6 +119,7 @@ def fit_calibration(
     generator: torch.Generator,
     *,
     times: Sequence[float] = CALIBRATION_TIMES,
+    estimate: Estimate | None = None,
 ) -> Calibration:
     """Returns the calibration of `router` that makes images of known sites most probable.
 
@@ -111,6 +133,7 @@ def fit_calibration(
         labels: Class of each `(N,)`, or None; with classes the posterior is asked with them.
         generator: Decides noise and halves.
         times: The knots, increasing.
+        estimate: Makes image estimates; without, routers that look at them see none.
 
     Raises:
         ValueError: fewer than two knots, or than two images.
@@ -121,7 +144,7 @@ def fit_calibration(
     fitted, judged = order[::2], order[1::2]
     log_temperatures, biases = [], []
     for time in times:
-        scores = _finite(_scores_at(router, images, labels, time, generator))  # (N, K)
+        scores = _finite(_scores_at(router, images, labels, time, generator, estimate))  # (N, K)
         log_temperature, bias = _fit(scores[fitted], sites[fitted])
         moved = scores[judged] * (-log_temperature).exp() + bias
         if _nll(moved, sites[judged]).mean() >= _nll(scores[judged], sites[judged]).mean():
@@ -139,6 +162,8 @@ def posterior_quality(
     labels: Tensor | None,
     times: Sequence[float],
     generator: torch.Generator,
+    *,
+    estimate: Estimate | None = None,
 ) -> list[TimeQuality]:
     """Returns how good the posterior of `router` is at each of `times`.
 
@@ -146,7 +171,7 @@ def posterior_quality(
     """
     found = []
     for time in times:
-        scores = _scores_at(router, images, labels, time, generator)
+        scores = _scores_at(router, images, labels, time, generator, estimate)
         nll = _nll(scores, sites)
         confidence, choice = scores.exp().max(1)
         right = (choice == sites).double()
@@ -182,6 +207,7 @@ def _scores_at(
     labels: Tensor | None,
     time: float,
     generator: torch.Generator,
+    estimate: Estimate | None,
 ) -> Tensor:
     scores = []
     for start in range(0, len(images), ROWS_AT_ONCE):
@@ -190,7 +216,10 @@ def _scores_at(
         noise = torch.randn(x_0.shape, generator=generator)
         t = torch.full((len(x_0),), time)
         condition = None if labels is None else ClassCondition(labels[rows])
-        scores.append(router.log_posterior((1 - time) * x_0 + time * noise, t, condition))
+        x_t, seen = (1 - time) * x_0 + time * noise, None
+        if estimate is not None and reads_estimate(router):
+            seen = estimate(x_t, t, condition)
+        scores.append(log_posterior_of(router, x_t, t, condition, seen))
     return torch.cat(scores)
 
 

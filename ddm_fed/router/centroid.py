@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from ddm_fed.flows import Condition, rows_of
+from ddm_fed.mixture import Centroids
 from ddm_fed.router.base import Router, log_posterior_of, sees_until
-from ddm_fed.router.centroid_release import Centroids
 from ddm_fed.router.sphere import concentration_of, log_normaliser
 
 UNTIL = 0.4

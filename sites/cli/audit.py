@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ddm_fed import console
-from ddm_fed.commands.options import JsonOption
+from ddm_fed.commands.options import EmbedderOption, JsonOption
 from sites.cli.options import (
     AutoencoderOption,
     DataOption,
@@ -55,6 +55,7 @@ def audit(
     value_range: ValueRangeOption = None,
     max_bad_fraction: MaxBadOption = 0.05,
     autoencoder: AutoencoderOption = None,
+    embedder_weights: EmbedderOption = None,
     seed: Annotated[int, typer.Option(help="Decides times, noise and samples.", min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -88,6 +89,7 @@ def audit(
             most_steps=training_steps,
             controls=None if controls is None else told(load(controls), f"{FOLDER}-controls"),
             seed=seed,
+            embedder_weights=embedder_weights,
         )
         images = load(data)
         total = min(training_steps or trust.plan.training.steps, trust.plan.training.steps)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ddm_fed import console
-from ddm_fed.commands.options import finite, options_error
+from ddm_fed.commands.options import EmbedderOption, finite, options_error
 from ddm_fed.progress import StepReport, Watch, duration
 from sites.cli.options import (
     AutoencoderOption,
@@ -107,6 +107,7 @@ def train(
             help="How DP-SGD computes clipped sums; auto takes the fastest that is right here."
         ),
     ] = "auto",
+    embedder_weights: EmbedderOption = None,
     seed: Annotated[
         int | None,
         typer.Option(
@@ -147,7 +148,12 @@ def train(
     )
 
     def choose(agreed: "Plan") -> TrainingOptions:
-        return TrainingOptions(run, _design(agreed, architecture, path, prediction), restart)
+        return TrainingOptions(
+            run,
+            _design(agreed, architecture, path, prediction),
+            restart,
+            embedder_weights=embedder_weights,
+        )
 
     def load(home: "SiteFolder", agreed: "Plan") -> "tuple[Private[ImageSet], DataReport]":
         return read_images(home, data, agreed, value_range, max_bad_fraction)

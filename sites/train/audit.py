@@ -37,6 +37,7 @@ from ddm_fed.mixture import (
     exact_statistics,
     examine_messages,
     message_named,
+    planned_directions,
     router_events,
 )
 from ddm_fed.privacy import Finding, ImageSet, Private, Randomness
@@ -86,6 +87,7 @@ class AuditOptions:
         canaries: How many.
         most_steps: Of the training that the canaries go through; None for all.
         run_steps: Of the short training that canaries go through as images do.
+        embedder_weights: File of the embedder of the plan's centroids.
         controls: Images like the site's own that no expert was trained on.
         seed: Of times, noise and samples.
     """
@@ -93,6 +95,7 @@ class AuditOptions:
     canaries: int = CANARIES
     most_steps: int | None = None
     run_steps: int = 20
+    embedder_weights: Path | None = None
     controls: Private[ImageSet] | None = None
     seed: int = 0
 
@@ -198,7 +201,7 @@ def run_audit(
     price = examine_price(planned_events(plan).all, float(plan.privacy.delta))
     result.mechanism += [] if price is None else [price]
     _attack_step(plan, known, options, advance, result)
-    _examine_releases(plan, work, data, known, result)
+    _examine_releases(plan, work, data, known, result, options.embedder_weights)
     _attack_expert(plan, work, data, known, options, result)
     write_atomically(work / AUDIT_FILE, json.dumps(result.facts(), indent=1).encode(), mode=0o600)
     if result.canaries is not None:
@@ -305,17 +308,19 @@ def _examine_releases(
     data: Private[ImageSet],
     known: Recorded | None,
     result: AuditResult,
+    weights: Path | None,
 ) -> None:
     if not (work / ROUTER_FILE).exists():
         result.notes.append("nothing is released yet")
         return
     released = read_own_tensors(work / ROUTER_FILE)
-    exact = exact_statistics(data, plan, released)
+    directions = planned_directions(plan, weights)
+    exact = exact_statistics(data, plan, released, directions)
     for name, event in router_events(plan).items():
         scale = message_named(plan, name).l2_sensitivity * float(event.noise_multiplier)
         vector = np.asarray(released[name])
         result.releases.append(examine_noise(vector, exact[name].reveal(), scale, what=name))
-    result.releases += examine_messages(data, plan, released)
+    result.releases += examine_messages(data, plan, released, directions)
     if known is None or not known.noise:
         return
     noise = PrivateTraining.from_json(known.noise)

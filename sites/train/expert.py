@@ -65,6 +65,7 @@ class TrainingOptions:
         run: How it is computed.
         design: Which expert, out of those the plan allows; None is the plan's first.
         restart: Whether an earlier checkpoint and expert are forgotten.
+        embedder_weights: File of the embedder of the plan's centroids.
         randomness: For tests: where noise comes from. What is made with it is refused everywhere.
     """
 
@@ -72,6 +73,7 @@ class TrainingOptions:
     design: ExpertDesign | None = None
     restart: bool = False
     randomness: Randomness | None = None
+    embedder_weights: Path | None = None
 
 
 def train_plainly(

@@ -22,7 +22,7 @@ from ddm_fed.bundle.verify import (
     verify_bundle,
 )
 from ddm_fed.errors import CheckpointError, OptionError, RefusedError, StateError
-from ddm_fed.mixture import messages, release_statistics
+from ddm_fed.mixture import Directions, messages, planned_directions, release_statistics
 from ddm_fed.privacy import (
     ImageSet,
     Origin,
@@ -129,7 +129,10 @@ def run_plan(
             "--gradients belongs to training with noise, and this expert is trained without",
             hint="leave it out, or ask for a plan with [privacy.sgd]",
         )
-    planned, due = planned_events(plan), list[Event]()
+    planned, due, directions = planned_events(plan), list[Event](), None
+    if plan.centroids is None or not is_released(work, data_sha256):
+        # opened here, so that missing or other weights are found out before anything is spent
+        directions = planned_directions(plan, options.embedder_weights)
     if not is_released(work, data_sha256):
         due += planned.router
     begun = (work / CHECKPOINT_FILE).exists() or (work / TRAINED_FILE).exists()
@@ -145,10 +148,10 @@ def run_plan(
     # a private training divides its sums by a released number of units; a mixture is a release
     first = trained_privately or adds_to_mixture(design.architecture)
     if first:
-        _release(work, trust, data, data_sha256, ledger, watch.say)
+        _release(work, trust, data, data_sha256, ledger, watch.say, directions)
     make_expert(work, trust, data, data_sha256, options, ledger, watch)
     if not first:
-        _release(work, trust, data, data_sha256, ledger, watch.say)
+        _release(work, trust, data, data_sha256, ledger, watch.say, directions)
     return write_draft(site, trust, log)
 
 
@@ -189,6 +192,7 @@ def _release(
     data_sha256: str,
     ledger: SiteLedger,
     say: Callable[[str], None],
+    directions: Directions | None,
 ) -> None:
     if is_released(work, data_sha256):
         say("the router statistics are released already; nothing more is spent")
@@ -201,7 +205,7 @@ def _release(
     numbers = sum(message.size for message in messages(trust.plan))
     if numbers > MANY_NUMBERS:
         say(f"releasing {numbers:,} numbers, each with exact noise: {SLOWLY} for each 100,000")
-    released = release_statistics(data, trust.plan, spend)
+    released = release_statistics(data, trust.plan, spend, directions)
     write_releases(work / ROUTER_FILE, released)
     write_atomically(work / RELEASE_FILE, json.dumps({"data_sha256": data_sha256}).encode())
 

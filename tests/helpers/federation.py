@@ -200,15 +200,17 @@ class Federation:
         return Federation(target)
 
 
-def create_federation(path: Path, *, sites: tuple[str, ...] = SITES) -> Federation:
-    """Returns a federation whose plan and first roster are published."""
+def create_federation(
+    path: Path, plan: Plan | None = None, *, sites: tuple[str, ...] = SITES
+) -> Federation:
+    """Returns a federation whose plan, `a_plan()` by default, and first roster are published."""
     home = CoordinatorFolder.create(path / "consortium", "test")
     proposals.complete_genesis(home)
     for name in sites:
         settings = SiteSettings(name=name, root=home.settings.root, max_epsilon=Decimal(10))
         SiteFolder.create(path / name, settings)
     changes.add(home, [path / name / "enrolment.dsse.json" for name in sites])
-    proposals.publish_plan(home, a_plan())
+    proposals.publish_plan(home, plan or a_plan())
     fed = Federation(path)
     for name in sites:
         fed.look(name)

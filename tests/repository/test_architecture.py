@@ -148,7 +148,7 @@ IMPORTERS = {
     "sklearn": {
         "sites.data",
         "ddm_fed.evaluation",
-        "ddm_fed.router.anchors",
+        "ddm_fed.mixture.directions",
         "ddm_fed.mixture.anchors",
     },
     "scipy": {

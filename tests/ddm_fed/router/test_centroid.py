@@ -12,20 +12,16 @@ from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, Strategy
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.flows import ClassCondition
+from ddm_fed.mixture import Anchors, Centroids, image_directions, prompt_directions, public_anchors
 from ddm_fed.router import (
-    Anchors,
     CalibratedRouter,
     Calibration,
     CentroidRouter,
-    Centroids,
     EstimateRouter,
     HybridRouter,
     PriorRouter,
     centroid_router,
-    image_directions,
     log_posterior_of,
-    prompt_directions,
-    public_anchors,
     reads_estimate,
     sees_until,
 )
@@ -422,8 +418,7 @@ def routers():
         "mixture-centroid-with-a-gap": (HybridRouter(Above(), centroid, 0.5), True, 0.4),
         "prior-centroid": (HybridRouter(prior, centroid, 0.3), True, 0.3 * (1 - 1e-6)),
         "mixture-mixture": (HybridRouter(Above(), Above(), 0.3), False, 1.0),
-        # a wrapper that knows nothing of estimates hands none on: then nothing is seen
-        "calibrated-centroid": (CalibratedRouter(centroid, calibration), False, 0.0),
+        "calibrated-centroid": (CalibratedRouter(centroid, calibration), True, 0.4),
     }
 
 

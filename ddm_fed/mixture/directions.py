@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ddm_fed.embedding import Embedder, TextEmbedder
+from ddm_fed.records import CentroidSpec, pack_row, unpack_row
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +56,32 @@ class Anchors:
         for row, embedding in enumerate(embeddings.detach().cpu().double().numpy()):
             found[row] = torch.from_numpy(_direction(axes, embedding - centre))
         return found
+
+
+def planned_anchors(spec: CentroidSpec) -> Anchors:
+    """Returns the anchors of a plan. Axes of 16 bits are orthonormal but for their rounding."""
+    mean, axes, points = (
+        torch.tensor([unpack_row(row) for row in rows], dtype=torch.float64)
+        for rows in ((spec.mean,), spec.axes, spec.anchors)
+    )
+    return Anchors(mean[0], axes, torch.nn.functional.normalize(points, dim=1))
+
+
+def anchor_lines(anchors: Anchors, embedder: Embedder) -> str:
+    """Returns the lines of a plan that `planned_anchors` reads."""
+    rows = {
+        name: [f'  "{pack_row(row)}",' for row in values.double().tolist()]
+        for name, values in (("axes", anchors.axes), ("anchors", anchors.points))
+    }
+    lines = [
+        "[router.centroids]",
+        f'embedder = "{embedder.name}"',
+        f'weights_sha256 = "{embedder.digest}"',
+        f'mean = "{pack_row(anchors.mean.double().tolist())}"',
+    ]
+    for name, found in rows.items():
+        lines += [f"{name} = [", *found, "]"]
+    return "\n".join(lines)
 
 
 def public_anchors(

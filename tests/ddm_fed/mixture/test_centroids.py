@@ -1,30 +1,33 @@
 """What a site releases of its embeddings: bounded influence, exact sums, fair decoding."""
 
-from decimal import Decimal
-
 import numpy as np
 import pytest
 import torch
+from centroids import centroid_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ddm_fed.errors import BudgetError
-from ddm_fed.mixture.noisy_vector import GRID
-from ddm_fed.privacy import ImageSet, Private, gaussian_events
-from ddm_fed.records import GaussianEvent, LedgerEntry, today
-from ddm_fed.router import (
-    CENTROID_PURPOSE,
+from ddm_fed import mixture
+from ddm_fed.errors import BudgetError, StateError
+from ddm_fed.mixture import (
+    CENTROIDS,
     Anchors,
-    centroid_message,
-    centroid_router,
-    centroid_statistic,
+    EmbeddedImages,
     decode_centroids,
     embed_images,
+    exact_statistics,
     image_directions,
+    planned_anchors,
     public_anchors,
-    release_centroids,
+    release_statistics,
+    router_events,
 )
-from ddm_fed.router.centroid_release import CENTROID_SHARES, LEAST_COUNT
+from ddm_fed.mixture.centroids import LEAST_COUNT
+from ddm_fed.mixture.messages import CENTROID_SHARES, ROUTER_PURPOSES
+from ddm_fed.mixture.noisy_vector import GRID
+from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.records import LedgerEntry, today
+from ddm_fed.router import centroid_router
 
 SHAPE = (1, 4, 4)
 WIDTH = 12  # E
@@ -55,6 +58,15 @@ class Blurred:
     def images(self, images):
         found = torch.tanh(images.flatten(1).float()) @ self.weight.T
         return torch.nn.functional.normalize(found * (1 + 1e-7 * len(images)), dim=1)
+
+
+def centroid_message(anchors):
+    return mixture.centroid_message(*anchors.points.shape)
+
+
+def centroid_statistic(rows, anchors, weights=None):
+    """Of embeddings, by the way that those of images take."""
+    return mixture.centroid_statistic(anchors.directions(rows).numpy(), anchors, weights)
 
 
 def squared_norm(vector):
@@ -228,27 +240,86 @@ class Ledger:
         return entry
 
 
-def test_release_adds_noise_of_the_stated_size_and_writes_it_down():
-    anchors, ledger = ANCHORS["many"], Ledger()
-    images = ImageSet(torch.rand((20, *SHAPE), generator=generator(1)) * 2 - 1, None)
-    (event,) = gaussian_events(2.0, 1e-5, [1.0])
-    released = release_centroids(Private(images), Blurred(), anchors, event, ledger.spend)
-    assert [entry.purpose for entry in ledger.entries] == [CENTROID_PURPOSE]
-    message = centroid_message(anchors)
-    exact = centroid_statistic(embed_images(images, Blurred()), anchors)
-    noise = (released.value - exact) / (message.l2_sensitivity * float(event.noise_multiplier))
+def planned(anchors, *, unit="image", router='kind = "centroid", epsilon = 2'):
+    """A plan whose sites release centroids at `anchors`, of images of SHAPE."""
+    return centroid_plan(anchors, Blurred(), router=router, unit=unit, shape=SHAPE)
+
+
+@pytest.mark.parametrize(
+    "router",
+    [
+        'kind = "centroid", epsilon = 2',
+        'kind = "mixture", epsilon = 2, frequencies = 4, radius = 2',
+    ],
+)
+def test_release_adds_noise_of_the_stated_size_and_writes_it_down(router):
+    plan, ledger = planned(ANCHORS["many"], router=router), Ledger()
+    directions = EmbeddedImages(Blurred(), planned_anchors(plan.centroids))
+    images = Private(ImageSet(torch.rand((20, *SHAPE), generator=generator(1)) * 2 - 1, None))
+    released = release_statistics(images, plan, ledger.spend, directions)
+    assert [entry.purpose for entry in ledger.entries] == [ROUTER_PURPOSES[n] for n in released]
+    assert ledger.entries[-1].purpose == "router-centroids"
+    vectors = {name: item.value for name, item in released.items()}
+    exact = exact_statistics(images, plan, vectors, directions)[CENTROIDS].reveal()
+    scale = float(router_events(plan)[CENTROIDS].noise_multiplier) * (GRID + 1)
+    noise = (vectors[CENTROIDS] - exact) / scale
     # 240 draws: a standard deviation of 1 is missed by a quarter with probability 4e-8
-    assert noise.shape == (message.size,)
+    assert noise.shape == (240,)
     assert 0.75 < noise.std() < 1.25
 
 
 def test_release_that_the_budget_refuses_draws_nothing():
-    images = ImageSet(torch.zeros((2, *SHAPE)), None)
+    plan = planned(ANCHORS["few"])
+    directions = EmbeddedImages(Blurred(), planned_anchors(plan.centroids))
+    images = Private(ImageSet(torch.zeros((2, *SHAPE)), None))
     with pytest.raises(BudgetError):
-        release_centroids(
-            Private(images), Blurred(), ANCHORS["few"], GaussianEvent(noise_multiplier=Decimal(1)),
-            Ledger(refuse=True).spend,
-        )  # fmt: skip
+        release_statistics(images, plan, Ledger(refuse=True).spend, directions)
+
+
+def test_release_without_an_embedder_is_refused_before_anything_is_spent():
+    plan, ledger = planned(ANCHORS["few"]), Ledger()
+    with pytest.raises(StateError, match="take the weights of its embedder"):
+        release_statistics(Private(ImageSet(torch.zeros((2, *SHAPE)), None)), plan, ledger.spend)
+    assert not ledger.entries
+
+
+@pytest.mark.parametrize("unit", ["image", "patient"])
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**31),
+    sizes=st.lists(st.integers(1, 4), min_size=1, max_size=5),
+    added=st.integers(1, 9),
+    alike=st.booleans(),
+    bad=st.sampled_from([None, float("nan"), float("inf")]),
+)
+def test_message_of_images_moves_by_at_most_the_sensitivity_when_a_unit_joins(
+    unit, seed, sizes, added, alike, bad
+):
+    """Through what the command runs: images, embedder, anchors of the plan, weights of units."""
+    plan = planned(ANCHORS["few"], unit=unit)
+    directions = EmbeddedImages(Blurred(), planned_anchors(plan.centroids))
+    sizes = [1] * len(sizes) if unit == "image" else sizes
+    more = 1 if unit == "image" else added
+    units = torch.tensor([u for u, size in enumerate([*sizes, more]) for _ in range(size)])
+    pixels = torch.rand((len(units), *SHAPE), generator=generator(seed)) * 2 - 1
+    if alike:  # the worst case: all of a patient's point in one direction
+        pixels[-more:] = pixels[-1]
+    if bad is not None:
+        pixels[-1, 0, 1, 1] = bad
+    together = ImageSet(pixels, None, units=units)
+    without = ImageSet(pixels[:-more], None, units=units[:-more])
+    one, other = (
+        exact_statistics(Private(images), plan, {"location": zeros(plan)}, directions)
+        for images in (without, together)
+    )
+    moved = squared_norm(other[CENTROIDS].reveal() - one[CENTROIDS].reveal())
+    assert moved <= (GRID + 1) ** 2
+    if alike and bad is None:
+        assert moved > (GRID * 0.99) ** 2
+
+
+def zeros(plan):
+    return np.zeros(mixture.message_named(plan, "location").size, dtype=np.int64)
 
 
 # --- decoding ---
@@ -332,12 +403,14 @@ def test_router_of_private_releases_knows_the_sites_of_new_images():
 
     public = torch.cat([draw(0, 60), draw(1, 60)])
     anchors = public_anchors(Blurred().images(public), 3, 0, dimensions=8)
-    (event,) = gaussian_events(4.0, 1e-5, [1.0])
+    plan = centroid_plan(anchors, Blurred(), router='kind = "centroid", epsilon = 4', shape=SHAPE)
+    anchors = planned_anchors(plan.centroids)
     sites = []
     for k in range(2):
         data = Private(ImageSet(draw(k, 300), None))
-        released = release_centroids(data, Blurred(), anchors, event, Ledger().spend)
-        sites.append(decode_centroids(anchors, released.value, float(event.noise_multiplier)))
+        found = release_statistics(data, plan, Ledger().spend, EmbeddedImages(Blurred(), anchors))
+        noise = float(router_events(plan)[CENTROIDS].noise_multiplier)
+        sites.append(decode_centroids(anchors, found[CENTROIDS].value, noise))
     router = centroid_router(sites, image_directions(Blurred(), anchors))
     right = [router.log_posterior_of_images(draw(k, 150)).argmax(1) == k for k in range(2)]
     assert torch.cat(right).double().mean() > 0.9
