@@ -21,6 +21,7 @@ from typing import NamedTuple
 from ddm_fed.mixture.messages import DIRECTIONS, FIRST_ROUND
 from ddm_fed.privacy import gaussian_events
 
+# more do not pay: benchmarks/results/mixture_frequencies_cpu_20261129.md
 FREQUENCIES = (16, 25, 36, 49, 64, 81, 100)
 COMPONENTS = (1, 2, 4, 8)
 MOST_LOAD, MOST_LOAD_OF_COMPONENTS = 20.0, 3.0
