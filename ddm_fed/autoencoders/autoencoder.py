@@ -139,13 +139,9 @@ def require_named(folder: Path | None, data: DataSpec) -> LatentSpec | None:
             )
         return None
     if folder is None or not folder.is_dir():
-        missing = (
-            "--autoencoder is missing"
-            if folder is None
-            else f"--autoencoder {folder}: there is no such folder"
-        )
+        missing = " is missing" if folder is None else f" {folder}: there is no such folder"
         raise OptionError(
-            f"{missing}; the plan's images are latents of a public autoencoder",
+            f"--autoencoder{missing}; the plan's images are latents of a public autoencoder",
             hint="ask the coordinator where to get it, and name its folder with --autoencoder: "
             f"`ddm-coord autoencoder show FOLDER` has to print the sha256 {data.latent.sha256}",
         )

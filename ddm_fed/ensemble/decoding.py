@@ -26,7 +26,7 @@ def open_decoder(
         if keep_latents:
             return None
         raise OptionError(
-            "the samples of this ensemble are latents: a public autoencoder decodes them",
+            "--autoencoder is missing; the samples of this ensemble are latents, which it decodes",
             hint="name its folder with --autoencoder: `ddm-coord autoencoder show FOLDER` has to "
             f"print the sha256 {data.latent.sha256}; or keep them undecoded with --latents",
         )

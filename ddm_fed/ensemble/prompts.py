@@ -76,10 +76,10 @@ def require_prompts_fit(
     """
     if data.text is None:
         if prompts or encoder is not None:
-            option = "--prompt" if prompts else "--text-encoder"
             reads = f"classes: {', '.join(data.classes)}" if data.classes else "neither"
             raise OptionError(
-                f"{option}: the plan's experts read no captions, but {reads}",
+                "--prompt and --text-encoder are for captions; the plan's experts read none, but "
+                f"{reads}",
                 hint="give --class instead" if data.classes else "leave it out",
             )
         return
