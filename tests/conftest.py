@@ -40,7 +40,8 @@ def in_memory() -> bool:
         return False
 
 
-DISK = tempfile.gettempdir()  # for what must take its time
+# for what must take its time; workers inherit it beside the other
+DISK = os.environ.setdefault("DDM_TESTS_DISK", tempfile.gettempdir())
 if "TMPDIR" not in os.environ and in_memory():
     os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 

@@ -23,7 +23,7 @@ FLOAT_BYTES = 4
 AutoencoderOption = Annotated[
     Path | None,
     typer.Option(
-        help="Folder of the autoencoder that the plan's [data.latent] names.", file_okay=False
+        help="Folder of the autoencoder that the plan's `data.latent` names.", file_okay=False
     ),
 ]
 

@@ -115,7 +115,7 @@ class SampleFlags:
         Path | None,
         typer.Option(
             help="Folder of the plan's autoencoder, which decodes samples. Needed where the plan "
-            "has [data.latent]."
+            "has `data.latent`."
         ),
     ] = None
     latents: Annotated[

@@ -40,7 +40,7 @@ class Message:
 
         Weights are chosen so that the parts' sensitivities have norm GRID. Rounding an image's
         contribution goes towards zero and cannot lengthen it; one step covers float error. Why a
-        patient moves it no further than an image does is said in `_integer_sum`.
+        patient moves it no further than an image does is said in `integer_sum`.
         """
         return GRID + 1
 

@@ -56,7 +56,7 @@ AutoencoderOption = Annotated[
     Path | None,
     typer.Option(
         "--autoencoder",
-        help="Folder of the autoencoder that the plan's [data.latent] names. Images are encoded "
+        help="Folder of the autoencoder that the plan's `data.latent` names. Images are encoded "
         "once and kept in private/.",
     ),
 ]

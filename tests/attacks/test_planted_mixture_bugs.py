@@ -23,6 +23,7 @@ from ddm_fed.errors import MechanismError, ReplayError
 from ddm_fed.mixture import fit_image_mixtures, fit_mixtures, statistics
 from ddm_fed.mixture.coefficients import coefficients
 from ddm_fed.mixture.components import component_of_images
+from ddm_fed.mixture.integer_sums import integer_sum
 from ddm_fed.privacy import ImageSet, Private, mechanisms
 from ddm_fed.records import now, read_plan_toml
 from ddm_fed.training import PrivateRun
@@ -150,7 +151,7 @@ RELEASE_BUGS = {
         "`location` .*length of single units",
     ),
     "patients that count once for every image": (
-        statistics._integer_sum,
+        integer_sum,
         ("None if weights is None else weights[rows]", "None"),
         "patients",
         "`norms` .*length of single units",

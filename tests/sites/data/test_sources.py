@@ -130,11 +130,14 @@ def test_table_that_is_wrong_is_refused_with_what_is_expected(
     assert reason in refusal(table(tmp_path / "all.csv", columns, rows), PETS)
 
 
-@pytest.mark.parametrize("line", ["[1]", "{", '"a"', '{"file": ["scans/0.png"]}', "{" * 100_000])
+@pytest.mark.parametrize(
+    "line", ["[1]", "{", '"a"', '{"file": ["scans/0.png"]}', '{"text": "secret', "{" * 100_000]
+)
 def test_line_of_a_table_that_is_no_object_is_refused_by_its_number(tmp_path, pictures, line):
     path = tmp_path / "all.jsonl"
     path.write_text('{"file": "scans/1.png"}\n' + line)
     assert "line 2" in refusal(path)
+    assert "secret" not in refusal(path)
 
 
 def test_captions_and_units_of_a_malformed_table_are_not_shown(tmp_path, pictures):
