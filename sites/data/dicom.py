@@ -125,7 +125,8 @@ def _guarded() -> Iterator[None]:
         PictureError: in place of whatever pydicom or a decoder raised.
     """
     logger = logging.getLogger("pydicom")
-    was, logger.disabled = logger.disabled, True
+    was = logger.level
+    logger.setLevel(logging.CRITICAL + 1)  # of those below it, too, which `disabled` is not
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
@@ -134,7 +135,7 @@ def _guarded() -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - decoders raise anything
         raise PictureError(f"pydicom cannot decode it ({type(error).__name__})") from None
     finally:
-        logger.disabled = was
+        logger.setLevel(was)
 
 
 def _require_image(header: Any) -> None:
