@@ -47,6 +47,7 @@ from ddm_fed.evaluation import (
     train_classifier_on,
 )
 from ddm_fed.mixture import (
+    EmbeddedImages,
     ImageMixture,
     MixtureVelocity,
     SiteRelease,
@@ -119,7 +120,9 @@ def deal(labels: Tensor, sites: int, skew: float | None, seed: int) -> list[Tens
     return [torch.tensor(part) for part in parts]
 
 
-def release(plan: Plan, images: Tensor, labels: Tensor) -> tuple[SiteRelease, float]:
+def release(
+    plan: Plan, images: Tensor, labels: Tensor | None, directions: EmbeddedImages | None = None
+) -> tuple[SiteRelease, float]:
     """Returns what a site releases, its price checked by the ledger's own events; and Opacus'."""
     spent = []
 
@@ -136,7 +139,7 @@ def release(plan: Plan, images: Tensor, labels: Tensor) -> tuple[SiteRelease, fl
             unit="image",
         )
 
-    made = release_statistics(Private(ImageSet(images, labels)), plan, spend)
+    made = release_statistics(Private(ImageSet(images, labels)), plan, spend, directions)
     found = epsilon(spent, float(plan.privacy.delta))
     assert found <= float(plan.router.epsilon) + 1e-4, found
     noise = {name: float(event.noise_multiplier) for name, event in router_events(plan).items()}

@@ -24,22 +24,18 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from private_mixtures import deal, load
+from private_mixtures import deal, load, release
 from torch import Tensor
 
 from ddm_fed.embedding import Embedder, open_embedder
 from ddm_fed.flows import ClassCondition
 from ddm_fed.mixture import (
     EmbeddedImages,
-    SiteRelease,
     anchor_lines,
     planned_anchors,
     public_anchors,
-    release_statistics,
-    router_events,
 )
-from ddm_fed.privacy import ImageSet, Private
-from ddm_fed.records import LedgerEntry, Plan, read_plan_toml, today
+from ddm_fed.records import read_plan_toml
 from ddm_fed.router import build_router, planned_centroid_router
 from ddm_fed.router.calibration import calibration_error
 
@@ -89,27 +85,6 @@ class Kept:
 
 def _key(image: Tensor) -> str:
     return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()
-
-
-def release(plan: Plan, images: Tensor, labels: Tensor | None, directions) -> SiteRelease:
-    spent: list[object] = []
-
-    def spend(purpose: str, mechanism: str, event: object) -> LedgerEntry:
-        spent.append(event)
-        return LedgerEntry(
-            index=len(spent) - 1,
-            previous_sha256=None if len(spent) == 1 else "0" * 64,
-            plan_sha256="0" * 64,
-            purpose=purpose,
-            mechanism=mechanism,
-            event=event,
-            recorded_at=today(),
-            unit="image",
-        )
-
-    made = release_statistics(Private(ImageSet(images, labels)), plan, spend, directions)
-    noise = {name: float(event.noise_multiplier) for name, event in router_events(plan).items()}
-    return SiteRelease({name: item.value for name, item in made.items()}, noise)
 
 
 def judged(scores: Tensor, sites: Tensor, shares: Tensor) -> dict[str, float]:
@@ -176,7 +151,7 @@ def measure(options, data, embedder: Kept, epsilon: float, seed: int) -> dict[st
         if plan.centroids is not None:
             directions = EmbeddedImages(embedder, planned_anchors(plan.centroids))
         releases = [
-            release(plan, images[rows], labels[rows] if plan.data.classes else None, directions)
+            release(plan, images[rows], labels[rows] if plan.data.classes else None, directions)[0]
             for rows in own
         ]
         if directions is not None:

@@ -8,10 +8,7 @@ import typer
 
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption
-from ddm_fed.errors import OptionError
-from sites.cli.options import (
-    open_published,
-)
+from sites.cli.options import agreed_plan
 
 if TYPE_CHECKING:
     from ddm_fed.records import Event, Plan
@@ -56,7 +53,7 @@ def budget(
     from sites.privacy.ledger import open_ledger
     from sites.workspace import SiteFolder
 
-    agreed, sha256 = _agreed(plan, site)
+    agreed, sha256 = agreed_plan(plan, site)
     home = None if site is None else SiteFolder.open(site)
     entries = () if home is None else open_ledger(home).entries()
     # what was done under this very plan is in its own cost already
@@ -134,21 +131,6 @@ def _worth_of_mixture(plan: "Plan", units: int | None) -> str | None:
         f"{found.images:,} images at epsilon {found.epsilon}, was right in {found.accuracy} (one "
         f"of real images: {REAL}). docs/privacy.md has the table, and what networks add."
     )
-
-
-def _agreed(plan: Path, site: Path | None) -> "tuple[Plan, str | None]":
-    """Returns the plan, and its digest if it is published."""
-    from ddm_fed.records import read_plan_file
-
-    if plan.suffix == ".toml":
-        return read_plan_file(plan), None
-    if site is None:
-        raise OptionError(
-            "--site is missing: a published folder is verified for a site",
-            hint="give --site as well",
-        )
-    _, published = open_published(site, plan)
-    return published.trust.plan, published.trust.plan_sha256
 
 
 def _budget_facts(

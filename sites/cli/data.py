@@ -13,7 +13,7 @@ from sites.cli.options import (
     SOURCES,
     MaxBadOption,
     ValueRangeOption,
-    open_published,
+    agreed_plan,
     show_data,
 )
 
@@ -62,13 +62,14 @@ def check(
     """
     from sites.data import load_images, names_of
     from sites.data.check import check_images
+    from sites.workspace import SiteFolder
 
     with ExitStack() as stack:
+        agreed, _ = agreed_plan(plan, site)
         if site is None:
-            agreed, store = _plan_alone(plan), Path(stack.enter_context(TemporaryDirectory()))
+            store = Path(stack.enter_context(TemporaryDirectory()))
         else:
-            home, published = open_published(site, plan)
-            agreed, store = published.trust.plan, home.images
+            store = SiteFolder.open(site).images
         images, report = load_images(
             source,
             agreed.data,
@@ -87,18 +88,6 @@ def check(
     else:
         show_data("data", report)
         _show(agreed, report, found, names)
-
-
-def _plan_alone(path: Path) -> "Plan":
-    from ddm_fed.errors import OptionError
-    from ddm_fed.records import read_plan_toml
-
-    if path.is_dir():
-        raise OptionError(
-            f"--plan {path} is a folder, whose signatures a site verifies",
-            hint="add --site with the site's folder, or give a plan.toml",
-        )
-    return read_plan_toml(path.read_text(encoding="utf-8-sig"))
 
 
 def _facts(report: "DataReport", found: "Findings", names: dict[int, str]) -> dict[str, Any]:

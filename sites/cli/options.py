@@ -101,6 +101,27 @@ def open_published(site: Path, plan: Path) -> "tuple[SiteFolder, Published]":
     return home, published
 
 
+def agreed_plan(plan: Path, site: Path | None) -> "tuple[Plan, str | None]":
+    """Returns the plan of a plan.toml or a published folder, and its digest if it is published.
+
+    Raises:
+        OptionError: a published folder is given, and no site that verifies it.
+        PlanError: the file is no plan.
+    """
+    from ddm_fed.errors import OptionError
+    from ddm_fed.records import read_plan_file
+
+    if plan.suffix == ".toml":
+        return read_plan_file(plan), None
+    if site is None:
+        raise OptionError(
+            "--site is missing: a published folder is verified for a site",
+            hint="give --site as well",
+        )
+    _, published = open_published(site, plan)
+    return published.trust.plan, published.trust.plan_sha256
+
+
 def read_images(
     site: "SiteFolder",
     source: str,

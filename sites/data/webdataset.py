@@ -19,7 +19,7 @@ from sites.data.dicom import decode_dicom
 from sites.data.folder import stamp_of
 from sites.data.image_file import SUFFIXES, decode_picture
 from sites.data.picture import Item, Picture, PictureError, Source, Wanted
-from sites.data.table import Row, json_object, to_row
+from sites.data.table import COLUMNS, Row, json_object, to_row
 
 MAX_IMAGE_BYTES = 1024 * MIB
 MAX_TEXT_BYTES = 64 * KIB
@@ -118,7 +118,11 @@ class WebDatasetSource(Source):
                     hint=f"UTF-8, at most {MAX_TEXT_BYTES} bytes; a .json holds an object",
                 )
             values |= {key: value for key, value in found.items() if key not in values}
-        plain = {key: value for key, value in values.items() if not isinstance(value, dict | list)}
+        plain = {  # a name of a file says nothing here: the image lies in the shard
+            key: value
+            for key, value in values.items()
+            if not isinstance(value, dict | list) and key.lower() not in COLUMNS["file"]
+        }
         return to_row(plain, sample.shard, 0, self.unused)
 
 

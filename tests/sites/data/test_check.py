@@ -108,7 +108,7 @@ def test_check_of_a_folder_with_an_unknown_class_says_what_was_expected(pets, pl
 def test_check_of_a_published_folder_needs_the_site_that_verifies_it(pets, tmp_path):
     ended = commands.run("ddm-site", "data", "check", pets, "--plan", tmp_path)
     assert ended.code != 0
-    assert "add --site" in ended.err
+    assert "--site is missing" in ended.err
 
 
 def test_arrays_are_checked_by_number(tmp_path, plan):
@@ -117,3 +117,10 @@ def test_arrays_are_checked_by_number(tmp_path, plan):
     words = ("data", "check", tmp_path / "a.npz", "--plan", plan, "--json")
     found = json.loads(commands.done("ddm-site", *words).out)
     assert ["image 0", "image 2"] in found["copies"]
+
+
+def test_plan_that_is_no_text_is_refused_by_its_name(pets, tmp_path):
+    (tmp_path / "plan.toml").write_bytes(b"\xff\xfe")
+    ended = commands.run("ddm-site", "data", "check", pets, "--plan", tmp_path / "plan.toml")
+    assert ended.code == 1
+    assert ended.err.startswith("error[DDM101]")

@@ -259,7 +259,7 @@ def test_label_of_a_shard_may_be_a_name_and_a_sample_without_image_is_counted(tm
             ("x/2.cls", "cat"),
             ("x/3.seg.png", b"mask"),
             ("x/3.jpg", png(3, kind="JPEG")),
-            ("x/3.json", {"label": "dog", "boxes": [1, 2]}),
+            ("x/3.json", {"label": "dog", "boxes": [1, 2], "path": "a", "filename": "b"}),
         ],
     )
     images, report = load(path, PETS, max_bad_fraction=0.5)
