@@ -6,7 +6,8 @@ once on pixels and once on latents, for the same number of FLOP: of the forward 
 `ddm-coord plan show` counts it, times three, times the images of all steps; latents also pay for
 encoding their images. What the public autoencoder cost is told, and not counted. Samples are drawn
 site by site in proportion to images, as `sticky` does, decoded, and judged by their Frechet
-distance to test images in the features of a small classifier of real images.
+distance to test images in the features of a small classifier of real images, and by how often that
+classifier finds the class that was asked for. Both are judged at `--judge-pixels`.
 
     python benchmarks/latents.py --data mednist.npz --out latents
 
@@ -31,7 +32,7 @@ from torch.nn import functional
 from ddm_fed.autoencoders import Autoencoder, open_autoencoder, read_folder
 from ddm_fed.autoencoders.fit import FitOptions, fit_autoencoder
 from ddm_fed.autoencoders.scale import latent_toml, measure_latents
-from ddm_fed.evaluation import frechet_distance, train_classifier_on
+from ddm_fed.evaluation import Classifier, frechet_distance, train_classifier_on
 from ddm_fed.flows import ClassCondition, Expert, integrate, time_grid
 from ddm_fed.models import build_expert, network_cost
 from ddm_fed.pictures import write_grid
@@ -42,6 +43,7 @@ from ddm_fed.training import RunOptions, train_expert
 from sites.data import encode_images
 
 SITES, SOLVER_STEPS, AT_ONCE, GIGA = 3, 15, 64, 1e9
+LATENT = "latent"
 PLAN = """
 federation = "benchmark"
 expires_at = 2036-01-01
@@ -74,7 +76,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.out = options, options.out
         data = load(options.data)
-        (images, labels), (real, _) = data["train"], data["test"]
+        images, labels = data["train"]
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(1))
         half = len(order) // 2
         self.classes, self.channels = int(labels.max()) + 1, images.shape[1]
@@ -85,17 +87,18 @@ class Bench:
             for site in range(SITES)
         ]
         self.sites = [(self._larger(images[rows]), labels[rows]) for rows in self.rows]
+        (real, real_labels) = data["test"]
         chosen = torch.randperm(len(real), generator=torch.Generator().manual_seed(2))
-        self.real = self._larger(real[chosen[: options.samples]])
+        chosen = chosen[: options.samples]
+        self.real, self.real_labels = self._larger(real[chosen]), real_labels[chosen]
 
     def _larger(self, images: Tensor) -> Tensor:
-        size = (self.options.pixels, self.options.pixels)
-        return functional.interpolate(images, size, mode="bilinear", antialias=True).clamp(-1, 1)
+        return _resized(images, self.options.pixels)
 
     def plan(self, space: str) -> Plan:
         """Returns the plan of a space, with as many steps as its arithmetic allows."""
         options, latent = self.options, ""
-        if space == "latent":
+        if space == LATENT:
             opened = read_folder(self.out / "autoencoder")
             found = measure_latents(opened.config, opened.network, self.public[:256])
             latent = latent_toml(opened.config, opened.sha256, found.scale, found.shift)
@@ -104,7 +107,7 @@ class Bench:
             pixels=options.pixels,
             classes=", ".join(f'"c{index}"' for index in range(self.classes)),
             latent=latent,
-            network=options.latent_network if space == "latent" else options.pixel_network,
+            network=options.latent_network if space == LATENT else space,
             steps="{steps}",
             batch=options.batch,
             warmup="{warmup}",
@@ -143,7 +146,7 @@ class Bench:
         )
         if not (self.out / "autoencoder" / "config.json").exists():
             fit_autoencoder(self.public, self.out / "autoencoder", fit)
-        plan = self.plan("latent")
+        plan = self.plan(LATENT)
         coder = self.coder(plan)
         back = coder.decode(coder.encode(self.real)[0])
         write_grid(self.out / "reconstructed.png", torch.cat([self.real[:32], back[:32]]))
@@ -154,13 +157,32 @@ class Bench:
             "mean_absolute_error": round(float(error.abs().mean()), 4),
             "psnr_db": round(float(10 * torch.log10(4 / error.square().mean())), 2),
             "frechet_reconstructed": self._frechet(back),
+            "asked_class_reconstructed": self._told(back, self.real_labels),
             "training_gflop": round(seen / GIGA),
             **cost._asdict(),
         }
 
+    def judge(self) -> dict[str, Any]:
+        """Trains the classifier whose features judge, on the sites' own images."""
+        size = self.options.judge_pixels
+        pixels = torch.cat([_resized(images, size) for images, _ in self.sites])
+        labels = torch.cat([labels for _, labels in self.sites])
+        generator = torch.Generator().manual_seed(9)
+        made = train_classifier_on(pixels, labels, self.classes, epochs=6, generator=generator)
+        write_tensors(self.out / "judge.safetensors", made.network.state_dict())
+        real = _resized(self.real, size)
+        half = len(real) // 2
+        features = made.network.features(real).numpy()
+        return {
+            "accuracy_of_real": round(made.network.accuracy(real, self.real_labels), 3),
+            "frechet_of_real_halves": round(
+                float(frechet_distance(features[:half], features[half:])), 2
+            ),
+        }
+
     def encode(self) -> dict[str, Any]:
         """Encodes the images of every site."""
-        plan = self.plan("latent")
+        plan = self.plan(LATENT)
         for site in range(SITES):
             self._data(plan, site)
         return {"images": sum(map(len, self.rows))}
@@ -169,44 +191,74 @@ class Bench:
         data, coder = Private(ImageSet(*self.sites[site])), self.coder(plan)
         return data if coder is None else encode_images(data, coder, self.out / "latents")
 
-    def train(self, space: str, site: int) -> dict[str, Any]:
+    def train(self, space: str, site: int, seed: int) -> dict[str, Any]:
         """Trains one site's expert."""
-        plan = self.plan(space)
+        plan, name = self.plan(space), _name(space, site, seed)
         trained = train_expert(
             self._data(plan, site),
             plan,
             "0" * 64,
-            self.out / f"{space}-{site}.checkpoint",
-            options=RunOptions(seed=site, precision="float32"),
+            self.out / f"{name}.checkpoint",
+            options=RunOptions(seed=100 * seed + site, precision="float32"),
         )
-        write_tensors(self.out / f"{space}-{site}.safetensors", trained.state)
+        write_tensors(self.out / f"{name}.safetensors", trained.state)
         steps, flops = plan.training.steps, self.flops(plan)
         return {"steps": steps, "gflop": round(3 * flops * steps * plan.training.batch_size / GIGA)}
 
     @torch.inference_mode()
-    def sample(self, space: str) -> dict[str, Any]:
+    def sample(self, space: str, seed: int) -> dict[str, Any]:
         """Draws samples of all sites by their shares, and judges them."""
-        plan, drawn = self.plan(space), []
+        plan, drawn, asked = self.plan(space), [], []
         total = sum(map(len, self.rows))
         for site, (_, labels) in enumerate(self.sites):
-            read = read_own_tensors(self.out / f"{space}-{site}.safetensors")
+            read = read_own_tensors(self.out / f"{_name(space, site, seed)}.safetensors")
             weights = {name: torch.from_numpy(value) for name, value in read.items()}
             expert = build_expert(plan.data, plan.expert.default, weights, None)
             count = round(self.options.samples * len(labels) / total)
-            drawn.append(_draw(expert, plan, labels[:count], site))
-        found, coder = torch.cat(drawn), self.coder(plan)
+            asked.append(labels[:count])
+            drawn.append(_draw(expert, plan, labels[:count], 10 * seed + site))
+        found, labels, coder = torch.cat(drawn), torch.cat(asked), self.coder(plan)
+        began = time.process_time()
         images = found if coder is None else coder.decode(found)
+        decoding = time.process_time() - began
         shown = torch.randperm(len(images), generator=torch.Generator().manual_seed(3))[:64]
-        write_grid(self.out / f"{space}.png", images[shown])
-        return {"samples": len(images), "frechet": self._frechet(images)}
+        write_grid(self.out / f"{_name(space, 'all', seed)}.png", images[shown])
+        return {
+            "samples": len(images),
+            "frechet": self._frechet(images),
+            "asked_class": self._told(images, labels),
+            "of_it_decoding_s": round(decoding, 1),
+        }
+
+    def _read_judge(self) -> Classifier:
+        size = self.options.judge_pixels
+        network = Classifier((self.channels, size, size), self.classes).eval()
+        read = read_own_tensors(self.out / "judge.safetensors")
+        network.load_state_dict({name: torch.from_numpy(value) for name, value in read.items()})
+        return network
 
     def _frechet(self, images: Tensor) -> float:
-        pixels = torch.cat([images for images, _ in self.sites])
-        labels = torch.cat([labels for _, labels in self.sites])
-        generator = torch.Generator().manual_seed(9)
-        judge = train_classifier_on(pixels, labels, self.classes, epochs=3, generator=generator)
-        features = [judge.network.features(part).numpy() for part in (self.real, images)]
-        return round(float(frechet_distance(*features)), 2)
+        judge, size = self._read_judge(), self.options.judge_pixels
+        sets = (_resized(part, size) for part in (self.real, images))
+        return round(float(frechet_distance(*(judge.features(part).numpy() for part in sets))), 2)
+
+    def _told(self, images: Tensor, labels: Tensor) -> float:
+        resized = _resized(images, self.options.judge_pixels)
+        return round(self._read_judge().accuracy(resized, labels), 3)
+
+
+def _resized(images: Tensor, size: int) -> Tensor:
+    if images.shape[-1] == size:
+        return images
+    parts = (
+        functional.interpolate(part, (size, size), mode="bilinear", antialias=True).clamp(-1, 1)
+        for part in torch.split(images, 256)
+    )
+    return torch.cat(list(parts))
+
+
+def _name(space: str, site: int | str, seed: int) -> str:
+    return f"{space.replace('/', '-')}-{site}-{seed}"
 
 
 def _with_steps(text: str, steps: int) -> str:
@@ -264,16 +316,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--gflop", type=float, default=60_000, help="Of one site's training.")
     parser.add_argument("--latent-network", default="DiT-Nano/2")
-    parser.add_argument("--pixel-network", default="DiT-Nano/4")
+    parser.add_argument("--pixel-networks", nargs="+", default=["DiT-Nano/4", "DiT-Nano/8"])
+    parser.add_argument("--judge-pixels", type=int, default=64)
+    parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "latents.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
     known = {tuple(json.loads(line)["stage"]) for line in lines}
-    stages: list[tuple[Any, ...]] = [("autoencoder",), ("encode",)]
-    for space in ("latent", "pixel"):
-        stages += [("train", space, site) for site in range(SITES)]
-        stages.append(("sample", space))
+    stages: list[tuple[Any, ...]] = [("judge",), ("autoencoder",), ("encode",)]
+    for seed in range(options.seeds):
+        for space in (LATENT, *options.pixel_networks):
+            stages += [("train", space, site, seed) for site in range(SITES)]
+            stages.append(("sample", space, seed))
     start: Callable[..., Any] = multiprocessing.get_context("spawn").Process
     for stage in stages:
         if stage in known:
