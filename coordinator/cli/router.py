@@ -1,7 +1,7 @@
 """`ddm-coord router`: routers from the experts' own samples, and comparisons of routers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -14,7 +14,7 @@ from ddm_fed.errors import OptionError, StateError
 if TYPE_CHECKING:
     from ddm_fed.embedding import Embedder
     from ddm_fed.ensemble.folder import VerifiedEnsemble
-    from ddm_fed.records import Plan
+    from ddm_fed.records import LearnedNetworkSpec, Plan
     from ddm_fed.router import TimeQuality
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Make routers from the experts' own samples, and compare routers.",
 )
+PERCEPTRON = "perceptron"
 SamplesOption = Annotated[
     int, typer.Option("--samples-per-site", help="Number of images drawn from each expert.", min=16)
 ]
@@ -63,22 +64,35 @@ def build(
     root: RootOption = None,
     samples_per_site: SamplesOption = 1000,
     steps: StepsOption = 20,
+    network: Annotated[
+        str,
+        typer.Option(
+            help="perceptron: reads cosines of an image. DiT-SIZE/PATCH: a transformer with a "
+            "class token, which reads the image itself and costs as much as such an expert."
+        ),
+    ] = PERCEPTRON,
     training_steps: Annotated[
         int, typer.Option(help="Training steps of the network.", min=1)
     ] = 3000,
     frequencies: Annotated[
         int | None,
         typer.Option(
-            help="How many DCT coefficients per channel the network reads. By default "
-            "all, up to 1024.",
+            help="How many DCT coefficients per channel a perceptron reads.",
             min=1,
             max=4096,
+            show_default="all, up to 1024",
         ),
     ] = None,
     width: Annotated[
-        int, typer.Option(help="Number of channels of the network.", min=8, max=8192)
-    ] = 256,
-    depth: Annotated[int, typer.Option(help="Number of blocks of the network.", min=1, max=32)] = 3,
+        int | None,
+        typer.Option(
+            help="Number of channels of a perceptron.", min=8, max=8192, show_default="256"
+        ),
+    ] = None,
+    depth: Annotated[
+        int | None,
+        typer.Option(help="Number of blocks of a perceptron.", min=1, max=32, show_default="3"),
+    ] = None,
     switch: Annotated[
         float | None,
         typer.Option(
@@ -112,26 +126,20 @@ def build(
     from ddm_fed.ensemble.replay import BuildOptions, build_from_samples
     from ddm_fed.ensemble.router_folder import described, write_built
     from ddm_fed.progress import Watch
-    from ddm_fed.records import RouterNetworkSpec
 
     if out.exists():
         raise StateError(f"{out} exists already", hint="choose another --out")
     verified = open_current(ensemble, root, coordinator)
-    _, height, width_pixels = verified.trust.plan.data.shape
-    network = None
+    learned = None
     if kind == "replay" or (kind == "hybrid" and low == "replay"):
-        network = RouterNetworkSpec(
-            frequencies=frequencies or min(height * width_pixels, 1024),
-            width=width,
-            depth=depth,
-            steps=training_steps,
-        )
+        shaped = {"frequencies": frequencies, "width": width, "depth": depth}
+        learned = _network(verified.trust.plan, network, training_steps, shaped)
     options = BuildOptions(
         kind=kind,
         samples_per_site=samples_per_site,
         solver_steps=steps,
         seed=seed,
-        network=network,
+        network=learned,
         low="centroid" if low == "centroid" else None,
         switch=switch or _switch(verified.trust.plan, low),
         embedder=_embedder(verified, embedder_weights),
@@ -257,6 +265,30 @@ def prompt(
         ["site", "share", "given the text"],
         [[site, f"{share:.3f}", f"{part:.3f}"] for site, share, part in rows],
     )
+
+
+def _network(plan: "Plan", name: str, steps: int, shaped: dict[str, Any]) -> "LearnedNetworkSpec":
+    """Returns the network that options name: `shaped` are those that only a perceptron has."""
+    from pydantic import ValidationError
+
+    from ddm_fed.records import RouterNetworkSpec, RouterTransformerSpec
+
+    given = {key: value for key, value in shaped.items() if value is not None}
+    if name == PERCEPTRON:
+        _, height, width = plan.data.shape
+        return RouterNetworkSpec(**{"frequencies": min(height * width, 1024), **given}, steps=steps)
+    if given:
+        raise OptionError(
+            f"--{next(iter(given))} belongs to --network {PERCEPTRON}: {name} says its own size",
+            hint="leave it out",
+        )
+    try:
+        return RouterTransformerSpec(architecture=name, steps=steps)
+    except ValidationError as problem:
+        raise OptionError(
+            f"--network: {problem.errors()[0]['msg'].removeprefix('Value error, ')}",
+            hint="give perceptron, or such as DiT-Nano/4",
+        ) from None
 
 
 def _embedder(verified: "VerifiedEnsemble", weights: Path | None) -> "Embedder | None":

@@ -31,6 +31,7 @@ from ddm_fed.records import (
     BuiltRouter,
     ExpertDesign,
     RouterName,
+    RouterTransformerSpec,
     StatisticsSpec,
     adds_to_mixture,
     network_of,
@@ -180,9 +181,13 @@ def frequencies_seen(
         return None if built.switch is not None and until < float(built.switch) else released
     if built is None or built.kind != kind or built.network is None:
         return released
+    height, width = verified.trust.plan.data.shape[1:]
+    network, seen = built.network, height * width
+    if not isinstance(network, RouterTransformerSpec):
+        seen = network.frequencies
     if built.switch is not None and until >= float(built.switch):
-        return min(released, built.network.frequencies)
-    return built.network.frequencies
+        return min(released, seen)
+    return seen
 
 
 def load_releases(verified: VerifiedEnsemble) -> list[SiteRelease]:

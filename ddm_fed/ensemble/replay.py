@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ddm_fed.embedding import Embedder, dct_basis
+from ddm_fed.embedding import Embedder
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import load_ensemble, load_heads, load_releases
 from ddm_fed.ensemble.pool import ExpertPool
@@ -32,15 +32,16 @@ from ddm_fed.records import (
     LEARNED_ROUTERS,
     BuiltRouter,
     DataSpec,
+    LearnedNetworkSpec,
     RouterName,
-    RouterNetworkSpec,
 )
 from ddm_fed.router import (
-    CoefficientNetwork,
     Estimate,
+    LearnedNetwork,
     PriorRouter,
     Router,
     TimeQuality,
+    basis_read,
     calibration_tensors,
     centroids_spec,
     fit_calibration,
@@ -78,7 +79,7 @@ class BuildOptions:
     samples_per_site: int = 1000
     solver_steps: int = 20
     seed: int = 0
-    network: RouterNetworkSpec | None = None
+    network: LearnedNetworkSpec | None = None
     low: Literal["centroid"] | None = None
     switch: float = 0.7
     calibrate: bool = True
@@ -340,17 +341,18 @@ def _train(
     train: ReplaySet,
     data: DataSpec,
     weights: Tensor,
-    spec: RouterNetworkSpec,
+    spec: LearnedNetworkSpec,
     generator: torch.Generator,
     watch: Watch,
-) -> CoefficientNetwork:
+) -> LearnedNetwork:
     network = router_network(data, spec, len(weights))
-    basis = dct_basis(data.shape, spec.frequencies)
-    y = (train.images.flatten(1).double() @ basis.T).float()  # (N, D)
+    basis, read = basis_read(data, spec), train.images
+    if basis is not None:
+        read = (read.flatten(1).double() @ basis.T).float()  # (N, D)
     sets = []
     for site in range(len(weights)):
         own = train.sites == site
-        sets.append((y[own], None if train.labels is None else train.labels[own]))
+        sets.append((read[own], None if train.labels is None else train.labels[own]))
     train_classifier(
         network,
         sets,

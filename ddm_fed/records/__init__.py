@@ -40,8 +40,10 @@ from ddm_fed.records.base import now as now
 from ddm_fed.records.base import today as today
 from ddm_fed.records.built_router import LEARNED_ROUTERS as LEARNED_ROUTERS
 from ddm_fed.records.built_router import BuiltRouter as BuiltRouter
+from ddm_fed.records.built_router import LearnedNetworkSpec as LearnedNetworkSpec
 from ddm_fed.records.built_router import RouterName as RouterName
 from ddm_fed.records.built_router import RouterNetworkSpec as RouterNetworkSpec
+from ddm_fed.records.built_router import RouterTransformerSpec as RouterTransformerSpec
 from ddm_fed.records.bundle_state import BundleState as BundleState
 from ddm_fed.records.canonical import MAX_DOCUMENT_BYTES as MAX_DOCUMENT_BYTES
 from ddm_fed.records.canonical import canonical_json as canonical_json

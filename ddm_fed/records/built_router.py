@@ -7,8 +7,9 @@ calibrated on samples of the experts does: it is true of those experts only.
 from decimal import Decimal
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from ddm_fed.records.architecture import DitArchitecture, parse_architecture
 from ddm_fed.records.base import Count, Number, Positive, Record, Sha256
 
 RouterName = Literal["prior", "mixture", "centroid", "heads", "replay", "hybrid"]
@@ -18,7 +19,7 @@ Switch = Annotated[Number, Field(gt=0, lt=1)]
 
 
 class RouterNetworkSpec(Record):
-    """The network of a learned router and its training; `frequencies` counts per channel."""
+    """A perceptron of cosines as a learned router; `frequencies` counts per channel."""
 
     frequencies: Annotated[int, Field(ge=1, le=4096)]
     width: Annotated[int, Field(ge=8, le=8192)] = 256
@@ -26,6 +27,38 @@ class RouterNetworkSpec(Record):
     steps: Count = 3000
     batch_size: Count = 256
     learning_rate: Positive = Decimal("0.001")
+
+
+class RouterTransformerSpec(Record):
+    """A diffusion transformer with a class token, by its name, as a learned router; its training.
+
+    Source: McAllister et al. 2025, arXiv:2501.05450, section 3.3.
+    """
+
+    architecture: str
+    steps: Count = 3000
+    batch_size: Count = 128
+    learning_rate: Positive = Decimal("0.001")
+
+    @field_validator("architecture")
+    @classmethod
+    def _is_a_transformer(cls, name: str) -> str:
+        if not isinstance(parse_architecture(name), DitArchitecture):
+            raise ValueError(  # noqa: TRY004 - pydantic shows values, not types
+                f"a router can be a perceptron or DiT-SIZE/PATCH, not {name}"
+            )
+        return name
+
+    @property
+    def parsed(self) -> DitArchitecture:
+        """What the name says."""
+        found = parse_architecture(self.architecture)
+        if not isinstance(found, DitArchitecture):
+            raise TypeError(f"{self.architecture} is not the name of a transformer")
+        return found
+
+
+LearnedNetworkSpec = RouterNetworkSpec | RouterTransformerSpec
 
 
 class BuiltRouter(Record):
@@ -49,7 +82,7 @@ class BuiltRouter(Record):
     samples_per_site: Count
     solver_steps: Count
     seed: Annotated[int, Field(ge=0, lt=2**53)]
-    network: RouterNetworkSpec | None = None
+    network: LearnedNetworkSpec | None = None
     low: Annotated[Literal["centroid"] | None, Field(exclude_if=lambda low: low is None)] = None
     switch: Switch | None = None
     knots: Annotated[tuple[Switch, ...], Field(max_length=100)] = ()

@@ -5,6 +5,7 @@ from ddm_fed.router.base import Router as Router
 from ddm_fed.router.base import log_posterior_of as log_posterior_of
 from ddm_fed.router.base import reads_estimate as reads_estimate
 from ddm_fed.router.base import sees_until as sees_until
+from ddm_fed.router.built import basis_read as basis_read
 from ddm_fed.router.built import built_tensors as built_tensors
 from ddm_fed.router.built import calibrated_hybrid as calibrated_hybrid
 from ddm_fed.router.built import calibration_tensors as calibration_tensors
@@ -40,5 +41,7 @@ from ddm_fed.router.pooled_reference import PooledReference as PooledReference
 from ddm_fed.router.prior import PriorRouter as PriorRouter
 from ddm_fed.router.private_heads import HeadNoise as HeadNoise
 from ddm_fed.router.private_heads import fit_private_head as fit_private_head
+from ddm_fed.router.train import LearnedNetwork as LearnedNetwork
 from ddm_fed.router.train import train_classifier as train_classifier
 from ddm_fed.router.train import train_head as train_head
+from ddm_fed.router.transformer import ImageTransformer as ImageTransformer

@@ -12,7 +12,8 @@ from torch import Tensor
 from ddm_fed.embedding import Embedder, dct_basis
 from ddm_fed.errors import OptionError
 from ddm_fed.mixture import SiteRelease, released_weights
-from ddm_fed.records import BuiltRouter, DataSpec, Plan, RouterNetworkSpec
+from ddm_fed.records import BuiltRouter, DataSpec, LearnedNetworkSpec, Plan, RouterTransformerSpec
+from ddm_fed.records.architecture import require_fit
 from ddm_fed.router.base import Router
 from ddm_fed.router.calibration import CalibratedRouter, Calibration
 from ddm_fed.router.closed_form import build_router
@@ -22,18 +23,27 @@ from ddm_fed.router.learned import ClassifierRouter
 from ddm_fed.router.network import CoefficientNetwork
 from ddm_fed.router.planned_centroids import planned_centroid_router
 from ddm_fed.router.prior import PriorRouter
+from ddm_fed.router.train import LearnedNetwork
+from ddm_fed.router.transformer import ImageTransformer
 from ddm_fed.storage.tensors import TensorTable
 
 NETWORK, TEMPERATURE, BIAS = "network.", "calibration.log_temperature", "calibration.bias"
 
 
-def router_network(data: DataSpec, spec: RouterNetworkSpec, sites: int) -> CoefficientNetwork:
+def router_network(data: DataSpec, spec: LearnedNetworkSpec, sites: int) -> LearnedNetwork:
     """Returns the network of a learned router over `sites` sites, with undefined weights.
 
     Raises:
-        OptionError: the network wants more frequencies than an image has pixels.
+        OptionError: the network wants more frequencies than an image has pixels, or patches that
+            do not tile it.
     """
     channels, height, width = data.shape
+    if isinstance(spec, RouterTransformerSpec):
+        try:
+            require_fit(spec.architecture, height, width)
+        except ValueError as problem:
+            raise OptionError(f"--network {problem}", hint="choose another patch") from None
+        return ImageTransformer(data.shape, spec.parsed, sites, len(data.classes))
     if spec.frequencies > height * width:
         raise OptionError(
             f"--frequencies {spec.frequencies}: a channel of these images has {height * width} "
@@ -43,6 +53,13 @@ def router_network(data: DataSpec, spec: RouterNetworkSpec, sites: int) -> Coeff
     return CoefficientNetwork(
         channels * spec.frequencies, sites, len(data.classes), spec.width, spec.depth
     )
+
+
+def basis_read(data: DataSpec, spec: LearnedNetworkSpec) -> Tensor | None:
+    """Returns the rows P, `(D, N)`, whose coefficients a network reads; None for whole images."""
+    if isinstance(spec, RouterTransformerSpec):
+        return None
+    return dct_basis(data.shape, spec.frequencies)
 
 
 def built_tensors(data: DataSpec, built: BuiltRouter) -> TensorTable:
@@ -58,7 +75,7 @@ def built_tensors(data: DataSpec, built: BuiltRouter) -> TensorTable:
     return table
 
 
-def network_tensors(network: CoefficientNetwork) -> dict[str, Tensor]:
+def network_tensors(network: LearnedNetwork) -> dict[str, Tensor]:
     """Returns the tensors of a trained network as the file of a built router names them."""
     return {NETWORK + name: value for name, value in network.state_dict().items()}
 
@@ -144,7 +161,7 @@ def needs_heads(built: BuiltRouter) -> bool:
 
 def _learned(
     plan: Plan,
-    spec: RouterNetworkSpec,
+    spec: LearnedNetworkSpec,
     tensors: Mapping[str, Tensor],
     releases: Sequence[SiteRelease],
 ) -> ClassifierRouter:
@@ -158,6 +175,6 @@ def _learned(
     )
     return ClassifierRouter(
         network.eval().requires_grad_(False),
-        dct_basis(plan.data.shape, spec.frequencies),
+        basis_read(plan.data, spec),
         PriorRouter(released_weights(plan, releases)),
     )

@@ -15,7 +15,10 @@ from ddm_fed.flows import Condition
 from ddm_fed.router.prior import PriorRouter
 
 Scores = Callable[[Tensor, Tensor, Condition | None], Tensor]
-"""`(y_t (B, D), t (B,), condition) -> (B, outputs)`, in the precision of y_t or in its own."""
+"""`(y_t (B, D), t (B,), condition) -> (B, outputs)`, in the precision of y_t or in its own.
+
+Networks of whole images take x_t `(B, C, H, W)` in place of y_t.
+"""
 
 
 class ClassifierRouter:
@@ -23,12 +26,13 @@ class ClassifierRouter:
 
     Args:
         network: Scores of all sites, `(B, K)`.
-        basis: Orthonormal rows P, `(D, N)`.
+        basis: Orthonormal rows P, `(D, N)`; None for a network that reads whole images.
         prior: The shares to draw sites by.
     """
 
-    def __init__(self, network: Scores, basis: Tensor, prior: PriorRouter) -> None:
-        self._network, self._basis, self._prior = network, basis.float(), prior
+    def __init__(self, network: Scores, basis: Tensor | None, prior: PriorRouter) -> None:
+        self._network, self._prior = network, prior
+        self._basis = None if basis is None else basis.float()
 
     @property
     def reads_state(self) -> bool:
@@ -42,8 +46,10 @@ class ClassifierRouter:
     @torch.no_grad()
     def log_posterior(self, x_t: Tensor, t: Tensor, condition: Condition | None) -> Tensor:
         """Returns log p(k | x_t, t, c), `(B, K)`; see `Router`."""
-        y_t = x_t.flatten(1).float() @ self._basis.T
-        return self._network(y_t, t.float(), condition).double().log_softmax(1)
+        read = x_t.float()
+        if self._basis is not None:
+            read = read.flatten(1) @ self._basis.T
+        return self._network(read, t.float(), condition).double().log_softmax(1)
 
 
 class HeadsRouter:

@@ -19,14 +19,20 @@ from ddm_fed.flows import NO_CLASS, ClassCondition
 from ddm_fed.progress import QUIET, StepReport, Watch
 from ddm_fed.router.network import CoefficientNetwork
 from ddm_fed.router.pooled_reference import PooledReference
+from ddm_fed.router.transformer import ImageTransformer
 
 CLIP_NORM = 1.0
+LearnedNetwork = CoefficientNetwork | ImageTransformer
 LabelledRows = tuple[Tensor, Tensor | None]
-"""Coefficients of clean images, `(n, D)` float32, and their class indices `(n,)` or None."""
+"""What a network reads of clean images, and their class indices `(n,)` or None.
+
+Coefficients `(n, D)` for a `CoefficientNetwork`, images `(n, C, H, W)` for an `ImageTransformer`;
+float32.
+"""
 
 
 def train_classifier(
-    network: CoefficientNetwork,
+    network: LearnedNetwork,
     sets: Sequence[LabelledRows],
     shares: Tensor,
     *,
@@ -126,7 +132,7 @@ def train_head(
 
 
 def _optimise(
-    network: CoefficientNetwork,
+    network: LearnedNetwork,
     loss: Callable[[], Tensor],
     steps: int,
     learning_rate: float,
@@ -150,7 +156,8 @@ def _optimise(
 
 def _noised(y_0: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
     noise = torch.randn(y_0.shape, generator=generator)
-    return (1 - t)[:, None] * y_0 + t[:, None] * noise
+    t = t.view(-1, *[1] * (y_0.ndim - 1))
+    return (1 - t) * y_0 + t * noise
 
 
 def _joined_labels(sets: Sequence[LabelledRows]) -> Tensor | None:

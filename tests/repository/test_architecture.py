@@ -41,6 +41,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "privacy",
             "embedding",
             "mixture",
+            "models",
         },
         "remote": {"errors", "limits", "storage"},
         "exchange": {"errors", "records", "storage"},

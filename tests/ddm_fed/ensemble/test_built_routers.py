@@ -20,15 +20,27 @@ from ddm_fed.ensemble.replay import BuildOptions, build_from_samples
 from ddm_fed.ensemble.router_folder import read_built, write_built
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.errors import OptionError, RefusedError, StateError
-from ddm_fed.records import BuiltRouter, EnsembleRecord, RouterNetworkSpec
+from ddm_fed.records import (
+    BuiltRouter,
+    EnsembleRecord,
+    RouterNetworkSpec,
+    RouterTransformerSpec,
+)
 
 A, B, C = SITES
 NETWORK = RouterNetworkSpec(frequencies=16, width=16, depth=1, steps=20, batch_size=32)
-KINDS = ("mixture", "replay", "hybrid")
+TRANSFORMER = RouterTransformerSpec(architecture="DiT-Nano/4", steps=5, batch_size=32)
+MADE = {
+    "mixture": ("mixture", None),
+    "replay": ("replay", NETWORK),
+    "hybrid": ("hybrid", NETWORK),
+    "replay of a transformer": ("replay", TRANSFORMER),
+    "hybrid of a transformer": ("hybrid", TRANSFORMER),
+}
 
 
-def options(kind, **changed):
-    network = None if kind == "mixture" else NETWORK
+def options(made, **changed):
+    kind, network = MADE.get(made, (made, None))
     chosen = {"samples_per_site": 24, "solver_steps": 2, "seed": 3, "network": network}
     return BuildOptions(kind=kind, **(chosen | changed))
 
@@ -42,8 +54,8 @@ def verified(stages):
 def built(verified, tmp_path_factory):
     """A folder of a router of every kind."""
     base = tmp_path_factory.mktemp("routers")
-    for kind in KINDS:
-        write_built(base / kind, build_from_samples(verified, options(kind)))
+    for made in MADE:
+        write_built(base / made, build_from_samples(verified, options(made)))
     return base
 
 
@@ -53,14 +65,15 @@ def states():
     return x_t, torch.tensor([0.02, 0.3, 0.5, 0.71, 0.9, 1.0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("made", MADE)
 def test_built_router_is_signed_into_an_ensemble_that_verifies_and_samples(
-    kind, copy_of, built, scratch
+    made, copy_of, built, scratch
 ):
-    fed = copy_of("admitted")
+    fed, kind = copy_of("admitted"), MADE[made][0]
     target = scratch / "second"
-    assemble(fed.home, target, router=read_built(built / kind), without=())
+    assemble(fed.home, target, router=read_built(built / made), without=())
     verified = verify_ensemble(target, fed.root)
+    assert verified.record.built.network == MADE[made][1]
     assert verified.record.router == kind
     assert verified.record.built.submissions == tuple(
         member.submission_sha256 for member in verified.record.members
@@ -72,7 +85,13 @@ def test_built_router_is_signed_into_an_ensemble_that_verifies_and_samples(
     assert not torch.equal(found, plain.log_posterior(x_t, t, None))
     load_ensemble(verified).require(Strategy.parse("sticky-then-routed"))
     # the plan's 4 frequencies, and the network's 16: of a hybrid below its switch, .7
-    seen = {"mixture": (4, 4), "replay": (16, 16), "hybrid": (16, 4)}[kind]
+    seen = {
+        "mixture": (4, 4),
+        "replay": (16, 16),
+        "hybrid": (16, 4),
+        "replay of a transformer": (64, 64),
+        "hybrid of a transformer": (64, 4),
+    }[made]
     assert (frequencies_seen(verified, None, 0.5), frequencies_seen(verified, None, 1.0)) == seen
     assert frequencies_seen(verified, "mixture", 1.0) == 4
     assert frequencies_seen(verified, "prior", 1.0) == 0
@@ -283,6 +302,44 @@ def test_network_of_more_frequencies_than_pixels_is_refused(verified):
     wide = NETWORK.model_copy(update={"frequencies": 65})
     with pytest.raises(OptionError, match="--frequencies 65: a channel of these images"):
         build_from_samples(verified, options("replay", network=wide))
+
+
+def test_transformer_whose_patches_do_not_tile_the_images_is_refused(verified):
+    from ddm_fed.router import router_network
+
+    data = verified.trust.plan.data.model_copy(update={"height": 10, "width": 10})
+    with pytest.raises(OptionError, match="--network DiT-Nano/4 cuts patches of 4 pixels"):
+        router_network(data, TRANSFORMER, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--network", "DiT-Nano/4", "--width", 16), "--width belongs to --network perceptron"),
+        (("--network", "UNet-S"), "--network: a router can be a perceptron or DiT-SIZE/PATCH"),
+        (("--network", "DiT-Huge/4"), "--network: unknown architecture `DiT-Huge/4`"),
+    ],
+)
+def test_network_of_a_router_that_cannot_be_is_refused(stages, scratch, words, message):
+    done = run(
+        *("router", "build", stages.ensemble, "--out", scratch / "router", *words),
+        *("--coordinator", stages.admitted.home.path),
+    )
+    assert isinstance(done.exception, OptionError)
+    assert message in done.exception.message
+    assert not (scratch / "router").exists()
+
+
+def test_transformer_is_built_by_its_name(copy_of, stages, scratch):
+    fed = copy_of("admitted")
+    done = run(
+        *("router", "build", stages.ensemble, "--out", scratch / "router", "--steps", 2),
+        *("--network", "DiT-Nano/4", "--training-steps", 3, "--samples-per-site", 16),
+        *("--coordinator", fed.home.path),
+    )
+    assert done.exit_code == 0, done.output
+    made = read_built(scratch / "router").record.network
+    assert (made.architecture, made.steps) == ("DiT-Nano/4", 3)
 
 
 def run(*arguments):

@@ -8,11 +8,13 @@ import torch
 from ddm_fed.embedding import dct_basis
 from ddm_fed.flows import NO_CLASS, ClassCondition
 from ddm_fed.mixture import GaussianMixtures
+from ddm_fed.records.architecture import DitArchitecture, DitSize
 from ddm_fed.router import (
     ClassifierRouter,
     CoefficientNetwork,
     HeadsRouter,
     HybridRouter,
+    ImageTransformer,
     MixtureRouter,
     PooledReference,
     PriorRouter,
@@ -199,11 +201,40 @@ def trained_classifier(mixtures, steps):
     return ClassifierRouter(network, BASIS, PriorRouter(mixtures.weights))
 
 
+def a_transformer(classes=CLASSES, sites=SITES, **changed):
+    return ImageTransformer(
+        SHAPE, DitArchitecture(DitSize(2, 32, 2), patch=2, **changed), sites, classes
+    )
+
+
+def trained_transformer(mixtures, steps):
+    """It reads whole images; what is not in P is equal at all sites, so the answer is the same."""
+    g, sets = generator(30), []
+    for site in range(SITES):
+        y, label = coefficients(mixtures, site, 4000, g)
+        sets.append(((y.double() @ BASIS).float().reshape(-1, *SHAPE), label))
+    network = a_transformer()
+    train_classifier(
+        network,
+        sets,
+        mixtures.weights.sum(1),
+        steps=steps,
+        batch_size=128,
+        learning_rate=4e-3,
+        generator=g,
+        label_dropout=0.3,
+    )
+    return ClassifierRouter(network, None, PriorRouter(mixtures.weights))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("trained", [trained_heads, trained_classifier])
-def test_learned_router_approaches_the_exact_posterior_as_training_grows(trained):
+@pytest.mark.parametrize(
+    ("trained", "steps"),
+    [(trained_heads, 400), (trained_classifier, 400), (trained_transformer, 600)],
+)
+def test_learned_router_approaches_the_exact_posterior_as_training_grows(trained, steps):
     mixtures, exact = a_world()
-    little, much = trained(mixtures, 30), trained(mixtures, 400)
+    little, much = trained(mixtures, 30), trained(mixtures, steps)
     for conditional in (False, True):
         first = gap_to_exact(little, mixtures, exact, conditional=conditional)
         last = gap_to_exact(much, mixtures, exact, conditional=conditional)
@@ -221,6 +252,49 @@ def test_untrained_network_prefers_no_site():
     x_t, t = some_states(4)
     expected = torch.full((len(t), SITES), -math.log(SITES), dtype=torch.float64)
     torch.testing.assert_close(router.log_posterior(x_t, t, None), expected)
+
+
+VARIANTS = [{}, {"modulation": "single", "qk_norm": True}, {"positions": "rope"}]
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, {"positions": "learned"}])
+def test_untrained_transformer_prefers_no_site(variant):
+    network = a_transformer(**variant)
+    network.reset_parameters(generator(0))
+    assert all(bool(value.isfinite().all()) for value in network.state_dict().values())
+    router = ClassifierRouter(network, None, PriorRouter(torch.ones(SITES, 1)))
+    x_t, t = some_states(4)
+    expected = torch.full((len(t), SITES), -math.log(SITES), dtype=torch.float64)
+    torch.testing.assert_close(router.log_posterior(x_t, t, None), expected)
+
+
+def stirred(network):
+    """Any weights but zeros, which open every gate."""
+    g = generator(6)
+    with torch.no_grad():
+        for value in network.parameters():
+            value.copy_(0.3 * torch.randn(value.shape, generator=g))
+    return network
+
+
+@pytest.mark.parametrize("variant", [*VARIANTS, {"positions": "learned"}])
+def test_transformer_reads_place_class_and_time_of_every_image_alone(variant):
+    network = stirred(a_transformer(**variant))
+    x_t, t = some_states(7)
+    asked = ClassCondition(torch.zeros(len(t), dtype=torch.long))
+    scores = network(x_t, t, asked)
+    assert scores.shape == (len(t), SITES)
+    torch.testing.assert_close(network(x_t[3:4], t[3:4], asked.rows(slice(3, 4))), scores[3:4])
+    turned = x_t.roll(2, dims=3)  # the same patches in other places
+    for other in (
+        network(turned, t, asked),
+        network(x_t, (t + 0.3) % 1, asked),
+        network(x_t, t, ClassCondition(torch.ones(len(t), dtype=torch.long))),
+        network(x_t, t, None),
+    ):
+        assert (other - scores).abs().amax(1).min() > 1e-4
+    withheld = ClassCondition(torch.full((len(t),), NO_CLASS))
+    torch.testing.assert_close(network(x_t, t, withheld), network(x_t, t, None))
 
 
 def test_heads_without_a_site_are_those_of_a_federation_it_never_joined():
