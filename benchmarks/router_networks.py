@@ -4,8 +4,8 @@ Six sites share a data set by Dirichlet draws of its classes (strength .3). Ever
 the sites' real images, as `pooled` does: what `replay` learns from samples of the experts is at
 best this. It is told no classes, and has `--budgets` CPU seconds of training. A tenth of the images
 of every site is held back, and judges: mean -log p(true site) in nats, and expected calibration
-error, at five times. Beside them are the shares alone, and the mixture that the sites release at
-epsilon 8 (mean and covariance of each site's coefficients; of `--components`, several).
+error, at five times, before and after calibration on another tenth. Beside them are the shares
+alone, and the mixture that the sites release at epsilon 8.
 
     python benchmarks/router_networks.py --data fashion_mnist.npz
     python benchmarks/router_networks.py --data mednist_32.npz --pixels 64
@@ -36,12 +36,14 @@ from ddm_fed.records import (
     read_plan_toml,
 )
 from ddm_fed.router import (
+    CalibratedRouter,
     ClassifierRouter,
     LearnedNetwork,
     PriorRouter,
     Router,
     basis_read,
     build_router,
+    fit_calibration,
     posterior_quality,
     router_network,
     train_classifier,
@@ -107,24 +109,29 @@ class World:
         coder = open_autoencoder(options.latents, self.plan.data)
         if coder is not None:
             images = torch.cat([coder.encode(part)[0] for part in torch.split(images, 64)])
-        self.own, self.held = [], []
-        for part in deal(labels, SITES, SKEW, seed):
+        self.own, self.held, self.other = [], [], []
+        for dealt in deal(labels, SITES, SKEW, seed):
+            part = dealt[torch.randperm(len(dealt), generator=_drawing(seed))]  # by class
             cut = max(1, round(HELD * len(part)))
             self.held.append(images[part[:cut]])
-            self.own.append(images[part[cut:]])
+            self.other.append(images[part[cut : 2 * cut]])
+            self.own.append(images[part[2 * cut :]])
         sizes = torch.tensor([len(part) for part in self.own], dtype=torch.float64)
         self.shares = sizes / sizes.sum()
 
     def judged(self, router: Router, seed: int) -> dict[str, Any]:
-        images = torch.cat(self.held)
-        sites = torch.arange(SITES).repeat_interleave(torch.tensor([len(x) for x in self.held]))
-        generator = torch.Generator().manual_seed(100 + seed)
+        images, sites = _joined(self.held)
         began = time.process_time()
-        found = posterior_quality(router, images, sites, None, TIMES, generator)
+        found = posterior_quality(router, images, sites, None, TIMES, _drawing(seed))
         took = (time.process_time() - began) / (len(TIMES) * len(images))
+        fitted = fit_calibration(router, *_joined(self.other), None, _drawing(seed + 1))
+        calibrated = CalibratedRouter(router, fitted)
+        after = posterior_quality(calibrated, images, sites, None, TIMES, _drawing(seed))
         return {
             "nll": [round(at.nll, 3) for at in found],
             "ece": [round(at.ece, 3) for at in found],
+            "nll_calibrated": [round(at.nll, 3) for at in after],
+            "ece_calibrated": [round(at.ece, 3) for at in after],
             "ms_per_64": round(64_000 * took, 1),
         }
 
@@ -162,6 +169,15 @@ class World:
         """Judges the router that releases make."""
         releases = [release(self.plan, part, None, None)[0] for part in self.own]
         return self.judged(build_router(self.plan, "mixture", releases), seed)
+
+
+def _joined(parts: list[Tensor]) -> tuple[Tensor, Tensor]:
+    sizes = torch.tensor([len(part) for part in parts])
+    return torch.cat(parts), torch.arange(len(parts)).repeat_interleave(sizes)
+
+
+def _drawing(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(100 + seed)
 
 
 def spec_of(name: str, plan: Plan) -> LearnedNetworkSpec:

@@ -3,12 +3,19 @@
 `pooled` is the paper's router, trained on everybody's images: it breaks the isolation of the sites
 and is here as the upper bound only.
 
+With `--embedder-weights` there are centroids of embeddings as well (such as EfficientNet-Lite0's,
+`imagenet_network.py` makes the file). Their anchors are found among 400 test images, which then
+judge nothing. They look at image estimates of all experts by share, at times up to .4, and are
+sampled `sticky-then-routed-0.4`: give the others that strategy too to compare them.
+
 Experts know no classes, unless `--classes` is given: under a skew of labels a router that is told
 the class has nothing left to find out, since p(k | x_t, t, c) is pi_k(c) at every t.
 """
 
 import argparse
+import dataclasses
 import functools
+import hashlib
 import platform
 import re
 import sys
@@ -19,14 +26,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from ladder import Federation, load_federation, releases_of, train_experts
+from private_mixtures import release
+from torch import Tensor
 
-from ddm_fed.embedding import dct_basis
+from ddm_fed.embedding import Embedder, dct_basis, open_embedder
 from ddm_fed.ensemble.sampling import Samples, SamplingOptions, sample
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.evaluation import frechet_distance, train_classifier_on
 from ddm_fed.flows import ClassCondition
-from ddm_fed.mixture import fit_mixtures, release_tensors, released_weights
+from ddm_fed.mixture import (
+    EmbeddedImages,
+    anchor_lines,
+    fit_mixtures,
+    planned_anchors,
+    public_anchors,
+    release_tensors,
+    released_weights,
+)
 from ddm_fed.router import (
     CalibratedRouter,
     Calibration,
@@ -41,7 +58,9 @@ from ddm_fed.router import (
     calibrated_hybrid,
     fit_calibration,
     knots_about,
+    planned_centroid_router,
     posterior_quality,
+    sees_until,
     train_classifier,
     train_head,
 )
@@ -62,6 +81,28 @@ centre = -0.4
 radius = {radius}
 """
 POOLED = "POOLED (breaks isolation)"
+UNTIL, PUBLIC = 0.4, 400
+CENTROIDS = """
+kind = "centroid"
+epsilon = {epsilon:g}
+"""
+
+
+class Remembering:
+    """An embedder that embeds no image twice."""
+
+    def __init__(self, inside: Embedder) -> None:
+        self._inside, self._known = inside, {}
+        self.name, self.dimension, self.digest = inside.name, inside.dimension, inside.digest
+
+    def images(self, images: Tensor) -> Tensor:
+        keys = [hashlib.sha256(image.contiguous().numpy().tobytes()).digest() for image in images]
+        for part in torch.split(torch.arange(len(images)), 64):
+            missing = [row for row in part.tolist() if keys[row] not in self._known]
+            if missing:
+                found = self._inside.images(images[missing])
+                self._known |= {keys[row]: found[at] for at, row in enumerate(missing)}
+        return torch.stack([self._known[key] for key in keys])
 
 
 class Unaware:
@@ -87,9 +128,18 @@ class Ladder:
     """Experts, and everything routers are made of."""
 
     def __init__(self, federation: Federation, arguments: argparse.Namespace) -> None:
+        self.embedder: Remembering | None = None
+        if arguments.embedder_weights is not None:
+            digest = hashlib.sha256(arguments.embedder_weights.read_bytes()).hexdigest()
+            weights = arguments.embedder_weights
+            self.embedder = Remembering(open_embedder(arguments.embedder, weights, digest))
+            order = torch.randperm(len(federation.test), generator=generator(16))
+            self.public = federation.test.images[order[:PUBLIC]]
+            test = federation.test.rows(order[PUBLIC:])
+            federation = dataclasses.replace(federation, test=test)
         self.federation, self.arguments = federation, arguments
         plan = self._plan(1000)
-        self.experts = train_experts(federation, plan, arguments.work)
+        self.experts = train_experts(federation, plan, arguments.work, workers=arguments.workers)
         self.shape, self.classes = plan.data.shape, len(plan.data.classes)
         self.own = [federation.train.of_site(site) for site in range(federation.sites)]
         self.basis = dct_basis(self.shape, plan.router.frequencies)
@@ -100,17 +150,50 @@ class Ladder:
         self.real = [(own.images, self.known(own.labels)) for own in self.own]
         self.replayed = [self._replay(site) for site in range(federation.sites)]
 
-    def _plan(self, epsilon: float):
+    def _plan(self, epsilon: float, router: str = RELEASE):
         small = self.federation.train.images.shape[-1] <= 8
         steps = self.arguments.training_steps
         return self.federation.plan(
             TRAINING.format(steps=steps, half_life=max(20, steps // 10)),
             self.arguments.architecture,
-            RELEASE.format(
+            router.format(
                 epsilon=epsilon, frequencies=36 if small else 64, radius=7 if small else 24
             ),
             classes=self.arguments.classes,
         )
+
+    def centroids(self, epsilon: float, mixture: Router) -> dict[str, tuple[Router, int]]:
+        """Centroids of real features, and a hybrid of `mixture` above and them below."""
+        self.tell(f"centroids, eps {epsilon:g}")
+        seen = self.embedder.images(self.public)
+        anchors = public_anchors(seen, self.arguments.anchors, 0, dimensions=32)
+        plan = self._plan(epsilon, CENTROIDS + anchor_lines(anchors, self.embedder))
+        directions = EmbeddedImages(self.embedder, planned_anchors(plan.centroids))
+        releases = [release(plan, own.images, None, directions)[0] for own in self.own]
+        floats = sum(int(np.prod(shape)) for _, shape in release_tensors(plan).values())
+        found = {}
+        alone = planned_centroid_router(plan, releases, self.embedder)
+        found["centroid"] = (alone, floats)
+        calibration = self._calibration(alone, None)
+        found["centroid calibrated"] = (CalibratedRouter(alone, calibration), floats)
+        plain = HybridRouter(mixture, alone, UNTIL)
+        both = calibrated_hybrid(mixture, alone, UNTIL, self._calibration(plain, UNTIL))
+        found["hybrid of centroids"] = (both, floats)
+        return found
+
+    def estimate(self, x_t: Tensor, t: Tensor, condition: ClassCondition | None) -> Tensor:
+        """The image that all experts expect, by their sites' shares; x_t where nobody looks."""
+        if float(t.min()) > UNTIL:
+            return x_t
+        everybody = Ensemble(self.experts, self.true_prior)
+        full = Strategy.parse("full")
+        v = everybody.velocity(x_t, t, condition, strategy=full, batch_size=256)
+        return (x_t - t.view(-1, 1, 1, 1) * v).float()
+
+    @property
+    def estimates(self) -> Callable | None:
+        """What makes image estimates, where some router looks at them."""
+        return None if self.embedder is None else self.estimate
 
     def known(self, labels: torch.Tensor) -> torch.Tensor | None:
         """The labels, where experts and routers know classes."""
@@ -205,6 +288,7 @@ class Ladder:
             known,
             generator(5),
             times=knots_about(switch),
+            estimate=self.estimates,
         )
 
     def routers(self) -> dict[str, tuple[Router, str, str, int]]:
@@ -235,6 +319,10 @@ class Ladder:
             )
             hybrid = self.hybrid(mixture, replay)
             found[f"hybrid, eps {text}"] = (hybrid, text, "1", floats)
+            if self.embedder is not None:
+                for name, (router, sent) in self.centroids(epsilon, mixture).items():
+                    whole = sent if name.startswith("centroid") else sent + floats
+                    found[f"{name}, eps {text}"] = (router, text, "1", whole)
         found["replay"] = (replay, "as experts", "1", counts)
         found["replay calibrated"] = (self.calibrated(replay), "as experts", "1", counts)
         few = self.classifier(self.real, 71, self.basis)
@@ -285,7 +373,13 @@ class Judge:
     def quality(self, router: Router) -> list:
         test = self._test
         return posterior_quality(
-            router, test.images, test.sites, self._ladder.known(test.labels), TIMES, generator(13)
+            router,
+            test.images,
+            test.sites,
+            self._ladder.known(test.labels),
+            TIMES,
+            generator(13),
+            estimate=self._ladder.estimates,
         )
 
 
@@ -312,6 +406,10 @@ def main() -> None:
     parser.add_argument(
         "--seeds", type=int, nargs="*", default=[7, 8, 9], help="of sampling; all ranks are means"
     )
+    parser.add_argument("--embedder-weights", type=Path, help="adds centroids of its features")
+    parser.add_argument("--embedder", default="timm:tf_efficientnet_lite0")
+    parser.add_argument("--anchors", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=2, help="processes that train experts")
     parser.add_argument("--ladder", default="", help="regular expression: routers of the ladder")
     arguments = parser.parse_args()
     federation = load_federation(arguments.data, arguments.split)
@@ -319,7 +417,11 @@ def main() -> None:
     print(f"# {federation.name}: sites of {sizes} images\n", flush=True)
     ladder = Ladder(federation, arguments)
     judge, routers = Judge(ladder), ladder.routers()
-    shown = {name: value for name, value in vars(arguments).items() if name not in ("work", "data")}
+    shown = {
+        name: value
+        for name, value in vars(arguments).items()
+        if name not in ("work", "data", "embedder_weights")
+    }
     options = ", ".join(f"{name} {value}" for name, value in sorted(shown.items()))
     print(f"torch {torch.__version__}, {platform.machine()}, {torch.get_num_threads()} threads")
     print(f"{options}; {len(federation.test)} test images judge posteriors and shares\n")
@@ -353,7 +455,11 @@ def fidelities(ladder: Ladder, judge: Judge, routers: dict) -> None:
     reference = measured(ladder, judge, routers[POOLED][0], "full")[0]
     chosen = {name: it for name, it in routers.items() if re.search(ladder.arguments.ladder, name)}
     for name, (router, epsilon, messages, floats) in chosen.items():
-        for strategy in ladder.arguments.strategies if router.reads_state else ["sticky"]:
+        until = sees_until(router)
+        allowed = ladder.arguments.strategies if until == 1 else ["sticky"]
+        if 0 < until < 1:
+            allowed = [f"sticky-then-routed-{until:g}"]
+        for strategy in allowed:
             fid, shares, tstr, calls = measured(ladder, judge, router, strategy)
             per_call = {"heun": 2, "midpoint": 2}.get(ladder.arguments.solver, 1)
             print(
