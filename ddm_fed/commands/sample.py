@@ -37,9 +37,19 @@ class SampleFlags:
         typer.Option(
             help="By default sticky: one expert makes the whole image, and sites are "
             "drawn by their share. sticky-then-routed[-T], per-step, full, "
-            "threshold-W and top-K ask the router."
+            "threshold-W, nucleus-P, top-K and sample-K ask the router."
         ),
     ] = None
+    router_temperature: Annotated[
+        float,
+        typer.Option(
+            help="Above 1 the router decides more evenly, below 1 more sharply; shares are exact "
+            "at 1 only.",
+            min=0.01,
+            max=100.0,
+            callback=finite,
+        ),
+    ] = 1.0
     router: Annotated[
         RouterName | None,
         typer.Option(help="Which router; by default the one that the ensemble was assembled with."),
@@ -155,6 +165,7 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
             solver=flags.solver,
             seed=flags.seed,
             guidance=flags.guidance,
+            temperature=flags.router_temperature,
             batch_size=flags.batch_size,
             in_flight=flags.in_flight,
             attribution=flags.attribution,

@@ -272,9 +272,12 @@ def _described(
         }
     # only where there are any: folders of other plans are what they were
     prompts = {} if content.data.text is None else {"prompts": list(options.prompts)}
+    warmth = options.sampling.temperature
+    temperature = {} if warmth == 1 else {"router_temperature": warmth}
     return (
         coded
         | prompts
+        | temperature
         | {
             "strategy": str(options.sampling.strategy),
             "solver": options.sampling.solver,

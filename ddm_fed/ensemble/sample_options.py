@@ -134,6 +134,12 @@ def require_fit(ensemble: Ensemble, content: Content, options: SampleOptions) ->
             "invented",
             hint=f"the classes that sites have are {', '.join(content.held)}",
         )
+    if options.sampling.temperature != 1 and not options.sampling.strategy.asks_router:
+        raise OptionError(
+            f"--router-temperature {options.sampling.temperature:g}: strategy "
+            f"{options.sampling.strategy} asks no router",
+            hint="leave it out, or choose another --strategy",
+        )
     require_prompts_fit(content.data, options.prompts, options.text_encoder, guidance)
     if guidance != 1.0 and not content.data.conditional:
         raise OptionError(
@@ -186,6 +192,10 @@ def notes_on(content: Content, options: SampleOptions) -> list[str]:
         notes.append(
             f"strategy {sampling.strategy} goes by a router that sees {seen} of {pixels} "
             "frequencies: what sites differ in beyond those is mixed; --strategy sticky keeps it"
+        )
+    if sampling.temperature != 1:
+        notes.append(
+            f"at router temperature {sampling.temperature:g} the shares of the sites are not exact"
         )
     if content.data.text is not None and not options.prompts:
         notes.append("no --prompt was given: these are images that nothing was said of")

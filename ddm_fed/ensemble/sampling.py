@@ -10,6 +10,7 @@ a time thus loads as rarely as it can.
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddm_fed.ensemble.strategy import Strategy, draw_sites
+from ddm_fed.ensemble.strategy import Strategy, draw_sites, gumbel
 from ddm_fed.ensemble.velocity import Ensemble, require_condition
 from ddm_fed.flows import (
     LINEAR,
@@ -45,6 +46,7 @@ class SamplingOptions:
         solver: Which solver.
         seed: Decides noise and sites.
         guidance: See `ddm_fed.ensemble.velocity`.
+        temperature: Of the router's posterior where it decides who answers; see there too.
         batch_size: The most rows an expert is given at once; changes speed and memory only.
         in_flight: Samples of a chunk; changes speed and memory only.
         attribution: Whether to say which sites the samples came from; asks the router in every
@@ -56,6 +58,7 @@ class SamplingOptions:
     solver: Solver
     seed: int
     guidance: float = 1.0
+    temperature: float = 1.0
     batch_size: int = 256
     in_flight: int = 1024
     attribution: bool = False
@@ -64,6 +67,8 @@ class SamplingOptions:
         for name in ("steps", "batch_size", "in_flight"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature must be positive and finite, got {self.temperature}")
 
     def chunks(self, count: int) -> list[range]:
         """Returns the samples of every chunk."""
@@ -228,6 +233,8 @@ class _Chunk:
         """Returns images of a strategy that weights experts."""
         options, state = self._options, self._start
         everyone = torch.arange(len(self._indices))
+        draws = self._site_draws() if options.strategy.draws_several else None
+        noise: Tensor | None = None  # of the step: every stage of it draws by the same
 
         def velocity(x: Tensor, t: Tensor) -> Tensor:
             v = self._ensemble.velocity(
@@ -236,6 +243,8 @@ class _Chunk:
                 self._condition,
                 strategy=options.strategy,
                 estimate=self._estimates,
+                noise=noise,
+                temperature=options.temperature,
                 guidance=options.guidance,
                 batch_size=options.batch_size,
                 descending=self._next_turn(),
@@ -243,8 +252,16 @@ class _Chunk:
             return self._noted(v, x, t, everyone)
 
         for step in range(options.steps):
+            noise = None if draws is None else gumbel(draws[:, step])
             state = self._advance(velocity, state, step, everyone)
         return state.x
+
+    def _site_draws(self) -> Tensor:
+        """Returns even draws for every sample, step and site, `(B, steps, K)` float64."""
+        size = (self._options.steps, len(self._ensemble.experts))
+        return torch.stack(
+            [torch.rand(size, generator=g, dtype=torch.float64) for g in self._generators("sites")]
+        )
 
     def drawn(self) -> tuple[Tensor, Tensor]:
         """Returns images of a strategy that draws a site for each, and the sites."""
@@ -263,6 +280,7 @@ class _Chunk:
             log_posterior = self._ensemble.log_posterior(
                 state.x, at, self._condition, self._estimates
             )
+            log_posterior = log_posterior / self._options.temperature
             before, sites = sites, draw_sites(log_posterior, uniform[:, step])
             state = self._run(state, sites, range(step, step + 1), changed=sites != before)
         return state.x, sites

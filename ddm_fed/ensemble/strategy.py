@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, Self
 
+import torch
 from torch import Tensor
 
 # Below this time `sticky-then-routed` redraws, by default. Above it x_t is mostly noise and the
@@ -16,11 +17,21 @@ class Strategy:
 
     Attributes:
         kind: See the table in `velocity.py`.
-        k: How many, for `top-k`.
-        level: The least weight for `threshold`; for `sticky-then-routed` the time T.
+        k: How many, for `top-k` and `sample-k`.
+        level: The least weight for `threshold`; the mass that is kept at least for `nucleus`; for
+            `sticky-then-routed` the time T.
     """
 
-    kind: Literal["full", "top-k", "threshold", "sticky", "per-step", "sticky-then-routed"]
+    kind: Literal[
+        "full",
+        "top-k",
+        "sample-k",
+        "threshold",
+        "nucleus",
+        "sticky",
+        "per-step",
+        "sticky-then-routed",
+    ]
     k: int = 0
     level: float = 0.0
 
@@ -40,19 +51,27 @@ class Strategy:
                 return cls("sticky-then-routed", level=STICKY_UNTIL)
             case ("top", "-", k) if k.isdecimal() and int(k) >= 1:
                 return cls("top-k", k=int(k))
-            case ("threshold" | "sticky-then-routed" as kind, "-", level) if _is_fraction(level):
+            case ("sample", "-", k) if k.isdecimal() and int(k) >= 1:
+                return cls("sample-k", k=int(k))
+            case (
+                "threshold" | "nucleus" | "sticky-then-routed" as kind,
+                "-",
+                level,
+            ) if _is_fraction(level):
                 return cls(kind, level=float(level))
         raise ValueError(
             f"unknown strategy `{text}`; use sticky, sticky-then-routed, per-step, full, top-K "
-            "such as top-2, threshold-W such as threshold-0.05, or sticky-then-routed-T such as "
-            "sticky-then-routed-0.5"
+            "such as top-2, sample-K such as sample-2, threshold-W such as threshold-0.05, "
+            "nucleus-P such as nucleus-0.9, or sticky-then-routed-T such as sticky-then-routed-0.5"
         )
 
     def __str__(self) -> str:
         match self.kind:
             case "top-k":
                 return f"top-{self.k}"
-            case "threshold" | "sticky-then-routed":
+            case "sample-k":
+                return f"sample-{self.k}"
+            case "threshold" | "nucleus" | "sticky-then-routed":
                 return f"{self.kind}-{self.level:g}"
         return self.kind
 
@@ -60,6 +79,11 @@ class Strategy:
     def draws_sites(self) -> bool:
         """Whether one site is drawn for each sample, rather than several weighted."""
         return self.kind in ("sticky", "per-step", "sticky-then-routed")
+
+    @property
+    def draws_several(self) -> bool:
+        """Whether several sites are drawn in every step, without replacement, and weighted."""
+        return self.kind == "sample-k"
 
     @property
     def sticky_until(self) -> float:
@@ -86,6 +110,17 @@ def draw_sites(log_probability: Tensor, uniform: Tensor) -> Tensor:
     """
     reached = log_probability.softmax(1).cumsum(1)
     return (reached <= uniform[:, None] * reached[:, -1:]).sum(1)
+
+
+def gumbel(uniform: Tensor) -> Tensor:
+    """Returns draws of the standard Gumbel law of even draws from [0, 1), same shape.
+
+    The K largest of log p + Gumbel noise are K draws from p without replacement.
+
+    Source: Kool et al. 2019, arXiv:1903.06059, section 3.
+    """
+    tiny = torch.finfo(uniform.dtype).tiny
+    return -(-uniform.clamp_min(tiny).log()).clamp_min(tiny).log()
 
 
 def _is_fraction(text: str) -> bool:

@@ -9,7 +9,13 @@ The identity holds for any sites, overlapping or not. A strategy decides which e
 | per-step             | 1, drawn anew from the posterior in every step     | exact if P x_t tells |
 | sticky-then-routed-T | 1, as sticky above time T and as per-step below it | exact if P x_t tells |
 | threshold-W          | those of at least weight W, renormalised           | small sites may fade |
+| nucleus-P            | the fewest that weigh P together, renormalised     | small sites may fade |
 | top-K                | K, renormalised                                    | biased, K = 1 worst  |
+| sample-K             | K, drawn anew from the posterior in every step     | biased for K > 1     |
+|                      | without replacement, renormalised                  |                      |
+
+The last five are those of the paper; it calls per-step "sample-1". A router temperature T takes
+the posterior to the power 1 / T first: exact at 1 only.
 
 Why drawing is exact: let (x_t, k) be a joint draw, x_t of the noised images of the pool and k of
 their sites. Given k, x_t is a noised image of site k, and the ODE (or SDE) of expert k keeps it
@@ -133,6 +139,8 @@ class Ensemble:
         strategy: Strategy,
         sites: Tensor | None = None,
         estimate: Tensor | None = None,
+        noise: Tensor | None = None,
+        temperature: float = 1.0,
     ) -> Tensor:
         """Returns the weight of every expert for every sample, `(B, K)` float64; rows sum to 1.
 
@@ -141,15 +149,30 @@ class Ensemble:
             t: Times, `(B,)`.
             condition: What the images are asked to be, or None.
             strategy: Which experts are asked.
-            sites: The drawn site of every sample `(B,)`, for strategies that draw.
+            sites: The drawn site of every sample `(B,)`, for strategies that draw one.
             estimate: As for `log_posterior`.
+            noise: Standard Gumbel draws, `(B, K)` float64, for a strategy that draws several.
+            temperature: Of the posterior, which is taken to the power 1 / T.
+
+        Raises:
+            ValueError: a strategy that draws was given no draws.
         """
         if strategy.draws_sites:
             if sites is None:
                 raise ValueError(f"strategy {strategy} needs the drawn sites")
             return torch.nn.functional.one_hot(sites, len(self.experts)).double()
         log_posterior = self.log_posterior(x_t, t, condition, estimate)
-        if strategy.kind == "top-k":
+        if temperature != 1:
+            log_posterior = (log_posterior / temperature).log_softmax(1)
+        if strategy.draws_several:
+            if noise is None:
+                raise ValueError(f"strategy {strategy} needs noise to draw sites by")
+            drawn = log_posterior + noise
+            kept = drawn.topk(min(strategy.k, len(self.experts)), dim=1).indices
+            log_posterior = _only(log_posterior, kept)
+        elif strategy.kind == "nucleus":
+            log_posterior = _nucleus(log_posterior, strategy.level)
+        elif strategy.kind == "top-k":
             kept = log_posterior.topk(min(strategy.k, len(self.experts)), dim=1).indices
             log_posterior = _only(log_posterior, kept)
         elif strategy.kind == "threshold":
@@ -183,6 +206,8 @@ class Ensemble:
         strategy: Strategy,
         sites: Tensor | None = None,
         estimate: Tensor | None = None,
+        noise: Tensor | None = None,
+        temperature: float = 1.0,
         guidance: float = 1.0,
         batch_size: int | None = None,
         descending: bool = False,
@@ -198,6 +223,8 @@ class Ensemble:
             strategy: Which experts are asked.
             sites: The drawn sites.
             estimate: As for `log_posterior`.
+            noise: As for `weights`, and so is the next.
+            temperature: Of the posterior.
             guidance: The factor w; 1 leaves the condition as strong as it was trained.
             batch_size: The most rows an expert is given at once.
             descending: Ask the experts in this order, to begin with the one asked last.
@@ -209,7 +236,10 @@ class Ensemble:
         branches = [(condition, guidance)]
         if guidance != 1.0:
             branches.append((None, 1 - guidance))
-        weights = [self.weights(x_t, t, asked, strategy, sites, estimate) for asked, _ in branches]
+        weights = [
+            self.weights(x_t, t, asked, strategy, sites, estimate, noise, temperature)
+            for asked, _ in branches
+        ]
         total = torch.zeros_like(x_t)
         for k in sorted(range(len(self.experts)), reverse=descending):
             for (asked, factor), weight in zip(branches, weights, strict=True):
@@ -231,6 +261,18 @@ def require_condition(guidance: float, condition: Condition | None) -> None:
     """
     if guidance != 1.0 and condition is None:
         raise ValueError(f"guidance {guidance:g} needs a condition; without one it has to be 1")
+
+
+def _nucleus(log_posterior: Tensor, mass: float) -> Tensor:
+    """Returns `log_posterior (B, K)` with all but the fewest sites that weigh `mass` impossible.
+
+    Source: Holtzman et al. 2020, arXiv:1904.09751, section 3.1.
+    """
+    ordered, places = log_posterior.exp().sort(dim=1, descending=True)
+    # what weighs enough without this one ends it; .4 + .3 + .2 is .9, however it is rounded
+    needed = ordered.cumsum(1) - ordered < mass - 1e-9
+    kept = torch.zeros_like(needed).scatter(1, places, needed)
+    return log_posterior.masked_fill(~kept, -torch.inf)
 
 
 def _only(log_posterior: Tensor, kept: Tensor) -> Tensor:

@@ -21,7 +21,8 @@ FULL, STICKY, TOP_1, TOP_2 = (Strategy.parse(s) for s in ("full", "sticky", "top
 PER_STEP, ROUTED, ROUTED_EARLY = (
     Strategy.parse(s) for s in ("per-step", "sticky-then-routed", "sticky-then-routed-0.9")
 )
-EVERY = [FULL, STICKY, TOP_1, TOP_2, Strategy.parse("threshold-0.1"), PER_STEP, ROUTED]
+EVERY = [FULL, STICKY, TOP_1, TOP_2, PER_STEP, ROUTED]
+EVERY += [Strategy.parse(name) for name in ("threshold-0.1", "nucleus-0.9", "sample-2")]
 EXACT = [FULL, STICKY, PER_STEP, ROUTED, ROUTED_EARLY]
 SOLVERS = ["euler", "midpoint", "heun", "dpm++2m", "sde"]
 PRIOR = [0.55, 0.25, 0.15, 0.05]
