@@ -11,6 +11,7 @@ from coordinator.cli.assemble import assemble
 from coordinator.cli.check_consistency import check_consistency
 from coordinator.cli.import_ import import_
 from coordinator.cli.init import init
+from coordinator.cli.partition import partition
 from coordinator.cli.publish import publish
 from coordinator.cli.reference import reference
 from coordinator.cli.remove import remove
@@ -27,7 +28,7 @@ from ddm_fed.commands.program import make_program, run_program
 app = make_program(
     "ddm-coord",
     {  # help shows them in this order, which is that of the work
-        "Set up": (init, keygen, roster.app, autoencoder.app, plan.app, publish),
+        "Set up": (init, keygen, roster.app, autoencoder.app, partition, plan.app, publish),
         "Receive": (serve, import_, admit, status, web),
         "Assemble": (reference, assemble, router.app, remove, sign_model),
         "Verify and use": (verify, check_consistency, sample, evaluate),

@@ -30,6 +30,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "privacy": {"errors", "records", "flows"},
         "embedding": {"errors", "records", "storage", "flows"},
         "autoencoders": {"errors", "progress", "records", "storage", "embedding"},
+        "partition": {"errors", "progress", "storage", "embedding"},
         "mixture": {"errors", "records", "storage", "flows", "privacy", "embedding"},
         "models": {"records", "storage", "flows", "embedding", "mixture"},
         "router": {
@@ -151,6 +152,7 @@ IMPORTERS = {
         "ddm_fed.evaluation",
         "ddm_fed.mixture.directions",
         "ddm_fed.mixture.anchors",
+        "ddm_fed.partition.clusters",
     },
     "scipy": {
         "ddm_fed.router.sphere",

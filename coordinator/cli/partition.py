@@ -1,0 +1,221 @@
+"""`ddm-coord partition`: one owner's images as islands that train apart."""
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ddm_fed import console
+from ddm_fed.commands.options import JsonOption
+from ddm_fed.errors import OptionError, StateError
+
+if TYPE_CHECKING:
+    from ddm_fed.partition import Describe, MappedImages, Shard
+
+COSINES, CHANCE = "cosines", "random"
+LEAST_SHARE = 0.2  # of an even share: an island below it learns little
+BATCH_LINE = re.compile(r"(?m)^(\s*batch_size\s*=\s*)(\d+)")
+
+
+def partition(
+    images: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IMAGES",
+            help="Images of one size: an .npy with NAME.labels.npy beside it, read from the disk "
+            "however large it is, or an .npz with `images`, or MedMNIST's `train_images`.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ],
+    islands: Annotated[
+        int, typer.Option(help="Number of islands, each with an expert.", min=2, max=1000)
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to make. A stopped run goes on in it.")],
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            help="plan.toml of one network for all images. The islands' plan is written beside "
+            "the shards: the same, with the batch divided by their number.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
+    features: Annotated[
+        str,
+        typer.Option(
+            help="What images are clustered by: cosines, clip, timm:NETWORK, or random, which is "
+            "the control."
+        ),
+    ] = COSINES,
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Safetensors file of that network.", exists=True, dir_okay=False),
+    ] = None,
+    frequencies: Annotated[
+        int | None,
+        typer.Option(
+            help="Lowest frequencies per channel of cosines.", min=1, max=4096, show_default="64"
+        ),
+    ] = None,
+    fine: Annotated[int, typer.Option(help="Number of fine clusters, at most.", min=2)] = 1024,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Decides where clusters start.")
+    ] = 0,
+    batch_size: Annotated[int, typer.Option(help="Images described at once.", min=1)] = 256,
+    as_json: JsonOption = False,
+) -> None:
+    """Divide one owner's images among islands, by clusters of features or by chance.
+
+    Every image is in one island. Memory does not grow with their number. Each shard is what
+    `ddm-site train --data` takes; examples/islands runs them.
+
+    This looks at all images, so it is for one owner. Institutions that may not pool their images
+    are islands already.
+
+    Example: ddm-coord partition images.npy --islands 4 --out islands --plan plan.toml
+    """
+    import numpy as np
+
+    from ddm_fed.partition import (
+        at_random,
+        coarse_centres,
+        described,
+        nearest,
+        open_images,
+        whole_units,
+        write_shards,
+    )
+
+    target = out / "shards"
+    if target.exists():
+        raise StateError(f"{target} exists already", hint="choose another --out, or delete it")
+    found = open_images(images)
+    if len(found) < islands:
+        raise OptionError(
+            f"--islands {islands}: there are {len(found)} images", hint="choose fewer islands"
+        )
+    describe = _describe(found, features, weights, frequencies)
+    text = None if plan is None else _divided(plan, islands)
+    out.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if describe is None:
+        chosen = at_random(len(found), islands, seed)
+    else:
+        with console.counting("describing", len(found), "images") as show:
+            done = 0
+
+            def advance(count: int) -> None:
+                nonlocal done
+                done += count
+                show(done, "")
+
+            seen = described(
+                found, images, describe, out / "features", batch_size=batch_size, advance=advance
+            )
+        with console.waiting("clustering"):
+            centres = coarse_centres(seen, islands, seed, fine)
+            chosen = nearest(seen, centres)
+        np.save(out / "centres.npy", centres, allow_pickle=False)
+    if "units" in found.beside:
+        chosen = whole_units(chosen, found.beside["units"])
+    with console.counting("writing", len(found), "images") as show:
+        written = 0
+
+        def copied(count: int) -> None:
+            nonlocal written
+            written += count
+            show(written, "")
+
+        shards = write_shards(found, chosen, islands, target, advance=copied)
+    if text is not None:
+        (out / "plan.toml").write_text(text, encoding="utf-8")
+    _show(shards, len(found), out, planned=text is not None, as_json=as_json)
+
+
+def _describe(
+    found: "MappedImages", features: str, weights: Path | None, frequencies: int | None
+) -> "Describe | None":
+    """Returns what images are clustered by; None if by nothing."""
+    from ddm_fed.embedding import open_embedder
+    from ddm_fed.partition import Describe, cosines
+    from ddm_fed.storage.digests import sha256_of
+
+    network = features == "clip" or features.startswith("timm:")
+    if not network and features not in (COSINES, CHANCE):
+        raise OptionError(
+            f"--features {features} is not known", hint="give cosines, clip, timm:NETWORK or random"
+        )
+    if network != (weights is not None):
+        missing = "is missing: the network's file" if network else "belongs to clip and timm"
+        raise OptionError(
+            f"--weights {missing}", hint="nothing is downloaded; docs/routers.md says how to get it"
+        )
+    if frequencies is not None and features != COSINES:
+        raise OptionError(
+            "--frequencies belongs to --features cosines", hint="leave --frequencies out"
+        )
+    if features == CHANCE:
+        return None
+    if weights is not None:
+        return Describe.of(open_embedder(features, weights, sha256_of(weights)))
+    _, height, width = found.shape
+    chosen = frequencies or min(64, height * width)
+    if chosen > height * width:
+        raise OptionError(
+            f"--frequencies {chosen}: a channel of these images has {height * width} pixels",
+            hint="choose fewer",
+        )
+    return cosines(found.shape, chosen)
+
+
+def _divided(plan: Path, islands: int) -> str:
+    """Returns the text of a plan with its batch divided by the number of islands."""
+    from ddm_fed.records.plan_toml import read_plan_file, read_plan_toml
+
+    agreed, text = read_plan_file(plan), plan.read_text(encoding="utf-8-sig")
+    size = agreed.training.batch_size
+    if size % islands:
+        raise OptionError(
+            f"--islands {islands}: `training.batch_size` {size} cannot be divided by it",
+            hint="the islands together do the arithmetic of one network if each has an equal part "
+            "of its batch: choose a batch size that is a multiple",
+        )
+    divided = BATCH_LINE.sub(rf"\g<1>{size // islands}", text)
+    expected = agreed.model_copy(
+        update={
+            "training": agreed.training.model_copy(update={"batch_size": size // islands}),
+        }
+    )
+    if read_plan_toml(divided) != expected:
+        raise OptionError(
+            f"--plan {plan}: its line of `training.batch_size` was not understood",
+            hint=f"write a line of its own, `batch_size = {size}`, below [training]",
+        )
+    return divided
+
+
+def _show(shards: "list[Shard]", total: int, out: Path, *, planned: bool, as_json: bool) -> None:
+    even = total / len(shards)
+    small = [shard.name for shard in shards if shard.images < LEAST_SHARE * even]
+    if as_json:
+        console.show_json(
+            {"shards": [{"file": str(s.file), "images": s.images} for s in shards], "small": small}
+        )
+        return
+    console.show_table(
+        f"{total:,} images on {len(shards)} islands",
+        ["island", "images", "share", "file"],
+        [
+            [shard.name, f"{shard.images:,}", f"{shard.images / total:.3f}", str(shard.file)]
+            for shard in shards
+        ],
+    )
+    if small:
+        console.say(
+            f"WARNING: {', '.join(small)} has less than a fifth of an even share: its expert sees "
+            "the same images again and again. Choose fewer --islands, or other --features."
+        )
+    if planned:
+        console.say(f"The islands' plan is {out / 'plan.toml'}: its batch is divided among them.")
+    console.next_step(console.typed("ddm-coord", "publish", out / "plan.toml"))

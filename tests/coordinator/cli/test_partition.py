@@ -1,0 +1,131 @@
+"""`ddm-coord partition`: options that fit each other, and what is written."""
+
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from coordinator.cli.main import app
+from ddm_fed.errors import DataError, OptionError, StateError
+from ddm_fed.records.plan_toml import read_plan_file
+
+PLAN = """
+federation = "islands"
+expires_at = 2036-01-01T00:00:00Z
+[data]
+channels = 1
+height = 8
+width = 8
+[expert]
+architecture = "DiT-Nano/4"
+[training]
+steps = 30
+batch_size = 64  # of one network
+[router]
+kind = "prior"
+epsilon = 8
+[privacy]
+max_epsilon = 8
+"""
+
+
+@pytest.fixture
+def images(tmp_path):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 40, (120, 8, 8)).astype(np.uint8)
+    pixels[:70, :4] += 200
+    pixels[70:, 4:] += 200
+    np.savez(tmp_path / "images.npz", images=pixels, labels=np.arange(120) % 3)
+    return tmp_path / "images.npz"
+
+
+def run(*words):
+    return CliRunner().invoke(app, ["partition", *map(str, words)])
+
+
+def test_islands_are_clusters_with_a_plan_whose_batch_is_divided(tmp_path, images):
+    plan = tmp_path / "plan.toml"
+    plan.write_text(PLAN)
+    out = tmp_path / "out"
+    done = run(images, "--islands", 2, "--out", out, "--plan", plan, "--json")
+    assert done.exit_code == 0, done.output
+    shards = json.loads(done.stdout)["shards"]
+    assert sorted(shard["images"] for shard in shards) == [50, 70]
+    divided = read_plan_file(out / "plan.toml")
+    agreed = read_plan_file(plan)
+    assert divided.training.batch_size == 32
+    assert divided.model_copy(update={"training": agreed.training}) == agreed
+    assert np.load(out / "centres.npy").shape == (2, 64)
+    held = [np.load(out / "shards" / f"island-{k}.labels.npy") for k in (1, 2)]
+    assert np.bincount(np.concatenate(held)).tolist() == [40, 40, 40]
+
+
+def test_islands_by_chance_are_of_equal_size_and_describe_nothing(tmp_path, images):
+    done = run(images, "--islands", 3, "--out", tmp_path / "out", "--features", "random", "--json")
+    assert [s["images"] for s in json.loads(done.stdout)["shards"]] == [40, 40, 40]
+    assert not (tmp_path / "out" / "features").exists()
+
+
+def test_small_island_is_warned_of(tmp_path):
+    pixels = np.zeros((100, 8, 8), np.uint8)
+    pixels[:90] = np.random.default_rng(0).integers(0, 20, (90, 8, 8))
+    pixels[90:] = 255 - np.random.default_rng(1).integers(0, 20, (10, 8, 8))
+    np.savez(tmp_path / "images.npz", images=pixels)
+    done = run(tmp_path / "images.npz", "--islands", 2, "--out", tmp_path / "out")
+    assert "less than a fifth of an even share" not in done.output  # exactly a fifth
+    np.savez(tmp_path / "images.npz", images=pixels[:95])
+    done = run(tmp_path / "images.npz", "--islands", 2, "--out", tmp_path / "again")
+    assert "less than a fifth of an even share" in done.output
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--features", "pixels"), "--features pixels is not known"),
+        (("--features", "timm:resnet10t"), "--weights is missing: the network's file"),
+        (("--features", "random", "--frequencies", 4), "--frequencies belongs to --features"),
+        (("--frequencies", 65), "--frequencies 65: a channel of these images has 64 pixels"),
+        (("--islands", 121), "--islands 121: there are 120 images"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(tmp_path, images, words, message):
+    done = run(images, "--islands", 2, "--out", tmp_path / "out", *words)
+    assert isinstance(done.exception, OptionError)
+    assert message in done.exception.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_without_a_network_are_refused(tmp_path, images):
+    done = run(images, "--islands", 2, "--out", tmp_path / "out", "--weights", images)
+    assert isinstance(done.exception, OptionError)
+    assert "--weights belongs to clip and timm" in done.exception.message
+
+
+def test_batch_that_cannot_be_divided_is_refused_before_anything_is_made(tmp_path, images):
+    (tmp_path / "plan.toml").write_text(PLAN)
+    done = run(images, "--islands", 3, "--out", tmp_path / "out", "--plan", tmp_path / "plan.toml")
+    assert isinstance(done.exception, OptionError)
+    assert "--islands 3: `training.batch_size` 64 cannot be divided" in done.exception.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_whose_batch_is_not_on_a_line_of_its_own_is_refused(tmp_path, images):
+    inline = PLAN.replace("[training]\nsteps = 30\nbatch_size = 64  # of one network\n", "")
+    inline = "training = { steps = 30, batch_size = 64 }\n" + inline
+    (tmp_path / "plan.toml").write_text(inline)
+    done = run(images, "--islands", 2, "--out", tmp_path / "out", "--plan", tmp_path / "plan.toml")
+    assert isinstance(done.exception, OptionError)
+    assert "its line of `training.batch_size` was not understood" in done.exception.message
+
+
+def test_shards_that_are_there_are_never_overwritten(tmp_path, images):
+    assert run(images, "--islands", 2, "--out", tmp_path / "out").exit_code == 0
+    done = run(images, "--islands", 2, "--out", tmp_path / "out")
+    assert isinstance(done.exception, StateError)
+
+
+def test_file_without_images_is_refused(tmp_path):
+    np.savez(tmp_path / "no.npz", other=np.zeros(3))
+    done = run(tmp_path / "no.npz", "--islands", 2, "--out", tmp_path / "out")
+    assert isinstance(done.exception, DataError)

@@ -1,0 +1,60 @@
+"""examples/islands: one owner's images, islands that train apart, one verified ensemble."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import commands
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.processes
+FOLDER = Path(__file__).parents[2] / "examples" / "islands"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script as a module, whose commands are processes of the tests' kind."""
+    spec = importlib.util.spec_from_file_location("islands_run", FOLDER / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "run", lambda *words, cores=None: commands.done(*words).out)
+    return module
+
+
+def stage(script, monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
+    script.main()
+
+
+def test_islands_become_a_verified_ensemble_stage_by_stage(tmp_path, script, monkeypatch):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 60, (90, 28, 28)).astype(np.uint8)
+    images[:50, :14] += 190
+    np.savez(tmp_path / "images.npz", images=images, labels=np.arange(90) % 10)
+    plan = (FOLDER / "plan.toml").read_text()
+    (tmp_path / "plan.toml").write_text(plan.replace("steps = 3000", "steps = 2"))
+    out = ("--out", tmp_path / "out")
+    begin = ("setup", tmp_path / "images.npz", "--plan", tmp_path / "plan.toml", "--islands", 2)
+    subprocess.run(  # as a person types it, in an interpreter of its own
+        [sys.executable, FOLDER / "run.py", *map(str, (*begin, *out))], check=True
+    )
+    stage(script, monkeypatch, *begin, *out)  # again: nothing is left to do
+    for number in (2, 1):
+        stage(script, monkeypatch, "train", number, *out, "--seed", 5)
+    stage(script, monkeypatch, "finish", *out)
+    root = (tmp_path / "out" / "fingerprint.txt").read_text()
+    verified = json.loads(
+        commands.done(
+            "ddm-coord", "verify", tmp_path / "out" / "ensemble", "--root", root, "--json"
+        ).out
+    )
+    assert [member["site"] for member in verified["members"]] == ["island-1", "island-2"]
+    assert (tmp_path / "out" / "samples" / "samples.npz").exists()
+    stage(script, monkeypatch, "finish", *out)  # again: nothing is left to do
+
+
+def test_script_for_slurm_is_sound_bash():
+    subprocess.run(["bash", "-n", FOLDER / "slurm.sh"], check=True)
