@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coordinator.cli import plan_cost
 from coordinator.cli.options import CoordinatorOption, RootOption, pinned_root
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption
@@ -48,7 +49,7 @@ def show(
 
     Example: ddm-coord plan show examples/digits/plan.toml
     """
-    agreed = _read(plan, coordinator, root)
+    agreed = read_plan(plan, coordinator, root)
     rows = [_cost(agreed, name) for name in agreed.expert.architecture]
     coding = _coding_cost(agreed, autoencoder)
     if as_json:
@@ -98,6 +99,9 @@ def show(
     for row in rows:
         if row["bundle_bytes"] > limit:
             console.say(f"WARNING: a bundle of {row['architecture']} exceeds submission.max_bytes")
+
+
+app.command()(plan_cost.cost)
 
 
 @app.command()
@@ -172,7 +176,7 @@ def anchors(
     from ddm_fed.evaluation.inputs import read_public
     from ddm_fed.mixture.anchors import find_anchors
 
-    agreed = _read(plan, coordinator, root)
+    agreed = read_plan(plan, coordinator, root)
     if embedder is not None:
         if frequencies is not None:
             raise OptionError(
@@ -263,7 +267,7 @@ def mixture(
     """
     from ddm_fed.mixture import mixture_rule
 
-    agreed = _read(plan, coordinator, root)
+    agreed = read_plan(plan, coordinator, root)
     found = mixture_rule(
         float(agreed.router.epsilon),
         float(agreed.privacy.delta),
@@ -358,7 +362,8 @@ def _say_coding(facts: dict[str, Any]) -> None:
     )
 
 
-def _read(plan: Path, coordinator: Path, root: str | None) -> "Plan":
+def read_plan(plan: Path, coordinator: Path, root: str | None) -> "Plan":
+    """Returns the plan of a plan.toml, or the signed one of a folder."""
     if plan.is_file() and plan.suffix == ".toml":
         from ddm_fed.records import read_plan_file
 
