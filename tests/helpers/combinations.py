@@ -7,6 +7,7 @@ command takes a second.
 """
 
 import json
+import re
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from functools import cached_property
@@ -18,6 +19,7 @@ import commands
 import numpy as np
 import pytest
 import torch
+from documents import ROOT
 from latents import block_of
 from numpy.typing import NDArray
 from torch import Tensor
@@ -384,3 +386,25 @@ def likeness(one: Tensor, other: Tensor) -> float:
     """Cosine of the mean images of two sets, `(N, C, H, W)` and `(M, C, H, W)`."""
     means = (one.mean(0).flatten(), other.mean(0).flatten())
     return float(torch.nn.functional.cosine_similarity(*means, dim=0))
+
+
+def mean_likeness(fed: Federation, drawn: Samples, site: int) -> float:
+    """How like a site's samples are to its images; class by class where there are any."""
+    images, samples = fed.trained_on[SITES[site]], drawn.of(site)
+    if fed.space.conditioning != "class":
+        return likeness(samples, images)
+    kinds = torch.arange(len(images)) % 2
+    labels = torch.from_numpy(drawn.arrays["labels"])[drawn.arrays["sites"] == site]
+    return sum(likeness(samples[labels == kind], images[kinds == kind]) for kind in (0, 1)) / 2
+
+
+def table() -> tuple[list[str], dict[str, dict[str, str]]]:
+    """The spaces of the document, and of every row what it says of each: `run` or `refused`."""
+    text = (ROOT / "docs" / "combinations.md").read_text("utf-8")
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    (_, *spaces), _, *rest = rows
+    said = {name: [re.sub(r" \(\d+\)$", "", cell) for cell in cells] for name, *cells in rest}
+    return spaces, {
+        name.replace("`", ""): dict(zip(spaces, of, strict=True)) for name, of in said.items()
+    }

@@ -1,13 +1,11 @@
 """docs/combinations.md held to its word: every row, in every space, by the real commands."""
 
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from captions import write_clip
 from combinations import (
     CLASSES,
@@ -17,15 +15,15 @@ from combinations import (
     SMALL_NETWORK,
     SPACES,
     Federation,
-    Samples,
     Space,
     done,
     likeness,
+    mean_likeness,
     pictures,
     refused,
     run,
+    table,
 )
-from documents import ROOT
 from latents import make_folder
 
 from ddm_fed.bundle.verify import EXPERT_FILE, HEAD_FILE, ROUTER_FILE
@@ -41,18 +39,6 @@ ROUTED = ("--strategy", "sticky-then-routed")
 BY_SHARES = ("by-shares", "--router", "prior")
 BY_MIXTURE = ("by-mixture", "--router", "mixture", "--attribution")
 Check = Callable[[Federation], None]
-
-
-def table() -> tuple[list[str], dict[str, dict[str, str]]]:
-    """The spaces of the document, and of every row what it says of each: `run` or `refused`."""
-    text = (ROOT / "docs" / "combinations.md").read_text("utf-8")
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    (_, *spaces), _, *rest = rows
-    said = {name: [re.sub(r" \(\d+\)$", "", cell) for cell in cells] for name, *cells in rest}
-    return spaces, {
-        name.replace("`", ""): dict(zip(spaces, of, strict=True)) for name, of in said.items()
-    }
 
 
 NAMES, TABLE = table()
@@ -272,16 +258,6 @@ def forgets_a_site(fed: Federation) -> None:
     assert "stale" in (run("ddm-coord", *known).err + run("ddm-coord", *known).out).lower()
 
 
-def mean_likeness(fed: Federation, drawn: Samples, site: int) -> float:
-    """How like a site's samples are to its images; class by class where there are any."""
-    images, samples = fed.trained_on[SITES[site]], drawn.of(site)
-    if fed.space.conditioning != "class":
-        return likeness(samples, images)
-    kinds = torch.arange(len(images)) % 2
-    labels = torch.from_numpy(drawn.arrays["labels"])[drawn.arrays["sites"] == site]
-    return sum(likeness(samples[labels == kind], images[kinds == kind]) for kind in (0, 1)) / 2
-
-
 def compared(fed: Federation) -> dict[str, list[float]]:
     """What `router compare` finds of every router: mean -log p(site) at each time."""
     file = fed.base / "compared.json"
@@ -408,25 +384,31 @@ def clip(tmp_path_factory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "clip.safetensors")
 
 
-@pytest.fixture
-def coder(request, tmp_path_factory) -> Path | None:
-    """An autoencoder of drawn weights, with deviations; a trained one where pictures are asked for.
-
-    What is drawn keeps little of how bright a picture is, which is all that tells kinds apart here.
-    """
-    space = request.getfixturevalue("space")
-    if not space.latent:
-        return None
-    folder = tmp_path_factory.mktemp("coder")
-    if space.conditioning == "none":
-        return make_folder(folder / "drawn", seed=1)
-    public = np.concatenate([pictures(site, space.side, 9)[0] for site in (ONE, TWO)])
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """An autoencoder of such pictures, without deviations."""
+    folder, side = tmp_path_factory.mktemp("trained"), 16
+    public = np.concatenate([pictures(site, side, 9)[0] for site in (ONE, TWO)])
     np.savez(folder / "public.npz", images=public)
-    words = ("autoencoder", "train", folder / "public.npz", "--out", folder / "trained")
-    size = ("--pixels", space.side, "--factor", 2, "--channels", 2, "--width", 8, "--kind", "tiny")
+    words = ("autoencoder", "train", folder / "public.npz", "--out", folder / "coder")
+    size = ("--pixels", side, "--factor", 2, "--channels", 2, "--width", 8, "--kind", "tiny")
     few = ("--steps", 80, "--batch-size", 32, "--learning-rate", 0.01)
     done("ddm-coord", *words, *size, *few)
-    return folder / "trained"
+    return folder / "coder"
+
+
+@pytest.fixture
+def coder(space, request, tmp_path) -> Path | None:
+    """The space's autoencoder: the trained one where kinds are told apart by how bright they are.
+
+    The other has drawn weights, and deviations.
+    """
+    if not space.latent:
+        return None
+    if space.conditioning == "none":
+        return make_folder(tmp_path / "drawn", seed=1)
+    found: Path = request.getfixturevalue("trained")
+    return found
 
 
 @pytest.mark.timeout(600)

@@ -2,12 +2,18 @@
 
 import io
 import json
+import time
 
 import commands
 import numpy as np
 import pytest
 from PIL import Image
 from shards import png
+
+from ddm_fed.records import read_plan_toml
+from sites.data import load_images
+from sites.data.check import check_images
+from sites.data.scratch import scratch_folder
 
 PLAN = """
 federation = "looking"
@@ -124,3 +130,46 @@ def test_plan_that_is_no_text_is_refused_by_its_name(pets, tmp_path):
     ended = commands.run("ddm-site", "data", "check", pets, "--plan", tmp_path / "plan.toml")
     assert ended.code == 1
     assert ended.err.startswith("error[DDM101]")
+
+
+def folders_in(place):
+    return list(place.glob("ddm-fed-images-*"))
+
+
+def test_images_that_a_killed_check_left_are_gone_after_the_next(pets, plan, disk):
+    """Whoever is still decoding keeps them; nothing is left of a command that ends by itself."""
+    many = disk / "many"
+    many.mkdir()
+    for number in range(3000):
+        (many / f"{number}.png").write_bytes(smooth(number % 50))
+    plan.write_text(
+        plan.read_text().replace('"class"', '"none"').replace('classes = ["cat", "dog"]', "")
+    )
+    place = disk / "temporary"
+    place.mkdir()
+    told = commands.environment() | {"TMPDIR": str(place)}
+    check = ("data", "check", many, "--plan", plan)
+    with commands.Started("ddm-site", *check, env=told) as started:
+        until = time.monotonic() + 100
+        while not any(file.stat().st_size for file in place.glob("*/*/pixels.bin")):
+            assert started.poll() is None, started.said()
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        (left,) = folders_in(place)
+        assert left.stat().st_mode & 0o077 == 0
+        few = ("data", "check", pets / "cat", "--plan", plan)
+        commands.done("ddm-site", *few, env=told)
+        assert folders_in(place) == [left]
+        started.kill()
+        started.wait(60)
+    assert list(left.glob("*/pixels.bin"))
+    commands.done("ddm-site", *few, env=told)
+    assert folders_in(place) == []
+
+
+def test_mapped_images_can_be_read_when_their_folder_is_gone(pets, plan):
+    agreed = read_plan_toml(plan.read_text())
+    with scratch_folder() as store:
+        images, _ = load_images(str(pets), agreed.data, max_bad_fraction=1.0, store=store)
+    assert not store.exists()
+    assert len(check_images(images).copies) == 1
