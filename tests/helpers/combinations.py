@@ -53,13 +53,13 @@ warmup_steps = 0
 ema_half_lives = [1]
 {training}
 [privacy]
-max_epsilon = 60
+max_epsilon = 200
 {privacy}
 [router]
 {router}
 """
 HEADS = """kind = "heads"
-epsilon = 10
+epsilon = 24
 frequencies = 6
 radius = {radius}
 [router.head]
@@ -70,21 +70,21 @@ batch_size = 16
 """
 NOISE = """must_be_private = ["router", "expert", "head"]
 [privacy.sgd]
-epsilon = 20
+epsilon = 60
 units = 48
 clip_norm = 0.5
 draws = 1
 [privacy.sgd.head]
-epsilon = 3
+epsilon = 10
 draws = 1
 [privacy.sgd.central]
-epsilon = 5
+epsilon = 12
 batch_size = 48
 radius = {radius}
 steps = 50
 """
 MIXTURE = """kind = "mixture"
-epsilon = 10
+epsilon = 24
 frequencies = 16
 radius = {radius}
 """
@@ -218,7 +218,7 @@ class Federation:
     def enrol(self, name: str) -> None:
         """Makes a site and takes it into the roster."""
         site = self.base / name
-        done("ddm-site", "init", site, "--name", name, "--root", self.root, "--max-epsilon", 60)
+        done("ddm-site", "init", site, "--name", name, "--root", self.root, "--max-epsilon", 200)
         self.coord("roster", "add", site / "enrolment.dsse.json")
 
     def coord(self, *words: object) -> commands.Ended:
