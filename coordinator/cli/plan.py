@@ -183,6 +183,11 @@ def anchors(
                 "--frequencies belongs to anchors among coefficients, not among embeddings",
                 hint="leave it out; --dimensions says how many axes are kept",
             )
+        if agreed.data.latent is not None:
+            raise OptionError(
+                "--embedder: the plan diffuses latents, and an embedder reads pixels",
+                hint="leave it out for anchors among the coefficients of latents",
+            )
         pixels = read_public(images, agreed.data.pixel_shape).unit()
         text = _embedding_anchors(pixels, embedder, weights, components, dimensions or 64, seed)
         console.show_text(text)

@@ -1,7 +1,7 @@
 """`ddm-coord router`: routers from the experts' own samples, and comparisons of routers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -12,7 +12,7 @@ from ddm_fed.commands.sample import EnsembleArgument
 from ddm_fed.errors import OptionError, StateError
 
 if TYPE_CHECKING:
-    from ddm_fed.embedding import Embedder
+    from ddm_fed.embedding import Embedder, TextEmbedder
     from ddm_fed.ensemble.folder import VerifiedEnsemble
     from ddm_fed.records import LearnedNetworkSpec, Plan
     from ddm_fed.router import TimeQuality
@@ -250,10 +250,10 @@ def prompt(
             "the plan has no `router.centroids.prompts`, so texts cannot be compared with images",
             hint="publish a plan whose embedder is clip, with public prompts",
         )
-    router = planned_centroid_router(
-        plan, load_releases(verified), planned_embedder(spec, embedder_weights)
-    )
-    found = router.log_prior_of_prompt(text).exp().tolist()
+    # a plan with prompts has an embedder of text
+    embedder = cast("TextEmbedder", planned_embedder(spec, embedder_weights))
+    router = planned_centroid_router(plan, load_releases(verified), embedder)
+    found = router.log_prior_of_texts(embedder.texts([text]))[0].exp().tolist()
     shares = router.log_prior(None).exp().tolist()
     sites = [bundle.site for bundle in verified.bundles]
     if as_json:

@@ -209,8 +209,10 @@ def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "SampleOptio
     for note in summary["notes"]:
         console.say(f"NOTE: {note}")
     if summary["attribution"] is not None:
-        # which site is due a sample depends on its class
-        intended = summary["intended_shares_of_labels"] or summary["intended_shares"]
+        # which site is due a sample depends on its class, or on its prompt
+        intended = summary["intended_shares_of_labels"] or summary.get(
+            "intended_shares_of_prompts", summary["intended_shares"]
+        )
         console.show_table(
             f"Which sites the {count} samples came from",
             ["site", "intended share", "mean part", "largest part in"],

@@ -46,6 +46,7 @@ from ddm_fed.router import (
     needs_heads,
     planned_centroid_router,
     restore_router,
+    with_captions,
 )
 from ddm_fed.storage.files import open_regular
 from ddm_fed.storage.tensors import check_tensor_file
@@ -117,7 +118,8 @@ def load_router(
         file = verified.folder / ROUTER_FILE
         return read_router(verified, record.built, file, verified.router_sha256, embedder)
     if kind == "centroid":
-        return planned_centroid_router(plan, load_releases(verified), embedder)
+        centroids = planned_centroid_router(plan, load_releases(verified), embedder)
+        return with_captions(plan, centroids, centroids)
     if kind == "heads":
         return heads_router(plan, load_heads(verified), load_releases(verified))
     if kind not in get_args(ClosedForm):
@@ -153,6 +155,14 @@ def read_router(
     tensors = read_verified(file, sha256, most_bytes=MAX_ROUTER_BYTES, what="the router")
     heads = load_heads(verified) if needs_heads(built) else []
     return restore_router(plan, built, tensors, load_releases(verified), heads, embedder)
+
+
+def asks_centroids(verified: VerifiedEnsemble, kind: RouterName | None) -> bool:
+    """Returns whether a router asks the sites' centroids; `kind` as for `load_router`."""
+    kind, built = kind or verified.record.router, verified.record.built
+    return kind == "centroid" or (
+        built is not None and built.kind == kind and built.low == "centroid"
+    )
 
 
 def frequencies_seen(

@@ -9,6 +9,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from torch import Tensor
 from ddm_fed.autoencoders import Autoencoder
 from ddm_fed.ensemble.decoding import open_decoder
 from ddm_fed.ensemble.folder import VerifiedEnsemble
-from ddm_fed.ensemble.load import load_ensemble
+from ddm_fed.ensemble.load import asks_centroids, load_ensemble
 from ddm_fed.ensemble.prompts import encode_prompts
 from ddm_fed.ensemble.sample_options import Content as Content
 from ddm_fed.ensemble.sample_options import SampleOptions as SampleOptions
@@ -34,7 +35,7 @@ from ddm_fed.mixture import planned_embedder
 from ddm_fed.pictures import write_grid, write_picture
 from ddm_fed.progress import Advance
 from ddm_fed.records import canonical_json, sha256_hex
-from ddm_fed.router import centroids_spec
+from ddm_fed.router import centroids_spec, compares_captions
 from ddm_fed.storage.files import (
     PART_PREFIX,
     exclusive,
@@ -47,6 +48,7 @@ from ddm_fed.storage.output_folder import require_ours
 GRID_SAMPLES = 100
 PARTS = f"{PART_PREFIX}samples"
 SUMMARY = "samples.json"
+SHARES_OF_PROMPTS = "intended_shares_of_prompts"
 
 
 def draw(
@@ -71,7 +73,7 @@ def draw(
         options.devices[0],
         keep_latents=options.latents,
     )
-    embedder = None
+    options, embedder = _with_embedder(verified, options), None
     if options.embedder_weights is not None:
         spec = centroids_spec(verified.trust.plan)
         embedder = planned_embedder(spec, options.embedder_weights)
@@ -93,6 +95,19 @@ def draw(
     }
     content = Content.of(verified, options.router, options.sampling.strategy)
     return write_samples(ensemble, content, out, options, source, decoder=decoder, advance=advance)
+
+
+def _with_embedder(verified: VerifiedEnsemble, options: SampleOptions) -> SampleOptions:
+    """Returns options whose text encoder is also the embedder, where captions decide about sites.
+
+    It is the same file then, so that nobody has to name it twice, and no prompt goes unheard.
+    """
+    if options.embedder_weights is not None or not options.prompts:
+        return options
+    asked = asks_centroids(verified, options.router)
+    if not (asked and compares_captions(verified.trust.plan)):
+        return options
+    return replace(options, embedder_weights=options.text_encoder)
 
 
 def write_samples(
@@ -143,6 +158,7 @@ def write_samples(
         job = _Job(ensemble, content, out, options, tuple(source["members"]), decoder)
         files = [job.part(indices, advance) for indices in job.chunks]
         summary = described | _counted(ensemble, files, tuple(source["members"]))
+        summary |= job.shares_of_prompts()
         summary["options_sha256"] = digest
         _write_archive(out / "samples.npz", files, options.count)
         if content.data.latent is None or decoder is not None:
@@ -227,6 +243,16 @@ class _Job:
         if self._labels is not None:
             return ClassCondition(self._labels[indices.start : indices.stop])
         return None
+
+    def shares_of_prompts(self) -> dict[str, dict[str, float]]:
+        """Returns which part of the samples every site was due, judging by the prompts they had."""
+        if self._encoded is None:
+            return {}
+        asked = self._encoded.condition(self._options.prompts)
+        given = np.bincount(self._prompts_of(range(self._options.count)), minlength=len(asked))
+        log_prior = self._ensemble.log_prior(len(asked), asked)  # (P, K)
+        shares = log_prior.exp().numpy().T @ (given / given.sum())
+        return {SHARES_OF_PROMPTS: dict(zip(self._sites, shares.tolist(), strict=True))}
 
     def _prompts_of(self, indices: range) -> NDArray[np.int64]:
         """Returns which prompt each of these samples has: they take turns."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ddm_fed.ensemble.folder import VerifiedEnsemble
-from ddm_fed.ensemble.load import frequencies_seen, load_releases
+from ddm_fed.ensemble.load import asks_centroids, frequencies_seen, load_releases
 from ddm_fed.ensemble.pool import Precision
 from ddm_fed.ensemble.prompts import require_prompts_fit
 from ddm_fed.ensemble.sampling import SamplingOptions
@@ -16,6 +16,7 @@ from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import OptionError
 from ddm_fed.mixture import released_totals
 from ddm_fed.records import DataSpec, RouterName
+from ddm_fed.router import compares_captions
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,14 @@ class Content:
         knows_no_class: Whether experts were also trained with the class withheld, which guidance
             starts from.
         frequencies: Coefficients per channel that the router sees, or None if nobody knows.
+        deaf: Whether the router asks centroids and cannot compare captions with them.
     """
 
     data: DataSpec
     totals: Tensor | None
     knows_no_class: bool = True
     frequencies: int | None = None
+    deaf: bool = False
 
     @classmethod
     def of(
@@ -88,6 +91,7 @@ class Content:
             totals,
             plan.training.label_dropout > 0,
             frequencies_seen(verified, router, strategy.redraws_until),
+            asks_centroids(verified, router) and not compares_captions(plan),
         )
 
     @property
@@ -199,6 +203,11 @@ def notes_on(content: Content, options: SampleOptions) -> list[str]:
         )
     if content.data.text is not None and not options.prompts:
         notes.append("no --prompt was given: these are images that nothing was said of")
+    if options.prompts and content.deaf:
+        notes.append(
+            "sites were drawn by their shares, whatever the prompt: centroids answer prompts where "
+            "the plan's text encoder is their embedder and `router.centroids.prompts` are given"
+        )
     if sampling.guidance != 1.0:
         text = f"under guidance {sampling.guidance:g} the shares of the sites are not exact"
         if sampling.strategy.asks_router:

@@ -178,6 +178,8 @@ class _Work:
         if self._drawn.labels is not None:
             # which site is due a sample depends on its class: these are other shares
             intended = self._summary.get("intended_shares_of_labels")
+        elif self._summary.get("prompts"):  # and on its caption; earlier samples do not say it
+            intended = self._summary.get("intended_shares_of_prompts", intended)
         if not counts:
             self.left_out["shares"] = "the strategy draws no site for a sample"
         elif not intended:

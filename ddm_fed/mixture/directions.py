@@ -117,14 +117,14 @@ def image_directions(embedder: Embedder, anchors: Anchors) -> Callable[[Tensor],
 
 def prompt_directions(
     embedder: TextEmbedder, anchors: Anchors, public_prompts: Sequence[str]
-) -> Callable[[Sequence[str]], Tensor]:
-    """Returns the function of texts to their directions among those of images, `(B, D)`.
+) -> Callable[[Tensor], Tensor]:
+    """Returns the function of embeddings of texts `(B, E)` to directions among images, `(B, D)`.
 
     Text lies in a cone of its own, apart from that of images, so the mean of `public_prompts` is
     subtracted from it. They should be such as will be asked, of everything that may be asked.
     """
     mean = embedder.texts(public_prompts).double().mean(0)
-    return lambda texts: anchors.directions(embedder.texts(texts), mean=mean)
+    return lambda embeddings: anchors.directions(embeddings, mean=mean)
 
 
 def _direction(axes: Floats, difference: Floats) -> Floats:

@@ -16,7 +16,7 @@ UTILISATION = 0.35
 
 
 class Accelerator(NamedTuple):
-    """Peak of dense bfloat16 products in FLOP a second, and memory in bytes. Source: data sheets."""
+    """Peak of dense bfloat16 products in FLOP a second, and memory in bytes; of data sheets."""
 
     flops: float
     memory_bytes: float

@@ -36,11 +36,14 @@ from ddm_fed.router.learned import HeadsRouter as HeadsRouter
 from ddm_fed.router.mixture import MixtureRouter as MixtureRouter
 from ddm_fed.router.network import CoefficientNetwork as CoefficientNetwork
 from ddm_fed.router.planned_centroids import centroids_spec as centroids_spec
+from ddm_fed.router.planned_centroids import compares_captions as compares_captions
 from ddm_fed.router.planned_centroids import planned_centroid_router as planned_centroid_router
+from ddm_fed.router.planned_centroids import with_captions as with_captions
 from ddm_fed.router.pooled_reference import PooledReference as PooledReference
 from ddm_fed.router.prior import PriorRouter as PriorRouter
 from ddm_fed.router.private_heads import HeadNoise as HeadNoise
 from ddm_fed.router.private_heads import fit_private_head as fit_private_head
+from ddm_fed.router.prompted import PromptedRouter as PromptedRouter
 from ddm_fed.router.train import LearnedNetwork as LearnedNetwork
 from ddm_fed.router.train import train_classifier as train_classifier
 from ddm_fed.router.train import train_head as train_head

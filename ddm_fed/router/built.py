@@ -16,12 +16,13 @@ from ddm_fed.records import BuiltRouter, DataSpec, LearnedNetworkSpec, Plan, Rou
 from ddm_fed.records.architecture import require_fit
 from ddm_fed.router.base import Router
 from ddm_fed.router.calibration import CalibratedRouter, Calibration
+from ddm_fed.router.centroid import CentroidRouter
 from ddm_fed.router.closed_form import build_router
 from ddm_fed.router.heads import heads_router
 from ddm_fed.router.hybrid import HybridRouter
 from ddm_fed.router.learned import ClassifierRouter
 from ddm_fed.router.network import CoefficientNetwork
-from ddm_fed.router.planned_centroids import planned_centroid_router
+from ddm_fed.router.planned_centroids import planned_centroid_router, with_captions
 from ddm_fed.router.prior import PriorRouter
 from ddm_fed.router.train import LearnedNetwork
 from ddm_fed.router.transformer import ImageTransformer
@@ -113,20 +114,23 @@ def restore_router(
         calibration = Calibration(times, logs, biases)
     if built.kind in ("prior", "mixture"):
         return _calibrated(build_router(plan, built.kind, releases), calibration)
+    centroids: CentroidRouter | None = None
     if built.kind == "centroid":
-        return _calibrated(planned_centroid_router(plan, releases, embedder), calibration)
+        centroids = planned_centroid_router(plan, releases, embedder)
+        return with_captions(plan, _calibrated(centroids, calibration), centroids)
     if built.low == "centroid":
         shares = build_router(plan, "prior", releases)
-        low: Router = planned_centroid_router(plan, releases, embedder, above=shares)
+        centroids = planned_centroid_router(plan, releases, embedder, above=shares)
+        low: Router = centroids
     elif built.network is None:
         low = heads_router(plan, heads, releases)
     else:
         low = _learned(plan, built.network, tensors, releases)
     if built.switch is None:
         return _calibrated(low, calibration)
-    return calibrated_hybrid(
-        build_router(plan, "mixture", releases), low, float(built.switch), calibration
-    )
+    high = build_router(plan, "mixture", releases)
+    hybrid = calibrated_hybrid(high, low, float(built.switch), calibration)
+    return hybrid if centroids is None else with_captions(plan, hybrid, centroids)
 
 
 def calibrated_hybrid(

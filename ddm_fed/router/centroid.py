@@ -5,7 +5,8 @@ part of it is uniform on the sphere, because no list of centroids is complete. A
 noised image means nothing. So there are three uses:
 
 * images: which site a clean image is of, `log_posterior_of_images`;
-* prompts: which sites have what a text describes, `log_prior_of_prompt`;
+* prompts: which sites have what a text describes, `log_prior_of_texts`; where images are sampled by
+  captions, `PromptedRouter` asks it;
 * late in sampling, from the time `until` down, the image estimate x̂_0 of the step before stands
   for the image. It is at hand, so a step costs one embedding and no call of an expert. Above that
   time, and without an estimate, another router answers, or the shares do.
@@ -29,8 +30,8 @@ UNIFORM_PART = 0.01  # of every site, so that none is impossible anywhere
 ImageDirections = Callable[[Tensor], Tensor]
 """`images (B, C, H, W) in [-1, 1] -> directions (B, D)`, of norm 1; zero where there is none."""
 
-TextDirections = Callable[[Sequence[str]], Tensor]
-"""`texts -> directions (B, D)`, among those of images."""
+TextDirections = Callable[[Tensor], Tensor]
+"""`embeddings of texts (B, E) -> directions (B, D)`, among those of images."""
 
 
 class CentroidRouter:
@@ -42,7 +43,7 @@ class CentroidRouter:
         concentration: kappa of every centroid, a number or `(K, J)`.
         embed: Images to directions.
         rest: Mass of each site that no centroid describes, `(K,)`, or None for none.
-        embed_text: Texts to directions, or None where the embedder knows no text.
+        text_directions: Of texts that were embedded, or None where the embedder knows no text.
         prompt_concentration: kappa of texts about the same centroids; None takes that of images.
         above: Answers at times above `until` and without an estimate, and gives the shares. None:
             the shares are those of the masses, whatever the class, and they answer there.
@@ -60,7 +61,7 @@ class CentroidRouter:
         embed: ImageDirections,
         *,
         rest: Tensor | None = None,
-        embed_text: TextDirections | None = None,
+        text_directions: TextDirections | None = None,
         prompt_concentration: float | None = None,
         above: Router | None = None,
         until: float = UNTIL,
@@ -85,7 +86,7 @@ class CentroidRouter:
         )
         self._text_kappa = _with_uniform(asked.expand(sites, count))
         self._text_log_c = _log_normalisers(self._text_kappa, dimensions)
-        self._embed, self._embed_text = embed, embed_text
+        self._embed, self._text_directions = embed, text_directions
         self._above, self._until = above, until
 
     @property
@@ -138,19 +139,32 @@ class CentroidRouter:
         scores = self._log_density(self._embed(images), self._kappa, self._log_c)
         return (self.log_prior(condition) + scores).log_softmax(1)
 
-    def log_prior_of_prompt(self, text: str) -> Tensor:
-        """Returns log pi_k(c) of a prompt, `(K,)`: how likely each site has what it describes.
+    @property
+    def knows_texts(self) -> bool:
+        """Whether texts can be compared with images."""
+        return self._text_directions is not None
 
-        It is the sites' shares times the density of the text's direction among their images'.
+    def log_likelihood_of_texts(self, embeddings: Tensor) -> Tensor:
+        """Returns the log density of texts among the images of every site, `(B, K)`.
+
+        Args:
+            embeddings: Of the texts, by the embedder, `(B, E)`. One without a direction says
+                nothing: it is as likely at every site.
 
         Raises:
             ValueError: the router was made without an embedder of text.
         """
-        if self._embed_text is None:
+        if self._text_directions is None:
             raise ValueError("this router has no embedder of text, which a prompt needs")
-        direction = self._embed_text([text])
-        scores = self._log_density(direction, self._text_kappa, self._text_log_c)
-        return (self.log_prior(None) + scores[0]).log_softmax(0)
+        directions = self._text_directions(embeddings)
+        return self._log_density(directions, self._text_kappa, self._text_log_c)
+
+    def log_prior_of_texts(self, embeddings: Tensor) -> Tensor:
+        """Returns log pi_k(c) of texts, `(B, K)`: how likely each site has what they describe.
+
+        It is the sites' shares times `log_likelihood_of_texts`, whose arguments and errors it has.
+        """
+        return (self.log_prior(None) + self.log_likelihood_of_texts(embeddings)).log_softmax(1)
 
     def _from_above(
         self, x_t: Tensor, t: Tensor, condition: Condition | None, estimate: Tensor | None
@@ -172,7 +186,7 @@ def centroid_router(
     embed: ImageDirections,
     *,
     concentration: float | None = None,
-    embed_text: TextDirections | None = None,
+    text_directions: TextDirections | None = None,
     prompt_concentration: float | None = None,
     above: Router | None = None,
     until: float = UNTIL,
@@ -186,7 +200,7 @@ def centroid_router(
         sites: What every site released.
         embed: As for `CentroidRouter`, and so are the others.
         concentration: kappa of every centroid.
-        embed_text: Texts to directions.
+        text_directions: As for `CentroidRouter`.
         prompt_concentration: kappa of texts.
         above: Answers where this one cannot.
         until: The time from which down estimates are looked at.
@@ -206,7 +220,7 @@ def centroid_router(
         concentration,
         embed,
         rest=rest,
-        embed_text=embed_text,
+        text_directions=text_directions,
         prompt_concentration=prompt_concentration,
         above=above,
         until=until,

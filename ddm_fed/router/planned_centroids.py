@@ -19,6 +19,7 @@ from ddm_fed.records import CentroidSpec, Plan, StatisticsSpec
 from ddm_fed.router.base import Router
 from ddm_fed.router.centroid import CentroidRouter, centroid_router
 from ddm_fed.router.closed_form import build_router
+from ddm_fed.router.prompted import PromptedRouter
 
 
 def centroids_spec(plan: Plan) -> CentroidSpec:
@@ -72,10 +73,35 @@ def planned_centroid_router(
     return centroid_router(
         sites,
         _no_weights if embedder is None else image_directions(embedder, anchors),
-        embed_text=texts,
+        text_directions=texts,
         above=above,
         until=float(spec.until),
     )
+
+
+def compares_captions(plan: Plan) -> bool:
+    """Returns whether the sites of a sample can follow from its caption, by centroids.
+
+    Captions are compared as the plan's text encoder left them, so it has to be the embedder of
+    the centroids, by its digest; and the plan has to say which texts may be asked.
+    """
+    spec, text = plan.centroids, plan.data.text
+    if spec is None or text is None:
+        return False
+    return spec.embedder == "clip" and bool(spec.prompts) and text.sha256 == spec.weights_sha256
+
+
+def with_captions(plan: Plan, router: Router, centroids: CentroidRouter) -> Router:
+    """Returns `router` with pi_k(c) of captions; as it is where they cannot be compared.
+
+    Args:
+        plan: What captions are.
+        router: Any that asks `centroids`, or they themselves.
+        centroids: Of the sites.
+    """
+    if not (compares_captions(plan) and centroids.knows_texts):
+        return router
+    return PromptedRouter(router, centroids.log_likelihood_of_texts)
 
 
 def _no_weights(_: Tensor) -> NoReturn:

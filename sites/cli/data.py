@@ -1,8 +1,7 @@
 """`ddm-site data`: what training would see of the site's images, before anything is spent."""
 
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -62,14 +61,12 @@ def check(
     """
     from sites.data import load_images, names_of
     from sites.data.check import check_images
+    from sites.data.scratch import scratch_folder
     from sites.workspace import SiteFolder
 
-    with ExitStack() as stack:
-        agreed, _ = agreed_plan(plan, site)
-        if site is None:
-            store = Path(stack.enter_context(TemporaryDirectory()))
-        else:
-            store = SiteFolder.open(site).images
+    agreed, _ = agreed_plan(plan, site)
+    # without a site the folder is gone once images are mapped from it: no kill leaves it after that
+    with scratch_folder() if site is None else nullcontext(SiteFolder.open(site).images) as store:
         images, report = load_images(
             source,
             agreed.data,
@@ -79,10 +76,10 @@ def check(
             store=store,
             counting=console.counting,
         )
-        with console.waiting("looking for copies"):
-            found = check_images(images)
-        rows = {row for group in (*found.copies, *found.near) for row in group}
-        names = names_of(source, agreed.data, report, sorted(rows | set(found.constant)))
+    with console.waiting("looking for copies"):
+        found = check_images(images)
+    rows = {row for group in (*found.copies, *found.near) for row in group}
+    names = names_of(source, agreed.data, report, sorted(rows | set(found.constant)))
     if as_json:
         console.show_json(_facts(report, found, names))
     else:

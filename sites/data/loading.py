@@ -2,10 +2,9 @@
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,6 +22,7 @@ from sites.data.captions import load_captions, take_captions
 from sites.data.labels import class_indices, note_classes
 from sites.data.picture import Pixels, Source, Wanted
 from sites.data.report import DataReport
+from sites.data.scratch import scratch_folder
 from sites.data.sources import find_source
 from sites.data.store import Counting, Stored, nobody_counts, store_images
 from sites.data.units import load_units, units_of_items
@@ -83,7 +83,7 @@ def load_images(
             arrays = _npz(path, report) if path.suffix == ".npz" else _npy(path)
             return _of_array(_Held(path, *arrays, None), spec, unit, value_range, report)
     items = find_source(source, spec, report, unit)
-    with _folder_of_stores(store) as folder:
+    with scratch_folder() if store is None else nullcontext(store) as folder:
         wanted = Wanted(spec, value_range)
         found = store_images(folder, items, wanted, report, counting)
         if store is None:
@@ -195,15 +195,6 @@ def _written(
     if are_indices and not set(names) <= set(spec.classes):
         return np.array([int(name) for name in names], dtype=np.int64)[found.labels], None
     return found.labels, names
-
-
-@contextmanager
-def _folder_of_stores(folder: Path | None) -> Iterator[Path]:
-    if folder is not None:
-        yield folder
-        return
-    with TemporaryDirectory(prefix="ddm-fed-") as made:
-        yield Path(made)
 
 
 def _no_images(report: DataReport) -> DataError:

@@ -11,7 +11,7 @@ from scipy import integrate, special
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, Strategy
 from ddm_fed.ensemble.velocity import Ensemble
-from ddm_fed.flows import ClassCondition
+from ddm_fed.flows import ClassCondition, EncodedTexts
 from ddm_fed.mixture import Anchors, Centroids, image_directions, prompt_directions, public_anchors
 from ddm_fed.router import (
     CalibratedRouter,
@@ -20,6 +20,7 @@ from ddm_fed.router import (
     EstimateRouter,
     HybridRouter,
     PriorRouter,
+    PromptedRouter,
     centroid_router,
     log_posterior_of,
     reads_estimate,
@@ -308,14 +309,14 @@ def prompts():
         5.0,
         embed,
         rest=torch.tensor([1.0, 1.0]),
-        embed_text=prompt_directions(embedder, anchors, ["cat", "dog"]),
+        text_directions=prompt_directions(embedder, anchors, ["cat", "dog"]),
         prompt_concentration=3.0,
     )
 
 
 def test_prompt_asks_for_the_site_that_has_what_it_names(prompts):
     share = prompts.log_prior(None).exp()
-    cat, dog = (prompts.log_prior_of_prompt(text).exp() for text in ("cat", "dog"))
+    cat, dog = prompts.log_prior_of_texts(Words().texts(["cat", "dog"])).exp()
     assert cat.shape == (2,)
     assert cat[0] > share[0] + 0.1
     assert dog[1] > share[1] + 0.3
@@ -323,13 +324,48 @@ def test_prompt_asks_for_the_site_that_has_what_it_names(prompts):
 
 
 def test_prompt_that_says_nothing_leaves_the_shares():
-    router = World(embed_text=lambda texts: torch.zeros(len(texts), PIXELS)).router
-    torch.testing.assert_close(router.log_prior_of_prompt(""), router.log_prior(None))
+    router = World(text_directions=lambda texts: torch.zeros(len(texts), PIXELS)).router
+    found = router.log_prior_of_texts(torch.ones(1, 4))
+    torch.testing.assert_close(found[0], router.log_prior(None))
 
 
 def test_prompt_without_an_embedder_of_text_is_refused(world):
     with pytest.raises(ValueError, match="no embedder of text"):
-        world.router.log_prior_of_prompt("a cat")
+        world.router.log_prior_of_texts(torch.ones(1, 4))
+
+
+def captions(*texts):
+    """Captions as an encoder leaves them; the empty one is none."""
+    encoder = EncodedTexts(
+        ["cat", "dog"], np.ones((2, 1, 1)), Words().texts(["cat", "dog"]).numpy(), np.array([1, 1])
+    )
+    return encoder.condition(texts)
+
+
+def test_captions_decide_about_sites_and_no_caption_leaves_the_shares(prompts):
+    router = PromptedRouter(prompts, prompts.log_likelihood_of_texts)
+    found = router.log_prior(captions("dog", "", "cat"))
+    dog, cat = prompts.log_prior_of_texts(Words().texts(["dog", "cat"]))
+    shares = prompts.log_prior(None)
+    torch.testing.assert_close(found, torch.stack([dog, shares, cat]))
+    assert torch.equal(router.log_prior(None), shares)
+
+
+def test_posterior_given_a_caption_is_that_of_bayes_rule(prompts):
+    """Of image and caption, independent given the site: whichever is looked at first."""
+    router = PromptedRouter(prompts, prompts.log_likelihood_of_texts)
+    x, t, asked = pets(5, 2, 2), torch.full((4,), 0.2), captions("dog", "cat", "", "dog")
+    found = router.log_posterior_given(x, t, asked, x)
+    images = prompts.log_posterior_of_images(x) - prompts.log_prior(None)
+    torch.testing.assert_close(found, (images + router.log_prior(asked)).log_softmax(1))
+    unseen = router.log_posterior(x, t, asked)
+    torch.testing.assert_close(unseen, router.log_prior(asked))
+    assert torch.equal(
+        router.log_posterior_given(x, t, None, x), prompts.log_posterior_of_images(x)
+    )
+    assert router.reads_estimate
+    assert router.sees_until == prompts.sees_until
+    assert not router.reads_state
 
 
 # --- estimates in place of noised images ---

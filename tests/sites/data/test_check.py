@@ -2,12 +2,22 @@
 
 import io
 import json
+import signal
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
 
 import commands
 import numpy as np
 import pytest
 from PIL import Image
 from shards import png
+
+from ddm_fed.records import read_plan_toml
+from sites.data import load_images
+from sites.data.check import check_images
+from sites.data.scratch import scratch_folder
 
 PLAN = """
 federation = "looking"
@@ -124,3 +134,49 @@ def test_plan_that_is_no_text_is_refused_by_its_name(pets, tmp_path):
     ended = commands.run("ddm-site", "data", "check", pets, "--plan", tmp_path / "plan.toml")
     assert ended.code == 1
     assert ended.err.startswith("error[DDM101]")
+
+
+def decoded(source):
+    """Folders of no site that hold images of `source`, some of them at least."""
+    found = []
+    for file in Path(tempfile.gettempdir()).glob("ddm-fed-images-*/*/pixels.bin"):
+        with suppress(FileNotFoundError):  # another test's has just gone
+            if file.stat().st_size and str(source) in (file.parent / "about.json").read_text():
+                found.append(file.parents[1])
+    return found
+
+
+@pytest.mark.slow
+def test_images_that_a_killed_check_left_are_gone_after_the_next(pets, plan, tmp_path):
+    """Whoever is still decoding keeps them; nothing is left of a command that ends by itself."""
+    many = tmp_path / "many"
+    many.mkdir()
+    for number in range(2000):
+        (many / f"{number}.png").write_bytes(smooth(number % 50))
+    plan.write_text(PLAN.replace('"class"\nclasses = ["cat", "dog"]', '"none"'))
+    few = ("data", "check", pets / "cat", "--plan", plan)
+    with commands.Started("ddm-site", "data", "check", many, "--plan", plan) as started:
+        until = time.monotonic() + 100
+        while not decoded(many):
+            assert started.poll() is None, started.said()
+            assert time.monotonic() < until
+            time.sleep(0.005)
+        started.send_signal(signal.SIGSTOP)
+        (left,) = decoded(many)
+        assert left.stat().st_mode & 0o077 == 0
+        commands.done("ddm-site", *few)
+        assert decoded(many) == [left]
+        started.kill()
+        started.wait(60)
+    assert decoded(many) == [left]
+    commands.done("ddm-site", *few)
+    assert not left.exists()
+    assert decoded(pets) == []
+
+
+def test_mapped_images_can_be_read_when_their_folder_is_gone(pets, plan):
+    agreed = read_plan_toml(plan.read_text())
+    with scratch_folder() as store:
+        images, _ = load_images(str(pets), agreed.data, max_bad_fraction=1.0, store=store)
+    assert not store.exists()
+    assert len(check_images(images).copies) == 1
