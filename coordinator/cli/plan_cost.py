@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coordinator.cli.options import CoordinatorOption, RootOption
+from coordinator.status.tables import shown_bytes
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption, finite
 from ddm_fed.errors import OptionError
@@ -13,7 +14,7 @@ from ddm_fed.errors import OptionError
 if TYPE_CHECKING:
     from ddm_fed.records import Plan
 
-MILLION, GIGA = 1e6, 1e9
+DAY_S = 86_400.0
 
 
 def cost(
@@ -143,45 +144,32 @@ def _facts(
 
 
 def _rows(found: dict[str, Any], islands: int) -> list[list[str]]:
+    def size(count: float) -> str:
+        return shown_bytes(round(count))
+
+    step = f"{_seconds(found['step_s'])}, {found['step_flops'] / 1e12:,.3g} TFLOP"
     rows = [
-        ["parameters", f"{found['parameters'] / MILLION:,.1f} M", _times(found, islands)],
-        ["a step", f"{found['step_s']:,.3g} s, {found['step_flops'] / 1e12:,.3g} TFLOP", ""],
-        ["training", f"{found['days']:,.2f} days", f"{found['days']:,.2f} days"],
-        [
-            "accelerator-days",
-            f"{found['gpu_days']:,.1f}",
-            f"{islands * found['gpu_days']:,.1f}",
-        ],
-        [
-            "memory of each",
-            f"{found['memory_bytes'] / GIGA:,.1f} GB, {found['micro_batch']} images at once",
-            "",
-        ],
-        ["checkpoint", f"{found['checkpoint_bytes'] / GIGA:,.2f} GB", ""],
-        [
-            "sent when done",
-            f"{found['bundle_bytes'] / GIGA:,.2f} GB",
-            f"{found['ensemble_bytes'] / GIGA:,.2f} GB",
-        ],
-        ["inside an island", f"{found['run_traffic_bytes'] / 1e12:,.2f} TB per accelerator", ""],
-        ["between islands", "0", "0"],
-        [
-            "one network on all",
-            "",
-            f"{found['monolith_traffic_bytes'] / 1e12:,.2f} TB per accelerator",
-        ],
+        ["parameters", f"{found['parameters']:,}", f"{islands * found['parameters']:,}"],
+        ["a step", step, ""],
+        ["training", _seconds(DAY_S * found["days"]), _seconds(DAY_S * found["days"])],
+        ["accelerator-days", f"{found['gpu_days']:,.3g}", f"{islands * found['gpu_days']:,.3g}"],
+        ["memory of each", f"{size(found['memory_bytes'])}", ""],
+        ["images of a step at once", f"{found['micro_batch']} on each", ""],
+        ["checkpoint", size(found["checkpoint_bytes"]), ""],
+        ["sent when done", size(found["bundle_bytes"]), size(found["ensemble_bytes"])],
+        ["sent inside an island", f"{size(found['run_traffic_bytes'])} by each", ""],
+        ["sent between islands", "0", "0"],
+        ["one network on all instead", "", f"{size(found['monolith_traffic_bytes'])} by each"],
     ]
     if found["store_bytes"] is not None:
-        rows.insert(
-            6,
-            [
-                "images on disk",
-                f"{found['store_bytes'] / GIGA:,.2f} GB",
-                f"{islands * found['store_bytes'] / GIGA:,.2f} GB",
-            ],
-        )
+        every = size(islands * found["store_bytes"])
+        rows.insert(7, ["images on disk", size(found["store_bytes"]), every])
     return rows
 
 
-def _times(found: dict[str, Any], islands: int) -> str:
-    return f"{islands * found['parameters'] / MILLION:,.1f} M"
+def _seconds(seconds: float) -> str:
+    """Returns a duration in the unit that shows it best."""
+    for name, unit in (("days", DAY_S), ("hours", 3600.0), ("min", 60.0), ("s", 1.0)):
+        if seconds >= unit:
+            return f"{seconds / unit:,.3g} {name}"
+    return f"{1000 * seconds:,.3g} ms"
