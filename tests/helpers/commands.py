@@ -88,7 +88,7 @@ def run(program: str | Path, *words: object, timeout: float = 250, **options: An
     return Ended(started.returncode, out, err)
 
 
-def done(program: str, *words: object, **options: Any) -> Ended:
+def done(program: str | Path, *words: object, **options: Any) -> Ended:
     """Runs a command as a process of its own that must end well."""
     ended = run(program, *words, **options)
     assert ended.code == 0, f"{program} {' '.join(map(str, words))}: {ended.out}\n{ended.err}"
