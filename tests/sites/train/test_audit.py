@@ -38,7 +38,8 @@ from sites.train.pipeline import write_draft
 pytestmark = pytest.mark.slow
 
 A = SITES[0]
-PLAN = a_plan(max_epsilon=PRIVATE)
+SMALL = 'architecture = "DiT-Nano/4"'
+PLAN = a_plan(max_epsilon=PRIVATE, architecture=SMALL)
 FEW = AuditOptions(canaries=20_000)
 
 
@@ -250,7 +251,7 @@ def test_other_images_are_refused_and_not_called_a_lie(site):
 
 def test_honest_site_of_patients_is_not_accused(tmp_path):
     fed = create_federation(tmp_path / "fed", sites=(A,))
-    of_patients = a_plan(max_epsilon='unit = "patient"\n' + PRIVATE)
+    of_patients = a_plan(max_epsilon='unit = "patient"\n' + PRIVATE, architecture=SMALL)
     proposals.publish_plan(fed.home, of_patients)
     fed.look(A)
     images = random_images(0, count=40).reveal()
@@ -267,7 +268,7 @@ def test_honest_site_of_patients_is_not_accused(tmp_path):
 def test_plan_for_patients_after_releases_of_images_is_refused(site, trained):
     home, _, _ = site
     fed = trained
-    of_patients = a_plan(max_epsilon='unit = "patient"\n' + PRIVATE)
+    of_patients = a_plan(max_epsilon='unit = "patient"\n' + PRIVATE, architecture=SMALL)
     with pytest.raises(BudgetError, match="single images"):
         open_ledger(home).require_budget([planned_events(of_patients).expert], of_patients)
     assert fed.trust.plan.privacy.unit == "image"
