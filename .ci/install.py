@@ -2,8 +2,14 @@
 
 Warnings of pip, such as of a package index that this machine lists and does not have, stay out of
 sight unless the installation fails. Errors are shown at once, and the status is pip's.
+
+With DDM_INSTALL_WITH=uv it is uv that installs, in a sixth of pip's time and from the same places
+under the same constraints; should it fail, pip does it after all.
 """
 
+import ast
+import itertools
+import os
 import re
 import subprocess
 import sys
@@ -47,9 +53,63 @@ class Phases:
             sys.stderr.flush()
 
 
+# what pip is told about where packages are, and how uv is told the same
+PLACES = {
+    "index-url": "--default-index",
+    "extra-index-url": "--index",
+    "find-links": "--find-links",
+    "constraint": "--constraint",
+    "trusted-host": "--allow-insecure-host",
+}
+
+
+def settings_of_pip(listed: str) -> dict[str, str]:
+    """Returns pip's settings from what `pip config list` says; the environment's come first."""
+    found: dict[str, str] = {}
+    for line in sorted(listed.splitlines(), key=lambda line: not line.startswith(":env:")):
+        name, _, value = line.partition("=")
+        found.setdefault(name.rpartition(".")[2], str(ast.literal_eval(value)))
+    return found
+
+
+def options_of_uv(settings: dict[str, str]) -> list[str]:
+    """Returns the options that tell uv where pip looks: in all indexes, for the best version."""
+    options = ["--index-strategy", "unsafe-best-match"]
+    for name, option in PLACES.items():
+        for value in settings.get(name, "").split():
+            options += [option, value]
+    return options
+
+
+def install_with_uv(python: str, arguments: list[str]) -> bool:
+    """Returns whether uv could be installed, and could install."""
+    pip = [python, "-m", "pip"]
+    constraints = [
+        word
+        for flag, file in itertools.pairwise(arguments)
+        if flag == "--constraint"
+        for word in (flag, file)
+    ]
+    quiet = ("--quiet", "--disable-pip-version-check")
+    if subprocess.run([*pip, "install", *quiet, *constraints, "uv"], check=False).returncode:
+        return False
+    listed = subprocess.run([*pip, "config", "list"], capture_output=True, text=True, check=True)
+    settings = settings_of_pip(listed.stdout)
+    certificates = {"SSL_CERT_FILE": settings["cert"]} if "cert" in settings else {}
+    words = [python, "-m", "uv", "pip", "install", "--quiet", "--python", python]
+    words += [*options_of_uv(settings), *arguments]
+    return not subprocess.run(words, env=os.environ | certificates, check=False).returncode
+
+
 def main(python: str, arguments: list[str]) -> int:
     """Returns the exit status of pip."""
     started, phases, hidden = time.monotonic(), Phases(), list[str]()
+    if os.environ.get("DDM_INSTALL_WITH") == "uv":
+        phases.say("installing with uv")
+        if install_with_uv(python, arguments):
+            phases.say(f"  installed in {time.monotonic() - started:.0f} s")
+            return 0
+        phases.say("  uv could not install, so pip does")
     phases.say(
         "installing: looking up and downloading packages, which takes minutes the first time"
     )

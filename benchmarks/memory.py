@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -106,7 +107,9 @@ def peak_mib(program: str, *arguments: object) -> float:
     return peak_kib / 1024
 
 
-def measure(folder: Path, architecture: str) -> dict[str, float]:
+def measure(
+    folder: Path, architecture: str, peak_mib: Callable[..., float] = peak_mib
+) -> dict[str, float]:
     """Returns the expert's size in MB and the peak memory of each command in MiB."""
     hub, bundle = build(folder, architecture)
     root = CoordinatorFolder.open(hub).settings.root

@@ -18,6 +18,7 @@ from hypothesis import settings
 # the tests' keys are no business of the keyring of whoever runs them
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 
+WHOLE = Path(__file__).parent / "whole"
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 6 << 30  # twice what one run was seen to hold at a time
 
@@ -56,7 +57,12 @@ settings.load_profile("repeatable")
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what works on a federation, so that `make check` can do without."""
+    """Marks what works on a federation, so that `make check` can do without.
+
+    What takes longest, tests/whole, comes first: at the end, where one worker waits for the other,
+    the tests that are left are short.
+    """
+    items.sort(key=lambda item: not item.path.is_relative_to(WHOLE))
     for item in items:
         if "stages" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.federation)

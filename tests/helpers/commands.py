@@ -11,6 +11,8 @@ import atexit
 import gc
 import multiprocessing
 import os
+import resource
+import runpy
 import signal
 import sys
 import tempfile
@@ -79,14 +81,14 @@ def environment(**variables: str) -> dict[str, str]:
     return kept | {"COLUMNS": "300", "NO_COLOR": "1"} | variables
 
 
-def run(program: str, *words: object, timeout: float = 250, **options: Any) -> Ended:
+def run(program: str | Path, *words: object, timeout: float = 250, **options: Any) -> Ended:
     """Runs a command as a process of its own, to its end; `options` are those of `Started`."""
     with Started(program, *words, **options) as started:
         out, err = started.communicate(timeout)
     return Ended(started.returncode, out, err)
 
 
-def done(program: str, *words: object, **options: Any) -> Ended:
+def done(program: str | Path, *words: object, **options: Any) -> Ended:
     """Runs a command as a process of its own that must end well."""
     ended = run(program, *words, **options)
     assert ended.code == 0, f"{program} {' '.join(map(str, words))}: {ended.out}\n{ended.err}"
@@ -97,24 +99,26 @@ class Started:
     """A command in a process of its own, with the methods of `subprocess.Popen`.
 
     Args:
-        program: `ddm-site` or `ddm-coord`.
+        program: `ddm-site` or `ddm-coord`, or the whole path of a script in Python.
         words: What follows it.
         cwd: Where; here, by default.
         env: Its whole environment; `environment()` by default.
         stdin: An open file number; by default nothing can be read.
         stdout: An open file number; by default a pipe, which is `stdout` here.
         stderr: An open file number; by default a file, which `said` reads.
+        most: How many bytes it may write into a file, as if the disk were full then.
     """
 
     def __init__(
         self,
-        program: str,
+        program: str | Path,
         *words: object,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
         stdin: int | None = None,
         stdout: int | None = None,
         stderr: int | None = None,
+        most: int | None = None,
     ) -> None:
         ours, theirs = os.pipe() if stdout is None else (None, stdout)
         self.stdout: IO[str] | None = None if ours is None else open(ours, encoding="utf-8")  # noqa: PTH123, SIM115
@@ -124,9 +128,10 @@ class Started:
         server.set_forkserver_preload([*LIBRARIES, *OURS])
         self._process = server.Process(
             target=_become,
-            args=(program, tuple(map(str, words)), str(cwd or Path.cwd())),
+            args=(str(program), tuple(map(str, words)), str(cwd or Path.cwd())),
             kwargs={
                 "env": environment() if env is None else env,
+                "most": most,
                 "streams": _Streams(
                     nothing if stdin is None else stdin,
                     theirs,
@@ -220,7 +225,13 @@ def _taken(*streams: Any) -> _Streams:
 
 
 def _become(
-    program: str, words: tuple[str, ...], cwd: str, *, env: dict[str, str], streams: _Streams
+    program: str,
+    words: tuple[str, ...],
+    cwd: str,
+    *,
+    env: dict[str, str],
+    most: int | None,
+    streams: _Streams,
 ) -> None:
     gc.freeze()  # what was imported stays: looking through it again takes a third of a second
     for number, stream in enumerate(streams.numbers):
@@ -232,9 +243,15 @@ def _become(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    if most is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [str(BIN / program), *words]
     try:
-        main_of(program)()
+        if program in MAIN:
+            main_of(program)()
+        else:
+            sys.path.insert(0, str(Path(program).parent))
+            runpy.run_path(program, run_name="__main__")
     finally:
         atexit._run_exitfuncs()  # as at the end of any Python; multiprocessing skips them

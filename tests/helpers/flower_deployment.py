@@ -139,7 +139,8 @@ class Deployment:
         """The environment of one process: its own Flower home, and no calls to the outside."""
         home = self.path / f"home-{name}"
         home.mkdir(exist_ok=True)
-        kept = {key: os.environ[key] for key in ("HOME", "LANG", "TMPDIR") if key in os.environ}
+        names = ("HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS")
+        kept = {key: os.environ[key] for key in names if key in os.environ}
         return kept | {
             "PATH": f"{self.path / 'bin'}:{os.environ['PATH']}",
             "FLWR_HOME": str(home),

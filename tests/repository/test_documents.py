@@ -5,11 +5,10 @@ import os
 import re
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import click
+import commands
 import pytest
 import typer
 from documents import ROOT, blocks_of
@@ -165,16 +164,50 @@ def test_examples_in_help_can_be_run_as_they_are_written():
 
 # README.md's own commands, by real processes
 
+# in place of the two programs: says which words the shell makes of a line
+SPELLER = """#!/bin/sh
+printf '%s\\0' "${0##*/}" "$@" >> words
+"""
+
 
 def small_plan(text: str) -> str:
     """Returns the example's plan with as few steps as a test can have."""
     return re.sub(r"(?m)^steps = \d+", "steps = 3", text)
 
 
+@pytest.fixture
+def shell(tmp_path):
+    """Returns a function that runs a line of bash in `tmp_path`, and the command in it."""
+    folder, programs = tmp_path / "run", tmp_path / "bin"
+    folder.mkdir()
+    programs.mkdir()
+    for name in APPS:
+        (programs / name).write_text(SPELLER)
+        (programs / name).chmod(0o755)
+    path = f"{programs}:{os.environ['PATH']}"
+
+    def run(line: str) -> str:
+        spelt = folder / "words"
+        words = ["bash", "-euc", line]
+        said = subprocess.run(
+            words, cwd=folder, env={"PATH": path}, capture_output=True, check=True
+        )
+        assert (said.stdout, said.stderr) == (b"", b"")
+        if not line.strip():
+            return ""
+        program, *rest = spelt.read_text("utf-8").split("\0")[:-1]
+        spelt.unlink()
+        ended = commands.done(program, *rest, cwd=folder)
+        return ended.out + ended.err
+
+    return folder, run
+
+
 @pytest.mark.processes
 @pytest.mark.timeout(600)
-def test_readme_commands_run_line_by_line_end_with_a_sampled_ensemble(tmp_path):
-    plan = tmp_path / "examples" / "digits" / "plan.toml"
+def test_readme_commands_run_line_by_line_end_with_a_sampled_ensemble(shell):
+    folder, run = shell
+    plan = folder / "examples" / "digits" / "plan.toml"
     plan.parent.mkdir(parents=True)
     original = ROOT / "examples" / "digits" / "plan.toml"
     plan.write_text(small_plan(original.read_text("utf-8")), "utf-8")
@@ -184,21 +217,12 @@ def test_readme_commands_run_line_by_line_end_with_a_sampled_ensemble(tmp_path):
         for line in lines_of(block.text):
             for prefix, value in known.items():  # what people read to one another
                 line = line.replace(f"{prefix}…", value)
-            done = subprocess.run(
-                ["bash", "-euc", line],
-                cwd=tmp_path,
-                env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
+            said = run(line)
             for prefix in ("sha256:", "ed25519:"):
-                if match := re.search(f"{prefix}[0-9a-f]{{64}}", done.stdout + done.stderr):
+                if match := re.search(f"{prefix}[0-9a-f]{{64}}", said):
                     known.setdefault(prefix, match[0])
             ran.append(shlex.split(line)[1] if line.strip() else "")
 
     assert ran[:3] == ["init", "init", "roster"]
     assert {"train", "review", "release", "submit", "assemble", "sample"} <= set(ran)
-    assert (tmp_path / "samples" / "grid.png").is_file()
+    assert (folder / "samples" / "grid.png").is_file()

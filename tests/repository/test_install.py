@@ -1,5 +1,7 @@
 """`make` installs with a line a phase: pip's warnings stay out of sight, its errors do not."""
 
+import importlib.util
+import os
 import subprocess
 import sys
 import zipfile
@@ -25,9 +27,11 @@ def index(tmp_path: Path) -> Path:
     return folder
 
 
-def install(index: Path, package: str) -> subprocess.CompletedProcess[str]:
+def install(index: Path, package: str, tool: str = "pip") -> subprocess.CompletedProcess[str]:
     """Installs from a folder, and from one that is not there, of which pip warns."""
-    places = ("--no-index", "--find-links", index, "--find-links", "/nowhere/at/all")
+    places = ("--no-index", "--find-links", index)
+    if tool == "pip":
+        places += ("--find-links", "/nowhere/at/all")
     target = ("--target", index.parent / "target")
     return subprocess.run(
         [sys.executable, SCRIPT, sys.executable, *places, *target, package],
@@ -35,6 +39,7 @@ def install(index: Path, package: str) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
         timeout=60,
+        env=os.environ | {"DDM_INSTALL_WITH": tool},
     )
 
 
@@ -54,3 +59,35 @@ def test_failed_installation_shows_the_error_and_ends_with_its_status(index):
     assert "/nowhere/at/all" not in done.stderr
     assert "Successfully" not in done.stderr
     assert "pip ended with status 1" in done.stderr
+
+
+@pytest.mark.slow
+def test_uv_installs_where_it_is_asked_for_and_pip_where_uv_cannot(index):
+    done = install(index, "tiny", "uv")
+    assert done.returncode == 0, done.stderr
+    assert (index.parent / "target" / "tiny.py").exists()
+    assert "so pip does" not in done.stderr
+    done = install(index, "no-such-package", "uv")
+    assert done.returncode == 1
+    assert "uv could not install, so pip does" in done.stderr
+    assert "pip ended with status 1" in done.stderr
+
+
+def test_uv_is_told_what_pip_is_set_to():
+    spec = importlib.util.spec_from_file_location("install", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    listed = """global.find-links='/else'
+:env:.find-links='/here /there'
+:env:.cert='/etc/ca.crt'
+global.extra-index-url='file:///simple'
+install.constraint='/etc/constraints'
+"""
+    settings = module.settings_of_pip(listed)
+    assert settings["cert"] == "/etc/ca.crt"
+    assert module.options_of_uv(settings) == [
+        *("--index-strategy", "unsafe-best-match"),
+        *("--index", "file:///simple"),
+        *("--find-links", "/here", "--find-links", "/there"),
+        *("--constraint", "/etc/constraints"),
+    ]

@@ -84,7 +84,7 @@ def images(seed: int, count: int = 128) -> dict[str, np.ndarray]:
 class Federation:
     """A coordinator and two sites under one folder; keeps what every command said."""
 
-    def __init__(self, base: Path, *, steps: int = 200, private: str = "", most: int = 5) -> None:
+    def __init__(self, base: Path, *, steps: int = 100, private: str = "", most: int = 5) -> None:
         self.base, self.hub, self.said = base, base / "hub", []
         self.encoder = write_clip(base / "clip.safetensors")
         self.root = self.coord("init", self.hub, "--federation", "captioned").out.strip()

@@ -126,7 +126,7 @@ def machine(stages, scratch):
         with (scratch / "log").open("wb") as log:
             done = subprocess.run(
                 [*NAMESPACE, "bash", script],
-                env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8"},
+                env={"PATH": os.environ["PATH"], "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,7 +1,7 @@
 """Without any network: real commands in a network namespace that has loopback only.
 
 The folder way works from the first key to the verified ensemble, and no process so much as tries
-to call out: strace sees every connect and sendto of every one of them.
+to call out: strace sees every connect and sendto of every one of them, and of what they import.
 """
 
 import json
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import commands
 import pytest
 from federation import PLAN_TOML
 
@@ -57,24 +58,64 @@ def called_out(trace: str) -> list[str]:
     ]
 
 
+# A command a line, each in a process of its own; what they import is imported here, once.
+STARTER = """
+import json, os, sys
+from commands import Started
+for line in sys.stdin:
+    environment, program, *words = json.loads(line)
+    with Started(program, *words, env=environment) as started:
+        said = started.communicate()
+    print(json.dumps([started.pid, started.returncode, *said]), flush=True)
+"""
+
+
 class Offline:
     """Runs commands in the namespace, and keeps what they called."""
 
     def __init__(self, folder: Path):
-        self.folder, self.traces = folder, []
-        self._number = 0
+        self.traces = folder / "traces"
+        self.traces.mkdir()
+        self.commands: list[int] = []
+        names = ("PATH", "HOME", "OMP_NUM_THREADS")  # threads that wait for a core take seconds
+        self.environment = {name: os.environ[name] for name in names if name in os.environ}
+
+    def __enter__(self) -> "Offline":
+        self._starter = subprocess.Popen(
+            [*self.words(), sys.executable, "-c", STARTER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=self.environment | {"PYTHONPATH": str(Path(commands.__file__).parent)},
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._starter:
+            self._starter.stdin.close()
+
+    def words(self) -> list[str]:
+        """Returns what to put before a command: the namespace, and one trace a process."""
+        if not can_trace():
+            return NAMESPACE
+        calls = "trace=connect,sendto,sendmsg,sendmmsg"
+        strace = ["strace", "-ff", "--seccomp-bpf", "-qq", "-e", calls, "-o"]
+        return [*NAMESPACE, *strace, str(self.traces / "trace")]
 
     def __call__(self, program: str, *arguments: object) -> str:
-        words = [str(BIN / program), *map(str, arguments)]
-        if can_trace():
-            self._number += 1
-            trace = self.folder / f"trace-{self._number:02d}"
-            self.traces.append(trace)
-            calls = "trace=connect,sendto,sendmsg,sendmmsg"
-            words = ["strace", "-f", "--seccomp-bpf", "-qq", "-e", calls, "-o", str(trace), *words]
-        kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        line = json.dumps([self.environment, program, *map(str, arguments)])
+        self._starter.stdin.write(line + "\n")
+        self._starter.stdin.flush()
+        number, code, out, err = json.loads(self._starter.stdout.readline())
+        assert code == 0, f"{program} {arguments}: {err}"
+        self.commands.append(number)
+        return out
+
+    def script(self, program: str, *arguments: object) -> str:
+        """Runs a command as it is installed, from the first line of Python on."""
+        words = [*self.words(), str(BIN / program), *map(str, arguments)]
         run = subprocess.run(
-            [*NAMESPACE, *words], capture_output=True, text=True, env=kept, check=False
+            words, capture_output=True, text=True, env=self.environment, check=False
         )
         assert run.returncode == 0, f"{program} {arguments}: {run.stderr}"
         return run.stdout
@@ -84,8 +125,20 @@ class Offline:
 @pytest.mark.processes
 @pytest.mark.timeout(900)
 def test_folder_way_needs_no_network_and_nothing_tries_to_call_out(tmp_path):
-    offline, hub, medium = Offline(tmp_path), tmp_path / "hub", tmp_path / "medium"
-    plan = tmp_path / "plan.toml"
+    with Offline(tmp_path) as offline:
+        journey(offline, tmp_path)
+    traces = {int(trace.suffix[1:]): trace.read_text() for trace in offline.traces.iterdir()}
+    if not traces:
+        pytest.skip("without strace the journey is shown, but not that nothing tried to call out")
+    assert set(offline.commands) < set(traces)  # every command left one
+    assert len(offline.commands) == 18
+    assert {number: called_out(trace) for number, trace in traces.items()} == {
+        number: [] for number in traces
+    }
+
+
+def journey(offline: Offline, tmp_path: Path) -> None:
+    hub, medium, plan = tmp_path / "hub", tmp_path / "medium", tmp_path / "plan.toml"
     plan.write_text(PLAN_TOML.replace("radius = 3", "radius = 5"))
     root = offline("ddm-coord", "init", hub, "--federation", "test").strip()
     for name in SITES:
@@ -106,16 +159,12 @@ def test_folder_way_needs_no_network_and_nothing_tries_to_call_out(tmp_path):
         )
         assert [item["state"] for item in told["submissions"]] == ["admitted"]
     offline("ddm-coord", "assemble", tmp_path / "ensemble", "--coordinator", hub)
-    verified = offline("ddm-coord", "verify", tmp_path / "ensemble", "--root", root, "--json")
+    verified = offline.script(
+        "ddm-coord", "verify", tmp_path / "ensemble", "--root", root, "--json"
+    )
     assert sorted(member["site"] for member in json.loads(verified)["members"]) == sorted(SITES)
     few = ("--count", 2, "--steps", 2, "--out", tmp_path / "samples")
     offline("ddm-coord", "sample", tmp_path / "ensemble", "--root", root, *few)
-    if not offline.traces:
-        pytest.skip("without strace the journey is shown, but not that nothing tried to call out")
-    assert len(offline.traces) == 19  # every command left one
-    assert {trace.name: called_out(trace.read_text()) for trace in offline.traces} == {
-        trace.name: [] for trace in offline.traces
-    }
 
 
 @needs_namespace

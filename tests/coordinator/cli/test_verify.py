@@ -1,40 +1,36 @@
 """`ddm-coord verify` only looks: run where nothing can be written, on all it verifies."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+import commands
 import pytest
 from federation import SITES, Federation
 
-COMMAND = Path(sys.executable).parent / "ddm-coord"
-# permissions bind root as well once it may not override them
-BOUND = ["setpriv", "--bounding-set", "-dac_override"] if os.geteuid() == 0 else []
+# Permissions bind root as well once it may not override them: the capability of that name is 1.
+BOUND = """
+import ctypes, os, sys
+import commands
+
+if os.geteuid() == 0:
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    assert libc.capget(header, sets) == 0
+    sets[0] &= ~(1 << 1)
+    assert libc.capset(header, sets) == 0
+sys.argv[0] = "ddm-coord"
+commands.main_of("ddm-coord")()
+"""
 
 
-class Ended(NamedTuple):
-    """How a command ended."""
-
-    code: int
-    out: str
-    err: str
-
-
-def run(*arguments: object) -> Ended:
-    """Runs `ddm-coord` as a process that permissions bind."""
-    done = subprocess.run(
-        [*BOUND, COMMAND, *map(str, arguments)],
-        env=os.environ | {"COLUMNS": "200", "OMP_NUM_THREADS": "1"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return Ended(done.returncode, done.stdout, done.stderr)
+@pytest.fixture
+def run(tmp_path: Path):
+    """Returns a function that runs `ddm-coord` as a process that permissions bind."""
+    script = tmp_path / "bound.py"
+    script.write_text(BOUND)
+    return partial(commands.run, script, env=commands.environment(COLUMNS="200"))
 
 
 def facts_of(folder: Path) -> dict[Path, tuple[object, ...]]:
@@ -72,7 +68,7 @@ def targets(fed: Federation) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", ["ensemble", "published folder", "bundle"])
 @pytest.mark.parametrize("options", [("--json",), ()], ids=["json", "table"])
-def test_verify_of_a_read_only_folder_verifies_and_changes_nothing(fed, kind, options):
+def test_verify_of_a_read_only_folder_verifies_and_changes_nothing(run, fed, kind, options):
     before = facts_of(fed.path.parent)
     root = () if kind == "ensemble" else ("--coordinator", fed.home.path)
     pin = ("--root", fed.root) if kind == "ensemble" else ()
@@ -85,7 +81,7 @@ def test_verify_of_a_read_only_folder_verifies_and_changes_nothing(fed, kind, op
     assert facts_of(fed.path.parent) == before
 
 
-def test_verify_beside_a_coordinator_admits_nothing_of_its_inbox(copy_of):
+def test_verify_beside_a_coordinator_admits_nothing_of_its_inbox(run, copy_of):
     fed = copy_of("submitted")
     before = facts_of(fed.home.path)
     ended = run("verify", fed.arrival(SITES[0]), "--coordinator", fed.home.path)
@@ -93,7 +89,7 @@ def test_verify_beside_a_coordinator_admits_nothing_of_its_inbox(copy_of):
     assert facts_of(fed.home.path) == before
 
 
-def test_verify_without_a_target_is_wrong_usage_and_changes_nothing(copy_of):
+def test_verify_without_a_target_is_wrong_usage_and_changes_nothing(run, copy_of):
     fed = copy_of("submitted")
     before = facts_of(fed.home.path)
     ended = run("verify", "--coordinator", fed.home.path)
@@ -102,7 +98,7 @@ def test_verify_without_a_target_is_wrong_usage_and_changes_nothing(copy_of):
     assert facts_of(fed.home.path) == before
 
 
-def test_admit_into_the_read_only_folder_fails_so_that_the_folder_does_bind(fed):
+def test_admit_into_the_read_only_folder_fails_so_that_the_folder_does_bind(run, fed):
     before = facts_of(fed.path.parent)
     ended = run("admit", "--coordinator", fed.home.path)
     assert ended.code == 1
@@ -110,7 +106,7 @@ def test_admit_into_the_read_only_folder_fails_so_that_the_folder_does_bind(fed)
     assert facts_of(fed.path.parent) == before
 
 
-def test_verify_of_a_published_folder_with_a_leaf_too_few_is_refused(copy_of):
+def test_verify_of_a_published_folder_with_a_leaf_too_few_is_refused(run, copy_of):
     fed = copy_of("admitted")
     leaves = fed.published / "leaves.jsonl"
     leaves.write_bytes(leaves.read_bytes().rsplit(b"\n", 2)[0] + b"\n")

@@ -256,7 +256,7 @@ def test_perfect_samples_of_classes_in_turn_are_as_near_to_real_ones_as_real_one
 ):
     # real images: 40, 20, 13, 10 of four classes; samples: 10 of each
     perfect(inputs, digits, (10, 10, 10, 10))
-    report = run(inputs, EvaluateOptions(steps=200))
+    report = run(inputs, EvaluateOptions(steps=100))
     found = report["results"]
     assert found["class_mix"]["apart"] > 0.2
     assert (found["class_mix"]["real"], found["class_mix"]["samples"]) == (40, 40)
@@ -266,7 +266,7 @@ def test_perfect_samples_of_classes_in_turn_are_as_near_to_real_ones_as_real_one
 
 def test_samples_of_one_class_are_compared_with_real_images_of_that_class(inputs, digits):
     perfect(inputs, digits, (40,))
-    found = run(inputs, EvaluateOptions(steps=200))["results"]
+    found = run(inputs, EvaluateOptions(steps=100))["results"]
     assert (found["class_mix"]["real"], found["class_mix"]["samples"]) == (40, 40)
     assert found["two_sample"]["p_value"] > 0.05
 

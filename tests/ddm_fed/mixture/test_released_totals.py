@@ -1,5 +1,7 @@
 """Which classes any site has, from noisy counts: what sampling draws in proportion to."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from ddm_fed.records import read_plan_toml
 MULTIPLIER = 4.0
 
 
+@cache
 def plan(classes=3):
     names = ", ".join(f'"c{index}"' for index in range(classes))
     return read_plan_toml(f"""

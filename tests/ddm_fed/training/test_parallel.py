@@ -1,14 +1,11 @@
-"""Several processes train the expert that one process would: real ones, started by torchrun."""
+"""Several processes train the expert that one process would: real ones, as torchrun starts them."""
 
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from ports import free_port
+from torchrun import torchrun
 
 from ddm_fed.errors import CheckpointError, OptionError
 from ddm_fed.privacy import ImageSet, Private
@@ -77,28 +74,17 @@ def images() -> Private[ImageSet]:
     return Private(ImageSet((pixels - 0.5).clamp(-1, 1), labels))
 
 
-def torchrun(checkpoint: Path, *, shard=False, micro_batch=0, fatal_step=0):
+def run(checkpoint: Path, *, shard=False, micro_batch=0, fatal_step=0):
     script = checkpoint.with_suffix(".py")
     script.write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    arguments = [str(script), str(checkpoint), str(int(shard)), str(micro_batch), str(fatal_step)]
-    return subprocess.run(
-        command + arguments,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[3],
-        check=False,
-    )
+    return torchrun(script, checkpoint, int(shard), micro_batch, fatal_step)
 
 
 def together(checkpoint: Path, **how):
     """Trains with two processes; returns the averages of half-life 1, and of 30."""
-    done = torchrun(checkpoint, **how)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "preview 6 (4, 1, 8, 8)\n"  # process 0 alone calls back
+    done = run(checkpoint, **how)
+    assert done.code == 0, done.err
+    assert done.out == "preview 6 (4, 1, 8, 8)\n"  # process 0 alone calls back
     return [read_trained(checkpoint, plan(), ema_half_life=h).state for h in (1, 30)]
 
 
@@ -163,8 +149,8 @@ def test_run_whose_first_process_dies_fails_soon_and_resumes_with_the_same_bits(
     how = {"shard": shard, "micro_batch": 4 if shard else 0}
     cut = folder / f"cut-{shard}"
     started = time.monotonic()
-    died = torchrun(cut, fatal_step=4, **how)
-    assert died.returncode != 0
+    died = run(cut, fatal_step=4, **how)
+    assert died.code != 0
     assert time.monotonic() - started < 60
     assert steps_done(cut) == 4
     assert_same_bits(together(cut, **how), steady)
@@ -173,7 +159,7 @@ def test_run_whose_first_process_dies_fails_soon_and_resumes_with_the_same_bits(
 @pytest.mark.processes
 def test_checkpoint_of_two_processes_is_not_continued_by_one(folder):
     cut = folder / "cut-by-one"
-    torchrun(cut, fatal_step=3)
+    run(cut, fatal_step=3)
     options = RunOptions(seed=5, precision="float32")
     with pytest.raises(CheckpointError, match="number of processes: it holds 2, this run has 1"):
         train_expert(images(), plan(), PLAN_SHA256, cut, options=options)

@@ -1,15 +1,12 @@
-"""Several processes take the private steps that one process would: real ones, by torchrun."""
+"""Several processes take the private steps that one process would: real ones, as by torchrun."""
 
-import os
-import subprocess
-import sys
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 import torch
 from federation import PRIVATE, a_plan, paid_for, random_images
-from ports import free_port
+from torchrun import torchrun
 
 from ddm_fed.privacy import Randomness
 from ddm_fed.progress import QUIET
@@ -111,20 +108,10 @@ def take_part(checkpoint, data, watch=QUIET):
     ).state
 
 
-def torchrun(checkpoint, what=""):
+def run(checkpoint, what=""):
     script = checkpoint.with_suffix(".py")
     script.write_text(WORKER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port())]
-    return subprocess.run(
-        [*command, str(script), str(checkpoint), what],
-        capture_output=True,
-        text=True,
-        timeout=150,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[3],
-        check=False,
-    )
+    return torchrun(script, checkpoint, what)
 
 
 @pytest.fixture(scope="module")
@@ -134,9 +121,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def together(folder):
-    done = torchrun(folder / "together")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["step", "1", "step", "2", "step", "3"]  # of the first alone
+    done = run(folder / "together")
+    assert done.code == 0, done.err
+    assert done.out.split() == ["step", "1", "step", "2", "step", "3"]  # of the first alone
     return read_trained(folder / "together", PLAN).state
 
 
@@ -150,10 +137,10 @@ def test_two_processes_take_the_private_steps_of_one(folder, together):
 
 def test_killed_processes_go_on_with_the_same_bits(folder, together):
     killed = "on_step = lambda report: report.step == 1 and os._exit(7)"
-    assert torchrun(folder / "killed", killed).returncode != 0
+    assert run(folder / "killed", killed).code != 0
     assert steps_done(folder / "killed") == 1
-    done = torchrun(folder / "killed")
-    assert done.returncode == 0, done.stderr
+    done = run(folder / "killed")
+    assert done.code == 0, done.err
     state = read_trained(folder / "killed", PLAN).state
     assert [name for name in together if not torch.equal(state[name], together[name])] == []
 
@@ -161,13 +148,13 @@ def test_killed_processes_go_on_with_the_same_bits(folder, together):
 @pytest.mark.parametrize("bug", BUGS)
 def test_bug_of_several_processes_stops_the_training_by_name(bug, folder):
     plant, name = BUGS[bug]
-    done = torchrun(folder / "".join(filter(str.isalpha, bug)), plant)
-    assert done.returncode != 0
-    assert name in done.stderr
+    done = run(folder / "".join(filter(str.isalpha, bug)), plant)
+    assert done.code != 0
+    assert name in done.err
 
 
 def test_process_with_other_images_is_refused(folder):
-    done = torchrun(folder / "others", "data = random_images(rank)")
-    assert done.returncode != 0
-    assert "asked for another training" in done.stderr
+    done = run(folder / "others", "data = random_images(rank)")
+    assert done.code != 0
+    assert "asked for another training" in done.err
     assert not (folder / "others").exists()

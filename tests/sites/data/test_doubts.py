@@ -4,11 +4,10 @@ import os
 import pty
 import re
 import select
-import subprocess
-import sys
 import time
 from pathlib import Path
 
+import commands
 import numpy as np
 import pytest
 from federation import PLAN_TOML, create_federation
@@ -49,33 +48,19 @@ def pets(tmp_path):
 
 
 def command(fed, data, *more):
-    at = ("--site", str(fed.path / SITE), "--plan", str(fed.published), "--data", str(data))
-    quick = ("--precision", "float32", "--seed", "0")
-    return [sys.executable, "-m", "sites", "train", *at, *quick, *more]
+    at = ("--site", fed.path / SITE, "--plan", fed.published, "--data", data)
+    return ("ddm-site", "train", *at, "--precision", "float32", "--seed", "0", *more)
 
 
 def run(fed, data, *more):
-    return subprocess.run(
-        command(fed, data, *more),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
-    )
+    return commands.run(*command(fed, data, *more), timeout=120)
 
 
 def answered(fed, data, answer):
     """Runs the command on a terminal, where it asks; returns the exit status and what it showed."""
     leader, terminal = pty.openpty()
-    process = subprocess.Popen(
-        command(fed, data),
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+    streams = dict.fromkeys(("stdin", "stdout", "stderr"), terminal)
+    process = commands.Started(*command(fed, data), **streams)
     os.close(terminal)
     shown, deadline, asked = b"", time.monotonic() + 120, False
     while time.monotonic() < deadline:
@@ -108,11 +93,11 @@ def test_class_without_images_is_refused_before_anything_is_spent_where_nobody_c
     fed, pets
 ):
     done = run(fed, pets)
-    assert done.returncode == 1
-    assert "error[DDM102]" in done.stderr
-    assert "1 of the plan's 3 classes have no image here: owl" in done.stderr
-    assert "1 links were not followed: owl" in done.stderr
-    assert "--yes" in done.stderr
+    assert done.code == 1
+    assert "error[DDM102]" in done.err
+    assert "1 of the plan's 3 classes have no image here: owl" in done.err
+    assert "1 links were not followed: owl" in done.err
+    assert "--yes" in done.err
     assert spent(fed) == 0
 
 
@@ -120,10 +105,10 @@ def test_class_without_images_is_refused_before_anything_is_spent_where_nobody_c
 def test_class_without_images_that_is_meant_so_is_trained_with_yes(fed, pets):
     (pets / "notes.txt").write_text("")
     done = run(fed, pets, "--yes")
-    assert done.returncode == 0, done.stderr
-    assert "of the classes: cat 8, dog 8, owl 0" in done.stderr
-    assert "of 18 files seen 16 were taken, 2 left out" in done.stderr
-    assert "1 .txt files are not images: notes.txt" in done.stderr
+    assert done.code == 0, done.err
+    assert "of the classes: cat 8, dog 8, owl 0" in done.err
+    assert "of 18 files seen 16 were taken, 2 left out" in done.err
+    assert "1 .txt files are not images: notes.txt" in done.err
     assert spent(fed) > 0
 
 
@@ -142,8 +127,8 @@ def test_data_without_doubts_are_trained_without_a_question(fed, pets):
     (pets / "owl").mkdir()
     (pets / "cat" / "0.png").rename(pets / "owl" / "0.png")
     done = run(fed, pets)
-    assert done.returncode == 0, done.stderr
-    assert "LOOK" not in done.stderr
+    assert done.code == 0, done.err
+    assert "LOOK" not in done.err
 
 
 def test_every_command_that_spends_privacy_on_images_settles_their_doubts():

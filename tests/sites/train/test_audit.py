@@ -38,7 +38,8 @@ from sites.train.pipeline import write_draft
 pytestmark = pytest.mark.slow
 
 A = SITES[0]
-PLAN = a_plan(max_epsilon=PRIVATE)
+SMALL = 'architecture = "DiT-Nano/4"'
+PLAN = a_plan(max_epsilon=PRIVATE, architecture=SMALL)
 FEW = AuditOptions(canaries=20_000)
 
 
@@ -58,18 +59,23 @@ def site(trained, scratch):
     return fed.site(A), fed.trust, fed.site(A).work(fed.trust.plan_sha256)
 
 
+@pytest.fixture(scope="module")
+def honest(trained, tmp_path_factory):
+    """What an audit finds of the site as it is."""
+    fed = trained.copy(tmp_path_factory.mktemp("honest") / "fed", "consortium", A)
+    return run_audit(fed.site(A), fed.trust, random_images(0), FEW)
+
+
 def failed(result):
     return {found.name for found in (*result.mechanism, *result.releases) if not found.passed}
 
 
-def test_honest_site_is_not_accused(site):
-    home, trust, _ = site
-    found = run_audit(home, trust, random_images(0), FEW)
-    assert not found.violates
-    assert failed(found) == set()
-    assert found.canaries.verdict != "violates_claim"
+def test_honest_site_is_not_accused(honest):
+    assert not honest.violates
+    assert failed(honest) == set()
+    assert honest.canaries.verdict != "violates_claim"
     # noise of two messages, two tests of their units each, and the divisor
-    assert len(found.releases) == 7
+    assert len(honest.releases) == 7
 
 
 def test_audit_before_training_tries_the_step_as_it_would_be(trained, tmp_path):
@@ -245,7 +251,7 @@ def test_other_images_are_refused_and_not_called_a_lie(site):
 
 def test_honest_site_of_patients_is_not_accused(tmp_path):
     fed = create_federation(tmp_path / "fed", sites=(A,))
-    of_patients = a_plan(max_epsilon='unit = "patient"\n' + PRIVATE)
+    of_patients = a_plan(max_epsilon='unit = "patient"\n' + PRIVATE, architecture=SMALL)
     proposals.publish_plan(fed.home, of_patients)
     fed.look(A)
     images = random_images(0, count=40).reveal()
@@ -262,7 +268,7 @@ def test_honest_site_of_patients_is_not_accused(tmp_path):
 def test_plan_for_patients_after_releases_of_images_is_refused(site, trained):
     home, _, _ = site
     fed = trained
-    of_patients = a_plan(max_epsilon='unit = "patient"\n' + PRIVATE)
+    of_patients = a_plan(max_epsilon='unit = "patient"\n' + PRIVATE, architecture=SMALL)
     with pytest.raises(BudgetError, match="single images"):
         open_ledger(home).require_budget([planned_events(of_patients).expert], of_patients)
     assert fed.trust.plan.privacy.unit == "image"
@@ -309,12 +315,10 @@ def test_audit_that_rejects_the_claim_is_not_admitted(site, trained, monkeypatch
 # --- canaries through a whole training ---
 
 
-def test_canaries_through_a_whole_training_do_not_accuse_an_honest_one(site):
-    home, trust, _ = site
-    found = run_audit(home, trust, random_images(0), FEW)
-    assert found.run.verdict != "violates_claim"
-    assert found.run.training_steps == trust.plan.training.steps
-    assert any("Canaries went through a whole training" in line for line in found.sentences())
+def test_canaries_through_a_whole_training_do_not_accuse_an_honest_one(honest):
+    assert honest.run.verdict != "violates_claim"
+    assert honest.run.training_steps == PLAN.training.steps
+    assert any("Canaries went through a whole training" in line for line in honest.sentences())
 
 
 def test_training_whose_noise_is_lost_is_accused_by_its_canaries_alone(site, monkeypatch):
