@@ -136,6 +136,15 @@ class SampleFlags:
         ),
     ] = False
     embedder_weights: EmbedderOption = None
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Draw the I-th of N parts only, such as 3/8: one machine or job each. The same "
+            "command without it then puts all parts together, in the folder that they share or "
+            "into which .part-samples of all were copied.",
+        ),
+    ] = None
     no_png: Annotated[
         bool, typer.Option("--no-png", help="Do not write a PNG of each sample into images/.")
     ] = False
@@ -182,14 +191,44 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
         autoencoder=flags.autoencoder,
         latents=flags.latents,
         embedder_weights=flags.embedder_weights,
+        part=_part(flags),
     )
+
+
+def _part(flags: SampleFlags) -> tuple[int, int] | None:
+    """Returns which part is drawn, checked against the number of chunks there are."""
+    if flags.part is None:
+        return None
+    first, _, every = flags.part.partition("/")
+    if not (first.isdecimal() and every.isdecimal() and 1 <= int(first) <= int(every)):
+        raise OptionError(
+            f"--part {flags.part} is no part", hint="give I/N with I from 1 to N, such as 3/8"
+        )
+    chunks = -(-flags.count // flags.in_flight)
+    if int(every) > chunks:
+        least = -(-flags.count // int(every))
+        raise OptionError(
+            f"--part {flags.part}: {flags.count} samples are {chunks} chunks of --in-flight "
+            f"{flags.in_flight}, which every machine draws as a whole",
+            hint=f"give all of them --in-flight {least} or less",
+        )
+    return int(first), int(every)
+
+
+def _counted(options: "SampleOptions") -> int:
+    """Returns how many samples this command draws."""
+    if options.part is None:
+        return options.count
+    first, every = options.part
+    chunks = options.sampling.chunks(options.count)
+    return sum(map(len, chunks[first - 1 :: every]))
 
 
 def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "SampleOptions") -> None:
     """Draws images into `out`, and shows how far it is and where they came from."""
     from ddm_fed.ensemble.sample_folder import draw
 
-    count = options.count
+    count = _counted(options)
     with console.counting("sampling", count, "samples") as show:
         started, before, done = monotonic(), -1, 0
 
@@ -201,6 +240,12 @@ def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "SampleOptio
             show(done, f"{(done - before) / max(monotonic() - started, 1e-9):.1f} images/s")
 
         summary = draw(verified, out, options, advance=advance)
+    if options.part is not None:
+        console.say(
+            f"{summary['chunks']} of {summary['of']} chunks are in {out}. When those of all parts "
+            "are there, run the same without --part"
+        )
+        return
     shown = out / ("grid.png" if summary.get("decoded", True) else "samples.npz")
     console.say(f"{count} samples in {out}, for example {shown}")
     if summary["site_counts"] is not None:

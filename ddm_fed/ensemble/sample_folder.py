@@ -3,12 +3,16 @@
 Finished chunks lie in `.part-samples` until all are there. A killed run goes on from them when the
 same command is given again, and ends with the very files an unbroken run would have written. A
 folder belongs to one set of options and one ensemble: another is refused, never mixed in.
+
+Several machines may draw parts of the chunks: into one folder that they share, or each into its
+own, whose `.part-samples` are then copied together. Drawing all of them after that finds what is
+there, checks that it is of these very options, and ends with the bytes one machine would have made.
 """
 
 import json
 import shutil
-import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -24,28 +28,26 @@ from ddm_fed.ensemble.decoding import open_decoder
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import asks_centroids, load_ensemble
 from ddm_fed.ensemble.prompts import encode_prompts
+from ddm_fed.ensemble.sample_archive import read_chunks, write_archive, write_first
 from ddm_fed.ensemble.sample_options import Content as Content
 from ddm_fed.ensemble.sample_options import SampleOptions as SampleOptions
 from ddm_fed.ensemble.sample_options import notes_on, require_fit
 from ddm_fed.ensemble.sampling import apportioned, sample_chunk
 from ddm_fed.ensemble.velocity import Ensemble
-from ddm_fed.errors import StateError, names_its_path
+from ddm_fed.errors import StateError
 from ddm_fed.flows import CALLS_PER_STEP, ClassCondition, Condition
 from ddm_fed.mixture import planned_embedder
-from ddm_fed.pictures import write_grid, write_picture
+from ddm_fed.pictures import write_picture
 from ddm_fed.progress import Advance
 from ddm_fed.records import canonical_json, sha256_hex
 from ddm_fed.router import centroids_spec, compares_captions
 from ddm_fed.storage.files import (
     PART_PREFIX,
     exclusive,
-    new_file_at,
-    open_folder_at,
     write_atomically,
 )
 from ddm_fed.storage.output_folder import require_ours
 
-GRID_SAMPLES = 100
 PARTS = f"{PART_PREFIX}samples"
 SUMMARY = "samples.json"
 SHARES_OF_PROMPTS = "intended_shares_of_prompts"
@@ -65,6 +67,7 @@ def draw(
         OptionError: options do not fit the plan or each other.
         DigestError: another autoencoder is given than the plan's.
         StateError: `out` holds other samples.
+        BusyError: another process draws the same part, or any part where all are wanted.
     """
     _require_ours(out)
     decoder = open_decoder(
@@ -132,7 +135,8 @@ def write_samples(
         advance: Told how many more samples' worth of work is done.
 
     Returns:
-        What samples.json holds: source, options, intended shares, what has to be known of them
+        With `options.part`, only how many of its chunks there are. Otherwise what samples.json
+        holds: source, options, intended shares, what has to be known of them
         (`notes`), calls of every expert, and where each sample has one site the number of samples
         of every site.
 
@@ -151,18 +155,20 @@ def write_samples(
         return finished
     parts = out / PARTS
     parts.mkdir(exist_ok=True)
-    with exclusive(parts / "lock"):
+    with _alone(parts, options.part):
         if (parts / "options").exists():
             _require_same_digest(out, (parts / "options").read_text(), digest)
         write_atomically(parts / "options", digest.encode())
-        job = _Job(ensemble, content, out, options, tuple(source["members"]), decoder)
-        files = [job.part(indices, advance) for indices in job.chunks]
+        job = _Job(ensemble, content, out, options, tuple(source["members"]), decoder, digest)
+        files = [job.part(indices, advance) for indices in job.chosen]
+        if options.part is not None:
+            return {"chunks": len(files), "of": len(job.chunks)}
         summary = described | _counted(ensemble, files, tuple(source["members"]))
         summary |= job.shares_of_prompts()
         summary["options_sha256"] = digest
-        _write_archive(out / "samples.npz", files, options.count)
+        write_archive(out / "samples.npz", files, options.count)
         if content.data.latent is None or decoder is not None:
-            _write_first(out / "grid.png", files)
+            write_first(out / "grid.png", files)
         write_atomically(out / SUMMARY, json.dumps(summary, indent=2).encode())
     shutil.rmtree(parts)
     return summary
@@ -172,6 +178,19 @@ def _require_ours(out: Path) -> None:
     """Refuses to write samples among other things, which may be private images."""
     hint = "give --out a new or an empty folder"
     require_ours(out, (SUMMARY, PARTS), hint=hint)
+
+
+@contextmanager
+def _alone(parts: Path, part: tuple[int, int] | None) -> Iterator[None]:
+    """Holds the lock of one part, or of all: those of parts that were ever begun, too."""
+    with ExitStack() as held:
+        if part is not None:
+            held.enter_context(exclusive(parts / f"lock-{part[0]}-{part[1]}"))
+        else:
+            held.enter_context(exclusive(parts / "lock"))
+            for other in sorted(parts.glob("lock-*")):
+                held.enter_context(exclusive(other))
+        yield
 
 
 class _Job:
@@ -184,20 +203,26 @@ class _Job:
         out: Path,
         options: SampleOptions,
         sites: Sequence[str],
-        decoder: Autoencoder | None = None,
+        decoder: Autoencoder | None,
+        digest: str,
     ) -> None:
-        self._decoder = decoder
+        self._decoder, self._digest = decoder, digest
         self._ensemble, self._data, self._out, self._sites = ensemble, content.data, out, sites
         weights = content.weights(options.label)
         self._labels = None if weights is None else apportioned(weights, options.count)
         self._options = options
         self._encoded = encode_prompts(content.data, options.prompts, options.text_encoder)
         self.chunks = options.sampling.chunks(options.count)
+        self.chosen = self.chunks
+        if options.part is not None:
+            first, every = options.part
+            self.chosen = self.chunks[first - 1 :: every]
 
     def part(self, indices: range, advance: Advance) -> Path:
         """Returns the file of a finished chunk, which is drawn where it is missing."""
         file = self._out / PARTS / f"{indices.start:09d}.npz"
         if file.exists():
+            self._take(file, indices)
             advance(len(indices))
             return file
         steps_done, calls = 0, list(self._ensemble.experts.calls)
@@ -230,10 +255,22 @@ class _Job:
             self._write_pictures(indices, arrays)
         after = self._ensemble.experts.calls
         arrays["calls"] = np.array([a - b for a, b in zip(after, calls, strict=True)])
+        arrays["options"] = np.array(self._digest)
         content = BytesIO()
         np.savez(content, **arrays)
         write_atomically(file, content.getvalue())
         return file
+
+    def _take(self, file: Path, indices: range) -> None:
+        """Checks a chunk that is there already, and writes its pictures where they are missing."""
+        with np.load(file) as archive:
+            found = str(archive["options"]) if "options" in archive else None
+            _require_same_digest(file, found, self._digest)
+            if not self._options.png or "images" not in archive:
+                return
+            last = self._out / "images" / f"{indices.stop - 1:06d}.png"
+            if not last.exists():  # drawn on another machine
+                self._write_pictures(indices, dict(archive))
 
     def _condition(self, indices: range) -> Condition | None:
         """Returns what these samples are asked to be."""
@@ -339,7 +376,7 @@ def _counted(ensemble: Ensemble, files: Sequence[Path], sites: Sequence[str]) ->
     calls, counts = np.zeros(len(sites), int), np.zeros(len(sites), int)
     drawn, mean, most, count = False, np.zeros(len(sites)), np.zeros(len(sites), int), 0
     of_labels = np.zeros(len(sites))
-    for part in _read(files):
+    for part in read_chunks(files):
         calls += part["calls"]
         if "labels" in part:
             condition = ClassCondition(torch.from_numpy(part["labels"]))
@@ -371,42 +408,3 @@ def _attribution(
     """Returns each site's mean part in a sample, and in how many its part is the largest."""
     rows = zip(sites, mean.tolist(), most.tolist(), strict=True)
     return {site: {"mean_part": part, "largest_in": number} for site, part, number in rows}
-
-
-def _read(files: Sequence[Path]) -> Iterator[dict[str, NDArray[Any]]]:
-    for file in files:
-        with np.load(file) as archive:
-            yield dict(archive)
-
-
-@names_its_path
-def _write_archive(path: Path, files: Sequence[Path], count: int) -> None:
-    """Writes what `np.savez_compressed` would, one chunk in memory at a time."""
-    first = next(_read(files))
-    with (
-        open_folder_at(path.parent) as folder,
-        new_file_at(folder, path.name) as part,
-        zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED) as archive,
-    ):
-        for name in ("images", "latents", "sites", "labels", "prompts", "attribution"):
-            if name not in first:
-                continue
-            # an entry of no date: the same samples are the same bytes
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            entry.compress_type = zipfile.ZIP_DEFLATED
-            header = np.lib.format.header_data_from_array_1_0(first[name])
-            header["shape"] = (count, *first[name].shape[1:])
-            with archive.open(entry, "w", force_zip64=True) as target:
-                np.lib.format.write_array_header_1_0(target, header)
-                for chunk in _read(files):
-                    target.write(np.ascontiguousarray(chunk[name]).tobytes())
-
-
-def _write_first(path: Path, files: Sequence[Path]) -> None:
-    """Writes the first samples as one picture."""
-    found: list[NDArray[np.uint8]] = []
-    for chunk in _read(files):
-        found.append(chunk["images"][: GRID_SAMPLES - sum(map(len, found))])
-        if sum(map(len, found)) >= GRID_SAMPLES:
-            break
-    write_grid(path, torch.from_numpy(np.concatenate(found)).float() / 127.5 - 1)

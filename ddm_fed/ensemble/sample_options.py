@@ -38,6 +38,7 @@ class SampleOptions:
         latents: Whether latents are kept: beside the pictures, or in their place without
             `autoencoder`.
         embedder_weights: File of the embedder of the plan's centroids.
+        part: `(i, n)` draws every n-th chunk from the i-th on only, i from 1. None draws all.
         offload: Whether experts that gave way to others stay in the processor's memory.
     """
 
@@ -55,6 +56,7 @@ class SampleOptions:
     autoencoder: Path | None = None
     latents: bool = False
     embedder_weights: Path | None = None
+    part: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

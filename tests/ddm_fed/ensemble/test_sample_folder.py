@@ -5,72 +5,28 @@ import os
 import signal
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
+from samples import (
+    CLASSES,
+    FULL,
+    OPTIONS,
+    PLAIN,
+    SOURCE,
+    changed,
+    content,
+    ensemble,
+    files_of,
+    write,
+)
 
 from ddm_fed.ensemble import sample_folder
-from ddm_fed.ensemble.sample_folder import PARTS, Content, write_samples
-from ddm_fed.ensemble.sample_options import SampleOptions
-from ddm_fed.ensemble.sampling import SamplingOptions
-from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, Strategy
-from ddm_fed.ensemble.velocity import Ensemble
+from ddm_fed.ensemble.sample_folder import PARTS, write_samples
+from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.errors import OptionError, StateError
-from ddm_fed.records import DataSpec
-from ddm_fed.router import PriorRouter
-
-SOURCE = {"ensemble_sha256": "0" * 64, "members": {"north": "1" * 64, "south": "2" * 64}}
-PLAIN = DataSpec(channels=1, height=4, width=4)
-CLASSES = DataSpec(channels=3, height=4, width=4, conditioning="class", classes=("cat", "dog"))
-SAMPLING = SamplingOptions(
-    strategy=DEFAULT_STRATEGY, steps=3, solver="heun", seed=7, batch_size=3, in_flight=4
-)
-OPTIONS = SampleOptions(count=11, sampling=SAMPLING)
-
-
-def changed(options=OPTIONS, **values):
-    """The options with other values, whether they say how or what is sampled."""
-    how = {name: values.pop(name) for name in list(values) if hasattr(SAMPLING, name)}
-    return replace(options, sampling=replace(options.sampling, **how), **values)
-
-
-FULL = Strategy.parse("full")
-
-
-def tints():
-    """Two experts that pull every image to a grey of their own."""
-
-    def expert(grey):
-        return lambda x, t, condition: (x - grey) / t.reshape(-1, 1, 1, 1)
-
-    return [expert(-0.5), expert(0.5)]
-
-
-def ensemble(classes=1):
-    return Ensemble(tints(), PriorRouter(torch.ones(2, classes)))
-
-
-def files_of(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def content(data=PLAIN, totals=None, **more):
-    if totals is None and data.classes:
-        totals = [1.0] * len(data.classes)
-    return Content(data, None if totals is None else torch.tensor(totals).double(), **more)
-
-
-def write(out, options=OPTIONS, data=PLAIN, totals=None, facts=None, **more):
-    what = content(data, totals, **(facts or {}))
-    return write_samples(ensemble(len(data.classes) or 1), what, out, options, SOURCE, **more)
 
 
 def test_folder_holds_archive_pictures_and_summary_and_no_parts(tmp_path):
@@ -202,7 +158,7 @@ def test_run_that_was_killed_goes_on_to_the_very_files_of_an_unbroken_one(tmp_pa
     root = str(Path(__file__).parents[3])
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path / "killed")],
-        env={**os.environ, "PYTHONPATH": root},
+        env={**os.environ, "PYTHONPATH": f"{root}:{root}/tests/helpers"},
         check=False,
     )
     assert done.returncode == -signal.SIGKILL
