@@ -171,7 +171,7 @@ def _describe(
 
 def _divided(plan: Path, islands: int) -> str:
     """Returns the text of a plan with its batch divided by the number of islands."""
-    from ddm_fed.records.plan_toml import read_plan_file, read_plan_toml
+    from ddm_fed.records import read_plan_file, read_plan_toml
 
     agreed, text = read_plan_file(plan), plan.read_text(encoding="utf-8-sig")
     size = agreed.training.batch_size

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from coordinator.cli import plan_cost
-from coordinator.cli.options import CoordinatorOption, RootOption, pinned_root
+from coordinator.cli.open_plan import open_plan
+from coordinator.cli.options import CoordinatorOption, RootOption
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption
 from ddm_fed.errors import OptionError
@@ -49,7 +50,7 @@ def show(
 
     Example: ddm-coord plan show examples/digits/plan.toml
     """
-    agreed = read_plan(plan, coordinator, root)
+    agreed = open_plan(plan, coordinator, root)
     rows = [_cost(agreed, name) for name in agreed.expert.architecture]
     coding = _coding_cost(agreed, autoencoder)
     if as_json:
@@ -176,7 +177,7 @@ def anchors(
     from ddm_fed.evaluation.inputs import read_public
     from ddm_fed.mixture.anchors import find_anchors
 
-    agreed = read_plan(plan, coordinator, root)
+    agreed = open_plan(plan, coordinator, root)
     if embedder is not None:
         if frequencies is not None:
             raise OptionError(
@@ -272,7 +273,7 @@ def mixture(
     """
     from ddm_fed.mixture import mixture_rule
 
-    agreed = read_plan(plan, coordinator, root)
+    agreed = open_plan(plan, coordinator, root)
     found = mixture_rule(
         float(agreed.router.epsilon),
         float(agreed.privacy.delta),
@@ -365,17 +366,6 @@ def _say_coding(facts: dict[str, Any]) -> None:
         f"sample {facts['decode_flops'] / GIGA:,.3f}; the autoencoder has {facts['parameters']:,} "
         "parameters, which are not trained."
     )
-
-
-def read_plan(plan: Path, coordinator: Path, root: str | None) -> "Plan":
-    """Returns the plan of a plan.toml, or the signed one of a folder."""
-    if plan.is_file() and plan.suffix == ".toml":
-        from ddm_fed.records import read_plan_file
-
-        return read_plan_file(plan)
-    from ddm_fed.trust.published import published_folder, read_published
-
-    return read_published(published_folder(plan), pinned_root(root, coordinator)).plan
 
 
 def _cost(plan: "Plan", architecture: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from coordinator.cli.open_plan import open_plan
 from coordinator.cli.options import CoordinatorOption, RootOption
 from coordinator.status.tables import shown_bytes
 from ddm_fed import console
@@ -57,10 +58,9 @@ def cost(
 
     Example: ddm-coord plan cost plan.toml --gpus 8 --kind h100 --islands 8 --shard
     """
-    from coordinator.cli.plan import read_plan
-    from ddm_fed.models.machines import ACCELERATORS
+    from ddm_fed.models import ACCELERATORS
 
-    agreed = read_plan(plan, coordinator, root)
+    agreed = open_plan(plan, coordinator, root)
     if kind not in ACCELERATORS:
         raise OptionError(
             f"--kind {kind} is not known", hint=f"give one of {', '.join(ACCELERATORS)}"
@@ -108,8 +108,7 @@ def _facts(
     utilisation: float,
     shard: bool,
 ) -> dict[str, Any]:
-    from ddm_fed.models import network_cost
-    from ddm_fed.models.machines import island_cost
+    from ddm_fed.models import island_cost, network_cost
 
     training = plan.training
     network = network_cost(name, plan.data.shape, len(plan.data.classes), plan.data.text)

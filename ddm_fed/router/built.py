@@ -12,8 +12,14 @@ from torch import Tensor
 from ddm_fed.embedding import Embedder, dct_basis
 from ddm_fed.errors import OptionError
 from ddm_fed.mixture import SiteRelease, released_weights
-from ddm_fed.records import BuiltRouter, DataSpec, LearnedNetworkSpec, Plan, RouterTransformerSpec
-from ddm_fed.records.architecture import require_fit
+from ddm_fed.records import (
+    BuiltRouter,
+    DataSpec,
+    LearnedNetworkSpec,
+    Plan,
+    RouterTransformerSpec,
+    require_fit,
+)
 from ddm_fed.router.base import Router
 from ddm_fed.router.calibration import CalibratedRouter, Calibration
 from ddm_fed.router.centroid import CentroidRouter

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ddm_fed.flows import NO_CLASS, Condition
-from ddm_fed.models.dit import Block
+from ddm_fed.models import Block
 from ddm_fed.models.layers import (
     LearnedPosition,
     Modulation,
@@ -25,7 +25,7 @@ from ddm_fed.models.layers import (
     plain_norm,
     reset_transformer,
 )
-from ddm_fed.records.architecture import DitArchitecture
+from ddm_fed.records import DitArchitecture
 
 
 class ImageTransformer(nn.Module):

@@ -56,5 +56,6 @@ def test_islands_become_a_verified_ensemble_stage_by_stage(tmp_path, script, mon
     stage(script, monkeypatch, "finish", *out)  # again: nothing is left to do
 
 
-def test_script_for_slurm_is_sound_bash():
-    subprocess.run(["bash", "-n", FOLDER / "slurm.sh"], check=True)
+@pytest.mark.parametrize("name", ["slurm.sh", "sample.sh"])
+def test_scripts_for_slurm_are_sound_bash(name):
+    subprocess.run(["bash", "-n", FOLDER / name], check=True)
