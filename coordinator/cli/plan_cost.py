@@ -7,7 +7,6 @@ import typer
 
 from coordinator.cli.open_plan import open_plan
 from coordinator.cli.options import CoordinatorOption, RootOption
-from coordinator.status.tables import shown_bytes
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption, finite
 from ddm_fed.errors import OptionError
@@ -143,6 +142,8 @@ def _facts(
 
 
 def _rows(found: dict[str, Any], islands: int) -> list[list[str]]:
+    from coordinator.status.tables import shown_bytes
+
     def size(count: float) -> str:
         return shown_bytes(round(count))
 
