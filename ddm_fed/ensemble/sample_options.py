@@ -67,12 +67,14 @@ class Content:
         knows_no_class: Whether experts were also trained with the class withheld, which guidance
             starts from.
         frequencies: Coefficients per channel that the router sees, or None if nobody knows.
+        one_network: Whether it is a student, of which no sample has a site.
     """
 
     data: DataSpec
     totals: Tensor | None
     knows_no_class: bool = True
     frequencies: int | None = None
+    one_network: bool = False
 
     @classmethod
     def of(
@@ -199,7 +201,7 @@ def notes_on(content: Content, options: SampleOptions) -> list[str]:
         )
     if content.data.text is not None and not options.prompts:
         notes.append("no --prompt was given: these are images that nothing was said of")
-    if sampling.guidance != 1.0:
+    if sampling.guidance != 1.0 and not content.one_network:
         text = f"under guidance {sampling.guidance:g} the shares of the sites are not exact"
         if sampling.strategy.asks_router:
             text += ": some may be far too large; use --strategy sticky, which draws sites by share"
