@@ -395,3 +395,53 @@ def test_statement_names_ensemble_members_and_work(made, stages):
     work = record["distillation"]
     assert (work["source"], work["teacher"], work["images"]) == ("samples", "own", 24)
     assert all(float(work["gigaflops"][part]) > 0 for part in ("drawing", "teacher", "student"))
+
+
+# What people see
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--strategy", "sticky"),
+        ("--router", "mixture"),
+        ("--router-temperature", "2"),
+        ("--attribution",),
+        ("--embedder-weights", "weights.safetensors"),
+        ("--resident", "1"),
+        ("--offload",),
+    ],
+    ids=lambda option: option[0],
+)
+def test_options_of_experts_and_routers_are_refused_for_a_student(run, student, root, option):
+    out = student.parent / "samples"
+    ended = run("ddm-coord", "sample", student, "--root", root, "--out", out, *option)
+    assert ended.code == 2
+    assert f"{option[0]}: a student is one network" in ended.err
+    assert not out.exists()
+
+
+def test_verify_says_what_a_student_is_and_what_it_promises(run, student, root):
+    ended = run("ddm-coord", "verify", student, "--root", root)
+    assert ended.code == 0
+    assert "what its members promise, the student keeps" in ended.err
+    assert "each taught by its own expert" in ended.err
+    assert all(site in ended.out for site in SITES)
+
+
+def test_commands_for_ensembles_say_that_this_is_a_student(run, student, made):
+    home = made[0].home.path
+    for words in (
+        ("router", "build", student, "--out", student.parent / "router"),
+        ("distill", student, "--out", student.parent / "again"),
+    ):
+        ended = run("ddm-coord", *words, "--coordinator", home)
+        assert ended.code == 1
+        assert "is a student: one network, without experts" in ended.err
+
+
+def test_signature_for_other_tools_is_put_on_a_student_too(run, student, made, root):
+    ended = run("ddm-coord", "sign-model", student, "--coordinator", made[0].home.path)
+    assert ended.code == 0, ended.err
+    assert (student / "model.sig").exists()
+    assert verify_student(student, root).record.federation == "test"

@@ -95,7 +95,7 @@ def kill_after(checkpoints, out, *words):
 def test_student_of_latents_with_classes_is_killed_continued_verified_sampled_and_stale(tmp_path):
     fed = build(tmp_path)
     at, ensemble, root = ("--coordinator", fed.home.path), tmp_path / "ensemble", fed.root
-    how = ("--samples", 40, "--solver-steps", 2, "--steps", 150, "--checkpoint-every", 0)
+    how = ("--samples", 40, "--solver-steps", 2, "--steps", 60, "--checkpoint-every", 0)
     cut, whole = tmp_path / "cut", tmp_path / "whole"
     words = ("distill", ensemble, *at, *how, "--out")
     kill_after(2, cut, *words, cut)
@@ -111,7 +111,6 @@ def test_student_of_latents_with_classes_is_killed_continued_verified_sampled_an
     elsewhere = ("verify", cut, "--root", root)
     shown = json.loads(done("ddm-coord", *elsewhere, "--json", cwd=tmp_path).out)
     assert (shown["verified"], list(shown["members"])) == ("student", list(SITES))
-    assert "what its members promise, the student keeps" in done("ddm-coord", *elsewhere).err
 
     # images of every class, as often as the sites have it, and of no site
     few = ("sample", cut, "--count", 24, "--steps", 2, "--out")
@@ -127,15 +126,6 @@ def test_student_of_latents_with_classes_is_killed_continued_verified_sampled_an
     summary = json.loads((decoded / "samples.json").read_text())
     nothing = ("router", "strategy", "site_counts", "intended_shares", "attribution")
     assert [summary[name] for name in nothing] == [None] * len(nothing)
-    for option in (
-        ("--strategy", "sticky"),
-        ("--router", "mixture"),
-        ("--router-temperature", 2),
-        ("--attribution",),
-        ("--resident", 1),
-    ):
-        refused = run("ddm-coord", *few, tmp_path / "none", "--root", root, *option)
-        assert (refused.code, f"{option[0]}: a student is one network" in refused.err) == (2, True)
     real = _images(tmp_path / "real.npz")
     judged = done(
         "ddm-coord", "evaluate", decoded, "--real", real, "--train", real, "--training-steps", 3,
@@ -168,8 +158,6 @@ def test_student_of_given_images_says_so(tmp_path):
     assert found["distillation"]["images"] == 60
     assert found["distillation"]["gigaflops"]["drawing"] == "0"
     assert found["privacy"]["post_processing"] is False
-    said = done("ddm-coord", "verify", out, "--root", fed.root)
-    assert "what the members promise does not cover those" in said.err
 
 
 def _decoder(path):

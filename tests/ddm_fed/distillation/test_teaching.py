@@ -241,7 +241,7 @@ def test_a_batch_depends_on_seed_and_step_and_not_on_what_was_drawn_before():
 def test_student_comes_near_the_velocity_of_the_pool_and_no_expert_does(tmp_path):
     _, sites, pool = apart(16)
     options = DistillOptions(
-        steps=250, batch_size=48, learning_rate=0.005, samples=2048, solver_steps=6
+        steps=160, batch_size=48, learning_rate=0.005, samples=2048, solver_steps=6
     )
     with working(tmp_path / "student") as work:
         student = train_student(teachers(of=apart), options, work)
