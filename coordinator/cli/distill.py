@@ -65,7 +65,7 @@ def distill(
             show_default="the plan's",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same student.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same student.", min=0, max=2**53 - 1)] = 0,
     precision: Annotated[
         Literal["float32", "bfloat16"], typer.Option(help="Precision of the arithmetic.")
     ] = "float32",

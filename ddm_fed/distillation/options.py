@@ -5,7 +5,7 @@ from decimal import Decimal
 from typing import Literal
 
 from ddm_fed.ensemble.pool import Precision
-from ddm_fed.errors import OptionError
+from ddm_fed.errors import MalformedError, OptionError, StateError
 from ddm_fed.records import (
     ExpertDesign,
     Plan,
@@ -92,10 +92,13 @@ def student_training(plan: Plan, options: DistillOptions) -> TrainingSpec:
     """Returns how the student is trained: as the plan trains experts, but for what options say.
 
     The teacher's velocity is no image that could be moved, and no time is to count more.
+
+    Raises:
+        OptionError: a number cannot be written down as it is.
     """
     base = plan.training
     rate = options.learning_rate
-    return base.model_copy(
+    spec = base.model_copy(
         update={
             "steps": options.steps or base.steps,
             "batch_size": options.batch_size or base.batch_size,
@@ -105,17 +108,23 @@ def student_training(plan: Plan, options: DistillOptions) -> TrainingSpec:
             "loss_weighting": "none",
         }
     )
+    try:  # as whoever verifies the student will read it: a training is too long to find out then
+        return TrainingSpec.from_json(spec.to_json(), what="the training")
+    except MalformedError as problem:
+        raise OptionError(
+            f"--learning-rate {rate}: {problem.message}", hint="give fewer digits, such as 0.0003"
+        ) from None
 
 
 def require_no_captions(plan: Plan) -> None:
     """Refuses a plan with captions.
 
     Raises:
-        OptionError: a student would need captions to learn, and no site gives any away.
+        StateError: a student would need captions to learn, and no site gives any away.
     """
     if plan.data.text is not None:
-        raise OptionError(
-            "--out: no student is made of an ensemble with captions yet: it would learn nothing of "
-            "any prompt without captions to learn from, and those of the sites are private",
+        raise StateError(
+            "no student is made of an ensemble with captions: it would learn nothing of any prompt "
+            "without captions to learn from, and those of the sites are private",
             hint="sample the ensemble itself; with --strategy sticky that asks one expert a call",
         )

@@ -51,6 +51,7 @@ from ddm_fed.training.parallel import Team
 from ddm_fed.training.state import Job, RunIdentity
 
 ENDING = ".unfinished"
+LESSONS, CHECKPOINT = "lessons", "checkpoint.safetensors"
 BACKWARD = 3  # a step of training costs as much as three forward passes
 GIGA = Decimal(10) ** 9
 
@@ -120,6 +121,8 @@ def work_folder(out: Path) -> Path:
 def working(out: Path, *, restart: bool = False) -> Iterator[Path]:
     """Yields the folder where the student `out` is worked on; it is gone if the block succeeds.
 
+    It is gone too if nothing was made in it.
+
     Args:
         out: What is made at last.
         restart: Whether to forget what an unfinished run has left.
@@ -131,10 +134,15 @@ def working(out: Path, *, restart: bool = False) -> Iterator[Path]:
     work.mkdir(parents=True, exist_ok=True)
     with exclusive(work / "lock"):
         if restart:
-            for name in ("recipe", "checkpoint.safetensors"):
+            for name in ("recipe", CHECKPOINT):
                 (work / name).unlink(missing_ok=True)
-            shutil.rmtree(work / "lessons", ignore_errors=True)
-        yield work
+            shutil.rmtree(work / LESSONS, ignore_errors=True)
+        try:
+            yield work
+        except BaseException:
+            if not _is_begun(work):
+                shutil.rmtree(work)
+            raise
         shutil.rmtree(work)
 
 
@@ -196,14 +204,14 @@ def train_student(
         "training": spec.model_dump(mode="json"),
     }
     identity = sha256_hex(canonical_json(recipe))
-    _require_same_recipe(work, identity)
     data, ensemble = teachers.plan.data, teachers.ensemble
+    _require_same_recipe(work, identity)
     if given is None:
         lessons = draw_lessons(
             ensemble,
             data,
             teachers.weights,
-            work / "lessons",
+            work / LESSONS,
             count=options.samples,
             solver_steps=options.solver_steps,
             seed=options.seed,
@@ -221,7 +229,7 @@ def train_student(
     )
     team = Team(torch.device(options.devices[0]))
     job = Job(plan, identity, lessons.sha256, design, run_options, team)
-    checkpoint = work / "checkpoint.safetensors"
+    checkpoint = work / CHECKPOINT
 
     def batches(run: RunIdentity) -> TaughtBatches:
         return TaughtBatches(lessons, ensemble, spec, seed=run.seed, teacher=options.teacher)
@@ -306,9 +314,15 @@ def arithmetic(
     )
 
 
+def _is_begun(work: Path) -> bool:
+    """Returns whether anything was made in `work` that another run could go on with."""
+    lessons = work / LESSONS
+    return (work / CHECKPOINT).exists() or (lessons.is_dir() and any(lessons.iterdir()))
+
+
 def _require_same_recipe(work: Path, identity: str) -> None:
     recipe = work / "recipe"
-    if recipe.exists() and recipe.read_text() != identity:
+    if _is_begun(work) and recipe.read_text() != identity:
         raise StateError(
             f"{work} holds a student of other options, or of another ensemble",
             hint="give the options it was begun with, begin anew with --restart, or choose another "

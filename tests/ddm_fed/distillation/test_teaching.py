@@ -380,6 +380,18 @@ def test_student_is_trained_as_the_plan_says_but_for_options():
     assert (found.augmentation, found.loss_weighting, found.ema_half_lives) == ((), "none", (50,))
 
 
+def test_number_that_no_statement_could_hold_is_refused_before_anything_is_trained():
+    with pytest.raises(OptionError, match="--learning-rate"):
+        student_training(a_plan(), DistillOptions(learning_rate=1.2345678901234567e-9))
+
+
+def test_run_that_made_nothing_leaves_nothing_behind(tmp_path):
+    out, none = tmp_path / "student", GivenImages(torch.zeros((0, *SHAPE)), None, "0" * 64)
+    with pytest.raises(DataError), working(out) as work:
+        train_student(teachers(), DistillOptions(), work, given=none)
+    assert not work_folder(out).exists()
+
+
 def test_router_that_looks_at_no_image_cannot_weigh_teachers():
     asked = teachers(router=PriorRouter(torch.ones(3, 1)))
     with pytest.raises(OptionError, match="--teacher ensemble"):
@@ -395,6 +407,6 @@ context = 8
 tokens = 8
 width = 4
 pooled = 4"""
-    with pytest.raises(OptionError, match="captions") as caught:
+    with pytest.raises(StateError, match="captions") as caught:
         require_teachable(teachers(a_plan(data=text)), DistillOptions())
     assert "sample the ensemble itself" in caught.value.hint
