@@ -24,6 +24,7 @@ from federation import (
 from coordinator.ensembles.distill import distill
 from coordinator.ensembles.remove import remove
 from coordinator.inbox.admission import admit_arrivals
+from coordinator.roster import changes
 from ddm_fed.bundle.verify import ENVELOPE_FILE
 from ddm_fed.distillation.folder import (
     STUDENT_FILE,
@@ -385,6 +386,22 @@ def test_ensemble_that_became_stale_meanwhile_makes_no_student(made, stages, scr
     with pytest.raises(StateError, match="stale"):
         distill(fed.home, verified, scratch / "late", OPTIONS, require_current=gone)
     assert not (scratch / "late").exists()
+
+
+def test_replaced_key_of_the_coordinator_signs_no_student_of_an_older_ensemble(
+    made, stages, scratch
+):
+    later = made[0].copy(scratch / "later", "consortium")
+    verified = verify_ensemble(stages.ensemble, later.root)
+    assert changes.rotate_coordinator(later.home).published
+    with pytest.raises(StateError, match="key was replaced since the ensemble was assembled"):
+        distill(later.home, verified, scratch / "late", OPTIONS)
+    assert not (scratch / "late").exists()
+    # what it signed before holds as before
+    found = find_staleness(
+        verify_student(made[1], later.root), *read_seen(later.published, later.root)
+    )
+    assert found.stale == ()
 
 
 def test_statement_names_ensemble_members_and_work(made, stages):
