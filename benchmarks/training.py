@@ -38,6 +38,7 @@ from ddm_fed.models import build_network, network_cost
 from ddm_fed.privacy import ImageSet
 from ddm_fed.records import Plan, read_plan_toml
 from ddm_fed.training import RunOptions
+from ddm_fed.training.batches import Batches
 from ddm_fed.training.loop import Training
 from ddm_fed.training.parallel import Team
 from ddm_fed.training.state import Job, require_same_run, start_run
@@ -86,7 +87,9 @@ def ours(plan: Plan, images: ImageSet, folder: Path, *, compiled: bool) -> Itera
     job = Job(plan, "0" * 64, "0" * 64, design, options, team)
     start_run(path, job)
     run = require_same_run(path, job, finished=False)
-    training = Training(images, job, run, path)
+    conditional = plan.data.conditional
+    batches = Batches(images, plan.training, conditional=conditional, seed=run.seed)
+    training = Training(batches, job, run, path)
     said: list[str] = []
     training.prepare(said.append)
     if said:

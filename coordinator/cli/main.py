@@ -9,6 +9,7 @@ from coordinator.cli import autoencoder, plan, roster, router
 from coordinator.cli.admit import admit
 from coordinator.cli.assemble import assemble
 from coordinator.cli.check_consistency import check_consistency
+from coordinator.cli.distill import distill
 from coordinator.cli.import_ import import_
 from coordinator.cli.init import init
 from coordinator.cli.partition import partition
@@ -30,7 +31,7 @@ app = make_program(
     {  # help shows them in this order, which is that of the work
         "Set up": (init, keygen, roster.app, autoencoder.app, partition, plan.app, publish),
         "Receive": (serve, import_, admit, status, web),
-        "Assemble": (reference, assemble, router.app, remove, sign_model),
+        "Assemble": (reference, assemble, router.app, distill, remove, sign_model),
         "Verify and use": (verify, check_consistency, sample, evaluate),
     },
     description="""Bring the experts of several sites together, and prove what came from whom.

@@ -1,7 +1,7 @@
-"""An ensemble that is about to be used: verified, and held against what came after it.
+"""An ensemble or a student about to be used: verified, and held against what came after it.
 
-An ensemble proves its own past only. Whoever has the coordinator's folder at hand knows more: who
-was removed, whose key was stolen, whose expert was replaced since.
+It proves its own past only. Whoever has the coordinator's folder at hand knows more: who was
+removed, whose key was stolen, whose expert was replaced since.
 """
 
 from pathlib import Path
@@ -10,6 +10,7 @@ from coordinator.cli.options import pinned_root
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed import console
 from ddm_fed.commands.staleness import refuse_stale
+from ddm_fed.distillation.opening import Sampled, kind_of, require_ensemble, verify_either
 from ddm_fed.ensemble.folder import VerifiedEnsemble, verify_ensemble
 from ddm_fed.ensemble.staleness import find_staleness
 from ddm_fed.progress import Advance
@@ -31,17 +32,40 @@ def open_current(
 
     Raises:
         RefusedError: the ensemble does not verify, or is no part of the coordinator's history.
-        StateError: it is stale.
+        StateError: it is stale, or a student.
         OptionError: no fingerprint is given.
     """
     pin = pinned_root(root, coordinator)
+    require_ensemble(ensemble)
     verified = verify_ensemble(ensemble, pin, advance=advance)
-    if not (coordinator / "coordinator.toml").exists():
-        return verified
-    home = CoordinatorFolder.open(coordinator)
-    if home.settings.root != pin:
-        return verified
-    found = find_staleness(verified, *read_seen(home.published, pin))
-    words = ("ddm-coord", "assemble", "NEW_FOLDER", "--coordinator", coordinator)
-    refuse_stale(ensemble, found, console.typed(*words))
+    require_current(verified, ensemble, coordinator)
     return verified
+
+
+def open_either(
+    folder: Path, root: str | None, coordinator: Path, *, advance: Advance = lambda _: None
+) -> Sampled:
+    """Returns a verified ensemble or student that may still be used, as `open_current` does."""
+    verified = verify_either(folder, pinned_root(root, coordinator), advance=advance)
+    require_current(verified, folder, coordinator)
+    return verified
+
+
+def require_current(verified: Sampled, folder: Path, coordinator: Path) -> None:
+    """Refuses what its coordinator, if it is at hand, says must not be used any more.
+
+    Raises:
+        RefusedError: it is no part of the coordinator's history.
+        StateError: it is stale.
+    """
+    if not (coordinator / "coordinator.toml").exists():
+        return
+    home, pin = CoordinatorFolder.open(coordinator), verified.trust.root
+    if home.settings.root != pin:
+        return
+    found, kind = find_staleness(verified, *read_seen(home.published, pin)), kind_of(verified)
+    words: tuple[str | Path, ...] = ("ddm-coord", "assemble", "NEW_FOLDER")
+    if kind == "student":
+        words = ("ddm-coord", "distill", "NEW_ENSEMBLE", "--out", "NEW_FOLDER")
+    remedy = console.typed(*words, "--coordinator", coordinator)
+    refuse_stale(folder, found, remedy, kind=kind)

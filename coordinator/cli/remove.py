@@ -42,6 +42,8 @@ def remove(
         )
         for digest, folder in removed.stale.items():
             console.say(f"STALE: ensemble {digest[:16]}…, assembled in {folder}")
+        for digest, folder in removed.students.items():
+            console.say(f"STALE: student {digest[:16]}…, distilled in {folder}")
         if removed.stale:
             console.say(
                 "whatever was made from these is stale as well: samples, students distilled from "

@@ -11,15 +11,17 @@ from ddm_fed.storage.files import size_below
 
 
 def sign_model(
-    ensemble: Annotated[Path, typer.Argument(help="The ensemble's folder.", file_okay=False)],
+    ensemble: Annotated[
+        Path, typer.Argument(help="Folder of an ensemble or a student.", file_okay=False)
+    ],
     coordinator: CoordinatorOption = Path(),
 ) -> None:
     """Add model.sig, in OpenSSF Model Signing v1.0 format, for other tools to verify the folder.
 
-    The ensemble is verified first; a stale one is refused. The key is P-256 and named in the
+    The folder is verified first; a stale one is refused. The key is P-256 and named in the
     roster; its public half is written beside the ensemble. Example: ddm-coord sign-model ensemble
     """
-    from coordinator.cli.open_ensemble import open_current
+    from coordinator.cli.open_ensemble import open_either
     from coordinator.workspace import EXPORT_KEY, CoordinatorFolder
     from ddm_fed.ensemble.model_signing import SIGNATURE_FILE, sign_folder, verify_folder
     from ddm_fed.signing import ExportKey
@@ -27,7 +29,7 @@ def sign_model(
 
     home = CoordinatorFolder.open(coordinator)
     with console.moving_bytes(f"signing {ensemble.name}", 3 * size_below(ensemble)) as advance:
-        open_current(ensemble, home.settings.root, coordinator, advance=advance)
+        open_either(ensemble, home.settings.root, coordinator, advance=advance)
         key = ExportKey.read(home.keys / EXPORT_KEY)
         sign_folder(ensemble, key, advance=advance)
         verify_folder(ensemble, key.public_pem, advance=advance)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from coordinator.cli.options import CoordinatorOption, RootOption, pinned_root
+from coordinator.cli.show_student import say_newer, show_student
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption
 from ddm_fed.errors import OptionError
@@ -14,6 +15,7 @@ from ddm_fed.storage.files import size_below
 
 if TYPE_CHECKING:
     from ddm_fed.bundle.verify import VerifiedBundle
+    from ddm_fed.distillation.opening import Sampled
     from ddm_fed.ensemble.folder import VerifiedEnsemble
     from ddm_fed.ensemble.staleness import Staleness
 
@@ -22,7 +24,9 @@ def verify(
     target: Annotated[
         Path,
         typer.Argument(
-            help="An ensemble, a published folder, or one bundle.", exists=True, file_okay=False
+            help="An ensemble, a student, a published folder, or one bundle.",
+            exists=True,
+            file_okay=False,
         ),
     ],
     coordinator: CoordinatorOption = Path(),
@@ -30,36 +34,41 @@ def verify(
     published: Annotated[
         Path | None,
         typer.Option(
-            help="Published folder. A bundle needs it. For an ensemble, a newer one says whether "
-            "the ensemble may still be used."
+            help="Published folder. A bundle needs it. For an ensemble or a student, a newer one "
+            "says whether it may still be used."
         ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify an ensemble, a published folder or a bundle, offline. Anyone can; nothing is written.
+    """Verify an ensemble, student, published folder or bundle, offline. It writes nothing.
 
     Ends with 1 if it does not verify, or must not be used any more.
 
     Examples: ddm-coord verify ensemble --root sha256:3b6a… · ddm-coord verify published --root
     sha256:3b6a… · ddm-coord verify bundle --root sha256:3b6a… --published published
     """
-    from ddm_fed.ensemble.folder import STATEMENT_FILE, verify_ensemble
+    from ddm_fed.distillation.folder import VerifiedStudent
+    from ddm_fed.distillation.opening import is_student, verify_either
+    from ddm_fed.ensemble.folder import STATEMENT_FILE
     from ddm_fed.trust.published import PLAN_FILE
 
     pin = pinned_root(root, coordinator)
     if published is None and (coordinator / "coordinator.toml").exists():
         published = coordinator / "published"
-    is_ensemble = (target / STATEMENT_FILE).exists()
-    if not is_ensemble and (target / PLAN_FILE).exists():
+    is_made = (target / STATEMENT_FILE).exists() or is_student(target)
+    if not is_made and (target / PLAN_FILE).exists():
         _verify_published(target, pin, as_json)
         return
     with console.moving_bytes(f"verifying {target.name}", size_below(target)) as advance:
-        if not is_ensemble:
+        if not is_made:
             _show_bundle(_verify_bundle(target, pin, published, advance), pin, as_json)
             return
-        verified = verify_ensemble(target, pin, advance=advance)
+        verified = verify_either(target, pin, advance=advance)
     newer = _staleness(verified, pin, published)
-    _show_ensemble(verified, newer, as_json)
+    if isinstance(verified, VerifiedStudent):
+        show_student(verified, newer, as_json=as_json)
+    else:
+        _show_ensemble(verified, newer, as_json)
     if newer is not None and newer.stale:
         raise typer.Exit(1)
 
@@ -104,9 +113,7 @@ def _verify_bundle(
     return verify_bundle(target, read_published(published, pin), now(), advance=advance)
 
 
-def _staleness(
-    verified: "VerifiedEnsemble", pin: str, published: Path | None
-) -> "Staleness | None":
+def _staleness(verified: "Sampled", pin: str, published: Path | None) -> "Staleness | None":
     from ddm_fed.ensemble.staleness import find_staleness
     from ddm_fed.trust.published import read_seen
 
@@ -152,22 +159,7 @@ def _show_ensemble(verified: "VerifiedEnsemble", newer: "Staleness | None", as_j
     )
     if record.left_out:
         console.say(f"admitted but left out: {', '.join(record.left_out)}")
-    if newer is None:
-        console.say(
-            "this says nothing about later removals and revocations: add --published with the "
-            "newest published folder"
-        )
-        return
-    for reason in newer.newer:
-        console.say(f"newer: {reason}")
-    for reason in newer.stale:
-        console.say(f"STALE: {reason}")
-    if newer.stale:
-        console.say("do not use this ensemble any more, nor what was made from it")
-    elif newer.newer:
-        console.say("assemble anew to use what replaced them; nobody was removed")
-    else:
-        console.say("nothing in the newer rosters and log speaks against its use")
+    say_newer(newer, "ensemble")
 
 
 def _facts(bundle: "VerifiedBundle") -> dict[str, object]:

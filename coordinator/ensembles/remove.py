@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from coordinator import journal
+from coordinator.ensembles.distill import students_with
 from coordinator.inbox.admission import Known, admitted_bundles, begin
 from coordinator.log import append, publish_log
 from coordinator.workspace import CoordinatorFolder
@@ -16,7 +17,7 @@ from ddm_fed.trust.receipts import sign_removal
 
 @dataclass(frozen=True)
 class Removed:
-    """What was removed, and the earlier ensembles it makes stale: digest to folder.
+    """What was removed, and the ensembles and students it makes stale: digest to folder.
 
     `known` has the log after the removal.
     """
@@ -24,6 +25,7 @@ class Removed:
     site: str
     removal: Removal
     stale: Mapping[str, str]
+    students: Mapping[str, str]
     known: Known
 
 
@@ -96,7 +98,7 @@ def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: b
         _delete_weights(home, trust, log, site)
     found = [entry.removal for entry in log.entries if entry.removal is not None]
     removal = next(item for item in reversed(found) if item.site == site)
-    return Removed(site, removal, stale, Known(trust, log))
+    return Removed(site, removal, stale, students_with(home, site), Known(trust, log))
 
 
 def _ensembles_with(home: CoordinatorFolder, site: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ from ddm_fed.commands.options import EmbedderOption, finite
 from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
-    from ddm_fed.ensemble.folder import VerifiedEnsemble
+    from ddm_fed.distillation.opening import Sampled
     from ddm_fed.ensemble.sample_folder import SampleOptions
 
 # as in `ddm_fed.records` and `ddm_fed.flows`, which would load pydantic and torch for --help
@@ -20,6 +20,15 @@ RouterName = Literal["prior", "mixture", "centroid", "heads", "replay", "hybrid"
 SolverName = Literal["euler", "midpoint", "heun", "dpm++2m", "sde"]
 EnsembleArgument = Annotated[
     Path, typer.Argument(help="The ensemble's folder.", exists=True, file_okay=False)
+]
+EnsembleOrStudent = Annotated[
+    Path,
+    typer.Argument(
+        metavar="ENSEMBLE",
+        help="The folder of an ensemble, or of a student.",
+        exists=True,
+        file_okay=False,
+    ),
 ]
 SamplesOption = Annotated[
     Path,
@@ -224,10 +233,38 @@ def _counted(options: "SampleOptions") -> int:
     return sum(map(len, chunks[first - 1 :: every]))
 
 
-def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "SampleOptions") -> None:
+def require_no_experts_asked(flags: SampleFlags) -> None:
+    """Refuses what is said of experts and routers where there is one network.
+
+    Raises:
+        OptionError: naming the option.
+    """
+    router = "it has no router"
+    for option, given, reason in (
+        ("--strategy", flags.strategy is not None, "there are no experts to choose from"),
+        ("--router", flags.router is not None, router),
+        ("--router-temperature", flags.router_temperature != 1, router),
+        ("--attribution", flags.attribution, "it does not know which site a sample is like"),
+        ("--embedder-weights", flags.embedder_weights is not None, router),
+        ("--resident", flags.resident is not None, "there is one network, always in memory"),
+        ("--offload", flags.offload, "there is one network, always in memory"),
+    ):
+        if given:
+            raise OptionError(
+                f"{option}: a student is one network: {reason}",
+                hint="leave it out, or give the ensemble that the student was made from",
+            )
+
+
+def draw_and_show(verified: "Sampled", out: Path, flags: SampleFlags) -> None:
     """Draws images into `out`, and shows how far it is and where they came from."""
+    from ddm_fed.distillation.folder import VerifiedStudent
+    from ddm_fed.distillation.sampling import sample_student
     from ddm_fed.ensemble.sample_folder import draw
 
+    if isinstance(verified, VerifiedStudent):
+        require_no_experts_asked(flags)
+    options = options_of(flags)
     count = _counted(options)
     with console.counting("sampling", count, "samples") as show:
         started, before, done = monotonic(), -1, 0
@@ -239,8 +276,11 @@ def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "SampleOptio
                 started, before = monotonic(), done
             show(done, f"{(done - before) / max(monotonic() - started, 1e-9):.1f} images/s")
 
-        summary = draw(verified, out, options, advance=advance)
-    if options.part is not None:
+        if isinstance(verified, VerifiedStudent):
+            summary = sample_student(verified, out, options, advance=advance)
+        else:
+            summary = draw(verified, out, options, advance=advance)
+    if "chunks" in summary:  # of a part; where all is done already, it is the whole summary
         console.say(
             f"{summary['chunks']} of {summary['of']} chunks are in {out}. When those of all parts "
             "are there, run the same without --part"

@@ -1,4 +1,4 @@
-"""What both programs say of an ensemble that newer rosters or a newer log speak against."""
+"""What both programs say of what newer rosters or a newer log speak against."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,13 +10,16 @@ if TYPE_CHECKING:
     from ddm_fed.ensemble.staleness import Staleness
 
 
-def refuse_stale(ensemble: Path, found: "Staleness", remedy: str) -> None:
-    """Refuses an ensemble that is stale; warns of members whose submission was replaced.
+def refuse_stale(
+    ensemble: Path, found: "Staleness", remedy: str, *, kind: str = "ensemble"
+) -> None:
+    """Refuses what is stale; warns of members whose submission was replaced.
 
     Args:
-        ensemble: Its folder.
+        ensemble: The folder.
         found: What is known against it.
         remedy: The command that brings a newer one.
+        kind: What it is: an ensemble, or a student.
 
     Raises:
         StateError: it is stale.
@@ -29,7 +32,7 @@ def refuse_stale(ensemble: Path, found: "Staleness", remedy: str) -> None:
         )
     for reason in found.newer:
         console.say(
-            f"WARNING: {reason}. This ensemble holds the earlier one. What the site took back with "
+            f"WARNING: {reason}. This {kind} holds the earlier one. What the site took back with "
             "the newer one, for instance images whose consent was withdrawn, lives on in it. Use a "
-            f"newer ensemble: {remedy}"
+            f"newer {kind}: {remedy}"
         )

@@ -29,9 +29,9 @@ from ddm_fed.bundle.verify import (
     VerifiedBundle,
     verify_bundle,
 )
+from ddm_fed.ensemble.agreement import require_complete, require_digest, require_same
 from ddm_fed.ensemble.model_signing import SIGNATURE_FILE
 from ddm_fed.errors import (
-    DigestError,
     FileSetError,
     LogError,
     PlanMismatchError,
@@ -114,6 +114,11 @@ class VerifiedEnsemble:
     record: EnsembleRecord
     bundles: tuple[VerifiedBundle, ...]
     router_sha256: str | None  # of ROUTER_FILE, where the router is made from samples
+
+    @property
+    def envelopes(self) -> tuple[bytes, ...]:
+        """The signed manifest of every member."""
+        return tuple(bundle.envelope for bundle in self.bundles)
 
 
 def write_ensemble(
@@ -237,7 +242,7 @@ def verify_ensemble(
     signed = open_envelope(envelope, IN_TOTO_PAYLOAD, trust.chain.coordinator_keys(None), what=what)
     statement = Statement[EnsembleRecord].from_json(signed.payload, what=what)
     record = statement.predicate
-    _require_same(
+    require_same(
         what,
         {
             "predicate type": (statement.predicate_type, ENSEMBLE_PREDICATE),
@@ -258,22 +263,22 @@ def verify_ensemble(
         f"sites/{member.site}/{name}" for member in record.members for name in ANY_TENSOR_FILES
     }
     for name in sorted(digests.keys() - tensors):  # what is signed, whatever comes and goes there
-        _require_digest(name, sha256_of(folder / name), digests[name])
+        require_digest(name, sha256_of(folder / name), digests[name], of=what)
     log = read_log(folder, trust.chain)
-    _require_same(
+    require_same(
         what,
         {
             "log": (record.log.root, log.head.root),
             "log size": (str(record.log.size), str(log.size)),
         },
     )
-    _require_complete(record, log)
+    require_complete(record, log, what=what)
     bundles = []
     for member in record.members:
         bundles.append(_verify_member(folder, member, trust, log, advance))
         for name, digest in bundles[-1].sha256.items():
             path = f"sites/{member.site}/{name}"
-            _require_digest(path, digest, digests.get(path, "nothing"))
+            require_digest(path, digest, digests.get(path, "nothing"), of=what)
     if record.built is not None:
         if ROUTER_FILE not in digests:
             raise FileSetError(
@@ -332,30 +337,6 @@ def require_common_reference(submissions: Mapping[str, Submission]) -> None:
         )
 
 
-def _require_complete(record: EnsembleRecord, log: Log) -> None:
-    """Refuses an ensemble that drops what the log admitted, or has what it did not."""
-    current = log.current(record.plan_sha256)
-    named = {member.site for member in record.members} | set(record.left_out)
-    # earlier versions named sites of which only a thief's submission was left
-    fine = set(record.left_out) & log.current(record.plan_sha256, with_void=True).keys()
-    for site in sorted(current.keys() ^ (named - (fine - current.keys()))):
-        stated = "names it" if site in named else "neither has it nor says that it was left out"
-        place = f"at entry {current[site].index}" if site in current else "nothing"
-        raise LogError(
-            f"the log admitted {place} of `{site}` for this plan; the ensemble {stated}",
-            hint="a member was dropped or added after admission; ask the coordinator",
-        )
-    for member in record.members:
-        entry = current[member.site]
-        if (entry.index, entry.submission_sha256) != (member.log_index, member.submission_sha256):
-            raise LogError(
-                f"the ensemble has submission {member.submission_sha256[:16]}… of `{member.site}` "
-                f"from entry {member.log_index}, the newest in the log is "
-                f"{entry.submission_sha256[:16]}… at entry {entry.index}",
-                hint="an older or another expert was put in; ask the coordinator",
-            )
-
-
 def _verify_member(
     folder: Path, member: EnsembleMember, trust: Trust, log: Log, advance: Advance
 ) -> VerifiedBundle:
@@ -375,7 +356,7 @@ def _verify_member(
         position=member.log_index,
         advance=advance,
     )
-    _require_same(
+    require_same(
         f"the member `{member.site}`",
         {
             "site": (bundle.site, member.site),
@@ -417,27 +398,10 @@ def _verify_proof(
         bytes.fromhex(head.root),
         what=what,
     )
-    _require_same(
+    require_same(
         what,
         {
             "log": (head.root, log.head.root),
             "entry": (str(proof.index), str(member.log_index)),
         },
     )
-
-
-def _require_same(what: str, fields: Mapping[str, tuple[str, str]]) -> None:
-    for field, (found, expected) in fields.items():
-        if found != expected:
-            raise PlanMismatchError(
-                f"{what} names the {field} `{found}`, expected `{expected}`",
-                hint="documents of different ensembles were mixed; fetch the whole folder again",
-            )
-
-
-def _require_digest(name: str, found: str, signed: str) -> None:
-    if found != signed:
-        raise DigestError(
-            f"`{name}` is not what the ensemble was signed with: found {found}, signed {signed}",
-            hint="it was altered or damaged after signing; fetch the whole folder again",
-        )

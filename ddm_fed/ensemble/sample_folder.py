@@ -120,6 +120,7 @@ def write_samples(
     options: SampleOptions,
     source: dict[str, Any],
     *,
+    experts: Sequence[str] | None = None,
     decoder: Autoencoder | None = None,
     advance: Advance = lambda _: None,
 ) -> dict[str, Any]:
@@ -130,7 +131,9 @@ def write_samples(
         content: What its images are.
         out: Folder; made where it is missing.
         options: How.
-        source: Says which ensemble it is; `members` names its sites in their order.
+        source: Says which ensemble it is; `members` names its sites in their order. What it says
+            stands, whatever else is said under the same name.
+        experts: What the experts are called, in their order; by default as the members.
         decoder: What makes pictures of samples that are latents. Without it, none are made.
         advance: Told how many more samples' worth of work is done.
 
@@ -145,7 +148,7 @@ def write_samples(
     """
     _require_ours(out)
     require_fit(ensemble, content, options)
-    described = source | _described(ensemble, content, options, decoder)
+    described = source | _described(ensemble, content, options, decoder) | source
     digest = sha256_hex(canonical_json(json.loads(json.dumps(described), parse_float=str)))
     out.mkdir(parents=True, exist_ok=True)
     if (out / SUMMARY).exists():
@@ -159,12 +162,15 @@ def write_samples(
         if (parts / "options").exists():
             _require_same_digest(out, (parts / "options").read_text(), digest)
         write_atomically(parts / "options", digest.encode())
-        job = _Job(ensemble, content, out, options, tuple(source["members"]), decoder, digest)
+        names = tuple(source["members"] if experts is None else experts)
+        job = _Job(ensemble, content, out, options, names, decoder, digest)
         files = [job.part(indices, advance) for indices in job.chosen]
         if options.part is not None:
             return {"chunks": len(files), "of": len(job.chunks)}
-        summary = described | _counted(ensemble, files, tuple(source["members"]))
+        summary = described | _counted(ensemble, files, names)
         summary |= job.shares_of_prompts()
+        if content.one_network:
+            summary |= {"intended_shares": None, "intended_shares_of_labels": None}
         summary["options_sha256"] = digest
         write_archive(out / "samples.npz", files, options.count)
         if content.data.latent is None or decoder is not None:
@@ -208,6 +214,7 @@ class _Job:
     ) -> None:
         self._decoder, self._digest = decoder, digest
         self._ensemble, self._data, self._out, self._sites = ensemble, content.data, out, sites
+        self._has_sites = not content.one_network
         weights = content.weights(options.label)
         self._labels = None if weights is None else apportioned(weights, options.count)
         self._options = options
@@ -243,7 +250,7 @@ class _Job:
             advance=one_step_of,
         )
         arrays = self._pictures(drawn.images)
-        if drawn.sites is not None:
+        if drawn.sites is not None and self._has_sites:
             arrays["sites"] = drawn.sites.numpy()
         if drawn.attribution is not None:
             arrays["attribution"] = drawn.attribution.numpy()

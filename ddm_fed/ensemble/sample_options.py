@@ -71,6 +71,7 @@ class Content:
             starts from.
         frequencies: Coefficients per channel that the router sees, or None if nobody knows.
         deaf: Whether the router asks centroids and cannot compare captions with them.
+        one_network: Whether it is a student, of which no sample has a site.
     """
 
     data: DataSpec
@@ -78,6 +79,7 @@ class Content:
     knows_no_class: bool = True
     frequencies: int | None = None
     deaf: bool = False
+    one_network: bool = False
 
     @classmethod
     def of(
@@ -210,7 +212,7 @@ def notes_on(content: Content, options: SampleOptions) -> list[str]:
             "sites were drawn by their shares, whatever the prompt: centroids answer prompts where "
             "the plan's text encoder is their embedder and `router.centroids.prompts` are given"
         )
-    if sampling.guidance != 1.0:
+    if sampling.guidance != 1.0 and not content.one_network:
         text = f"under guidance {sampling.guidance:g} the shares of the sites are not exact"
         if sampling.strategy.asks_router:
             text += ": some may be far too large; use --strategy sticky, which draws sites by share"

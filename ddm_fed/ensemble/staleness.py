@@ -1,37 +1,70 @@
-"""Whether an ensemble that verifies may still be used, judged by newer rosters and a newer log.
+"""Whether what verifies may still be used, judged by newer rosters and a newer log.
 
-An ensemble proves its own past. What happened later, a removal, a stolen key, only newer documents
-can tell; they must continue the ones inside the ensemble, or one of the two is a fork.
+An ensemble proves its own past, and so does a student. What happened later, a removal, a stolen
+key, only newer documents can tell; they must continue the ones inside the folder, or one of the two
+is a fork.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from ddm_fed.bundle.submission import read_submission
-from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.errors import RefusedError
-from ddm_fed.trust import RosterChain
+from ddm_fed.records import EnsembleRecord, StudentRecord
+from ddm_fed.signing import VerifyKey
+from ddm_fed.trust import RosterChain, Trust
 from ddm_fed.trust.log import Log
 from ddm_fed.trust.published import require_newer
 
 
+class OfMembers(Protocol):
+    """A verified folder that was made of members' submissions: an ensemble, or a student."""
+
+    @property
+    def trust(self) -> Trust:
+        """What it was made under."""
+        ...
+
+    @property
+    def log(self) -> Log:
+        """The log at the time."""
+        ...
+
+    @property
+    def signers(self) -> frozenset[VerifyKey]:
+        """Who signed it."""
+        ...
+
+    @property
+    def record(self) -> EnsembleRecord | StudentRecord:
+        """Names its members."""
+        ...
+
+    @property
+    def envelopes(self) -> Sequence[bytes]:
+        """The signed manifest of every member."""
+        ...
+
+
 @dataclass(frozen=True)
 class Staleness:
-    """Reasons not to use an ensemble any more, and what is newer than it."""
+    """Reasons not to use an ensemble or a student any more, and what is newer than it."""
 
     stale: tuple[str, ...]
     newer: tuple[str, ...]
 
 
-def find_staleness(verified: VerifiedEnsemble, chain: RosterChain, log: Log) -> Staleness:
-    """Returns what `chain` and `log`, newer than the ensemble, say against it.
+def find_staleness(verified: OfMembers, chain: RosterChain, log: Log) -> Staleness:
+    """Returns what `chain` and `log`, newer than the ensemble or student, say against it.
 
     Args:
-        verified: The ensemble.
+        verified: The ensemble, or the student.
         chain: The newest rosters at hand.
         log: The newest log at hand.
 
     Raises:
-        RefusedError: they do not continue the ensemble's own; one of the two is a fork, or older.
+        RefusedError: they do not continue its own; one of the two is a fork, or older.
     """
     own = (verified.trust.chain, verified.log)
     require_newer((chain, log), own, what="the newer rosters and log")
@@ -44,7 +77,7 @@ def find_staleness(verified: VerifiedEnsemble, chain: RosterChain, log: Log) -> 
         if key.public_key in signers
     ):
         stale.append("it is signed by a coordinator key that may not sign at its place of the log")
-    for bundle, member in zip(verified.bundles, verified.record.members, strict=True):
+    for envelope, member in zip(verified.envelopes, verified.record.members, strict=True):
         stale.extend(
             f"`{member.site}` was removed on {entry.removal.removed_at:%Y-%m-%d}: "
             f"{entry.removal.reason}"
@@ -53,7 +86,7 @@ def find_staleness(verified: VerifiedEnsemble, chain: RosterChain, log: Log) -> 
         )
         try:
             what = f"the submission of `{member.site}`"
-            read_submission(bundle.envelope, chain, member.log_index, what=what)
+            read_submission(envelope, chain, member.log_index, what=what)
         except RefusedError as error:
             stale.append(error.message)
         newest = log.current(verified.record.plan_sha256).get(member.site)

@@ -127,3 +127,8 @@ from ddm_fed.records.statement import IN_TOTO_PAYLOAD as IN_TOTO_PAYLOAD
 from ddm_fed.records.statement import Statement as Statement
 from ddm_fed.records.statement import is_file_name as is_file_name
 from ddm_fed.records.statement import subjects as subjects
+from ddm_fed.records.student import STUDENT_PREDICATE as STUDENT_PREDICATE
+from ddm_fed.records.student import Arithmetic as Arithmetic
+from ddm_fed.records.student import Distillation as Distillation
+from ddm_fed.records.student import StudentPrivacy as StudentPrivacy
+from ddm_fed.records.student import StudentRecord as StudentRecord

@@ -147,7 +147,8 @@ def fit_calibration(
         scores = _finite(_scores_at(router, images, labels, time, generator, estimate))  # (N, K)
         log_temperature, bias = _fit(scores[fitted], sites[fitted])
         moved = scores[judged] * (-log_temperature).exp() + bias
-        if _nll(moved, sites[judged]).mean() >= _nll(scores[judged], sites[judged]).mean():
+        before, after = (_nll(each, sites[judged]).mean() for each in (scores[judged], moved))
+        if not bool(after < before):  # so also where the fit ended in no number
             log_temperature, bias = torch.zeros_like(log_temperature), torch.zeros_like(bias)
         log_temperatures.append(log_temperature)
         biases.append(bias)

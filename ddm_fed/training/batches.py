@@ -7,6 +7,7 @@ nor several processes change what is learned.
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -95,6 +96,14 @@ class Batch:
         )
         condition = None if self.condition is None else self.condition.to(device)
         return Batch(x_0, eps, t, condition, self.weight)
+
+
+class BatchSource(Protocol):
+    """What the steps of a run are computed from: a function of the run's seed and the step."""
+
+    def draw(self, step: int, rows: slice) -> Batch:
+        """Returns `rows` of the batch of `step`."""
+        ...
 
 
 class Batches:

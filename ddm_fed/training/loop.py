@@ -14,7 +14,7 @@ from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.progress import QUIET, StepReport, Watch
 from ddm_fed.records import ExpertDesign, Plan, TrainingSpec, adds_to_mixture, network_of
-from ddm_fed.training.batches import Batch, Batches
+from ddm_fed.training.batches import Batch, Batches, BatchSource
 from ddm_fed.training.ema import Averages
 from ddm_fed.training.known_velocity import KnownVelocity, require_released
 from ddm_fed.training.options import RunOptions, TrainedExpert
@@ -88,18 +88,49 @@ def train_expert(
                 hint="start fewer processes",
             )
         job = Job(plan, plan_sha256, images.digest(), design, options, team, known)
-        if team.rank == 0 and not checkpoint.exists():
-            start_run(checkpoint, job)
-        team.wait()
-        finished = steps_done(checkpoint) >= plan.training.steps
-        run = require_same_run(checkpoint, job, finished=finished)
-        if not finished:
-            training = Training(images, job, run, checkpoint)
-            told = watch if team.rank == 0 else QUIET
-            training.prepare(told.say)
-            training.run_steps(told)
-        team.wait()
+
+        def batches(run: RunIdentity) -> Batches:
+            return Batches(
+                images,
+                plan.training,
+                conditional=plan.data.conditional,
+                seed=run.seed,
+                known=None if known is None else known.velocity,
+            )
+
+        run_job(job, batches, checkpoint, watch)
     return read_trained(checkpoint, plan, ema_half_life=options.ema_half_life)
+
+
+def run_job(
+    job: Job,
+    batches: Callable[[RunIdentity], BatchSource],
+    checkpoint: Path,
+    watch: Watch,
+) -> None:
+    """Trains until the last step of `job`, from `checkpoint` if it exists.
+
+    Args:
+        job: What is asked for.
+        batches: Returns what the steps of a run are computed from.
+        checkpoint: Where the state is kept.
+        watch: Told how it goes.
+
+    Raises:
+        CheckpointError: as for `train_expert`.
+    """
+    team = job.team
+    if team.rank == 0 and not checkpoint.exists():
+        start_run(checkpoint, job)
+    team.wait()
+    finished = steps_done(checkpoint) >= job.plan.training.steps
+    run = require_same_run(checkpoint, job, finished=finished)
+    if not finished:
+        training = Training(batches(run), job, run, checkpoint)
+        told = watch if team.rank == 0 else QUIET
+        training.prepare(told.say)
+        training.run_steps(told)
+    team.wait()
 
 
 def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
@@ -156,22 +187,19 @@ class Training:
     """A run from its checkpoint to its last step, as one process sees it.
 
     Args:
-        images: The site's images.
+        batches: What its steps are computed from.
         job: What is asked for.
         run: The run that the checkpoint belongs to.
         checkpoint: It exists.
     """
 
-    def __init__(self, images: ImageSet, job: Job, run: RunIdentity, checkpoint: Path) -> None:
+    def __init__(self, batches: BatchSource, job: Job, run: RunIdentity, checkpoint: Path) -> None:
         plan, options, team = job.plan, job.options, job.team
         self._plan, self._spec, self._design = plan, plan.training, job.design
         self._options, self._run, self._team, self._checkpoint = options, run, team, checkpoint
         self._autocast = autocast_to(run.precision, team.device)
-        conditional = plan.data.conditional
         self._known = None if job.known is None else job.known.velocity
-        self._batches = Batches(
-            images, plan.training, conditional=conditional, seed=run.seed, known=self._known
-        )
+        self._batches = batches
         most = -(-plan.training.batch_size // team.size)
         self._parts = -(-most // (options.micro_batch or most))
         self._learner: Learner

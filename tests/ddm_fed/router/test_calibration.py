@@ -165,3 +165,18 @@ def test_hybrid_is_calibrated_on_both_sides_of_its_switch(switch):
 def test_knots_of_a_hybrid_lie_on_both_sides_of_its_switch():
     assert knots_about(None, (0.1, 0.9)) == (0.1, 0.9)
     assert knots_about(0.7, (0.1, 0.7, 0.9)) == (0.1, 0.693, 0.7, 0.9)
+
+
+def test_fit_that_ended_in_no_number_keeps_the_posterior(monkeypatch):
+    """A line search may leave the range of numbers; a router of such values could not be read."""
+    broken = torch.full((), torch.nan, dtype=torch.float64)
+    monkeypatch.setattr(
+        "ddm_fed.router.calibration._fit",
+        lambda scores, _: (broken, broken.expand(scores.shape[1])),
+    )
+    generator = torch.Generator().manual_seed(0)
+    images, sites = torch.randn((12, 1, 4, 4), generator=generator), torch.arange(12) % 3
+    prior = PriorRouter(torch.ones(3, 1))
+    found = fit_calibration(prior, images, sites, None, generator)
+    assert not found.log_temperature.any()
+    assert not found.bias.any()
