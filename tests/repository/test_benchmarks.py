@@ -7,7 +7,9 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(
-    path.name for path in FOLDER.glob("*.py") if 'if __name__ == "__main__":' in path.read_text()
+    str(path.relative_to(FOLDER))
+    for path in FOLDER.rglob("*.py")
+    if 'if __name__ == "__main__":' in path.read_text()
 )
 
 

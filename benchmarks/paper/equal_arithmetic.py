@@ -1,0 +1,312 @@
+"""Does an ensemble beat one network at equal training arithmetic? The paper's first claim.
+
+A data set is divided into K islands by clusters of features (k-means in two stages, as
+`ddm-coord partition` does it) or by chance. Each island trains the same network for the same number
+of steps on K-th parts of the batch, by the training that sites run; K = 1 is one network on all
+images. Classes are known. Samples are drawn by each strategy with classes as even as they come, and
+judged by their Frechet distance to all test images in the features of a classifier of training
+images. `sticky` draws islands by the exact counts of each class: with clusters that are known this
+is also the paper's oracle. The other strategies ask a router that learned the islands from all
+images, as the paper's does.
+
+    python benchmarks/paper/equal_arithmetic.py --data fashion_mnist.npz --seeds 0 1 2
+
+Every cell (an expert, a router, a judgement) is written into `OUT/cells.jsonl` as it is found, and
+the same command goes on with those that are missing; several at once share OUT with `--part I/N`,
+each on a core of its own, and a last one without it judges. An expert of DiT-Nano/4 on 28 x 28
+pixels takes some 250 CPU seconds for 3,000 steps of 64 images, and 64 / K images K-th parts of it.
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ddm_fed.embedding import dct_basis
+from ddm_fed.ensemble.sampling import SamplingOptions, sample
+from ddm_fed.ensemble.strategy import Strategy
+from ddm_fed.ensemble.velocity import Ensemble
+from ddm_fed.evaluation import Classifier, frechet_distance, train_classifier_on
+from ddm_fed.flows import ClassCondition
+from ddm_fed.models import build_expert, network_cost
+from ddm_fed.partition import at_random, coarse_centres, cosines, nearest
+from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.records import Plan, RouterNetworkSpec, read_plan_toml
+from ddm_fed.router import (
+    ClassifierRouter,
+    PriorRouter,
+    Router,
+    router_network,
+    train_classifier,
+)
+from ddm_fed.storage.tensors import read_own_tensors, write_tensors
+from ddm_fed.training import RunOptions, train_expert
+
+GIGA, BATCH, LEARNT_FROM = 1e9, 64, 20_000
+ROUTER_STEPS, ROUTER_BATCH = 3000, 256
+PLAN = """
+federation = "benchmark"
+expires_at = 2036-01-01
+[data]
+channels = {channels}
+height = {height}
+width = {width}
+conditioning = "class"
+classes = [{classes}]
+[expert]
+architecture = "{architecture}"
+[training]
+steps = {steps}
+batch_size = {batch}
+learning_rate = 0.002
+warmup_steps = 100
+ema_half_lives = [{half_life}]
+[router]
+kind = "prior"
+epsilon = 1
+[privacy]
+max_epsilon = 1
+"""
+
+
+class Study:
+    """The images, the options, and what is known already."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options: argparse.Namespace = options
+        self.out: Path = options.out
+        file = np.load(options.data, allow_pickle=False)
+        self.images, self.labels = _read(file, "train")
+        self.real, _ = _read(file, "test")
+        self.classes = int(self.labels.max()) + 1
+        _, channels, height, width = self.images.shape
+        self.shape = (channels, height, width)
+
+    def plan(self, islands: int, steps: int) -> Plan:
+        """Returns the plan of one island of so many."""
+        channels, height, width = self.shape
+        return read_plan_toml(
+            PLAN.format(
+                channels=channels,
+                height=height,
+                width=width,
+                classes=", ".join(f'"c{index}"' for index in range(self.classes)),
+                architecture=self.options.architecture,
+                steps=steps,
+                batch=BATCH // islands,
+                half_life=max(1, min(200, steps // 8)),
+            )
+        )
+
+    def islands(self, division: str, count: int, seed: int) -> Tensor:
+        """Returns the island of every image, `(N,)`."""
+        if count == 1:
+            return torch.zeros(len(self.images), dtype=torch.long)
+        if division == "random":
+            return torch.from_numpy(at_random(len(self.images), count, seed))
+        describe = cosines(self.shape, 64)
+        seen = torch.cat([describe.images(part) for part in torch.split(self.images, 4096)])
+        centres = coarse_centres(seen.numpy(), count, seed)
+        return torch.from_numpy(nearest(seen.numpy(), centres))
+
+    def counts(self, islands: Tensor, count: int) -> Tensor:
+        """Returns the images of every island and class, `(K, G)`."""
+        flat = islands * self.classes + self.labels
+        return flat.bincount(minlength=count * self.classes).reshape(count, -1)
+
+    def expert(
+        self, division: str, count: int, steps: int, seed: int, island: int
+    ) -> dict[str, Any]:
+        """Trains one expert."""
+        plan, own = self.plan(count, steps), self.islands(division, count, seed) == island
+        name = self._file("expert", division, count, steps, seed, island)
+        began = time.process_time()
+        trained = train_expert(
+            Private(ImageSet(self.images[own], self.labels[own])),
+            plan,
+            "0" * 64,
+            name.with_suffix(".checkpoint"),
+            options=RunOptions(seed=1000 * seed + island, precision="float32"),
+        )
+        write_tensors(name, trained.state)
+        name.with_suffix(".checkpoint").unlink(missing_ok=True)
+        cost = network_cost(self.options.architecture, self.shape, self.classes)
+        return {
+            "images": int(own.sum()),
+            "gflop": round(3 * cost.flops_per_image * steps * plan.training.batch_size / GIGA),
+            "cpu_s": round(time.process_time() - began),
+        }
+
+    def router(self, division: str, count: int, _: int, seed: int) -> dict[str, Any]:
+        """Trains the router that strategies ask: a perceptron of all cosines, told the class."""
+        islands, plan, spec = self.islands(division, count, seed), self.plan(count, 1), self.spec
+        basis = dct_basis(self.shape, spec.frequencies).float()
+        seen = self.images.flatten(1) @ basis.T
+        began = time.process_time()
+        network = router_network(plan.data, spec, count)
+        shares = islands.bincount(minlength=count).double()
+        train_classifier(
+            network,
+            [(seen[islands == k], self.labels[islands == k]) for k in range(count)],
+            shares / shares.sum(),
+            steps=ROUTER_STEPS,
+            batch_size=ROUTER_BATCH,
+            learning_rate=1e-3,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        write_tensors(self._file("router", division, count, 0, seed), network.state_dict())
+        return {"cpu_s": round(time.process_time() - began)}
+
+    @property
+    def spec(self) -> RouterNetworkSpec:
+        """The router's network."""
+        return RouterNetworkSpec(frequencies=min(1024, self.shape[1] * self.shape[2]))
+
+    def judge(self) -> dict[str, Any]:
+        """Trains the classifier that judges."""
+        rows = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(8))
+        rows = rows[:LEARNT_FROM]
+        made = train_classifier_on(
+            self.images[rows],
+            self.labels[rows],
+            self.classes,
+            epochs=6,
+            generator=torch.Generator().manual_seed(9),
+        )
+        write_tensors(self._file("judge"), made.network.state_dict())
+        rest = self.images[rows[: len(self.real)]]
+        return {"held_out": made.held_out_accuracy, "fid_of_training_images": self._fid(rest)}
+
+    @torch.inference_mode()
+    def judged(
+        self, division: str, count: int, steps: int, seed: int, strategy: str, w: float
+    ) -> dict[str, Any]:
+        """Samples one ensemble by one strategy, and judges it."""
+        plan, options = self.plan(count, steps), self.options
+        experts = [
+            build_expert(plan.data, plan.expert.default, self._weights(name), None)
+            for name in (
+                self._file("expert", division, count, steps, seed, island)
+                for island in range(count)
+            )
+        ]
+        islands = self.islands(division, count, seed)
+        prior = PriorRouter(self.counts(islands, count).double())
+        chosen = Strategy.parse(strategy)
+        router: Router = prior
+        if chosen.asks_router and count > 1:
+            network = router_network(plan.data, self.spec, count)
+            network.load_state_dict(self._weights(self._file("router", division, count, 0, seed)))
+            basis = dct_basis(self.shape, self.spec.frequencies)
+            router = ClassifierRouter(network.eval().requires_grad_(False), basis, prior)
+        ensemble = Ensemble(experts, router)
+        labels = torch.arange(options.samples) % self.classes
+        began = time.process_time()
+        drawn = sample(
+            ensemble,
+            self.shape,
+            options.samples,
+            SamplingOptions(chosen, options.solver_steps, "heun", seed=6 + seed, guidance=w),
+            condition=ClassCondition(labels),
+        )
+        calls = sum(ensemble.experts.calls) / options.samples / options.solver_steps
+        return {
+            "fid": self._fid(drawn.images),
+            "asked": round(self._read_judge().accuracy(drawn.images, labels), 3),
+            "calls_per_step": round(calls, 2),
+            "cpu_s": round(time.process_time() - began),
+        }
+
+    def _read_judge(self) -> Classifier:
+        network = Classifier(self.shape, self.classes).eval()
+        network.load_state_dict(self._weights(self._file("judge")))
+        return network
+
+    def _fid(self, images: Tensor) -> float:
+        judge = self._read_judge()
+        sets = (judge.features(part).numpy() for part in (self.real, images))
+        return round(float(frechet_distance(*sets)), 2)
+
+    def _file(self, *words: object) -> Path:
+        return self.out / ("-".join(map(str, words)) + ".safetensors")
+
+    @staticmethod
+    def _weights(file: Path) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(value) for name, value in read_own_tensors(file).items()}
+
+
+def _read(file: Any, part: str) -> tuple[Tensor, Tensor]:
+    pixels, labels = file[f"{part}_images"], file[f"{part}_labels"].reshape(-1)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).float() / 127.5 - 1
+    return images, torch.from_numpy(labels.astype(np.int64))
+
+
+def cells_of(options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
+    """Yields every cell in an order in which each finds what it needs."""
+    yield ("judge",)
+    groups = [("all", 1)] if 1 in options.islands else []
+    groups += [(d, k) for d in options.divisions for k in options.islands if k > 1]
+    for seed in options.seeds:
+        for steps in options.steps:
+            for division, count in groups:
+                for island in range(count):
+                    yield ("expert", division, count, steps, seed, island)
+                asking = [s for s in options.strategies if s != "sticky" and count > 1]
+                if asking:
+                    yield ("router", division, count, 0, seed)
+                for strategy in ["sticky", *asking]:
+                    for w in options.guidance:
+                        yield ("judged", division, count, steps, seed, strategy, w)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, default=Path("equal_arithmetic"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--islands", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--divisions", nargs="+", default=["feature", "random"])
+    parser.add_argument("--steps", type=int, nargs="+", default=[3000])
+    parser.add_argument("--strategies", nargs="+", default=["sticky"])
+    parser.add_argument("--guidance", type=float, nargs="+", default=[1.0])
+    parser.add_argument("--architecture", default="DiT-Nano/4")
+    parser.add_argument("--samples", type=int, default=5000)
+    parser.add_argument("--solver-steps", type=int, default=25)
+    parser.add_argument("--part", default="1/1", help="I/N: every N-th expert, and nothing else")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    options.out.mkdir(parents=True, exist_ok=True)
+    file, (part, parts) = options.out / "cells.jsonl", map(int, options.part.split("/"))
+    study = None
+    for cell in cells_of(options):
+        if parts > 1 and (cell[0] != "expert" or _number(cell) % parts != part - 1):
+            continue
+        lines = file.read_text().splitlines() if file.exists() else []
+        if any(tuple(json.loads(line)["cell"]) == cell for line in lines):
+            continue
+        study = study or Study(options)
+        found = getattr(study, cell[0])(*cell[1:])
+        row = json.dumps({"cell": cell, **found})
+        with file.open("a") as target:
+            fcntl.flock(target, fcntl.LOCK_EX)
+            target.write(row + "\n")
+        print(row, flush=True)
+
+
+def _number(cell: tuple[Any, ...]) -> int:
+    return int(hashlib.sha256(json.dumps(cell).encode()).hexdigest()[:8], 16)
+
+
+if __name__ == "__main__":
+    main()
