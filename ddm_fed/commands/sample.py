@@ -240,6 +240,9 @@ def draw_and_show(verified: "VerifiedEnsemble", out: Path, options: "SampleOptio
             show(done, f"{(done - before) / max(monotonic() - started, 1e-9):.1f} images/s")
 
         summary = draw(verified, out, options, advance=advance)
+    if options.part is not None and "chunks" not in summary:
+        console.say(f"all {options.count} samples are in {out} already")
+        return
     if options.part is not None:
         console.say(
             f"{summary['chunks']} of {summary['of']} chunks are in {out}. When those of all parts "
