@@ -58,8 +58,8 @@ def open_images(path: Path) -> MappedImages:
 
     Args:
         path: `.npy` with images, and `NAME.labels.npy`, `NAME.captions.npy`, `NAME.units.npy`
-            beside it; or `.npz` with `images`, `labels`, `captions`, `units`, or with MedMNIST's
-            `train_images` and `train_labels`.
+            beside it; or `.npz` with `images`, `labels`, `captions`, `units` (or `patient_ids`),
+            or with MedMNIST's `train_images` and `train_labels`.
 
     Raises:
         DataError: naming what is wrong.
@@ -103,6 +103,8 @@ def _npz(path: Path) -> MappedImages:
         beside = {
             name: archive[f"{prefix}{name}"] for name in BESIDE if f"{prefix}{name}" in archive
         }
+        if "patient_ids" in archive:  # the other name of units
+            beside.setdefault("units", archive["patient_ids"])
         return MappedImages(archive[f"{prefix}images"], beside)
 
 
