@@ -8,14 +8,18 @@ import typer
 
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption
-from ddm_fed.errors import OptionError, StateError
+from ddm_fed.errors import DataError, OptionError, PlanError, StateError
 
 if TYPE_CHECKING:
     from ddm_fed.partition import Describe, MappedImages, Shard
 
 COSINES, CHANCE = "cosines", "random"
 LEAST_SHARE = 0.2  # of an even share: an island below it learns little
-BATCH_LINE = re.compile(r"(?m)^(\s*batch_size\s*=\s*)(\d+)")
+# the line below [training]: heads and central images have a `batch_size` of their own
+BATCH_LINE = re.compile(
+    r"(?m)(^[ \t]*\[[ \t]*training[ \t]*\].*\n(?:(?![ \t]*\[).*\n)*?"
+    r"[ \t]*batch_size[ \t]*=[ \t]*)[0-9_]+\b"
+)
 
 
 def partition(
@@ -87,17 +91,25 @@ def partition(
         whole_units,
         write_shards,
     )
+    from ddm_fed.storage.files import write_atomically
 
     target = out / "shards"
     if target.exists():
         raise StateError(f"{target} exists already", hint="choose another --out, or delete it")
     found = open_images(images)
+    if not len(found):
+        raise DataError(f"{images} holds no images", hint="check the path")
     if len(found) < islands:
         raise OptionError(
             f"--islands {islands}: there are {len(found)} images", hint="choose fewer islands"
         )
+    if fine < islands:
+        raise OptionError(
+            f"--fine {fine}: {islands} islands are made of no fewer fine clusters",
+            hint="leave --fine out, or choose more",
+        )
     describe = _describe(found, features, weights, frequencies)
-    text = None if plan is None else _divided(plan, islands)
+    text = None if plan is None else _divided(plan, islands, found)
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
     if describe is None:
         chosen = at_random(len(found), islands, seed)
@@ -119,6 +131,8 @@ def partition(
         np.save(out / "centres.npy", centres, allow_pickle=False)
     if "units" in found.beside:
         chosen = whole_units(chosen, found.beside["units"])
+    if text is not None:  # before the shards, which say that all is done
+        write_atomically(out / "plan.toml", text.encode())
     with console.counting("writing", len(found), "images") as show:
         written = 0
 
@@ -128,8 +142,6 @@ def partition(
             show(written, "")
 
         shards = write_shards(found, chosen, islands, target, advance=copied)
-    if text is not None:
-        (out / "plan.toml").write_text(text, encoding="utf-8")
     _show(shards, len(found), out, planned=text is not None, as_json=as_json)
 
 
@@ -169,11 +181,22 @@ def _describe(
     return cosines(found.shape, chosen)
 
 
-def _divided(plan: Path, islands: int) -> str:
-    """Returns the text of a plan with its batch divided by the number of islands."""
+def _divided(plan: Path, islands: int, images: "MappedImages") -> str:
+    """Returns the text of a plan with its batch divided by the number of islands.
+
+    Raises:
+        DataError: the plan needs labels or captions, and the images have none.
+        OptionError: the batch cannot be divided, or its line is not found.
+    """
     from ddm_fed.records import read_plan_file, read_plan_toml
 
     agreed, text = read_plan_file(plan), plan.read_text(encoding="utf-8-sig")
+    needed = {"class": "labels", "text": "captions"}.get(agreed.data.conditioning)
+    if needed is not None and needed not in images.beside:
+        raise DataError(
+            f"the images have no {needed}, and `data.conditioning` of {plan} needs them",
+            hint=f"add `{needed}` to the .npz, or NAME.{needed}.npy beside the .npy",
+        )
     size = agreed.training.batch_size
     if size % islands:
         raise OptionError(
@@ -187,7 +210,11 @@ def _divided(plan: Path, islands: int) -> str:
             "training": agreed.training.model_copy(update={"batch_size": size // islands}),
         }
     )
-    if read_plan_toml(divided) != expected:
+    try:
+        understood = read_plan_toml(divided) == expected
+    except PlanError:  # such as half of 0x40
+        understood = False
+    if not understood:
         raise OptionError(
             f"--plan {plan}: its line of `training.batch_size` was not understood",
             hint=f"write a line of its own, `batch_size = {size}`, below [training]",
@@ -218,4 +245,6 @@ def _show(shards: "list[Shard]", total: int, out: Path, *, planned: bool, as_jso
         )
     if planned:
         console.say(f"The islands' plan is {out / 'plan.toml'}: its batch is divided among them.")
-    console.next_step(console.typed("ddm-coord", "publish", out / "plan.toml"))
+        console.next_step(console.typed("ddm-coord", "publish", out / "plan.toml"))
+    else:
+        console.next_step("publish a plan whose batch is divided by the number of islands")

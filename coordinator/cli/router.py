@@ -130,10 +130,11 @@ def build(
     if out.exists():
         raise StateError(f"{out} exists already", hint="choose another --out")
     verified = open_current(ensemble, root, coordinator)
-    learned = None
+    learned, shaped = None, {"frequencies": frequencies, "width": width, "depth": depth}
     if kind == "replay" or (kind == "hybrid" and low == "replay"):
-        shaped = {"frequencies": frequencies, "width": width, "depth": depth}
         learned = _network(verified.trust.plan, network, training_steps, shaped)
+    else:
+        _require_no_network(kind, {"network": None if network == PERCEPTRON else network, **shaped})
     options = BuildOptions(
         kind=kind,
         samples_per_site=samples_per_site,
@@ -289,6 +290,17 @@ def _network(plan: "Plan", name: str, steps: int, shaped: dict[str, Any]) -> "Le
             f"--network: {problem.errors()[0]['msg'].removeprefix('Value error, ')}",
             hint="give perceptron, or such as DiT-Nano/4",
         ) from None
+
+
+def _require_no_network(kind: str, given: dict[str, Any]) -> None:
+    """Refuses options of a network where none is trained."""
+    for name, value in given.items():
+        if value is not None:
+            raise OptionError(
+                f"--{name} belongs to the network of --kind replay or hybrid, and this {kind} router "
+                "trains none",
+                hint="leave it out",
+            )
 
 
 def _embedder(verified: "VerifiedEnsemble", weights: Path | None) -> "Embedder | None":

@@ -280,7 +280,10 @@ def draw_and_show(verified: "Sampled", out: Path, flags: SampleFlags) -> None:
             summary = sample_student(verified, out, options, advance=advance)
         else:
             summary = draw(verified, out, options, advance=advance)
-    if "chunks" in summary:  # of a part; where all is done already, it is the whole summary
+    if options.part is not None and "chunks" not in summary:
+        console.say(f"all {options.count} samples are in {out} already")
+        return
+    if options.part is not None:
         console.say(
             f"{summary['chunks']} of {summary['of']} chunks are in {out}. When those of all parts "
             "are there, run the same without --part"

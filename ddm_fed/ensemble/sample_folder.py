@@ -28,7 +28,14 @@ from ddm_fed.ensemble.decoding import open_decoder
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import asks_centroids, load_ensemble
 from ddm_fed.ensemble.prompts import encode_prompts
-from ddm_fed.ensemble.sample_archive import read_chunks, write_archive, write_first
+from ddm_fed.ensemble.sample_archive import (
+    REDRAW,
+    read_chunk,
+    read_chunks,
+    require_arrays,
+    write_archive,
+    write_first,
+)
 from ddm_fed.ensemble.sample_options import Content as Content
 from ddm_fed.ensemble.sample_options import SampleOptions as SampleOptions
 from ddm_fed.ensemble.sample_options import notes_on, require_fit
@@ -138,7 +145,8 @@ def write_samples(
         advance: Told how many more samples' worth of work is done.
 
     Returns:
-        With `options.part`, only how many of its chunks there are. Otherwise what samples.json
+        With `options.part`, only how many of its chunks there are, unless all samples are there
+        already. Otherwise what samples.json
         holds: source, options, intended shares, what has to be known of them
         (`notes`), calls of every expert, and where each sample has one site the number of samples
         of every site.
@@ -270,14 +278,39 @@ class _Job:
 
     def _take(self, file: Path, indices: range) -> None:
         """Checks a chunk that is there already, and writes its pictures where they are missing."""
-        with np.load(file) as archive:
-            found = str(archive["options"]) if "options" in archive else None
-            _require_same_digest(file, found, self._digest)
-            if not self._options.png or "images" not in archive:
-                return
-            last = self._out / "images" / f"{indices.stop - 1:06d}.png"
-            if not last.exists():  # drawn on another machine
-                self._write_pictures(indices, dict(archive))
+        arrays = read_chunk(file)
+        found = str(arrays["options"]) if "options" in arrays else None
+        _require_same_digest(file, found, self._digest)
+        require_arrays(file, arrays, self._expected(indices), sites=len(self._sites))
+        asked = dict[str, NDArray[Any]]()
+        if self._labels is not None:
+            asked["labels"] = self._labels[indices.start : indices.stop].numpy()
+        if self._encoded is not None:
+            asked["prompts"] = self._prompts_of(indices)
+        if any(not np.array_equal(arrays[name], values) for name, values in asked.items()):
+            raise StateError(f"{file}: its samples are not those that were asked for", hint=REDRAW)
+        last = self._out / "images" / f"{indices.stop - 1:06d}.png"
+        if self._options.png and "images" in arrays and not last.exists():
+            self._write_pictures(indices, arrays)  # drawn on another machine
+
+    def _expected(self, indices: range) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Returns kind and shape of every array that a chunk of these samples has."""
+        rows, sites = len(indices), len(self._sites)
+        expected: dict[str, tuple[str, tuple[int, ...]]] = {"calls": ("i", (sites,))}
+        latent, options = self._data.latent is not None, self._options
+        if not latent or self._decoder is not None:
+            expected["images"] = ("u", (rows, *self._data.pixel_shape))
+        if latent and options.latents:
+            expected["latents"] = ("f", (rows, *self._data.shape))
+        if options.sampling.strategy.draws_sites:
+            expected["sites"] = ("i", (rows,))
+        if options.sampling.attribution:
+            expected["attribution"] = ("f", (rows, sites))
+        if self._labels is not None:
+            expected["labels"] = ("i", (rows,))
+        if self._encoded is not None:
+            expected["prompts"] = ("i", (rows,))
+        return expected
 
     def _condition(self, indices: range) -> Condition | None:
         """Returns what these samples are asked to be."""

@@ -109,7 +109,7 @@ def described(
         if not np.isfinite(values).all():
             raise DataError(
                 f"images {rows.start} to {rows.stop - 1} have features that are not finite",
-                hint="the weights of --embedder are damaged, or are those of another network",
+                hint="the file of --weights is damaged, or is that of another network",
             )
         found[rows] = values
         advance(rows.stop - rows.start)
@@ -124,8 +124,15 @@ def _kept(folder: Path, identity: dict[str, object]) -> int:
     state = folder / STATE_FILE
     if not state.exists():
         return 0
-    found = json.loads(state.read_bytes())
-    done = int(found.pop("done"))
+    try:
+        found = json.loads(state.read_bytes())
+        done = int(found.pop("done"))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise _damaged(folder, STATE_FILE) from None
+    size = 4 * int(str(identity["images"])) * int(str(identity["dimension"]))
+    file = folder / FEATURES_FILE
+    if found == identity and (not file.exists() or file.stat().st_size != size):
+        raise _damaged(folder, FEATURES_FILE)
     if found != identity:
         changed = next(name for name in identity if found.get(name) != identity[name])
         raise StateError(
@@ -134,6 +141,13 @@ def _kept(folder: Path, identity: dict[str, object]) -> int:
             hint="give another --out, or delete that folder",
         )
     return done
+
+
+def _damaged(folder: Path, name: str) -> StateError:
+    return StateError(
+        f"{folder / name} is not what an earlier run left there",
+        hint="delete that folder, and the features are found again",
+    )
 
 
 def _keep(folder: Path, identity: dict[str, object], done: int) -> None:

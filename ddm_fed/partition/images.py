@@ -58,8 +58,8 @@ def open_images(path: Path) -> MappedImages:
 
     Args:
         path: `.npy` with images, and `NAME.labels.npy`, `NAME.captions.npy`, `NAME.units.npy`
-            beside it; or `.npz` with `images`, `labels`, `captions`, `units`, or with MedMNIST's
-            `train_images` and `train_labels`.
+            beside it; or `.npz` with `images`, `labels`, `captions`, `units` (or `patient_ids`),
+            or with MedMNIST's `train_images` and `train_labels`.
 
     Raises:
         DataError: naming what is wrong.
@@ -74,7 +74,7 @@ def open_images(path: Path) -> MappedImages:
         found = _npy(path) if path.suffix == ".npy" else _npz(path)
     except UNREADABLE_ARCHIVE as error:
         raise DataError(
-            f"{path} cannot be read: {error}", hint="write it again with numpy.save"
+            f"{path} cannot be read: {error}", hint="write it again with numpy.save or numpy.savez"
         ) from None
     _require_sound(path, found)
     return found
@@ -103,6 +103,8 @@ def _npz(path: Path) -> MappedImages:
         beside = {
             name: archive[f"{prefix}{name}"] for name in BESIDE if f"{prefix}{name}" in archive
         }
+        if "patient_ids" in archive:  # the other name of units
+            beside.setdefault("units", archive["patient_ids"])
         return MappedImages(archive[f"{prefix}images"], beside)
 
 

@@ -43,10 +43,8 @@ class RouterTransformerSpec(Record):
     @field_validator("architecture")
     @classmethod
     def _is_a_transformer(cls, name: str) -> str:
-        if not isinstance(parse_architecture(name), DitArchitecture):
-            raise ValueError(  # noqa: TRY004 - pydantic shows values, not types
-                f"a router can be a perceptron or DiT-SIZE/PATCH, not {name}"
-            )
+        if not name.startswith("DiT-") or not isinstance(parse_architecture(name), DitArchitecture):
+            raise ValueError(f"a router can be a perceptron or DiT-SIZE/PATCH, not {name}")
         return name
 
     @property

@@ -12,6 +12,7 @@
 What a path is shows by itself; `dicom:PATH` and the like say it where a folder holds several kinds.
 """
 
+import re
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,7 @@ from sites.data.report import DataReport
 from sites.data.webdataset import WebDatasetSource
 
 MOST_SHARDS = 1_000_000
+RANGE = re.compile(r"\{(-?\d+)\.\.(-?\d+)")
 MANIFESTS = (".csv", ".jsonl")
 KINDS = ("folder", "dicom", "manifest", "webdataset", "parquet")
 
@@ -140,12 +142,15 @@ def _opener(kind: str) -> Callable[[list[Path]], Source]:
 def _expanded(pattern: str) -> list[Path]:
     """Returns the files that a pattern with braces or asterisks names, in order."""
     try:
-        names = list(islice(braceexpand(pattern), MOST_SHARDS + 1))
+        # looked at first: expanding takes each range into memory as a whole
+        ranges = [abs(int(last) - int(first)) for first, last in RANGE.findall(pattern)]
+        most = max(ranges, default=0)
+        names = [] if most >= MOST_SHARDS else list(islice(braceexpand(pattern), MOST_SHARDS + 1))
     except ValueError:
         raise DataError(
             f"{printable(pattern)} has a brace without its other", hint="{000..099}, or {a,b}"
         ) from None
-    if len(names) > MOST_SHARDS:
+    if not names or len(names) > MOST_SHARDS:
         raise DataError(
             f"{printable(pattern)} names more than {MOST_SHARDS} files", hint="check the pattern"
         )

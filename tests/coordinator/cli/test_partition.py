@@ -86,6 +86,7 @@ def test_small_island_is_warned_of(tmp_path):
         (("--features", "timm:resnet10t"), "--weights is missing: the network's file"),
         (("--features", "random", "--frequencies", 4), "--frequencies belongs to --features"),
         (("--frequencies", 65), "--frequencies 65: a channel of these images has 64 pixels"),
+        (("--fine", 2, "--islands", 5), "--fine 2: 5 islands are made of no fewer"),
         (("--islands", 121), "--islands 121: there are 120 images"),
     ],
 )
@@ -129,3 +130,56 @@ def test_file_without_images_is_refused(tmp_path):
     np.savez(tmp_path / "no.npz", other=np.zeros(3))
     done = run(tmp_path / "no.npz", "--islands", 2, "--out", tmp_path / "out")
     assert isinstance(done.exception, DataError)
+
+
+def test_file_of_no_images_is_refused_as_such(tmp_path):
+    np.save(tmp_path / "no.npy", np.zeros((0, 8, 8), np.uint8))
+    done = run(tmp_path / "no.npy", "--islands", 2, "--out", tmp_path / "out")
+    assert isinstance(done.exception, DataError)
+    assert "holds no images" in done.exception.message
+
+
+def test_only_the_batch_of_the_training_is_divided(tmp_path, images):
+    sgd = "[privacy.sgd]\nepsilon = 9\nunits = 400\nclip_norm = 0.1\n"
+    central = "[privacy.sgd.central]\nepsilon = 1\nbatch_size = 64\nradius = 8\n"
+    text = PLAN.replace("max_epsilon = 8", "max_epsilon = 20") + sgd + central
+    (tmp_path / "plan.toml").write_text(text)
+    plan = ("--plan", tmp_path / "plan.toml")
+    done = run(images, "--islands", 2, "--out", tmp_path / "out", *plan)
+    assert done.exit_code == 0, done.output
+    divided = read_plan_file(tmp_path / "out" / "plan.toml")
+    assert divided.training.batch_size == 32
+    assert divided.privacy.sgd.central.batch_size == 64
+
+
+def test_batch_that_is_written_in_another_base_is_refused_with_a_way_out(tmp_path, images):
+    (tmp_path / "plan.toml").write_text(PLAN.replace("= 64 ", "= 0x40 "))
+    done = run(images, "--islands", 2, "--out", tmp_path / "out", "--plan", tmp_path / "plan.toml")
+    assert isinstance(done.exception, OptionError)
+    assert "write a line of its own, `batch_size = 64`" in done.exception.hint
+
+
+def test_images_without_the_labels_that_the_plan_needs_are_refused_first(tmp_path, images):
+    classes = 'conditioning = "class"\nclasses = ["a", "b", "c"]\n[expert]'
+    (tmp_path / "plan.toml").write_text(PLAN.replace("[expert]", classes))
+    np.savez(tmp_path / "no.npz", images=np.load(images)["images"])
+    plan = ("--plan", tmp_path / "plan.toml")
+    done = run(tmp_path / "no.npz", "--islands", 2, "--out", tmp_path / "out", *plan)
+    assert isinstance(done.exception, DataError)
+    assert "the images have no labels" in done.exception.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_plan_nothing_is_said_of_a_file_that_is_not_there(tmp_path, images):
+    done = run(images, "--islands", 2, "--out", tmp_path / "out", "--features", "random")
+    assert done.exit_code == 0, done.output
+    assert "plan.toml" not in done.output
+
+
+def test_patient_ids_keep_patients_whole_as_units_do(tmp_path, images):
+    pixels = np.load(images)["images"]
+    np.savez(tmp_path / "ids.npz", images=pixels, patient_ids=np.arange(120) // 4)
+    words = ("--islands", 2, "--features", "random", "--out", tmp_path / "out")
+    assert run(tmp_path / "ids.npz", *words).exit_code == 0
+    held = [np.load(tmp_path / "out" / "shards" / f"island-{k}.units.npy") for k in (1, 2)]
+    assert not set(held[0]) & set(held[1])

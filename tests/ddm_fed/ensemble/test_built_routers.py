@@ -318,6 +318,8 @@ def test_transformer_whose_patches_do_not_tile_the_images_is_refused(verified):
         (("--network", "DiT-Nano/4", "--width", 16), "--width belongs to --network perceptron"),
         (("--network", "UNet-S"), "--network: a router can be a perceptron or DiT-SIZE/PATCH"),
         (("--network", "DiT-Huge/4"), "--network: unknown architecture `DiT-Huge/4`"),
+        (("--kind", "mixture", "--network", "DiT-Nano/4"), "--network belongs to the network"),
+        (("--kind", "mixture", "--depth", 2), "--depth belongs to the network of --kind replay"),
     ],
 )
 def test_network_of_a_router_that_cannot_be_is_refused(stages, scratch, words, message):

@@ -118,3 +118,67 @@ def test_parts_by_the_command_are_put_together_by_it(stages, scratch):
     assert "12 samples in" in sample()
     with np.load(scratch / "out" / "samples.npz") as archive:
         assert len(archive["images"]) == 12
+
+
+def test_part_of_samples_that_are_finished_says_so(stages, scratch):
+    def sample(*words):
+        common = ("sample", stages.ensemble, "--out", scratch / "out", "--count", 8, "--steps", 1)
+        home = ("--coordinator", stages.admitted.home.path, "--in-flight", 4, "--no-png")
+        return CliRunner().invoke(app, [str(word) for word in (*common, *home, *words)])
+
+    assert sample().exit_code == 0
+    late = sample("--part", "1/2")
+    assert late.exit_code == 0, late.output
+    assert "all 8 samples are in" in late.output
+
+
+class _Touches:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def _without_rows(arrays, _):
+    return arrays | {"images": arrays["images"][:-1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without_rows, "`images` is uint8 of shape"),
+        (lambda arrays, _: arrays | {"images": arrays["images"] * 1.0}, "`images` is float64"),
+        (lambda arrays, _: {n: a for n, a in arrays.items() if n != "sites"}, "`sites` is missing"),
+        (lambda arrays, _: arrays | {"sites": arrays["sites"] + 9}, "a site that there is not"),
+        (lambda arrays, _: arrays | {"labels": arrays["labels"] + 9}, "not those that were asked"),
+        (lambda arrays, _: arrays | {"calls": np.arange(7)}, "`calls` is int64 of shape"),
+        (
+            lambda arrays, trap: arrays | {"sites": np.array([_Touches(trap)] * 4, dtype=object)},
+            "cannot be read",
+        ),
+    ],
+)
+def test_chunk_that_does_not_hold_its_samples_is_refused(tmp_path, change, message):
+    write(tmp_path / "out", changed(part=(1, 3)), CLASSES)
+    (file,) = (tmp_path / "out" / PARTS).glob("*.npz")
+    with np.load(file) as archive:
+        arrays = dict(archive)
+    np.savez(file, **change(arrays, tmp_path / "unpickled"))
+    with pytest.raises(StateError, match=message) as refused:
+        write(tmp_path / "out", OPTIONS, CLASSES)
+    assert "delete that file" in refused.value.hint
+    assert not (tmp_path / "unpickled").exists()
+    assert not (tmp_path / "out" / "samples.json").exists()
+
+
+def test_chunk_that_was_cut_off_is_refused_by_name(tmp_path):
+    write(tmp_path / "out", changed(part=(1, 3)))
+    (file,) = (tmp_path / "out" / PARTS).glob("*.npz")
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(StateError, match=f"{file.name} cannot be read"):
+        write(tmp_path / "out", OPTIONS)
+    file.unlink()
+    write(tmp_path / "out", OPTIONS)  # as the hint says

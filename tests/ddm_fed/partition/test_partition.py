@@ -221,3 +221,20 @@ def test_labels_of_other_images_are_refused(tmp_path):
     images, kind = blobs()
     with pytest.raises(DataError, match="has 1200 images and 1199 labels"):
         open_images(saved(tmp_path, images, labels=kind[1:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("features.json", b"{"),
+        ("features.json", b"[]"),
+        ("features.json", b'{"done": "all"}'),
+        ("features.f32", b"short"),
+    ],
+)
+def test_features_that_were_damaged_are_refused_by_name(tmp_path, name, content):
+    path = saved(tmp_path, blobs()[0])
+    features_of(path, tmp_path / "features")
+    (tmp_path / "features" / name).write_bytes(content)
+    with pytest.raises(StateError, match=f"{name} is not what an earlier run left there"):
+        features_of(path, tmp_path / "features")

@@ -330,3 +330,8 @@ def test_plan_says_how_images_of_another_form_meet_its_shape(tmp_path, source):
     assert means["pad"][2] == pytest.approx(130, abs=12)
     assert means["stretch"][0] == pytest.approx(130, abs=6)
     assert means["stretch"][1] == pytest.approx(130, abs=6)
+
+
+def test_pattern_of_very_many_shards_is_refused_before_it_is_expanded(tmp_path):
+    with pytest.raises(DataError, match="names more than 1000000 files"):
+        load_images(str(tmp_path / "s-{000..999999999999}.tar"), SPEC)
