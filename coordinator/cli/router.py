@@ -297,7 +297,7 @@ def _require_no_network(kind: str, given: dict[str, Any]) -> None:
     for name, value in given.items():
         if value is not None:
             raise OptionError(
-                f"--{name} belongs to the network of --kind replay or hybrid, and this {kind} router "
+                f"--{name} belongs to the network of --kind replay or hybrid: this {kind} router "
                 "trains none",
                 hint="leave it out",
             )
