@@ -40,7 +40,7 @@ def class_indices(
     if labels is None:
         raise DataError(
             f"{source} has no labels, the plan asks for the classes {', '.join(spec.classes)}",
-            hint="add `labels` to the .npz, or a column `label` to the table and give that file, not "
+            hint="add `labels` to the .npz, or a column `label` to the table and give that, not "
             "its folder, or put the images into class subfolders",
         )
     flat = _flat(np.asarray(labels), source)
