@@ -251,7 +251,7 @@ def require_no_experts_asked(flags: SampleFlags) -> None:
     ):
         if given:
             raise OptionError(
-                f"{option}: a student is one network: {reason}",
+                f"{option}: a student is one network: {reason} (--count, --steps and --seed stay)",
                 hint="leave it out, or give the ensemble that the student was made from",
             )
 

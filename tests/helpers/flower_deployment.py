@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 APP = ROOT / "examples" / "flower" / "app"
 SUPERVISE, PULL = APP.parent / "supervise.py", APP.parent / "pull.py"
 STOP_S = 10
-PROGRAMS_S = 60
+PROGRAMS_S = 150
 
 
 def make_programs(folder: Path) -> Path:
