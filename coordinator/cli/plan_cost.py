@@ -127,7 +127,9 @@ def _facts(
     )
     channels, height, width = plan.data.shape
     values = channels * height * width
-    kept = values * (1 if plan.data.latent is None else 8)  # bytes: pixels, or mean and deviation
+    latent = plan.data.latent
+    # bytes: of pixels one each, of latents a mean, and a deviation where the autoencoder has one
+    kept = values * (1 if latent is None else 4 if latent.kind == "tiny" else 8)
     together = 2 * (islands * gpus - 1) / (islands * gpus) * 2 * network.parameters
     return {
         "architecture": name,

@@ -109,6 +109,8 @@ def main() -> None:
     for stage in (one, stages.add_parser("finish")):
         stage.add_argument("--out", type=Path, default=Path("islands-run"))
     options, options.more = parser.parse_known_args()  # the rest goes to `ddm-site train`
+    if options.more and options.stage in ("setup", "finish"):
+        parser.error(f"{options.stage} does not know {options.more[0]}")
     if options.stage in ("setup", "all"):
         setup(options)
     if options.stage == "train":
