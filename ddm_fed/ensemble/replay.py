@@ -42,6 +42,7 @@ from ddm_fed.router import (
     Router,
     TimeQuality,
     basis_read,
+    built_tensors,
     calibration_tensors,
     centroids_spec,
     fit_calibration,
@@ -141,6 +142,7 @@ def build_from_samples(
         switch=None if switch is None else _decimal(switch),
         knots=tuple(_decimal(time) for time in knots) if options.calibrate else (),
     )
+    built_tensors(plan.data, record)  # a network that cannot be is refused before images are drawn
     heads = load_heads(verified) if needs_heads(record) else []
     weights = released_weights(plan, releases)
     drawn = draw_from_experts(verified, weights, options, watch.advance)

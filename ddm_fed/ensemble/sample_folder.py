@@ -302,7 +302,7 @@ class _Job:
             expected["images"] = ("u", (rows, *self._data.pixel_shape))
         if latent and options.latents:
             expected["latents"] = ("f", (rows, *self._data.shape))
-        if options.sampling.strategy.draws_sites:
+        if options.sampling.strategy.draws_sites and self._has_sites:
             expected["sites"] = ("i", (rows,))
         if options.sampling.attribution:
             expected["attribution"] = ("f", (rows, sites))

@@ -298,6 +298,15 @@ def test_mixture_without_calibration_needs_no_samples(verified):
         build_from_samples(verified, options("mixture", calibrate=False))
 
 
+def test_network_that_cannot_be_is_refused_before_images_are_drawn(verified, monkeypatch):
+    drawn = []
+    monkeypatch.setattr("ddm_fed.ensemble.replay.draw_from_experts", lambda *_: drawn.append(1))
+    wide = NETWORK.model_copy(update={"frequencies": 65})
+    with pytest.raises(OptionError, match="--frequencies 65"):
+        build_from_samples(verified, options("replay", network=wide))
+    assert not drawn
+
+
 def test_network_of_more_frequencies_than_pixels_is_refused(verified):
     wide = NETWORK.model_copy(update={"frequencies": 65})
     with pytest.raises(OptionError, match="--frequencies 65: a channel of these images"):

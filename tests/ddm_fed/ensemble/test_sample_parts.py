@@ -43,6 +43,15 @@ def test_parts_of_folders_that_were_copied_together_end_as_an_unbroken_run_does(
     assert files_of(tmp_path / "together") == files_of(tmp_path / "whole")
 
 
+def test_parts_of_a_student_whose_samples_have_no_site_are_put_together(tmp_path):
+    facts = {"one_network": True}
+    write(tmp_path / "whole", OPTIONS, facts=facts)
+    for part in (1, 2):
+        write(tmp_path / "parts", changed(part=(part, 2)), facts=facts)
+    write(tmp_path / "parts", OPTIONS, facts=facts)
+    assert files_of(tmp_path / "parts") == files_of(tmp_path / "whole")
+
+
 def test_part_that_was_killed_leaves_the_others_and_is_made_up_for(tmp_path):
     write(tmp_path / "whole", OPTIONS)
     write(tmp_path / "out", changed(part=(1, 3)))
