@@ -22,10 +22,15 @@ from pathlib import Path
 from ddm_fed.bundle.submission import read_submission
 from ddm_fed.bundle.verify import ENVELOPE_FILE
 from ddm_fed.distillation.train import TaughtStudent
-from ddm_fed.ensemble.agreement import require_complete, require_digest, require_same
+from ddm_fed.ensemble.agreement import (
+    open_statement,
+    require_complete,
+    require_digest,
+    require_same,
+)
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.model_signing import SIGNATURE_FILE
-from ddm_fed.errors import PlanMismatchError, StateError
+from ddm_fed.errors import PlanMismatchError
 from ddm_fed.limits import MAX_ENSEMBLE_FILES
 from ddm_fed.models import expert_tensors
 from ddm_fed.progress import Advance
@@ -41,7 +46,7 @@ from ddm_fed.records import (
     sha256_hex,
     subjects,
 )
-from ddm_fed.signing import SigningKey, VerifyKey, open_envelope, seal
+from ddm_fed.signing import SigningKey, VerifyKey, seal
 from ddm_fed.storage.digests import check_file, sha256_of
 from ddm_fed.storage.files import (
     list_regular_files,
@@ -54,7 +59,7 @@ from ddm_fed.storage.files import (
 from ddm_fed.storage.tensors import Bounds, check_tensor_file, write_tensors
 from ddm_fed.trust import Trust
 from ddm_fed.trust.log import Log, read_log
-from ddm_fed.trust.published import PLAN_FILE, published_files, read_published
+from ddm_fed.trust.published import published_files
 
 STUDENT_FILE, WEIGHTS_FILE = "student.dsse.json", "student.safetensors"
 
@@ -165,28 +170,20 @@ def verify_student(
         StateError: it is something else than a student.
     """
     what = "the student"
-    list_regular_files(folder, what=what, most=MAX_ENSEMBLE_FILES)
-    if not any((folder / name).exists() for name in (STUDENT_FILE, PLAN_FILE)):
-        raise StateError(
-            f"{folder} is no student: there is no {STUDENT_FILE} in it",
-            hint="give a folder that `ddm-coord distill` wrote",
-        )
-    trust = read_published(folder, root)
-    envelope = read_bounded(folder / STUDENT_FILE, MAX_DOCUMENT_BYTES)
-    signed = open_envelope(envelope, IN_TOTO_PAYLOAD, trust.chain.coordinator_keys(None), what=what)
-    statement = Statement[StudentRecord].from_json(signed.payload, what=what)
+    signed = open_statement(
+        folder,
+        root,
+        STUDENT_FILE,
+        Statement[StudentRecord],
+        STUDENT_PREDICATE,
+        what=what,
+        made_by="`ddm-coord distill`",
+    )
+    trust, statement = signed.trust, signed.statement
     record = statement.predicate
     require_same(
         what,
-        {
-            "predicate type": (statement.predicate_type, STUDENT_PREDICATE),
-            "federation": (record.federation, trust.plan.federation),
-            "root": (record.root, trust.root),
-            "plan": (record.plan_sha256, trust.plan_sha256),
-            "roster": (record.roster.sha256, trust.chain.reference.sha256),
-            "roster version": (str(record.roster.version), str(trust.chain.reference.version)),
-            "number of classes": (str(len(record.class_units)), str(len(trust.plan.data.classes))),
-        },
+        {"number of classes": (str(len(record.class_units)), str(len(trust.plan.data.classes)))},
     )
     digests = {subject.name: subject.digest.sha256 for subject in statement.subject}
     manifests = [f"sites/{member.site}/{ENVELOPE_FILE}" for member in record.members]

@@ -29,14 +29,18 @@ from ddm_fed.bundle.verify import (
     VerifiedBundle,
     verify_bundle,
 )
-from ddm_fed.ensemble.agreement import require_complete, require_digest, require_same
+from ddm_fed.ensemble.agreement import (
+    open_statement,
+    require_complete,
+    require_digest,
+    require_same,
+)
 from ddm_fed.ensemble.model_signing import SIGNATURE_FILE
 from ddm_fed.errors import (
     FileSetError,
     LogError,
     PlanMismatchError,
     PolicyError,
-    StateError,
 )
 from ddm_fed.limits import MAX_ENSEMBLE_FILES
 from ddm_fed.progress import Advance
@@ -55,7 +59,7 @@ from ddm_fed.records import (
     subjects,
 )
 from ddm_fed.router import built_tensors, needs_heads
-from ddm_fed.signing import SigningKey, VerifyKey, open_envelope, seal
+from ddm_fed.signing import SigningKey, VerifyKey, seal
 from ddm_fed.storage.digests import check_file, sha256_of
 from ddm_fed.storage.files import (
     list_regular_files,
@@ -75,7 +79,7 @@ from ddm_fed.trust import (
     write_proof,
 )
 from ddm_fed.trust.log import Log, LogEntry, read_log
-from ddm_fed.trust.published import PLAN_FILE, published_files, read_published
+from ddm_fed.trust.published import published_files
 
 STATEMENT_FILE = "ensemble.dsse.json"
 
@@ -230,29 +234,17 @@ def verify_ensemble(
         3
     """
     what = "the ensemble"
-    # before anything in it is read
-    list_regular_files(folder, what=what, most=MAX_ENSEMBLE_FILES)
-    if not any((folder / name).exists() for name in (STATEMENT_FILE, PLAN_FILE)):
-        raise StateError(
-            f"{folder} is no ensemble: there is no {STATEMENT_FILE} in it",
-            hint="give a folder that `ddm-coord assemble` or `ddm-site ensemble` wrote",
-        )
-    trust = read_published(folder, root)
-    envelope = read_bounded(folder / STATEMENT_FILE, MAX_DOCUMENT_BYTES)
-    signed = open_envelope(envelope, IN_TOTO_PAYLOAD, trust.chain.coordinator_keys(None), what=what)
-    statement = Statement[EnsembleRecord].from_json(signed.payload, what=what)
-    record = statement.predicate
-    require_same(
-        what,
-        {
-            "predicate type": (statement.predicate_type, ENSEMBLE_PREDICATE),
-            "federation": (record.federation, trust.plan.federation),
-            "root": (record.root, trust.root),
-            "plan": (record.plan_sha256, trust.plan_sha256),
-            "roster": (record.roster.sha256, trust.chain.reference.sha256),
-            "roster version": (str(record.roster.version), str(trust.chain.reference.version)),
-        },
+    signed = open_statement(
+        folder,
+        root,
+        STATEMENT_FILE,
+        Statement[EnsembleRecord],
+        ENSEMBLE_PREDICATE,
+        what=what,
+        made_by="`ddm-coord assemble` or `ddm-site ensemble`",
     )
+    trust, statement = signed.trust, signed.statement
+    record = statement.predicate
     digests = {subject.name: subject.digest.sha256 for subject in statement.subject}
     expected = {*digests, STATEMENT_FILE} | (
         list_regular_files(folder, what=what, most=MAX_ENSEMBLE_FILES) & {SIGNATURE_FILE}
