@@ -688,3 +688,13 @@ def test_weights_changed_after_verification_are_never_loaded(ensemble: Path, roo
     flip(ensemble / "sites" / C / EXPERT_FILE, -1)
     with pytest.raises(DigestError, match=f"`{EXPERT_FILE}` of `{C}` changed after it was verif"):
         load_ensemble(verified)
+
+
+def test_statement_that_says_it_is_of_another_kind_is_refused(ensemble: Path, root: str, stages):
+    forge(
+        ensemble / STATEMENT_FILE,
+        lambda statement: statement.update(predicateType="urn:ddm-fed:other:v1"),
+        stages.admitted.coordinator_key(),
+    )
+    with pytest.raises(PlanMismatchError, match="names the predicate type `urn:ddm-fed:other:v1`"):
+        verify_ensemble(ensemble, root)

@@ -462,3 +462,19 @@ def test_signature_for_other_tools_is_put_on_a_student_too(run, student, made, r
     assert ended.code == 0, ended.err
     assert (student / "model.sig").exists()
     assert verify_student(student, root).record.federation == "test"
+
+
+def test_statement_that_says_it_is_of_another_kind_is_refused(student, root, key):
+    forge(
+        student / STUDENT_FILE,
+        lambda statement: statement.update(predicateType="urn:ddm-fed:other:v1"),
+        key,
+    )
+    with pytest.raises(PlanMismatchError, match="names the predicate type `urn:ddm-fed:other:v1`"):
+        verify_student(student, root)
+
+
+def test_statement_about_another_version_of_the_roster_is_refused(student, root, key):
+    restate(student, key, lambda record: record["roster"].update(version=9))
+    with pytest.raises(PlanMismatchError, match="names the roster version `9`"):
+        verify_student(student, root)
