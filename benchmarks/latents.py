@@ -144,7 +144,8 @@ class Bench:
             steps=options.autoencoder_steps,
             batch_size=8,
         )
-        if not (self.out / "autoencoder" / "config.json").exists():
+        given = (self.out / "autoencoder" / "config.json").exists()  # of another run
+        if not given:
             fit_autoencoder(self.public, self.out / "autoencoder", fit)
         plan = self.plan(LATENT)
         coder = self.coder(plan)
@@ -158,7 +159,7 @@ class Bench:
             "psnr_db": round(float(10 * torch.log10(4 / error.square().mean())), 2),
             "frechet_reconstructed": self._frechet(back),
             "asked_class_reconstructed": self._told(back, self.real_labels),
-            "training_gflop": round(seen / GIGA),
+            "training_gflop": None if given else round(seen / GIGA),
             **cost._asdict(),
         }
 
