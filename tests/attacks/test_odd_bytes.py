@@ -15,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 import coordinator.cli.main
 import coordinator.server.service
+import ddm_fed.ensemble.agreement
 import ddm_fed.ensemble.folder
 from coordinator.ensembles.assemble import assemble
 from coordinator.ensembles.newest import newest_ensemble
@@ -173,13 +174,13 @@ def test_file_that_goes_while_an_ensemble_is_verified_ends_without_a_traceback(
     stages, ensemble, monkeypatch
 ):
     (ensemble / "passing").write_bytes(b"x")
-    real = ddm_fed.ensemble.folder.read_published
+    real = ddm_fed.ensemble.agreement.read_published
 
     def meanwhile(*arguments):
         (ensemble / "passing").unlink(missing_ok=True)
         return real(*arguments)
 
-    monkeypatch.setattr(ddm_fed.ensemble.folder, "read_published", meanwhile)
+    monkeypatch.setattr(ddm_fed.ensemble.agreement, "read_published", meanwhile)
     verify_ensemble(ensemble, stages.admitted.root)  # nothing of it was ever signed
 
 

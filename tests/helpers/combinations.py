@@ -48,7 +48,7 @@ architecture = {architecture}
 [training]
 steps = 2
 batch_size = 12
-learning_rate = 0.01
+learning_rate = 0.003
 warmup_steps = 0
 ema_half_lives = [1]
 {training}
@@ -81,7 +81,7 @@ draws = 1
 epsilon = 12
 batch_size = 48
 radius = {radius}
-steps = 50
+steps = 200
 """
 MIXTURE = """kind = "mixture"
 epsilon = 24

@@ -214,8 +214,9 @@ def test_fitted_trace_does_not_grow_with_the_radius_of_the_plan():
     world = World(3)
     # a tenth of 30^2 is eleven times the true trace
     plan = make_plan(8, radius=30)
-    traces = fit_shared(plan, world.releases(plan)).traces
-    assert float(traces[0]) < 20
+    # of one release it is 8 on average, and once in a hundred more than 20
+    traces = [float(fit_shared(plan, world.releases(plan)).traces[0]) for _ in range(5)]
+    assert np.mean(traces) < 20
 
 
 @pytest.mark.slow
