@@ -192,7 +192,7 @@ class Study:
         """Samples one ensemble by one strategy, and judges it."""
         plan, options = self.plan(count, steps), self.options
         experts = [
-            build_expert(plan.data, plan.expert.default, self._weights(name), None)
+            build_expert(plan.data, plan.expert.default, self.weights(name), None)
             for name in (
                 self._file("expert", division, count, steps, seed, island)
                 for island in range(count)
@@ -204,7 +204,7 @@ class Study:
         router: Router = prior
         if chosen.asks_router and count > 1:
             network = router_network(plan.data, self.spec, count)
-            network.load_state_dict(self._weights(self._file("router", division, count, 0, seed)))
+            network.load_state_dict(self.weights(self._file("router", division, count, 0, seed)))
             basis = dct_basis(self.shape, self.spec.frequencies)
             router = ClassifierRouter(network.eval().requires_grad_(False), basis, prior)
         ensemble = Ensemble(experts, router)
@@ -220,18 +220,19 @@ class Study:
         calls = sum(ensemble.experts.calls) / options.samples / options.solver_steps
         return {
             "fid": self._fid(drawn.images),
-            "asked": round(self._read_judge().accuracy(drawn.images, labels), 3),
+            "asked": round(self.read_judge().accuracy(drawn.images, labels), 3),
             "calls_per_step": round(calls, 2),
             "cpu_s": round(time.process_time() - began),
         }
 
-    def _read_judge(self) -> Classifier:
+    def read_judge(self) -> Classifier:
+        """Returns the classifier that judges."""
         network = Classifier(self.shape, self.classes).eval()
-        network.load_state_dict(self._weights(self._file("judge")))
+        network.load_state_dict(self.weights(self._file("judge")))
         return network
 
     def _fid(self, images: Tensor) -> float:
-        judge = self._read_judge()
+        judge = self.read_judge()
         sets = (judge.features(part).numpy() for part in (self.real, images))
         return round(float(frechet_distance(*sets)), 2)
 
@@ -239,7 +240,8 @@ class Study:
         return self.out / ("-".join(map(str, words)) + ".safetensors")
 
     @staticmethod
-    def _weights(file: Path) -> dict[str, Tensor]:
+    def weights(file: Path) -> dict[str, Tensor]:
+        """Returns the tensors of a file."""
         return {name: torch.from_numpy(value) for name, value in read_own_tensors(file).items()}
 
 
