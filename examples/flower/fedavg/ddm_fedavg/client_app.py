@@ -20,12 +20,12 @@ def make_app(settings_of: Callable[[Context], Settings]) -> ClientApp:
         images = images_of_site(
             settings.split, settings.sites, site, data=settings.data, seed=settings.seed
         )
-        began = time.process_time()
+        config, began = message.content["config"], time.process_time()
         weights, loss = train_stretch(
             message.content["arrays"].to_torch_state_dict(),
             images,
             settings.plan(),
-            settings.stretch(int(message.content["config"]["server-round"])),
+            settings.stretch(int(config.get("rounds-before", 0)) + int(config["server-round"])),
             seed=settings.seed_of_site(site),
         )
         took = time.process_time() - began
