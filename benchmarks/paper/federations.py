@@ -47,6 +47,7 @@ from ddm_fed.router import PriorRouter
 
 Row = dict[str, Any]
 POOLED = ("all", 1)
+METHODS = ("fedavg", "local-only")
 KEPT = {"last": "the last", "average": "their average"}
 COLUMNS = ("fid", "asked", "megabytes", "messages_per_site", "cpu_s", "wall_s", "gflop")
 OBJECT_STORE = 256 << 20  # bytes; Ray would take a third of the memory, and weights are small
@@ -116,11 +117,13 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
     yield ("judge",)
     for seed in options.seeds:
         for steps in options.steps:
+            for split in options.splits:
+                yield from _of_split(split, steps, seed, options)
+    for seed in options.seeds:  # last, since equal_arithmetic.py may be at them
+        for steps in options.steps:
             yield ("expert", *POOLED, steps, seed, 0)
             for w in options.guidance:
                 yield ("judged", *POOLED, steps, seed, "sticky", w)
-            for split in options.splits:
-                yield from _of_split(split, steps, seed, options)
 
 
 def _of_split(split: str, steps: int, seed: int, options: argparse.Namespace) -> Iterator[Cell]:
@@ -129,12 +132,12 @@ def _of_split(split: str, steps: int, seed: int, options: argparse.Namespace) ->
         yield ("expert", *words, site)
     for w in options.guidance:
         yield ("judged", *words, "sticky", w)
-    for rounds in options.rounds:
+    for rounds in options.rounds if "fedavg" in options.methods else []:
         yield ("fedavg", *words, rounds)
         for kept in KEPT:
             for w in options.guidance:
                 yield ("averaged", *words, rounds, kept, w)
-    for site in range(options.sites):
+    for site in range(options.sites) if "local-only" in options.methods else []:
         for w in options.guidance:
             yield ("alone", *words, site, w)
 
@@ -234,6 +237,13 @@ def main() -> None:
         "--splits",
         nargs="+",
         default=["iid", "dirichlet-1", "dirichlet-0.3", "dirichlet-0.1", "disjoint"],
+    )
+    parser.add_argument(
+        "--methods",
+        nargs="*",
+        default=list(METHODS),
+        choices=METHODS,
+        help="beside the experts and the pooled network",
     )
     parser.add_argument("--rounds", type=int, nargs="+", default=[10, 50])
     parser.add_argument("--cpus", type=int, default=1, help="how many sites Flower runs at once")
