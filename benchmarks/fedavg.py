@@ -26,7 +26,7 @@ sys.path.insert(0, os.environ["PYTHONPATH"])  # the processes of the simulation 
 import numpy as np
 import torch
 from ddm_fedavg import client_app, server_app
-from ddm_fedavg.task import SPLITS, Settings, all_images, images_of_site, new_weights
+from ddm_fedavg.task import Settings, all_images, images_of_site, new_weights
 from flwr.simulation import run_simulation
 from ladder import Images, releases_of
 from safetensors.torch import load_file
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, nargs="+", default=[5, 30])
-    parser.add_argument("--splits", nargs="+", default=list(SPLITS), choices=SPLITS)
+    parser.add_argument("--splits", nargs="+", default=["label-skew", "iid"])
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--work", type=Path, default=Path("fedavg-run"))
     arguments = parser.parse_args()
@@ -164,22 +164,28 @@ def of_experts(settings: Settings, judge: Judge, work: Path) -> list[dict]:
     return rows
 
 
-def _given(settings: Settings, _: object) -> Settings:
-    return settings
+def simulate(settings: Settings, **ray: object) -> dict:
+    """Runs the app, unless it has written what it ends with, and returns its facts.
+
+    Args:
+        settings: What is agreed; `out` is an absolute path.
+        ray: Further arguments of `ray.init`.
+    """
+    if not Path(settings.out).with_suffix(".json").exists():
+        settings_of = functools.partial(client_app.given, settings)
+        run_simulation(
+            server_app=server_app.make_app(settings_of),
+            client_app=client_app.make_app(settings_of),
+            num_supernodes=settings.sites,
+            backend_config=ON_LOOPBACK | {"init_args": {**ON_LOOPBACK["init_args"], **ray}},
+        )
+    return json.loads(Path(settings.out).with_suffix(".json").read_text())
 
 
 def of_fedavg(settings: Settings, judge: Judge, work: Path) -> list[dict]:
     name = f"fedavg-{settings.split}-{settings.rounds}-{settings.steps}.safetensors"
     settings = replace(settings, out=str((work / name).resolve()))
-    settings_of = functools.partial(_given, settings)
-    if not Path(settings.out).exists():
-        run_simulation(
-            server_app=server_app.make_app(settings_of),
-            client_app=client_app.make_app(settings_of),
-            num_supernodes=settings.sites,
-            backend_config=ON_LOOPBACK,
-        )
-    facts = json.loads(Path(settings.out).with_suffix(".json").read_text())
+    facts = simulate(settings)
     rows = []
     for method, suffix in (("FedAvg", ""), ("FedAvg, average of rounds", ".average")):
         weights = load_file(Path(settings.out).with_suffix(f"{suffix}.safetensors"))

@@ -22,7 +22,7 @@ import fcntl
 import hashlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,8 @@ from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.evaluation import Classifier, frechet_distance, train_classifier_on
-from ddm_fed.flows import ClassCondition
-from ddm_fed.models import build_expert, network_cost
+from ddm_fed.flows import ClassCondition, Expert
+from ddm_fed.models import NetworkCost, build_expert, network_cost
 from ddm_fed.partition import at_random, coarse_centres, cosines, nearest
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import Plan, RouterNetworkSpec, read_plan_toml
@@ -52,6 +52,9 @@ from ddm_fed.training import RunOptions, train_expert
 
 GIGA, BATCH, LEARNT_FROM = 1e9, 64, 20_000
 ROUTER_STEPS, ROUTER_BATCH = 3000, 256
+CELLS = "cells.jsonl"
+TRAININGS = ("expert", "fedavg")
+Cell = tuple[Any, ...]
 PLAN = """
 federation = "benchmark"
 expires_at = 2036-01-01
@@ -92,18 +95,20 @@ class Study:
 
     def plan(self, islands: int, steps: int) -> Plan:
         """Returns the plan of one island of so many."""
+        return read_plan_toml(self.plan_text(islands, steps))
+
+    def plan_text(self, islands: int, steps: int) -> str:
+        """Returns that plan as a file."""
         channels, height, width = self.shape
-        return read_plan_toml(
-            PLAN.format(
-                channels=channels,
-                height=height,
-                width=width,
-                classes=", ".join(f'"c{index}"' for index in range(self.classes)),
-                architecture=self.options.architecture,
-                steps=steps,
-                batch=BATCH // islands,
-                half_life=max(1, min(200, steps // 8)),
-            )
+        return PLAN.format(
+            channels=channels,
+            height=height,
+            width=width,
+            classes=", ".join(f'"c{index}"' for index in range(self.classes)),
+            architecture=self.options.architecture,
+            steps=steps,
+            batch=BATCH // islands,
+            half_life=max(1, min(200, steps // 8)),
         )
 
     def islands(self, division: str, count: int, seed: int) -> Tensor:
@@ -128,7 +133,7 @@ class Study:
         """Trains one expert."""
         plan, own = self.plan(count, steps), self.islands(division, count, seed) == island
         name = self._file("expert", division, count, steps, seed, island)
-        began = time.process_time()
+        began, wall = time.process_time(), time.monotonic()
         trained = train_expert(
             Private(ImageSet(self.images[own], self.labels[own])),
             plan,
@@ -138,12 +143,22 @@ class Study:
         )
         write_tensors(name, trained.state)
         name.with_suffix(".checkpoint").unlink(missing_ok=True)
-        cost = network_cost(self.options.architecture, self.shape, self.classes)
         return {
             "images": int(own.sum()),
-            "gflop": round(3 * cost.flops_per_image * steps * plan.training.batch_size / GIGA),
+            "gflop": self.gflop(plan),
             "cpu_s": round(time.process_time() - began),
+            "wall_s": round(time.monotonic() - wall),
         }
+
+    @property
+    def cost(self) -> NetworkCost:
+        """What the network costs."""
+        return network_cost(self.options.architecture, self.shape, self.classes)
+
+    def gflop(self, plan: Plan) -> int:
+        """Returns the arithmetic of training one network under `plan`."""
+        images = plan.training.steps * plan.training.batch_size
+        return round(3 * self.cost.flops_per_image * images / GIGA)
 
     def router(self, division: str, count: int, _: int, seed: int) -> dict[str, Any]:
         """Trains the router that strategies ask: a perceptron of all cosines, told the class."""
@@ -185,36 +200,38 @@ class Study:
         rest = self.images[rows[: len(self.real)]]
         return {"held_out": made.held_out_accuracy, "fid_of_training_images": self._fid(rest)}
 
-    @torch.inference_mode()
     def judged(
         self, division: str, count: int, steps: int, seed: int, strategy: str, w: float
     ) -> dict[str, Any]:
         """Samples one ensemble by one strategy, and judges it."""
-        plan, options = self.plan(count, steps), self.options
+        plan = self.plan(count, steps)
         experts = [
-            build_expert(plan.data, plan.expert.default, self.weights(name), None)
-            for name in (
-                self._file("expert", division, count, steps, seed, island)
-                for island in range(count)
-            )
+            self._expert(plan, self._file("expert", division, count, steps, seed, island))
+            for island in range(count)
         ]
         islands = self.islands(division, count, seed)
         prior = PriorRouter(self.counts(islands, count).double())
-        chosen = Strategy.parse(strategy)
         router: Router = prior
-        if chosen.asks_router and count > 1:
+        if Strategy.parse(strategy).asks_router and count > 1:
             network = router_network(plan.data, self.spec, count)
             network.load_state_dict(self.weights(self._file("router", division, count, 0, seed)))
             basis = dct_basis(self.shape, self.spec.frequencies)
             router = ClassifierRouter(network.eval().requires_grad_(False), basis, prior)
-        ensemble = Ensemble(experts, router)
+        return self._judged(Ensemble(experts, router), strategy, seed, w)
+
+    @torch.inference_mode()
+    def _judged(self, ensemble: Ensemble, strategy: str, seed: int, w: float) -> dict[str, Any]:
+        """Samples an ensemble, asked for classes as even as they come, and judges it."""
+        options = self.options
         labels = torch.arange(options.samples) % self.classes
         began = time.process_time()
         drawn = sample(
             ensemble,
             self.shape,
             options.samples,
-            SamplingOptions(chosen, options.solver_steps, "heun", seed=6 + seed, guidance=w),
+            SamplingOptions(
+                Strategy.parse(strategy), options.solver_steps, "heun", seed=6 + seed, guidance=w
+            ),
             condition=ClassCondition(labels),
         )
         calls = sum(ensemble.experts.calls) / options.samples / options.solver_steps
@@ -224,6 +241,9 @@ class Study:
             "calls_per_step": round(calls, 2),
             "cpu_s": round(time.process_time() - began),
         }
+
+    def _expert(self, plan: Plan, file: Path) -> Expert:
+        return build_expert(plan.data, plan.expert.default, self.weights(file), None)
 
     def read_judge(self) -> Classifier:
         """Returns the classifier that judges."""
@@ -252,7 +272,7 @@ def _read(file: Any, part: str) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(labels.astype(np.int64))
 
 
-def cells_of(options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
+def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
     """Yields every cell in an order in which each finds what it needs."""
     yield ("judge",)
     groups = [("all", 1)] if 1 in options.islands else []
@@ -270,43 +290,62 @@ def cells_of(options: argparse.Namespace) -> Iterator[tuple[Any, ...]]:
                         yield ("judged", division, count, steps, seed, strategy, w)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds what every study of this folder is told."""
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, default=Path("equal_arithmetic"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--islands", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--divisions", nargs="+", default=["feature", "random"])
     parser.add_argument("--steps", type=int, nargs="+", default=[3000])
-    parser.add_argument("--strategies", nargs="+", default=["sticky"])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0])
     parser.add_argument("--architecture", default="DiT-Nano/4")
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--solver-steps", type=int, default=25)
     parser.add_argument("--part", default="1/1", help="I/N: every N-th expert, and nothing else")
-    options = parser.parse_args()
+
+
+def run_cells(
+    options: argparse.Namespace, cells: Iterable[Cell], start: Callable[[argparse.Namespace], Study]
+) -> bool:
+    """Finds the cells that are missing in `OUT/cells.jsonl`; says whether all are there now."""
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
-    file, (part, parts) = options.out / "cells.jsonl", map(int, options.part.split("/"))
+    part, parts = map(int, options.part.split("/"))
     study = None
-    for cell in cells_of(options):
-        if parts > 1 and (cell[0] != "expert" or _number(cell) % parts != part - 1):
+    for cell in cells:
+        if parts > 1 and (cell[0] not in TRAININGS or _number(cell) % parts != part - 1):
             continue
-        lines = file.read_text().splitlines() if file.exists() else []
-        if any(tuple(json.loads(line)["cell"]) == cell for line in lines):
+        if cell in found_cells(options.out):
             continue
-        study = study or Study(options)
+        study = study or start(options)
         found = getattr(study, cell[0])(*cell[1:])
         row = json.dumps({"cell": cell, **found})
-        with file.open("a") as target:
+        with (options.out / CELLS).open("a") as target:
             fcntl.flock(target, fcntl.LOCK_EX)
             target.write(row + "\n")
         print(row, flush=True)
+    return parts == 1
 
 
-def _number(cell: tuple[Any, ...]) -> int:
+def found_cells(out: Path) -> dict[Cell, dict[str, Any]]:
+    """Returns what is known of every cell that was found."""
+    file = out / CELLS
+    rows = map(json.loads, file.read_text().splitlines() if file.exists() else [])
+    return {tuple(row["cell"]): row for row in rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_options(parser)
+    parser.add_argument("--out", type=Path, default=Path("equal_arithmetic"))
+    parser.add_argument("--islands", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--divisions", nargs="+", default=["feature", "random"])
+    parser.add_argument("--strategies", nargs="+", default=["sticky"])
+    options = parser.parse_args()
+    run_cells(options, cells_of(options), Study)
+
+
+def _number(cell: Cell) -> int:
     return int(hashlib.sha256(json.dumps(cell).encode()).hexdigest()[:8], 16)
 
 

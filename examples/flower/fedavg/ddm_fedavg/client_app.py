@@ -1,5 +1,6 @@
 """A site of the baseline: it trains the weights it is sent, and sends them back."""
 
+import time
 from collections.abc import Callable
 
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -16,17 +17,19 @@ def make_app(settings_of: Callable[[Context], Settings]) -> ClientApp:
     def train(message: Message, context: Context) -> Message:
         settings = settings_of(context)
         site = int(context.node_config["partition-id"])
-        images = images_of_site(settings.split, settings.sites, site)
-        first = int(message.content["config"]["server-round"]) - 1
-        each = settings.steps // settings.rounds
+        images = images_of_site(
+            settings.split, settings.sites, site, data=settings.data, seed=settings.seed
+        )
+        config, began = message.content["config"], time.process_time()
         weights, loss = train_stretch(
             message.content["arrays"].to_torch_state_dict(),
             images,
             settings.plan(),
-            range(first * each, (first + 1) * each),
-            seed=site,
+            settings.stretch(int(config.get("rounds-before", 0)) + int(config["server-round"])),
+            seed=settings.seed_of_site(site),
         )
-        metrics = MetricRecord({"num-examples": len(images), "loss": loss})
+        took = time.process_time() - began
+        metrics = MetricRecord({"num-examples": len(images), "loss": loss, "cpu-s": took})
         content = RecordDict({"arrays": ArrayRecord(weights), "metrics": metrics})
         return Message(content, reply_to=message)
 
@@ -43,7 +46,15 @@ def configured(context: Context) -> Settings:
         steps=int(config["steps"]),
         batch_size=int(config["batch-size"]),
         out=str(config["out"]),
+        data=str(config["data"]),
+        plan_file=str(config["plan"]),
+        seed=int(config["seed"]),
     )
+
+
+def given(settings: Settings, _: Context) -> Settings:
+    """Returns `settings`, whatever is configured: for a simulation that is told them in Python."""
+    return settings
 
 
 app = make_app(configured)

@@ -4,12 +4,16 @@ Everything that matters is ddm_fed's own, so that FedAvg and experts differ in n
 averaged, and when.
 """
 
+import functools
 from dataclasses import dataclass
+from pathlib import Path
 
+import numpy as np
 import torch
 from sklearn.datasets import load_digits
+from torch import Tensor
 
-from ddm_fed.flows import denoising_loss
+from ddm_fed.flows import denoising_loss, path_named
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet
 from ddm_fed.records import Plan, read_plan_toml
@@ -40,7 +44,9 @@ radius = 7
 [privacy]
 max_epsilon = 1000
 """
-SPLITS = ("label-skew", "iid")
+SPLITS = ("label-skew", "iid", "disjoint", "dirichlet-A, such as dirichlet-0.3")
+LEAST_SHARE = 0.02  # of the images, at every site: with fewer nobody would take part
+DRAWS = 10_000
 
 
 @dataclass(frozen=True)
@@ -48,12 +54,19 @@ class Settings:
     """What is agreed.
 
     Attributes:
-        split: `label-skew` gives each site digits of its own, `iid` some of all.
+        split: `label-skew` gives each site classes of its own, in their order, and `disjoint` in
+            one that is drawn; `iid` gives it some of all; `dirichlet-A` divides every class by
+            shares drawn from a Dirichlet distribution with A for every site.
         sites: Number of sites.
         rounds: How often weights travel.
         steps: Steps of each site, over all rounds together.
         batch_size: Images of a step.
         out: Where the server writes the averaged weights.
+        data: An .npz file with `train_images`, `(N, H, W)` or `(N, H, W, C)` of 0 to 255, and
+            `train_labels`; "" is the digits of scikit-learn. Every site reads its own part only.
+        plan_file: A plan.toml whose data, network and training count, and then `steps` and
+            `batch_size` do not; "" is the plan of the digits, without classes.
+        seed: Of the split, the first weights and the batches.
     """
 
     split: str = "label-skew"
@@ -62,6 +75,9 @@ class Settings:
     steps: int = 600
     batch_size: int = 64
     out: str = "fedavg.safetensors"
+    data: str = ""
+    plan_file: str = ""
+    seed: int = 0
 
     @property
     def half_life(self) -> int:
@@ -70,9 +86,21 @@ class Settings:
 
     def plan(self) -> Plan:
         """Returns the plan that experts would be trained under."""
+        if self.plan_file:
+            return read_plan_toml(Path(self.plan_file).read_text())
         return read_plan_toml(
             PLAN.format(steps=self.steps, batch_size=self.batch_size, half_life=self.half_life)
         )
+
+    def stretch(self, server_round: int) -> range:
+        """Returns the steps of a round, counted from 1; all rounds together are all steps."""
+        steps = self.plan().training.steps
+        first, last = (steps * done // self.rounds for done in (server_round - 1, server_round))
+        return range(first, last)
+
+    def seed_of_site(self, site: int) -> int:
+        """Returns what the batches of a site are drawn from."""
+        return 1000 * self.seed + site
 
 
 def all_images() -> tuple[ImageSet, ImageSet]:
@@ -84,25 +112,84 @@ def all_images() -> tuple[ImageSet, ImageSet]:
     return ImageSet(images[~held], labels[~held]), ImageSet(images[held], labels[held])
 
 
-def images_of_site(split: str, sites: int, site: int) -> ImageSet:
+@functools.cache
+def _arrays(data: str) -> tuple[np.ndarray, Tensor]:
+    """Returns the training images of an .npz file as they are, `(N, H, W, C)`, and their labels."""
+    with np.load(data, allow_pickle=False) as file:
+        pixels, labels = file["train_images"], file["train_labels"].reshape(-1)
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    return pixels, torch.from_numpy(labels.astype(np.int64))
+
+
+def owners(split: str, labels: Tensor, sites: int, seed: int = 0) -> Tensor:
+    """Returns the site of every image, `(N,)`.
+
+    Args:
+        split: See `Settings`.
+        labels: Classes, `(N,)`.
+        sites: How many sites there are.
+        seed: Of what is drawn.
+
+    Raises:
+        ValueError: the split has no such name, or leaves a site without images.
+    """
+    classes, generator = int(labels.max()) + 1, np.random.default_rng(seed)
+    name, _, alpha = split.partition("-")
+    if split == "iid":
+        found = torch.arange(len(labels)) % sites
+    elif split == "label-skew":
+        found = labels * sites // classes
+    elif split == "disjoint":
+        found = torch.from_numpy(generator.permutation(classes))[labels] * sites // classes
+    elif name == "dirichlet" and alpha:
+        found = _by_dirichlet(float(alpha), labels, sites, generator)
+    else:
+        raise ValueError(f"unknown split {split}, expected one of {', '.join(SPLITS)}")
+    if found.bincount(minlength=sites).min() == 0:
+        raise ValueError(f"{split} leaves one of {sites} sites without images")
+    return found
+
+
+def _by_dirichlet(
+    alpha: float, labels: Tensor, sites: int, generator: np.random.Generator
+) -> Tensor:
+    counts = labels.bincount().numpy()
+    for _ in range(DRAWS):
+        shares = generator.dirichlet(np.full(sites, alpha), size=len(counts))  # (G, K)
+        if (counts @ shares).min() >= LEAST_SHARE * len(labels):
+            break
+    else:
+        raise ValueError(f"dirichlet-{alpha} leaves {sites} sites hardly any images: take a larger")
+    found = torch.empty_like(labels)
+    for kind, share in enumerate(shares):
+        rows = generator.permutation(np.flatnonzero(labels.numpy() == kind))
+        cuts = np.rint(share.cumsum()[:-1] * len(rows)).astype(int)
+        for site, own in enumerate(np.split(rows, cuts)):
+            found[torch.from_numpy(own)] = site
+    return found
+
+
+@functools.cache  # a process of the simulation plays several sites, round after round
+def images_of_site(split: str, sites: int, site: int, *, data: str = "", seed: int = 0) -> ImageSet:
     """Returns the training images of one site.
 
     Raises:
-        ValueError: the split has no such name.
+        ValueError: the split has no such name, or leaves a site without images.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split}, expected one of {', '.join(SPLITS)}")
-    train, _ = all_images()
-    labels = train.labels
-    owner = labels * sites // 10 if split == "label-skew" else torch.arange(len(labels)) % sites
-    own = owner == site
-    return ImageSet(train.images[own], labels[own])
+    if not data:
+        train, _ = all_images()
+        own = owners(split, train.labels, sites, seed) == site
+        return ImageSet(train.images[own], train.labels[own])
+    pixels, labels = _arrays(data)
+    own = owners(split, labels, sites, seed) == site
+    chosen = np.ascontiguousarray(pixels[own.numpy()].transpose(0, 3, 1, 2))
+    return ImageSet(torch.from_numpy(chosen).float() / 127.5 - 1, labels[own])
 
 
-def new_weights(plan: Plan) -> dict[str, torch.Tensor]:
+def new_weights(plan: Plan, seed: int = 0) -> dict[str, torch.Tensor]:
     """Returns the weights training begins with."""
     network = build_network(plan.data, plan.expert.default)
-    network.reset_parameters(seeded(0, "weights", 0))
+    network.reset_parameters(seeded(seed, "weights", 0))
     return network.state_dict()
 
 
@@ -129,14 +216,24 @@ def train_stretch(
         weight_decay=float(spec.weight_decay),
         fused=True,
     )
-    batches = Batches(images, spec, conditional=False, seed=seed)
+    batches = Batches(images, spec, conditional=plan.data.conditional, seed=seed)
+    design = plan.expert.default
     total = 0.0
     for step in steps:
         factor = learning_rate_factor(step, steps=spec.steps, warmup_steps=spec.warmup_steps)
         for group in optimizer.param_groups:
             group["lr"] = float(spec.learning_rate) * factor
         batch = batches.draw(step, slice(0, spec.batch_size))
-        loss = denoising_loss(network, batch.x_0, batch.eps, batch.t, None).mean()
+        loss = denoising_loss(
+            network,
+            batch.x_0,
+            batch.eps,
+            batch.t,
+            batch.condition,
+            path=path_named(design.path),
+            prediction=design.prediction,
+            weighting=spec.loss_weighting,
+        ).mean()
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), float(spec.clip_norm))
