@@ -171,7 +171,8 @@ def test_run_that_was_stopped_half_way_is_passed_over(fed):
 
 def test_run_whose_checkpoint_and_plan_are_of_two_plans_is_not_extended(fed):
     work = fed.site(SITE).work(fed.trust.plan_sha256)
-    (work / "plan.json").write_bytes(plan_of(SHORT - 1).to_json())
+    other = plan_of(SHORT).model_copy(update={"description": "of another day"})
+    (work / "plan.json").write_bytes(other.to_json())
     publish(fed, plan_of(LONG))
     assert "not of one plan" in refused(fed, "--extend").message
 
