@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -17,6 +17,17 @@ FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "density": lambda row: f"{row['manifold']['density']:.3f}",
     "coverage": lambda row: f"{row['manifold']['coverage']:.3f}",
 }
+
+
+def _known(value: str) -> str:
+    """Returns the name of features, so that a slip is a matter of usage, as of any other choice."""
+    from ddm_fed.evaluation.features import is_known
+
+    if not is_known(value):
+        raise typer.BadParameter(
+            f"{value!r} is not one of classifier, inception, clip, timm:NETWORK"
+        )
+    return value
 
 
 def evaluate(
@@ -36,16 +47,18 @@ def evaluate(
         ),
     ] = None,
     features: Annotated[
-        Literal["classifier", "inception"],
+        str,
         typer.Option(
-            help="Features to measure by: of a classifier that is trained here on "
-            "--train, or of Inception-v3."
+            help="Features to measure by: classifier, which is trained here on --train; inception; "
+            "clip; or timm:NETWORK, such as timm:vit_small_patch14_dinov2.lvd142m.",
+            callback=_known,
         ),
     ] = "classifier",
     weights: Annotated[
         Path | None,
         typer.Option(
-            help="Weights of Inception-v3, a safetensors file. They are never downloaded."
+            help="Weights of the network of --features, a safetensors file. They are never "
+            "downloaded."
         ),
     ] = None,
     out: Annotated[
@@ -61,7 +74,8 @@ def evaluate(
 
     Test images only measure: nothing is chosen by them. What cannot be measured is named.
     Examples: ddm-site evaluate samples --real pneumonia.npz --train pneumonia.npz · ddm-coord
-    evaluate samples --real pneumonia.npz --features inception --weights inception.safetensors
+    evaluate samples --real pneumonia.npz --features inception --weights inception.safetensors ·
+    ddm-coord evaluate samples --real public.npz --features clip --weights clip.safetensors
     """
     from ddm_fed.evaluation.report import EvaluateOptions, evaluate
 

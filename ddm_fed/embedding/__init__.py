@@ -1,6 +1,7 @@
 """Public descriptions of images, in which statistics are taken."""
 
 from ddm_fed.embedding.base import Embedder as Embedder
+from ddm_fed.embedding.base import FeatureEmbedder as FeatureEmbedder
 from ddm_fed.embedding.base import TextEmbedder as TextEmbedder
 from ddm_fed.embedding.basis import dct_basis as dct_basis
 from ddm_fed.embedding.basis import dct_matrices as dct_matrices

@@ -33,6 +33,17 @@ class Embedder(Protocol):
         ...
 
 
+class FeatureEmbedder(Embedder, Protocol):
+    """An embedder that also says what its network gave before it became a direction."""
+
+    def features(self, images: Tensor) -> Tensor:
+        """Returns the network's own outputs for images as `images` takes them, `(B, E)`.
+
+        Published distances of samples are in these: their lengths tell images apart as well.
+        """
+        ...
+
+
 class TextEmbedder(Embedder, Protocol):
     """An embedder that puts text into the space of its images."""
 

@@ -106,9 +106,14 @@ class ClipEmbedder:
 
     def images(self, images: Tensor) -> Tensor:
         """Returns the embeddings of `(B, C, H, W)` in [-1, 1], `(B, E)`; see `Embedder`."""
+        return on_the_sphere(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Returns the same before they are brought to norm 1; see `FeatureEmbedder`."""
         ready = prepared(images, int(self._model.visual.input_resolution), MEAN, STD)
         with torch.no_grad():
-            return on_the_sphere(self._model.encode_image(ready))
+            found: Tensor = self._model.encode_image(ready)
+        return found
 
     def texts(self, texts: Sequence[str]) -> Tensor:
         """Returns the embeddings of `texts`, `(B, E)`; see `TextEmbedder`.

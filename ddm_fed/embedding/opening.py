@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ddm_fed.embedding.base import Embedder
+from ddm_fed.embedding.base import FeatureEmbedder
 from ddm_fed.embedding.clip import ClipEmbedder
 from ddm_fed.embedding.timm import TimmEmbedder
 
 
-def open_embedder(name: str, path: Path, sha256: str) -> Embedder:
+def open_embedder(name: str, path: Path, sha256: str) -> FeatureEmbedder:
     """Returns the embedder `name`, `clip` or `timm:NETWORK`; see the two classes.
 
     Args:

@@ -82,10 +82,15 @@ class TimmEmbedder:
 
     def images(self, images: Tensor) -> Tensor:
         """Returns the embeddings of `(B, C, H, W)` in [-1, 1], `(B, E)`; see `Embedder`."""
+        return on_the_sphere(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Returns the same before they are brought to norm 1; see `FeatureEmbedder`."""
         settings = self._model.pretrained_cfg
         ready = prepared(images, settings["input_size"][-1], settings["mean"], settings["std"])
         with torch.no_grad():
-            return on_the_sphere(self._model(ready))
+            found: Tensor = self._model(ready)
+        return found
 
 
 def _timm() -> Any:

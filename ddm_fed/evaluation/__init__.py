@@ -8,6 +8,7 @@ from ddm_fed.evaluation.distances import Rows as Rows
 from ddm_fed.evaluation.distances import nearest as nearest
 from ddm_fed.evaluation.features import Extractor as Extractor
 from ddm_fed.evaluation.features import classifier_features as classifier_features
+from ddm_fed.evaluation.features import embedder_features as embedder_features
 from ddm_fed.evaluation.features import inception_features as inception_features
 from ddm_fed.evaluation.features import weights_digest as weights_digest
 from ddm_fed.evaluation.fidelity import Fidelity as Fidelity

@@ -1,6 +1,7 @@
 """Feature extractors: what images are compared by."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -12,11 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ddm_fed.errors import DataError
+from ddm_fed.embedding import open_embedder
+from ddm_fed.errors import DataError, OptionError
 from ddm_fed.evaluation.classifier import TrainedClassifier
 from ddm_fed.evaluation.inception import InceptionV3
 
-INCEPTION_ROWS = 32
+ROWS = 32  # images that a public network is given at once
+CLASSIFIER, INCEPTION = "classifier", "inception"
+PUBLIC = "inception, clip or timm:NETWORK"  # networks whose weights are in a file
 CONVERT_HINT = (
     "convert pt_inception-2015-12-05-6726825d.pth, of pytorch-fid or torch-fidelity, to "
     "safetensors as docs/evaluation.md says; nothing is downloaded here"
@@ -26,7 +30,8 @@ CONVERT_HINT = (
 class Extractor(NamedTuple):
     """A function of images, `(N, C, H, W)` in [-1, 1], to features, `(N, F)` float32.
 
-    Figures may be compared where `name` and `sha256` are the same: the digest is of the weights.
+    Figures may be compared where `name` and `sha256` are the same: the digest is of the weights, or
+    of their file where embedders are named by that.
     """
 
     name: str
@@ -35,10 +40,42 @@ class Extractor(NamedTuple):
     apply: Callable[[Tensor], Tensor]
 
     def __call__(self, images: Tensor) -> NDArray[np.float32]:
-        """Returns features."""
+        """Returns features.
+
+        Raises:
+            DataError: they are not finite.
+        """
         with torch.no_grad():
             found: NDArray[np.float32] = self.apply(images).float().numpy()
+        if not np.isfinite(found).all():
+            raise DataError(
+                f"features of {self.name} are not finite",
+                hint="the file of --weights is damaged, or is that of another network",
+            )
         return found
+
+
+def is_known(name: str) -> bool:
+    """Returns whether there are features of that name; a network of timm is looked for later."""
+    return re.fullmatch(f"{CLASSIFIER}|{INCEPTION}|clip|timm:.+", name) is not None
+
+
+def require_features(name: str, weights: Path | None) -> None:
+    """Refuses features that are not known, and a file of weights without them or them without it.
+
+    Raises:
+        OptionError: naming the option.
+    """
+    if not is_known(name):
+        raise OptionError(
+            f"--features {name} is not known", hint=f"give classifier, or one of {PUBLIC}"
+        )
+    if (weights is None) != (name == CLASSIFIER):
+        raise OptionError(
+            f"--weights and --features {PUBLIC} need each other",
+            hint="give both, or neither for features of a classifier trained here; nothing is "
+            "downloaded, and docs/evaluation.md says where weights come from",
+        )
 
 
 def classifier_features(trained: TrainedClassifier) -> Extractor:
@@ -93,12 +130,32 @@ def inception_features(weights: Path) -> Extractor:
     def apply(images: Tensor) -> Tensor:
         # it was trained on bytes, and real images are bytes: samples are rounded as files would be
         bytes_ = ((images.clamp(-1, 1) + 1) * 127.5).round()
-        found = [
-            network(block.expand(-1, 3, -1, -1)) for block in torch.split(bytes_, INCEPTION_ROWS)
-        ]
+        found = [network(block.expand(-1, 3, -1, -1)) for block in torch.split(bytes_, ROWS)]
         return torch.cat(found)
 
     return Extractor("inception", weights_digest(kept), network.fc.in_features, apply)
+
+
+def embedder_features(name: str, weights: Path, sha256: str) -> Extractor:
+    """Returns what a network of `ddm_fed.embedding` gives, before it becomes a direction.
+
+    Args:
+        name: `clip`, or `timm:` and a network's name.
+        weights: Safetensors file of its weights.
+        sha256: Digest of the file, hexadecimal.
+
+    Raises:
+        StateError: the network's package is not installed.
+        DigestError: it is another file.
+        DataError: it is missing or holds another network, or there is no such network.
+        ValueError: the name is neither.
+    """
+    embedder = open_embedder(name, weights, sha256)
+
+    def apply(images: Tensor) -> Tensor:
+        return torch.cat([embedder.features(block) for block in torch.split(images, ROWS)])
+
+    return Extractor(embedder.name, embedder.digest, embedder.dimension, apply)
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:

@@ -8,13 +8,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddm_fed.errors import DataError, OptionError, StateError
+from ddm_fed.errors import DataError, StateError
 from ddm_fed.evaluation import (
     Extractor,
     Matched,
@@ -22,6 +22,7 @@ from ddm_fed.evaluation import (
     Usefulness,
     accuracy_of,
     classifier_features,
+    embedder_features,
     epochs_for,
     inception_features,
     matched_by_class,
@@ -33,6 +34,7 @@ from ddm_fed.evaluation import (
     two_sample_test,
     usefulness,
 )
+from ddm_fed.evaluation.features import CLASSIFIER, INCEPTION, require_features
 from ddm_fed.evaluation.figures import write_counts, write_neighbours
 from ddm_fed.evaluation.inputs import Pictures, read_real, read_samples
 from ddm_fed.records import canonical_json, sha256_hex
@@ -44,7 +46,6 @@ REPORT = "evaluation.json"
 FORMAT = 2  # 2: real images and samples are compared with classes in the same proportion
 LEAST = 20  # images of each kind
 SHOWN = 12  # samples in the picture of nearest neighbours
-Features = Literal["classifier", "inception"]
 Labelled = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -52,7 +53,7 @@ Labelled = tuple[torch.Tensor, torch.Tensor]
 class EvaluateOptions:
     """How to measure; see `ddm-site evaluate --help`."""
 
-    features: Features = "classifier"
+    features: str = CLASSIFIER
     weights: Path | None = None
     seed: int = 0
     steps: int = 2000
@@ -85,11 +86,7 @@ def evaluate(
         OptionError: options contradict each other.
         StateError: there are no samples, or `out` holds an evaluation of other inputs or options.
     """
-    if (options.weights is not None) != (options.features == "inception"):
-        raise OptionError(
-            "--weights and --features inception need each other",
-            hint="give both, or neither for features of a classifier trained here",
-        )
+    require_features(options.features, options.weights)
     require_ours(out, (REPORT, "counts.png"), hint="give --out a new or an empty folder")
     drawn, summary = read_samples(samples)
     held = read_real(real, "test", drawn.shape)
@@ -267,13 +264,15 @@ class _Work:
 
     def _features(self) -> None:
         if self._options.weights is not None:
-            self._extractor = inception_features(self._options.weights)
+            self._extractor = _public_features(self._options.features, self._options.weights)
             self.left_out["agreement"] = "a classifier is trained with --features classifier only"
         elif self._own is None or self._own.labels is None or self._own.classes < 2:
             reason = "a classifier's features take --train with labels of two or more classes"
             self.left_out["agreement"] = reason
             for name in ("fidelity", "two_sample"):
-                self.left_out[name] = f"{reason}; or give --features inception --weights FILE"
+                self.left_out[name] = (
+                    f"{reason}; or give --features inception, clip or timm:NETWORK, and --weights"
+                )
         else:
             self._say(f"training a classifier on {len(self._own.images)} real training images")
             trained = self._classifier(self._own, stream=1)
@@ -391,9 +390,9 @@ class _Work:
         }
         self.closest = np.argsort(nearest(rows[0], rows[1]).distance, kind="stable")[:SHOWN]
         # features of a classifier that knows the training images would find them near anyway
-        if self._extractor is not None and self._extractor.name == "inception":
+        if self._extractor is not None and self._extractor.name != CLASSIFIER:
             seen = [self._extractor(each.unit()) for each in (self._drawn, self._own, self._held)]
-            self.results["memorization"]["inception"] = plain(
+            self.results["memorization"][self._extractor.name] = plain(
                 measure_memorization(*seen, generator=self._numpy(7))
             )
 
@@ -403,6 +402,13 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         return {name: plain(inner) for name, inner in value._asdict().items()}
     return value
+
+
+def _public_features(name: str, weights: Path) -> Extractor:
+    if name == INCEPTION:
+        return inception_features(weights)
+    # a missing file has no digest, and is reported where it is opened
+    return embedder_features(name, weights, _digest(weights) or "")
 
 
 def _digest(path: Path) -> str | None:

@@ -165,6 +165,12 @@ class ExpertSpec(Record):
         )
 
 
+# exclude_if: plans of earlier versions keep their digests
+Schedule = Annotated[
+    Literal["cosine", "constant"], Field(exclude_if=lambda schedule: schedule == "cosine")
+]
+
+
 class TrainingSpec(Record):
     """How long and how an expert is trained. Equal for all sites, so it reveals nothing of one."""
 
@@ -172,6 +178,7 @@ class TrainingSpec(Record):
     batch_size: Count
     learning_rate: Positive = Decimal("0.001")
     warmup_steps: Annotated[int, Field(ge=0)] = 100
+    schedule: Schedule = "cosine"
     weight_decay: NonNegative = Decimal(0)
     clip_norm: Positive = Decimal(1)
     ema_half_lives: Annotated[tuple[Count, ...], Field(min_length=1, max_length=8)] = (700,)

@@ -8,6 +8,7 @@ checkpoint records.
 """
 
 from ddm_fed.training.batches import seeded as seeded
+from ddm_fed.training.extension import FinishedRun as FinishedRun
 from ddm_fed.training.gradients import build_gradients as build_gradients
 from ddm_fed.training.gradients import made_up_units as made_up_units
 from ddm_fed.training.gradients import row_loss as row_loss

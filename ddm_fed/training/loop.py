@@ -16,6 +16,7 @@ from ddm_fed.progress import QUIET, StepReport, Watch
 from ddm_fed.records import ExpertDesign, Plan, TrainingSpec, adds_to_mixture, network_of
 from ddm_fed.training.batches import Batch, Batches, BatchSource
 from ddm_fed.training.ema import Averages
+from ddm_fed.training.extension import FinishedRun, extend_run
 from ddm_fed.training.known_velocity import KnownVelocity, require_released
 from ddm_fed.training.options import RunOptions, TrainedExpert
 from ddm_fed.training.parallel import Team, blocks_of, join_team
@@ -47,6 +48,7 @@ def train_expert(
     design: ExpertDesign | None = None,
     options: RunOptions | None = None,
     known: KnownVelocity | None = None,
+    extends: FinishedRun | None = None,
     watch: Watch = QUIET,
 ) -> TrainedExpert:
     """Returns the expert of `plan` for `data`; continues from `checkpoint` if it exists.
@@ -62,6 +64,7 @@ def train_expert(
         design: Network, path and prediction, out of those the plan allows; None is the first.
         options: The site's own choices.
         known: What the site's release says of the velocity, where the design adds to it.
+        extends: A finished run of an earlier plan to go on from where there is no checkpoint yet.
         watch: Told how it goes.
 
     Raises:
@@ -98,7 +101,7 @@ def train_expert(
                 known=None if known is None else known.velocity,
             )
 
-        run_job(job, batches, checkpoint, watch)
+        run_job(job, batches, checkpoint, watch, extends)
     return read_trained(checkpoint, plan, ema_half_life=options.ema_half_life)
 
 
@@ -107,6 +110,7 @@ def run_job(
     batches: Callable[[RunIdentity], BatchSource],
     checkpoint: Path,
     watch: Watch,
+    extends: FinishedRun | None = None,
 ) -> None:
     """Trains until the last step of `job`, from `checkpoint` if it exists.
 
@@ -115,13 +119,17 @@ def run_job(
         batches: Returns what the steps of a run are computed from.
         checkpoint: Where the state is kept.
         watch: Told how it goes.
+        extends: As for `train_expert`.
 
     Raises:
         CheckpointError: as for `train_expert`.
     """
     team = job.team
     if team.rank == 0 and not checkpoint.exists():
-        start_run(checkpoint, job)
+        if extends is None:
+            start_run(checkpoint, job)
+        else:
+            extend_run(extends, checkpoint, job)
     team.wait()
     finished = steps_done(checkpoint) >= job.plan.training.steps
     run = require_same_run(checkpoint, job, finished=finished)
@@ -133,10 +141,21 @@ def run_job(
     team.wait()
 
 
-def learning_rate_factor(step: int, *, steps: int, warmup_steps: int) -> float:
-    """Returns the factor on the learning rate: linear warm-up, then a cosine down to zero."""
+def learning_rate_factor(
+    step: int, *, steps: int, warmup_steps: int, schedule: str = "cosine"
+) -> float:
+    """Returns the factor on the learning rate: linear warm-up, then 1, or a cosine down to zero."""
     warmup = min(1.0, (step + 1) / (warmup_steps + 1))
+    if schedule == "constant":
+        return warmup
     return warmup * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def planned_factor(spec: TrainingSpec, step: int) -> float:
+    """Returns the factor on the learning rate of `spec` in `step`."""
+    return learning_rate_factor(
+        step, steps=spec.steps, warmup_steps=spec.warmup_steps, schedule=spec.schedule
+    )
 
 
 def require_possible(
@@ -356,7 +375,7 @@ def interrupted(done: int, steps: int, saved: int) -> CheckpointError:
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, spec: TrainingSpec, step: int) -> None:
     """Gives `optimizer` the learning rate of `step`."""
-    factor = learning_rate_factor(step, steps=spec.steps, warmup_steps=spec.warmup_steps)
+    factor = planned_factor(spec, step)
     for group in optimizer.param_groups:
         group["lr"] = float(spec.learning_rate) * factor
 

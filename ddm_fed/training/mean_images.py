@@ -166,7 +166,13 @@ def learn_central(
     # is before anything is said of it
     from torch.func import functional_call  # takes long to load, and most commands need none of it
 
-    warm_up = {"steps": steps, "batch_size": BATCH_SIZE, "warmup_steps": steps // 10}
+    # a short training of its own, which ends: its rate falls to zero whatever the plan's does
+    warm_up = {
+        "steps": steps,
+        "batch_size": BATCH_SIZE,
+        "warmup_steps": steps // 10,
+        "schedule": "cosine",
+    }
     spec, loss = plan.training.model_copy(update=warm_up), row_loss(plan, design)
     batches = Batches(central, spec, conditional=bool(plan.data.classes), seed=seed)
     trained = part.trained

@@ -45,7 +45,7 @@ from ddm_fed.training.gradients import (
     stirred,
 )
 from ddm_fed.training.known_velocity import released_velocity
-from ddm_fed.training.loop import BETAS, Clock, interrupted, learning_rate_factor
+from ddm_fed.training.loop import BETAS, Clock, interrupted, planned_factor
 from ddm_fed.training.mean_images import draw_central, examine_central, learn_central
 from ddm_fed.training.precision import autocast_to
 from ddm_fed.training.preview import draw_preview
@@ -75,7 +75,8 @@ def promised_rule(plan: Plan) -> UpdateRule:
 
     def learning_rate(step: int) -> float:
         warm = min(1.0, (step + 1) / (spec.warmup_steps + 1))
-        return rate * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        turn = 0.0 if spec.schedule == "constant" else step / steps
+        return rate * warm * (0.5 + 0.5 * math.cos(math.pi * turn))
 
     def clip_norm(step: int) -> float:
         return first if steps == 1 else first + (last - first) * step / (steps - 1)
@@ -195,8 +196,7 @@ class PrivateRun:
         spec = self._spec
 
         def learning_rate(step: int) -> float:
-            factor = learning_rate_factor(step, steps=spec.steps, warmup_steps=spec.warmup_steps)
-            return float(spec.learning_rate) * factor
+            return float(spec.learning_rate) * planned_factor(spec, step)
 
         return UpdateRule(
             learning_rate,

@@ -62,6 +62,7 @@ class RunIdentity:
         known_sha256: The release whose mixture was known already, or "".
         proved: Which of its steps were computed again, as JSON; private.
         refused: Why nothing of it may leave: a step was not what the ledger says.
+        extends_sha256: The plan of the finished run that this one went on from, or "".
     """
 
     plan_sha256: str
@@ -83,6 +84,7 @@ class RunIdentity:
     proved: str = ""
     refused: str = ""
     known_sha256: str = ""
+    extends_sha256: str = ""
 
 
 @dataclass

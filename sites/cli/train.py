@@ -123,6 +123,14 @@ def train(
     restart: Annotated[
         bool, typer.Option("--restart", help="Forget the checkpoint and train from the start.")
     ] = False,
+    extend: Annotated[
+        bool,
+        typer.Option(
+            "--extend",
+            help="Go on from the finished run of an earlier plan that is this one with fewer "
+            "steps; with a constant learning rate only.",
+        ),
+    ] = False,
     yes: YesOption = False,
 ) -> None:
     """Do the whole job under a plan: train, compute the private release, write and sign the bundle.
@@ -152,6 +160,7 @@ def train(
             run,
             _design(agreed, architecture, path, prediction),
             restart,
+            extend,
             embedder_weights=embedder_weights,
         )
 

@@ -37,6 +37,7 @@ from ddm_fed.storage.files import open_regular, write_atomically
 from ddm_fed.storage.tensors import Bounds, check_tensor_file, read_own_tensors, write_tensors
 from ddm_fed.training import (
     CentralImages,
+    FinishedRun,
     KnownVelocity,
     Paid,
     Payment,
@@ -65,6 +66,8 @@ class TrainingOptions:
         run: How it is computed.
         design: Which expert, out of those the plan allows; None is the plan's first.
         restart: Whether an earlier checkpoint and expert are forgotten.
+        extend: Whether the run goes on from one that is finished, under an earlier plan.
+        extends: That run, once it is found.
         embedder_weights: File of the embedder of the plan's centroids.
         randomness: For tests: where noise comes from. What is made with it is refused everywhere.
     """
@@ -72,6 +75,8 @@ class TrainingOptions:
     run: RunOptions = field(default_factory=RunOptions)
     design: ExpertDesign | None = None
     restart: bool = False
+    extend: bool = False
+    extends: FinishedRun | None = None
     randomness: Randomness | None = None
     embedder_weights: Path | None = None
 
@@ -88,6 +93,7 @@ def train_plainly(
         design=options.design,
         options=options.run,
         known=known_velocity(work, trust.plan, options.design or trust.plan.expert.default),
+        extends=options.extends,
         watch=watch,
     )
 

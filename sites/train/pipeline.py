@@ -75,6 +75,7 @@ from sites.train.expert import (
     make_expert,
     recorded,
 )
+from sites.train.extend import found_extension, keep_plan
 from sites.train.space import require_space
 from sites.workspace import SiteFolder
 
@@ -121,8 +122,11 @@ def run_plan(
     data_sha256 = data.reveal().digest()
     if options.restart or not (work / TRAINED_FILE).exists():
         require_possible(data.reveal(), plan, design, options.run)
+    if options.extend:
+        options = found_extension(site, trust, data_sha256, design, options)
     has_network = network_of(design.architecture) is not None
-    if has_network and (options.restart or not (work / CHECKPOINT_FILE).exists()):
+    starts = options.restart or not (work / CHECKPOINT_FILE).exists()
+    if has_network and starts and options.extends is None:
         require_base(plan, options.run)
     if not (has_network and planned_events(plan).expert) and options.run.gradients != "auto":
         raise OptionError(
@@ -149,6 +153,10 @@ def run_plan(
     first = trained_privately or adds_to_mixture(design.architecture)
     if first:
         _release(work, trust, data, data_sha256, ledger, watch.say, directions)
+    if options.extends is not None:
+        before, last = options.extends.plan.training.steps, plan.training.steps
+        watch.say(f"the run goes on from step {before} of an earlier plan, to step {last}")
+    keep_plan(work, plan)
     make_expert(work, trust, data, data_sha256, options, ledger, watch)
     if not first:
         _release(work, trust, data, data_sha256, ledger, watch.say, directions)

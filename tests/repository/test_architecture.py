@@ -71,7 +71,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "models",
             "router",
         },
-        "evaluation": {"errors", "pictures", "records", "storage"},
+        "evaluation": {"errors", "pictures", "records", "storage", "embedding"},
         "ensemble": {
             "errors",
             "limits",

@@ -430,6 +430,24 @@ def test_learning_rate_warms_up_and_falls_to_zero():
     assert factors[-1] < 1e-5
 
 
+def test_constant_learning_rate_warms_up_and_stays_whatever_the_steps():
+    given = {"warmup_steps": 10, "schedule": "constant"}
+    factors = [learning_rate_factor(s, steps=1000, **given) for s in range(1000)]
+    assert factors[:10] == [(s + 1) / 11 for s in range(10)]
+    assert set(factors[10:]) == {1.0}
+    assert factors[:500] == [learning_rate_factor(s, steps=500, **given) for s in range(500)]
+
+
+def test_schedule_is_in_the_record_of_a_plan_only_where_it_is_not_the_cosine():
+    plain, cosine, constant = (
+        a_plan(extra=extra).training
+        for extra in ("", 'schedule = "cosine"', 'schedule = "constant"')
+    )
+    assert b"schedule" not in plain.to_json()
+    assert cosine.to_json() == plain.to_json()
+    assert b'"schedule":"constant"' in constant.to_json()
+
+
 def test_precision_is_chosen_by_measurement_without_any_images():
     plan = a_plan(classes=True)
     assert choose_precision(plan, plan.expert.default, CPU) in ("float32", "bfloat16")

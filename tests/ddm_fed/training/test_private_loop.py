@@ -31,7 +31,9 @@ from ddm_fed.training import (
     train_expert,
     train_private_expert,
 )
+from ddm_fed.training.loop import planned_factor
 from ddm_fed.training.plan_cost import planned_events
+from ddm_fed.training.private_run import promised_rule
 
 pytestmark = pytest.mark.slow
 
@@ -457,6 +459,21 @@ def test_low_rank_products_change_every_linear_layer_by_their_rank(path):
     difference = expert.state["blocks.0.mlp.0.weight"] - start["blocks.0.mlp.0.weight"]
     assert 0 < torch.linalg.matrix_rank(difference, rtol=1e-4) <= 2
     assert torch.equal(expert.state["blocks.0.mlp.0.bias"], start["blocks.0.mlp.0.bias"])
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant"])
+def test_learning_rate_that_is_proved_is_the_one_that_trains(schedule):
+    spec = f'steps = 30\nwarmup_steps = 4\nschedule = "{schedule}"'
+    plan = private_plan(steps=spec)
+    rates = [promised_rule(plan).learning_rate(step) for step in range(30)]
+    trained = [0.001 * planned_factor(plan.training, step) for step in range(30)]
+    assert rates == pytest.approx(trained, rel=1e-12)
+    assert (rates[-1] == max(rates)) == (schedule == "constant")
+
+
+def test_private_training_at_a_constant_learning_rate_is_proved(path):
+    plan = private_plan(steps='steps = 3\nschedule = "constant"')
+    assert train(path, plan).noise
 
 
 def test_low_rank_run_resumes_with_the_same_bits(tmp_path):

@@ -19,7 +19,7 @@ from ddm_fed.privacy import ImageSet
 from ddm_fed.records import Plan, read_plan_toml
 from ddm_fed.training import seeded
 from ddm_fed.training.batches import Batches
-from ddm_fed.training.loop import BETAS, learning_rate_factor
+from ddm_fed.training.loop import BETAS, planned_factor
 
 PLAN = """
 federation = "digits"
@@ -220,7 +220,7 @@ def train_stretch(
     design = plan.expert.default
     total = 0.0
     for step in steps:
-        factor = learning_rate_factor(step, steps=spec.steps, warmup_steps=spec.warmup_steps)
+        factor = planned_factor(spec, step)
         for group in optimizer.param_groups:
             group["lr"] = float(spec.learning_rate) * factor
         batch = batches.draw(step, slice(0, spec.batch_size))
