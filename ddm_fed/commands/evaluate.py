@@ -8,6 +8,7 @@ import typer
 
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption
+from ddm_fed.errors import OptionError
 
 FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "FID": lambda row: f"{row['frechet']:.3f}",
@@ -24,8 +25,9 @@ def _known(value: str) -> str:
     from ddm_fed.evaluation.features import is_known
 
     if not is_known(value):
-        raise typer.BadParameter(
-            f"{value!r} is not one of classifier, inception, clip, timm:NETWORK"
+        raise OptionError(
+            f"--features {value!r} is not one of classifier, inception, clip and timm:NETWORK",
+            hint="classifier trains one here on --train; the others take --weights",
         )
     return value
 

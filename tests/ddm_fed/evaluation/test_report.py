@@ -339,7 +339,9 @@ def test_command_shows_the_figures_and_what_was_left_out(inputs):
     found = CliRunner().invoke(app, [*arguments, "--json"])
     assert json.loads(found.stdout)["results"]["shares"]["samples"] == 300
     assert "left out: fidelity" in found.stderr
-    assert CliRunner().invoke(app, [*arguments, "--features", "resnet"]).exit_code == 2
+    slip = CliRunner().invoke(app, [*arguments, "--features", "resnet"])
+    assert isinstance(slip.exception, OptionError)
+    assert "--features 'resnet' is not one of classifier" in str(slip.exception)
     failed = CliRunner().invoke(app, [*arguments, "--seed", "3"])
     assert isinstance(failed.exception, DdmFedError)
 
