@@ -1,8 +1,9 @@
 """`ddm-coord partition`: one owner's images as islands that train apart."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,6 +12,8 @@ from ddm_fed.commands.options import JsonOption
 from ddm_fed.errors import DataError, OptionError, PlanError, StateError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from ddm_fed.partition import Describe, MappedImages, Shard
 
 COSINES, CHANCE = "cosines", "random"
@@ -181,6 +184,32 @@ def _describe(
     return cosines(found.shape, chosen)
 
 
+def _require_classes(labels: "NDArray[Any]", classes: Sequence[str], plan: Path) -> None:
+    """Refuses labels that islands would refuse, before any image is described."""
+    import unicodedata
+
+    import numpy as np
+
+    found = np.unique(labels).tolist()
+    names = {unicodedata.normalize("NFC", name) for name in classes}
+    strange = [
+        value
+        for value in found
+        if not (
+            unicodedata.normalize("NFC", value) in names
+            if isinstance(value, str)
+            else isinstance(value, int) and 0 <= value < len(classes)
+        )
+    ]
+    if strange:
+        raise DataError(
+            f"the images have labels that are no classes of {plan}: "
+            f"{', '.join(map(repr, strange[:5]))}{', …' if len(strange) > 5 else ''}",
+            hint=f"number them from 0 to {len(classes) - 1} in the order of `data.classes`, or "
+            "write names of classes",
+        )
+
+
 def _divided(plan: Path, islands: int, images: "MappedImages") -> str:
     """Returns the text of a plan with its batch divided by the number of islands.
 
@@ -197,6 +226,8 @@ def _divided(plan: Path, islands: int, images: "MappedImages") -> str:
             f"the images have no {needed}, and `data.conditioning` of {plan} needs them",
             hint=f"add `{needed}` to the .npz, or NAME.{needed}.npy beside the .npy",
         )
+    if needed == "labels":
+        _require_classes(images.beside["labels"], agreed.data.classes, plan)
     size = agreed.training.batch_size
     if size % islands:
         raise OptionError(

@@ -170,6 +170,29 @@ def test_images_without_the_labels_that_the_plan_needs_are_refused_first(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("labels", "strange"),
+    [
+        (np.arange(120) % 4 + 1, "3, 4"),
+        (np.array(["a", "b", "d"] * 40), "'d'"),
+        (np.arange(120) % 3 * 0.5, "0.0, 0.5, 1.0"),
+    ],
+)
+def test_labels_that_are_no_classes_of_the_plan_are_refused_first(
+    tmp_path, images, labels, strange
+):
+    classes = 'conditioning = "class"\nclasses = ["a", "b", "c"]\n[expert]'
+    (tmp_path / "plan.toml").write_text(PLAN.replace("[expert]", classes))
+    np.savez(tmp_path / "odd.npz", images=np.load(images)["images"], labels=labels)
+    plan = ("--plan", tmp_path / "plan.toml")
+    done = run(tmp_path / "odd.npz", "--islands", 2, "--out", tmp_path / "out", *plan)
+    assert isinstance(done.exception, DataError)
+    assert done.exception.message.endswith(f"plan.toml: {strange}")
+    assert not (tmp_path / "out").exists()
+    done = run(images, "--islands", 2, "--out", tmp_path / "out", *plan)
+    assert done.exit_code == 0, done.output
+
+
 def test_without_a_plan_nothing_is_said_of_a_file_that_is_not_there(tmp_path, images):
     done = run(images, "--islands", 2, "--out", tmp_path / "out", "--features", "random")
     assert done.exit_code == 0, done.output
