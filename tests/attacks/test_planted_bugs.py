@@ -872,7 +872,7 @@ OTHER_BUGS = {
     ),
     "a learning rate that follows from the true number": (
         PrivateRun._rule,
-        ("* factor", "* factor * len(self._images) / 23"),
+        ("* planned_factor(", "* len(self._images) / 23 * planned_factor("),
         "the weights",
     ),
     "weights that are polished after the last proof": (
