@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+from equal_arithmetic import require_same_options
 from private_mixtures import PLAN, accuracy, draw, learn, load, make_plan, public_guess, release
 
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
@@ -120,9 +121,9 @@ class Study:
 
     def of_samples(self, kind: str, seed: int) -> dict[str, Any]:
         """Trains a classifier of samples, and one of those the last site did not make."""
-        began, options = time.process_time(), self.options
+        began, options, rest = time.process_time(), self.options, None
         if kind.startswith("mixture-"):
-            images, labels = self._of_releases(float(kind.removeprefix("mixture-")), seed)
+            (images, labels), rest = self._of_releases(float(kind.removeprefix("mixture-")), seed)
         else:
             plan, counts = self.plan(), torch.zeros(self.sites, self.classes, dtype=torch.double)
             counts.index_put_(
@@ -141,17 +142,26 @@ class Study:
                     SamplingOptions(Strategy.parse("sticky"), options.steps, "heun", seed=seed),
                     condition=ClassCondition(labels),
                 ).images.clone()
-        found = self._accuracies(images, labels, seed)
+        found = self._accuracies(images, labels, seed, rest)
         return found | {"cpu_s": round(time.process_time() - began)}
 
-    def _accuracies(self, images: Tensor, labels: Tensor, seed: int) -> dict[str, Any]:
+    def _accuracies(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        seed: int,
+        rest: tuple[Tensor, Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """Returns accuracies; `rest` is what there is without the last site, if no part of all."""
         options, found = self.options, {}
         for name, without in (("accuracy", None), ("removed", self.sites - 1)):
-            left, kept = self._kept(labels, without), self._kept(self.truth, without)
-            if len(labels[left].unique()) < 2:
+            kept = self._kept(self.truth, without)
+            seen, told = rest if without is not None and rest is not None else (images, labels)
+            left = self._kept(told, without)
+            if len(told[left].unique()) < 2:
                 continue  # a classifier of one class is never wrong
             learned = learn(
-                options.judge, images[left], labels[left], self.classes, options.epochs, seed
+                options.judge, seen[left], told[left], self.classes, options.epochs, seed
             )
             found[name] = round(accuracy(learned, self.real[kept], self.truth[kept]), 4)
         return {"images": len(labels), **found}
@@ -159,7 +169,10 @@ class Study:
     def _kept(self, labels: Tensor, without: int | None) -> Tensor:
         return (labels % self.sites != without) if without is not None else labels >= 0
 
-    def _of_releases(self, epsilon: float, seed: int) -> tuple[Tensor, Tensor]:
+    def _of_releases(
+        self, epsilon: float, seed: int
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Returns samples of all releases, and of those without the last site's."""
         classes, (channels, height, width) = self.classes, self.shape
         guess = public_guess(len(self.images) / self.sites)
         rule = mixture_rule(
@@ -176,7 +189,8 @@ class Study:
         parts = [self.rows(site) for site in range(self.sites)]
         made = [release(plan, self.images[rows], self.labels[rows])[0] for rows in parts]
         images, labels, _ = draw(plan, fit_image_mixtures(plan, made), self.samples, seed)
-        return images, labels
+        left, told, _ = draw(plan, fit_image_mixtures(plan, made[:-1]), self.samples, seed)
+        return (images, labels), (left, told)
 
     def _architecture(self, kind: str) -> str:
         return f"mixture+{self.options.network}" if kind == "residual" else self.options.network
@@ -224,6 +238,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
+    names = ("data", "sites", "network", "training_steps", "samples", "steps", "centre", "judge")
+    require_same_options(options, *names, "epochs")
     file, study = options.out / "cells.jsonl", Study(options)
     known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for cell in cells_of(options, study):

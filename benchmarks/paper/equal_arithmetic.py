@@ -21,6 +21,7 @@ import argparse
 import fcntl
 import hashlib
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -308,6 +309,7 @@ def run_cells(
     """Finds the cells that are missing in `OUT/cells.jsonl`; says whether all are there now."""
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
+    require_same_options(options, "data", "architecture", "samples", "solver_steps")
     part, parts = map(int, options.part.split("/"))
     study = None
     for cell in cells:
@@ -323,6 +325,23 @@ def run_cells(
             target.write(row + "\n")
         print(row, flush=True)
     return parts == 1
+
+
+def require_same_options(options: argparse.Namespace, *names: str) -> None:
+    """Refuses figures of other options beside those that are in OUT: cells do not name them."""
+    file = options.out / "options.json"
+    now = {name: str(getattr(options, name)) for name in names}
+    now["data"] = Path(now["data"]).name
+    if not file.exists():
+        file.write_text(json.dumps(now, indent=2) + "\n")
+    known = json.loads(file.read_text())
+    changed = [name for name, value in now.items() if known.setdefault(name, value) != value]
+    if changed:
+        sys.exit(
+            f"error: {options.out} holds figures of "
+            + ", ".join(f"--{name.replace('_', '-')} {known[name]}" for name in changed)
+            + ": give these, or another --out"
+        )
 
 
 def found_cells(out: Path) -> dict[Cell, dict[str, Any]]:

@@ -11,8 +11,10 @@ each part can be exact or not, by itself:
 - the router: exact, or a perceptron that learned from samples of all islands;
 - the solver: its steps.
 
-`fid` is the Frechet distance to samples of the truth in the features of a classifier of real
-images; `share_error` the total variation of islands, as the exact posterior tells them. `errors`
+Exact is the router on noised images of the truth: at what other networks make of noise it judges
+by the least of their faults. `fid` is the Frechet distance to samples of the truth in the features
+of a classifier of real images; `share_error`, of exact experts only, the total variation of
+islands as the exact posterior tells them. `errors`
 are squared errors of a network's velocity per pixel at noised images of its own island, at those of
 the others, and of what `full` makes of all networks by the exact posterior.
 
@@ -31,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from equal_arithmetic import Study
+from equal_arithmetic import Study, require_same_options
 from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
@@ -47,6 +49,7 @@ from ddm_fed.storage.tensors import write_tensors
 from ddm_fed.training import RunOptions, train_expert
 
 BLOCK, LEAST_IMAGES, LEAST_VARIANCE = 100, 50, 1e-4
+WIDE = 100.0  # these Gaussians reach beyond [-1, 1]; what is cut off would be no sample of them
 SAMPLES_OF_ISLAND, TIMES = 15_000, (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -91,6 +94,8 @@ class World:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options: argparse.Namespace = options
         self.study = study = Study(options)
+        if study.shape[0] > 1 or math.prod(study.shape) > 1024:
+            raise SystemExit("error: --data: this takes grey images of at most 1,024 pixels")
         self.count: int = options.islands
         self.basis = dct_basis(study.shape, math.prod(study.shape)).float()
         islands = study.islands("feature", self.count, options.seed)
@@ -217,8 +222,12 @@ class World:
                 len(labels),
                 SamplingOptions(Strategy.parse(strategy), steps, solver, seed=6),  # type: ignore[arg-type]
                 condition=ClassCondition(labels),
+                bound=WIDE,
             ).images
-        return self._judged(drawn, labels) | {"cpu_s": round(time.process_time() - began)}
+        found = self._judged(drawn, labels)
+        if experts != "exact":  # the posterior looks at what networks cannot learn in the highest
+            del found["share_error"]
+        return found | {"cpu_s": round(time.process_time() - began)}
 
     def chance(self) -> dict[str, Any]:
         """Judges as many samples of the truth itself."""
@@ -340,6 +349,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
+    names = ("data", "islands", "seed", "architecture", "samples")
+    require_same_options(options, *names)
     file, world = options.out / "cells.jsonl", World(options)
     known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     for cell in cells_of(options):

@@ -26,12 +26,17 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def draw_islands(axes: Any, rows: list[dict[str, Any]]) -> None:
+def draw_islands(axes: Any, rows: list[dict[str, Any]], steps: int) -> None:
     """Draws the FID of `sticky` without guidance over the number of islands."""
     found: dict[tuple[str, int], list[float]] = {}
     for row in rows:
         kind, *cell = row["cell"]
-        if kind == "judged" and cell[4:] == ["sticky", 1.0] and cell[0] in ("all", *STYLES):
+        if (
+            kind == "judged"
+            and cell[2] == steps
+            and cell[4:] == ["sticky", 1.0]
+            and cell[0] in ("all", *STYLES)
+        ):
             found.setdefault((cell[0], cell[1]), []).append(row["fid"])
     alone = found[("all", 1)]
     for division, (marker, line, name) in STYLES.items():
@@ -88,10 +93,11 @@ def main() -> None:
     )
     parser.add_argument("--cells", type=Path, required=True)
     parser.add_argument("--truth", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=3000, help="of the training")
     parser.add_argument("--out", type=Path, default=Path("paper.png"))
     options = parser.parse_args()
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
-    draw_islands(left, rows_of(options.cells))
+    draw_islands(left, rows_of(options.cells), options.steps)
     draw_truth(right, rows_of(options.truth))
     figure.savefig(options.out, dpi=110)
 

@@ -190,15 +190,20 @@ def _require_classes(labels: "NDArray[Any]", classes: Sequence[str], plan: Path)
 
     import numpy as np
 
-    found = np.unique(labels).tolist()
+    if labels.size != max(labels.shape, default=1) or labels.dtype.kind not in "iuU":
+        raise DataError(
+            f"the images have labels of {labels.dtype} and shape {labels.shape}, and islands take "
+            "one whole number or name for each image",
+            hint="if they are one-hot, store labels.argmax(axis=1)",
+        )
     names = {unicodedata.normalize("NFC", name) for name in classes}
     strange = [
         value
-        for value in found
+        for value in np.unique(labels).tolist()
         if not (
-            unicodedata.normalize("NFC", value) in names
+            unicodedata.normalize("NFC", value.strip()) in names
             if isinstance(value, str)
-            else isinstance(value, int) and 0 <= value < len(classes)
+            else 0 <= value < len(classes)
         )
     ]
     if strange:

@@ -23,7 +23,8 @@ from ddm_fed.training.state import (
 )
 
 # what every new plan says anew, and no step is computed from
-FREE = ("version", "expires_at", "description", "training.steps")
+# (the bound of the ledger, too: the statistics leave again and are paid for again)
+FREE = ("version", "expires_at", "description", "training.steps", "privacy.max_epsilon")
 
 
 class FinishedRun(NamedTuple):
@@ -82,10 +83,10 @@ def _flat(value: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def require_finished(
+def why_unfit(
     run: FinishedRun, plan_sha256: str, data_sha256: str, design: ExpertDesign
-) -> None:
-    """Refuses a run that is not complete, or not of this plan, these images or this design.
+) -> str | None:
+    """Returns why a run is not the finished one of this plan, these images and this design.
 
     Args:
         run: What was found.
@@ -94,34 +95,34 @@ def require_finished(
         design: What the extended run trains.
 
     Raises:
-        CheckpointError: naming what is wrong.
+        CheckpointError: it cannot be read.
     """
     known = read_identity(run.checkpoint)
     done, due = steps_done(run.checkpoint), run.plan.training.steps
-    problem = None
     if known.plan_sha256 != plan_sha256 or sha256_hex(run.plan.to_json()) != plan_sha256:
-        problem = "it and the plan kept beside it are not of one plan"
-    elif done != due:
-        problem = f"it has {done} of its {due} steps behind it"
-    elif known.data_sha256 != data_sha256:
-        problem = "it was made with other images"
-    elif known.design != str(design):
-        problem = f"it is of an expert of {known.design}, and asked for is {design}"
-    if problem is not None:
-        raise CheckpointError(
-            f"the run in {run.checkpoint} cannot be extended: {problem}",
-            hint="give what it was made with, or train from the first step, without --extend",
-        )
+        return "it and the plan kept beside it are not of one plan"
+    if done != due:
+        return "its training is not finished"
+    if known.data_sha256 != data_sha256:
+        return "it was made with other images"
+    if known.design != str(design):
+        return f"it is of an expert of {known.design}, and asked for is {design}"
+    return None
 
 
 def extend_run(run: FinishedRun, path: Path, job: Job) -> None:
     """Writes the checkpoint of `job` with all that `run` had at its end; `run` stays as it is.
 
     Raises:
-        CheckpointError: they are not one run: see `require_finished` and `require_same_run`.
+        CheckpointError: they are not one run: see `why_unfit` and `require_same_run`.
     """
     earlier_sha256 = read_identity(run.checkpoint).plan_sha256
-    require_finished(run, earlier_sha256, job.data_sha256, job.design)
+    problem = why_unfit(run, earlier_sha256, job.data_sha256, job.design)
+    if problem is not None:
+        raise CheckpointError(
+            f"the run in {run.checkpoint} cannot be extended: {problem}",
+            hint="give what it was made with, or train from the first step, without --extend",
+        )
     earlier = replace(job, plan=run.plan, plan_sha256=earlier_sha256)
     identity: RunIdentity = require_same_run(run.checkpoint, earlier, finished=False)
     with safe_open(run.checkpoint, framework="pt") as file:

@@ -136,12 +136,12 @@ def test_plan_that_is_not_the_same_but_for_more_steps_is_refused(fed, steps, rep
 
 def test_run_of_other_images_or_another_seed_is_not_extended(fed):
     new = publish(fed, plan_of(LONG))
-    for more, options, message in (
-        ((), {"data": "others.npz"}, "other images"),
-        (("--seed", "4"), {}, "another seed"),
+    for more, options, kind, message in (
+        ((), {"data": "others.npz"}, OptionError, "other images"),
+        (("--seed", "4"), {}, CheckpointError, "another seed"),
     ):
         error = refused(fed, "--extend", *more, **options)
-        assert isinstance(error, CheckpointError)
+        assert isinstance(error, kind)
         assert message in error.message
         assert not (fed.site(SITE).work(new) / CHECKPOINT_FILE).exists()
 
@@ -167,6 +167,25 @@ def test_run_that_was_stopped_half_way_is_passed_over(fed):
         if (folder / CHECKPOINT_FILE).exists() and folder != work:
             (folder / CHECKPOINT_FILE).unlink()
     assert f"{work.name}: its training is not finished" in refused(fed, "--extend").message
+
+
+def test_damaged_run_and_a_longer_one_of_other_images_hinder_no_run_that_fits(fed):
+    longer = publish(fed, plan_of(7))
+    commands.done("ddm-site", *words(fed, data="others.npz"))
+    assert steps_done(fed.site(SITE).work(longer) / CHECKPOINT_FILE) == 7
+    damaged = fed.site(SITE).work("d" * 64)
+    damaged.mkdir(exist_ok=True)
+    (damaged / "plan.json").write_bytes(b"{")
+    (damaged / CHECKPOINT_FILE).write_bytes(b"no checkpoint")
+    new = publish(fed, plan_of(LONG))
+    commands.done("ddm-site", *words(fed, "--extend"))
+    assert steps_done(fed.site(SITE).work(new) / CHECKPOINT_FILE) == LONG
+
+
+def test_plan_with_more_room_for_the_statistics_extends_as_well(fed):
+    new = publish(fed, plan_of(LONG, a=("max_epsilon = 10", "max_epsilon = 11")))
+    commands.done("ddm-site", *words(fed, "--extend"))
+    assert steps_done(fed.site(SITE).work(new) / CHECKPOINT_FILE) == LONG
 
 
 def test_run_whose_checkpoint_and_plan_are_of_two_plans_is_not_extended(fed):
