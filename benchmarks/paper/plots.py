@@ -79,12 +79,16 @@ def draw_truth(axes: Any, rows: list[dict[str, Any]]) -> None:
                 )
     chance = next(row["fid"] for row in rows if row["cell"] == ["chance"])
     axes.axhline(chance, color="black", linewidth=0.8, linestyle=":")
-    axes.annotate("samples of the truth", (0, chance), xytext=(0, 3), textcoords="offset points")
-    names = [f"{e.replace('-', ' ')}\n{r.replace('-', ' ')}" for e, r in pairs]
+    axes.set_yscale("log")
+    axes.set_yticks([0.5, 1, 2, 5, 10, 20], ["0.5", "1", "2", "5", "10", "20"])
+    axes.minorticks_off()
+    axes.set_ylim(0.4, 30)
+    told = {e: e if e == "exact" else e.removeprefix("network-") + " steps" for e, _ in pairs}
+    names = [f"{told[e]},\n{r.split('-')[0]}" for e, r in pairs]
     axes.set_xticks(range(len(pairs)), names, fontsize=7)
     axes.set_xlabel("experts (exact, or a network of so many steps), router")
-    axes.set_title("Where the truth is known")
-    axes.legend(frameon=False)
+    axes.set_title("Where the truth is known (dotted: samples of it)")
+    axes.legend(frameon=False, loc="upper left")
 
 
 def main() -> None:
