@@ -21,7 +21,6 @@ Every cell is written into `OUT/cells.jsonl` as it is found, and the same comman
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -33,7 +32,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from equal_arithmetic import require_same_options
+from equal_arithmetic import find_cells, require_same_options
 from private_mixtures import PLAN, accuracy, draw, learn, load, make_plan, public_guess, release
 
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
@@ -240,15 +239,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     names = ("data", "sites", "network", "training_steps", "samples", "steps", "centre", "judge")
     require_same_options(options, *names, "epochs")
-    file, study = options.out / "cells.jsonl", Study(options)
-    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    for cell in cells_of(options, study):
-        if any(tuple(row["cell"]) == cell for row in known):
-            continue
-        row = json.dumps({"cell": cell, **getattr(study, cell[0])(*cell[1:])})
-        with file.open("a") as target:
-            target.write(row + "\n")
-        print(row, flush=True)
+    study = Study(options)
+    find_cells(options.out, cells_of(options, study), lambda: study)
 
 
 if __name__ == "__main__":

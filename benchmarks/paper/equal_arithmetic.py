@@ -311,20 +311,24 @@ def run_cells(
     options.out.mkdir(parents=True, exist_ok=True)
     require_same_options(options, "data", "architecture", "samples", "solver_steps")
     part, parts = map(int, options.part.split("/"))
+    if parts > 1:
+        cells = (c for c in cells if c[0] in TRAININGS and _number(c) % parts == part - 1)
+    find_cells(options.out, cells, lambda: start(options))
+    return parts == 1
+
+
+def find_cells(out: Path, cells: Iterable[Cell], start: Callable[[], Any]) -> None:
+    """Finds the cells that are missing in `OUT/cells.jsonl`, each by the method of its name."""
     study = None
     for cell in cells:
-        if parts > 1 and (cell[0] not in TRAININGS or _number(cell) % parts != part - 1):
+        if cell in found_cells(out):
             continue
-        if cell in found_cells(options.out):
-            continue
-        study = study or start(options)
-        found = getattr(study, cell[0])(*cell[1:])
-        row = json.dumps({"cell": cell, **found})
-        with (options.out / CELLS).open("a") as target:
+        study = study or start()
+        row = json.dumps({"cell": cell, **getattr(study, cell[0])(*cell[1:])})
+        with (out / CELLS).open("a") as target:
             fcntl.flock(target, fcntl.LOCK_EX)
             target.write(row + "\n")
         print(row, flush=True)
-    return parts == 1
 
 
 def require_same_options(options: argparse.Namespace, *names: str) -> None:

@@ -24,7 +24,6 @@ Every cell is written into `OUT/cells.jsonl` as it is found, and the same comman
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from equal_arithmetic import Study, require_same_options
+from equal_arithmetic import Study, find_cells, require_same_options
 from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
@@ -351,15 +350,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     names = ("data", "islands", "seed", "architecture", "samples")
     require_same_options(options, *names)
-    file, world = options.out / "cells.jsonl", World(options)
-    known = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    for cell in cells_of(options):
-        if any(tuple(row["cell"]) == cell for row in known):
-            continue
-        row = json.dumps({"cell": cell, **getattr(world, cell[0])(*cell[1:])})
-        with file.open("a") as target:
-            target.write(row + "\n")
-        print(row, flush=True)
+    find_cells(options.out, cells_of(options), lambda: World(options))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ import typer
 
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption
-from ddm_fed.errors import OptionError
 
 FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "FID": lambda row: f"{row['frechet']:.3f}",
@@ -18,18 +17,6 @@ FIGURES: dict[str, Callable[[dict[str, Any]], str]] = {
     "density": lambda row: f"{row['manifold']['density']:.3f}",
     "coverage": lambda row: f"{row['manifold']['coverage']:.3f}",
 }
-
-
-def _known(value: str) -> str:
-    """Returns the name of features, so that a slip is a matter of usage, as of any other choice."""
-    from ddm_fed.evaluation.features import is_known
-
-    if not is_known(value):
-        raise OptionError(
-            f"--features {value!r} is not one of classifier, inception, clip and timm:NETWORK",
-            hint="classifier trains one here on --train; the others take --weights",
-        )
-    return value
 
 
 def evaluate(
@@ -53,7 +40,6 @@ def evaluate(
         typer.Option(
             help="Features to measure by: classifier, which is trained here on --train; inception; "
             "clip; or timm:NETWORK, such as timm:vit_small_patch14_dinov2.lvd142m.",
-            callback=_known,
         ),
     ] = "classifier",
     weights: Annotated[

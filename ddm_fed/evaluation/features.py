@@ -50,14 +50,11 @@ class Extractor(NamedTuple):
         if not np.isfinite(found).all():
             raise DataError(
                 f"features of {self.name} are not finite",
-                hint="the file of --weights is damaged, or is that of another network",
+                hint="train it again with another --seed"
+                if self.name == CLASSIFIER
+                else "the file of --weights is damaged, or is that of another network",
             )
         return found
-
-
-def is_known(name: str) -> bool:
-    """Returns whether there are features of that name; a network of timm is looked for later."""
-    return re.fullmatch(f"{CLASSIFIER}|{INCEPTION}|clip|timm:.+", name) is not None
 
 
 def require_features(name: str, weights: Path | None) -> None:
@@ -66,7 +63,8 @@ def require_features(name: str, weights: Path | None) -> None:
     Raises:
         OptionError: naming the option.
     """
-    if not is_known(name):
+    # a network of timm is looked for later
+    if re.fullmatch(f"{CLASSIFIER}|{INCEPTION}|clip|timm:.+", name) is None:
         raise OptionError(
             f"--features {name} is not known", hint=f"give classifier, or one of {PUBLIC}"
         )

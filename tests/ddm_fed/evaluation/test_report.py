@@ -341,7 +341,7 @@ def test_command_shows_the_figures_and_what_was_left_out(inputs):
     assert "left out: fidelity" in found.stderr
     slip = CliRunner().invoke(app, [*arguments, "--features", "resnet"])
     assert isinstance(slip.exception, OptionError)
-    assert "--features 'resnet' is not one of classifier" in str(slip.exception)
+    assert "--features resnet is not known" in str(slip.exception)
     failed = CliRunner().invoke(app, [*arguments, "--seed", "3"])
     assert isinstance(failed.exception, DdmFedError)
 
