@@ -58,7 +58,7 @@ def test_latents_are_made_once_and_carry_labels_and_a_digest_of_their_own(folder
 def test_encoding_that_is_killed_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     coder = opened(folder)
     whole = encode_images(images(), coder, tmp_path / "whole").reveal()
-    monkeypatch.setattr("sites.data.latents.SAVE_S", -1.0)
+    monkeypatch.setattr("ddm_fed.storage.row_files.SAVE_S", -1.0)
 
     def kill_at_the_fifth(more):
         kill_at_the_fifth.done += more
