@@ -24,8 +24,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
+from io import BufferedRandom
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from ddm_fed.errors import BusyError, OptionError, StateError, naming
 from ddm_fed.progress import Advance
@@ -262,10 +263,10 @@ class RowFiles:
         if not 0 <= said.done <= self.total:
             raise _damaged(path)
         for name in self.files:
-            file, due = self.folder / name, said.done * self.row_bytes
-            size = file.stat().st_size if file.exists() else 0
+            held, due = self.folder / name, said.done * self.row_bytes
+            size = held.stat().st_size if held.exists() else 0
             if size < due or (said.done == self.total and size > due):
-                raise _damaged(file)
+                raise _damaged(held)
         return said
 
 
@@ -276,7 +277,7 @@ class _Writing:
         self._rows, self._arithmetic = rows, said.arithmetic
         self.done = said.done
         self._opened = ExitStack()
-        self._files, self._digests = list[BinaryIO](), []
+        self._files, self._digests = list[BufferedRandom](), []
         self._saved = time.monotonic()
         length = said.done * rows.row_bytes
         for number, name in enumerate(rows.files):
@@ -350,7 +351,7 @@ class _Writing:
         self._saved = time.monotonic()
 
 
-def _continued(path: Path, size: int) -> BinaryIO:
+def _continued(path: Path, size: int) -> BufferedRandom:
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
     file = os.fdopen(os.open(path, flags, 0o600), "r+b")
     file.truncate(size)
