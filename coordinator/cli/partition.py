@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddm_fed import console
-from ddm_fed.commands.options import JsonOption
+from ddm_fed.commands.options import JsonOption, part_of
 from ddm_fed.errors import DataError, OptionError, PlanError, StateError
 
 if TYPE_CHECKING:
@@ -71,6 +71,15 @@ def partition(
         int, typer.Option(min=0, max=2**32 - 1, help="Decides where clusters start.")
     ] = 0,
     batch_size: Annotated[int, typer.Option(help="Images described at once.", min=1)] = 256,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Describe the I-th of N parts of the images only, such as 3/8: one machine or job "
+            "each. The same command without it then checks the parts and puts them together, in "
+            "the folder that they share or into whose features/ all .part-* were copied.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Divide one owner's images among islands, by clusters of features or by chance.
@@ -111,23 +120,35 @@ def partition(
             f"--fine {fine}: {islands} islands are made of no fewer fine clusters",
             hint="leave --fine out, or choose more",
         )
+    chosen_part = part_of(part)
     describe = _describe(found, features, weights, frequencies)
+    if describe is None and chosen_part is not None:
+        raise OptionError(
+            "--part: --features random describes no image, so there is nothing to spread",
+            hint="leave --part out",
+        )
     text = None if plan is None else _divided(plan, islands, found)
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
     if describe is None:
         chosen = at_random(len(found), islands, seed)
     else:
-        with console.counting("describing", len(found), "images") as show:
-            done = 0
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                show(done, "")
-
+        own = len(found) if chosen_part is None else -(-len(found) // chosen_part[1])
+        with console.advancing("describing", own, "images") as advance:
             seen = described(
-                found, images, describe, out / "features", batch_size=batch_size, advance=advance
+                found,
+                images,
+                describe,
+                out / "features",
+                batch_size=batch_size,
+                part=chosen_part,
+                advance=advance,
             )
+        if seen is None:
+            console.say(
+                f"part {part} of {len(found):,} images is described in {out}. When all parts are, "
+                "run the same without --part"
+            )
+            return
         with console.waiting("clustering"):
             centres = coarse_centres(seen, islands, seed, fine)
             chosen = nearest(seen, centres)
@@ -136,14 +157,7 @@ def partition(
         chosen = whole_units(chosen, found.beside["units"])
     if text is not None:  # before the shards, which say that all is done
         write_atomically(out / "plan.toml", text.encode())
-    with console.counting("writing", len(found), "images") as show:
-        written = 0
-
-        def copied(count: int) -> None:
-            nonlocal written
-            written += count
-            show(written, "")
-
+    with console.advancing("writing", len(found), "images") as copied:
         shards = write_shards(found, chosen, islands, target, advance=copied)
     _show(shards, len(found), out, planned=text is not None, as_json=as_json)
 

@@ -210,3 +210,42 @@ def test_patient_ids_keep_patients_whole_as_units_do(tmp_path, images):
     assert run(tmp_path / "ids.npz", *words).exit_code == 0
     held = [np.load(tmp_path / "out" / "shards" / f"island-{k}.units.npy") for k in (1, 2)]
     assert not set(held[0]) & set(held[1])
+
+
+def test_images_described_in_parts_become_the_shards_of_one_machine(tmp_path, images):
+    words = ("--islands", 2, "--batch-size", 16)
+    assert run(images, *words, "--out", tmp_path / "one").exit_code == 0
+    for part in ("3/3", "1/3", "2/3"):
+        done = run(images, *words, "--out", tmp_path / "many", "--part", part)
+        assert done.exit_code == 0, done.output
+        assert "run the same without --part" in done.output
+        assert not (tmp_path / "many" / "shards").exists()
+    assert run(images, *words, "--out", tmp_path / "many").exit_code == 0
+    found = [
+        {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        for out in (tmp_path / "one", tmp_path / "many")
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--part", "2/1"), "--part 2/1 is no part"),
+        (("--part", "1/9"), "--part 1/9: 120 images are computed in 8 groups of 16"),
+        (("--part", "1/2", "--features", "random"), "--part: --features random describes"),
+    ],
+)
+def test_part_that_cannot_be_is_refused(tmp_path, images, words, message):
+    common = ("--islands", 2, "--batch-size", 16, "--out", tmp_path / "out")
+    done = run(images, *common, *words)
+    assert isinstance(done.exception, OptionError)
+    assert message in done.exception.message
+
+
+def test_part_described_in_other_batches_is_refused(tmp_path, images):
+    common = ("--islands", 2, "--out", tmp_path / "out")
+    assert run(images, *common, "--batch-size", 16, "--part", "1/2").exit_code == 0
+    done = run(images, *common, "--batch-size", 8)
+    assert isinstance(done.exception, StateError)
+    assert "was begun with another `batch_size`: 16, now 8" in done.exception.message

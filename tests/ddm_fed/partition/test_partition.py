@@ -111,7 +111,7 @@ class Stopping:
 
 
 def test_stopped_run_goes_on_where_it_was_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("ddm_fed.partition.features.KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr("ddm_fed.storage.row_files.SAVE_S", 0.0)
     path = saved(tmp_path, blobs()[0])
     images, folder = open_images(path), tmp_path / "features"
     with pytest.raises(KeyboardInterrupt):
