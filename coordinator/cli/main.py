@@ -12,7 +12,6 @@ from coordinator.cli.check_consistency import check_consistency
 from coordinator.cli.distill import distill
 from coordinator.cli.import_ import import_
 from coordinator.cli.init import init
-from coordinator.cli.partition import partition
 from coordinator.cli.publish import publish
 from coordinator.cli.reference import reference
 from coordinator.cli.remove import remove
@@ -24,6 +23,7 @@ from coordinator.cli.verify import verify
 from coordinator.cli.web import web
 from ddm_fed.commands.evaluate import evaluate
 from ddm_fed.commands.keygen import keygen
+from ddm_fed.commands.partition import partition
 from ddm_fed.commands.program import make_program, run_program
 
 app = make_program(

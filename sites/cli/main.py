@@ -7,6 +7,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from ddm_fed.commands.evaluate import evaluate
 from ddm_fed.commands.keygen import keygen
+from ddm_fed.commands.partition import partition
 from ddm_fed.commands.program import make_program, run_program
 from sites.cli.approve import approve
 from sites.cli.audit import audit
@@ -31,7 +32,7 @@ app = make_program(
     "ddm-site",
     {  # help shows them in this order, which is that of the work
         "Set up": (init, keygen, enroll, fetch, rotate),
-        "Train": (data, budget, train, head, audit, ledger),
+        "Train": (data, partition, budget, train, head, audit, ledger),
         "Review and send": (review, approve, release, submit, export, import_),
         "Use an ensemble": (ensemble, sample, evaluate),
     },
