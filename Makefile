@@ -9,7 +9,7 @@ PYTHON ?= $(shell for p in python3.11 python3 python3.12 python3.13 python3.14; 
 	done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-private demo-dpsgd check test test-all lint format clean
+.PHONY: help demo demo-private demo-dpsgd check test test-all lint format docs clean
 
 help:  ## Show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /	/' | expand -t 12
@@ -45,8 +45,11 @@ format: $(STAMP)  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(STAMP)  ## Build the documentation as a site (build/site/index.html); a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 clean:  ## Remove the environment and what the demo made
-	rm -rf $(VENV) demo-run demo-private-run demo-dpsgd-run .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) demo-run demo-private-run demo-dpsgd-run .pytest_cache .mypy_cache .ruff_cache build
 
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.11 or newer was found; install one, or run: make PYTHON=/path/to/python3"; exit 1; }
