@@ -23,9 +23,10 @@ demo-private: $(STAMP)  ## The same with experts that are private releases, epsi
 demo-dpsgd: $(STAMP)  ## The same with experts trained with DP-SGD from a public checkpoint (demo-dpsgd-run/)
 	$(BIN)/python examples/digits/demo_dpsgd.py
 
-# two at a time, each on a core of its own, tests/whole first and then in the order of the files, so that
-# what a file makes once is made once; who is done first takes from the end of the other. TESTS="tests/sites -k y" runs some
-PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS)
+# three at a time for two cores, since many tests wait for a process or a clock; tests/whole first and then in the order
+# of the files, so that what a file makes once is made once; who is done first takes from the end of another.
+# TESTS="tests/sites -k y" runs some
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal $(TESTS)
 
 check: lint  ## Check style and types, and run the quick tests: under a minute
 	$(PYTEST) -m "not slow and not federation and not processes"
