@@ -19,6 +19,14 @@ EmbedderOption = Annotated[
         help="Safetensors file of the embedder that the plan's centroids name by its digest.",
     ),
 ]
+PdfOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--pdf",
+        help="Also write the page as a PDF, by the print of Chromium or Chrome if installed.",
+        dir_okay=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 
