@@ -21,6 +21,9 @@ OPTIONS = (
     *("--headless", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
     *("--disable-extensions", "--no-pdf-header-footer"),
+    # whatever it would still ask for by itself, it finds no host and no proxy
+    *("--disable-features=NetworkTimeServiceQuerying", "--host-resolver-rules=MAP * ~NOTFOUND"),
+    "--no-proxy-server",
 )
 TIMEOUT_S = 120
 
