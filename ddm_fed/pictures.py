@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -27,21 +28,32 @@ def write_grid(
         columns: Images per row; by default as many as there are rows.
         zoom: Pixels per pixel; by default such that an image is about 48 pixels high.
     """
-    count, channels, height, width = images.shape
-    columns = columns or math.ceil(math.sqrt(count))
-    rows = math.ceil(count / columns)
-    zoom = zoom or max(1, round(48 / height))
-    cells = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    sheet = np.full(
-        (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), 128, np.uint8
-    )
-    for i, cell in enumerate(cells):
-        top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
-        sheet[top : top + height, left : left + width] = cell
-    picture = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
+    zoom = zoom or max(1, round(48 / images.shape[2]))
+    cells = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
+    picture = _sheet(cells, columns or math.ceil(math.sqrt(len(cells))))
     picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(
         path
     )
+
+
+def grid_png(images: NDArray[np.uint8], *, columns: int) -> bytes:
+    """Returns images `(N, C, H, W)`, C = 1 or 3, as one PNG, row by row, pixel by pixel."""
+    content = BytesIO()
+    _sheet(images, columns).save(content, format="PNG")
+    return content.getvalue()
+
+
+def _sheet(images: NDArray[np.uint8], columns: int) -> Image.Image:
+    """Returns images `(N, C, H, W)` on one sheet of grey, with a gap about each."""
+    count, channels, height, width = images.shape
+    rows = math.ceil(count / columns)
+    sheet = np.full(
+        (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), 128, np.uint8
+    )
+    for i, cell in enumerate(images.transpose(0, 2, 3, 1)):
+        top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
+        sheet[top : top + height, left : left + width] = cell
+    return Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
 
 
 @names_its_path

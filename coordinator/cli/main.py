@@ -15,6 +15,7 @@ from coordinator.cli.init import init
 from coordinator.cli.publish import publish
 from coordinator.cli.reference import reference
 from coordinator.cli.remove import remove
+from coordinator.cli.report import report
 from coordinator.cli.sample import sample
 from coordinator.cli.serve import serve
 from coordinator.cli.sign_model import sign_model
@@ -32,13 +33,13 @@ app = make_program(
         "Set up": (init, keygen, roster.app, autoencoder.app, partition, plan.app, publish),
         "Receive": (serve, import_, admit, status, web),
         "Assemble": (reference, assemble, router.app, distill, remove, sign_model),
-        "Verify and use": (verify, check_consistency, sample, evaluate),
+        "Verify and use": (verify, check_consistency, sample, evaluate, report),
     },
     description="""Bring the experts of several sites together, and prove what came from whom.
 
 Everything that arrives is refused unless every signature, digest and policy holds.
-verify, check-consistency, sample and evaluate work for outsiders too. They need the ensemble's
-folder and the federation's fingerprint, nothing else.""",
+verify, check-consistency, sample, evaluate and report work for outsiders too. They need the
+ensemble's folder and the federation's fingerprint, nothing else.""",
     epilog="""Example: ddm-coord init consortium --federation digits, then roster add, publish,
 admit, assemble, sample""",
 )

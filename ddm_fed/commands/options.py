@@ -20,6 +20,14 @@ EmbedderOption = Annotated[
     ),
 ]
 PART = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")
+PdfOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--pdf",
+        help="Also write the page as a PDF, by the print of Chromium or Chrome if installed.",
+        dir_okay=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 

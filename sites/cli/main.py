@@ -22,6 +22,7 @@ from sites.cli.import_ import import_
 from sites.cli.init import init
 from sites.cli.ledger import ledger
 from sites.cli.release import release
+from sites.cli.report import report
 from sites.cli.review import review
 from sites.cli.rotate import rotate
 from sites.cli.sample import sample
@@ -33,7 +34,7 @@ app = make_program(
     {  # help shows them in this order, which is that of the work
         "Set up": (init, keygen, enroll, fetch, rotate),
         "Train": (data, partition, budget, train, head, audit, ledger),
-        "Review and send": (review, approve, release, submit, export, import_),
+        "Review and send": (review, report, approve, release, submit, export, import_),
         "Use an ensemble": (ensemble, sample, evaluate),
     },
     description="""Train an expert on your own images and decide what leaves.

@@ -213,7 +213,7 @@ def test_attack_on_the_weights_needs_controls_and_reports_both_figures(site):
 
 def test_samples_that_copy_training_images_end_the_audit_with_a_violation(site, monkeypatch):
     own = random_images(0).reveal().images.flatten(1).double().numpy()
-    monkeypatch.setattr(audit_expert, "_samples", lambda *_: own)
+    monkeypatch.setattr(audit_expert, "samples_of_expert", lambda *_: own)
     home, trust, _ = site
     options = replace(NEARLY_NONE, controls=random_images(99, count=40))
     found = run_audit(home, trust, random_images(0), options)
