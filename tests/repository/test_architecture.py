@@ -116,6 +116,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "distillation",
             "evaluation",
         },
+        "programs": set(),
     },
     "sites": {
         "workspace": set(),
@@ -136,7 +137,6 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "train",
             "transport",
         },
-        "__main__": {"cli"},
     },
     "coordinator": {
         "workspace": set(),
