@@ -78,7 +78,8 @@ def pytest_collection_finish() -> None:
 @pytest.fixture
 def run(capsys, monkeypatch) -> Callable[..., commands.Ended]:
     """`run("ddm-site", "init", folder)`: a real command in this process, and how it ended."""
-    for name in ("DDM_SITE", "DDM_COORDINATOR", "DDM_FED_PASSPHRASE", "FORCE_COLOR"):
+    passphrases = ("DDM_FED_PASSPHRASE", "DDM_FED_PASSPHRASE_FILE")
+    for name in ("DDM_SITE", "DDM_COORDINATOR", *passphrases, "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "500")
 

@@ -134,6 +134,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "distillation",
             "evaluation",
         },
+        "programs": set(),
     },
     "sites": {
         "workspace": set(),
@@ -156,7 +157,6 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "report",
             "transport",
         },
-        "__main__": {"cli"},
     },
     "coordinator": {
         "workspace": set(),
