@@ -13,6 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 from ddm_fed.errors import names_its_path
 
 GAP = 1
+Picture = Image.Image
+"""What notebooks show, and people save in any format."""
 
 
 @names_its_path
@@ -27,21 +29,33 @@ def write_grid(
         columns: Images per row; by default as many as there are rows.
         zoom: Pixels per pixel; by default such that an image is about 48 pixels high.
     """
-    count, channels, height, width = images.shape
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    grid_picture(pixels, columns=columns, zoom=zoom).save(path)
+
+
+def grid_picture(
+    images: NDArray[np.uint8], *, columns: int | None = None, zoom: int = 0
+) -> Picture:
+    """Returns images as one picture, row by row.
+
+    Args:
+        images: `(N, H, W, C)`, C = 1 or 3.
+        columns: As for `write_grid`, and so is the next.
+        zoom: Pixels per pixel.
+    """
+    count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     zoom = zoom or max(1, round(48 / height))
-    cells = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
     sheet = np.full(
         (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), 128, np.uint8
     )
-    for i, cell in enumerate(cells):
+    for i, cell in enumerate(images):
         top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
         sheet[top : top + height, left : left + width] = cell
     picture = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
-    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(
-        path
-    )
+    size = (picture.width * zoom, picture.height * zoom)
+    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 @names_its_path
