@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from ddm_fed.ensemble.staleness import Staleness
 from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, Strategy
 from ddm_fed.ensemble.velocity import require_condition
 from ddm_fed.errors import DataError, OptionError
-from ddm_fed.flows import ClassCondition, Condition, Solver
+from ddm_fed.flows import CALLS_PER_STEP, ClassCondition, Condition, Solver
 from ddm_fed.records import RouterName
 
 FULL = Strategy("full")
@@ -81,8 +81,11 @@ def load(
         RefusedError: it does not verify; the message names the rule and the item.
         StateError: it must not be used any more, or is something else.
         OptionError: an option does not fit it or this machine.
+        ValueError: there is no such precision.
     """
     folder = Path(folder)
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision {precision!r} is to be float32 or bfloat16")
     names = [device] if isinstance(device, str) else device
     options = SampleOptions(
         count=1,
@@ -216,6 +219,8 @@ class LoadedEnsemble:
         """
         if count < 1 or not math.isfinite(guidance):
             raise ValueError(f"count {count} has to be positive, guidance {guidance} finite")
+        if solver not in CALLS_PER_STEP:
+            raise ValueError(f"solver {solver!r} is to be one of {', '.join(CALLS_PER_STEP)}")
         told = prompts_of([prompts] if isinstance(prompts, str) else prompts, None)
         options = replace(
             self._options,

@@ -194,6 +194,7 @@ def test_attribution_by_a_router_that_looks_at_no_image_is_refused(stages):
         ({"steps": 0}, "steps must be positive"),
         ({"guidance": float("nan")}, "guidance nan"),
         ({"strategy": "nearest"}, "unknown strategy"),
+        ({"solver": "runge"}, "solver 'runge'"),
         ({"label": "cat"}, "--class cat"),
         ({"latents": True}, "--latents"),
         ({"prompts": "a cat"}, "--prompt"),
