@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -281,6 +282,11 @@ def refreshing() -> Iterator[Callable[[Sequence[Sheet]], None]]:
         yield lambda sheets: live.update(Group(*map(_drawn, sheets)), refresh=True)
 
 
+def _has_bars() -> bool:
+    """Whether bars can move here: in a terminal, and in a notebook that has ipywidgets."""
+    return err.is_terminal or (err.is_jupyter and find_spec("ipywidgets") is not None)
+
+
 @contextmanager
 def counting(description: str, total: int, unit: str) -> Iterator[Callable[..., None]]:
     """Shows how far a count of `total` things has come; yields `update(completed, note)`.
@@ -292,7 +298,7 @@ def counting(description: str, total: int, unit: str) -> Iterator[Callable[..., 
         with waiting(description):
             yield lambda *_: None
         return
-    if not err.is_terminal:
+    if not _has_bars():
         with Heartbeat(description, total, unit, say) as beats:
             yield beats.update
         return
@@ -345,7 +351,7 @@ def moving_bytes(description: str, total: int) -> Iterator[Callable[[int], None]
 
     On a terminal it is a bar; elsewhere a line a minute, also where nothing has moved.
     """
-    if not err.is_terminal:
+    if not _has_bars():
         with Heartbeat(description, total, "bytes", say) as beats:
             yield beats.advance
         return

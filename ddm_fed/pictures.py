@@ -14,6 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from ddm_fed.errors import names_its_path
 
 GAP = 1
+Picture = Image.Image
+"""What notebooks show, and people save in any format."""
 
 
 @names_its_path
@@ -28,29 +30,41 @@ def write_grid(
         columns: Images per row; by default as many as there are rows.
         zoom: Pixels per pixel; by default such that an image is about 48 pixels high.
     """
-    zoom = zoom or max(1, round(48 / images.shape[2]))
-    cells = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().numpy()
-    picture = _sheet(cells, columns or math.ceil(math.sqrt(len(cells))))
-    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(
-        path
-    )
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    grid_picture(pixels, columns=columns, zoom=zoom).save(path)
+
+
+def grid_picture(
+    images: NDArray[np.uint8], *, columns: int | None = None, zoom: int = 0
+) -> Picture:
+    """Returns images as one picture, row by row.
+
+    Args:
+        images: `(N, H, W, C)`, C = 1 or 3.
+        columns: As for `write_grid`, and so is the next.
+        zoom: Pixels per pixel.
+    """
+    picture = _sheet(images, columns or math.ceil(math.sqrt(len(images))))
+    zoom = zoom or max(1, round(48 / images.shape[1]))
+    size = (picture.width * zoom, picture.height * zoom)
+    return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def grid_png(images: NDArray[np.uint8], *, columns: int) -> bytes:
     """Returns images `(N, C, H, W)`, C = 1 or 3, as one PNG, row by row, pixel by pixel."""
     content = BytesIO()
-    _sheet(images, columns).save(content, format="PNG")
+    _sheet(images.transpose(0, 2, 3, 1), columns).save(content, format="PNG")
     return content.getvalue()
 
 
-def _sheet(images: NDArray[np.uint8], columns: int) -> Image.Image:
-    """Returns images `(N, C, H, W)` on one sheet of grey, with a gap about each."""
-    count, channels, height, width = images.shape
+def _sheet(images: NDArray[np.uint8], columns: int) -> Picture:
+    """Returns images `(N, H, W, C)` on one sheet of grey, with a gap about each."""
+    count, height, width, channels = images.shape
     rows = math.ceil(count / columns)
     sheet = np.full(
         (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), 128, np.uint8
     )
-    for i, cell in enumerate(images.transpose(0, 2, 3, 1)):
+    for i, cell in enumerate(images):
         top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
         sheet[top : top + height, left : left + width] = cell
     return Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)

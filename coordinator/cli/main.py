@@ -5,7 +5,7 @@ import os
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can import flwr
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-from coordinator.cli import autoencoder, plan, roster, router
+from coordinator.cli import autoencoder, export, plan, roster, router
 from coordinator.cli.admit import admit
 from coordinator.cli.assemble import assemble
 from coordinator.cli.check_consistency import check_consistency
@@ -33,7 +33,7 @@ app = make_program(
         "Set up": (init, keygen, roster.app, autoencoder.app, partition, plan.app, publish),
         "Receive": (serve, import_, admit, status, web),
         "Assemble": (reference, assemble, router.app, distill, remove, sign_model),
-        "Verify and use": (verify, check_consistency, sample, evaluate, report),
+        "Verify and use": (verify, check_consistency, sample, evaluate, report, export.app),
     },
     description="""Bring the experts of several sites together, and prove what came from whom.
 

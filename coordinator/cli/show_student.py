@@ -11,29 +11,12 @@ if TYPE_CHECKING:
 
 def show_student(verified: "VerifiedStudent", newer: "Staleness | None", *, as_json: bool) -> None:
     """Writes what a verified student is, whose experts taught it, and what it promises."""
+    from ddm_fed.distillation.facts import facts_of
+
     record = verified.record
     made, privacy = record.distillation, record.privacy
     if as_json:
-        console.show_json(
-            {
-                "verified": "student",
-                "federation": record.federation,
-                "root": record.root,
-                "student_sha256": verified.sha256,
-                "ensemble_sha256": record.ensemble_sha256,
-                "plan_sha256": record.plan_sha256,
-                "roster": record.roster.version,
-                "log": record.log.model_dump(),
-                "design": record.design.model_dump(mode="json"),
-                "weights_sha256": verified.weights_sha256,
-                "distillation": made.model_dump(mode="json"),
-                "privacy": privacy.model_dump(mode="json"),
-                "left_out": list(record.left_out),
-                "members": {item.site: item.submission_sha256 for item in record.members},
-                "stale": list(newer.stale) if newer else None,
-                "newer": list(newer.newer) if newer else None,
-            }
-        )
+        console.show_json(facts_of(verified, newer))
         return
     console.show_table(
         f"Verified: student of {record.federation}, down from {record.root[:24]}…",

@@ -74,22 +74,14 @@ def verify(
 
 
 def _verify_published(folder: Path, pin: str, as_json: bool) -> None:
+    from ddm_fed.distillation.facts import facts_of_published
     from ddm_fed.trust.log import read_log
     from ddm_fed.trust.published import read_published
 
     trust = read_published(folder, pin)
     log = read_log(folder, trust.chain)
     if as_json:
-        console.show_json(
-            {
-                "verified": "published folder",
-                "federation": trust.plan.federation,
-                "root": pin,
-                "plan_sha256": trust.plan_sha256,
-                "roster": trust.roster.version,
-                "log": log.head.model_dump(),
-            }
-        )
+        console.show_json(facts_of_published(trust, log))
         return
     console.show_table(
         f"Verified: published folder of {trust.plan.federation}, down from {pin[:24]}…",
@@ -123,31 +115,20 @@ def _staleness(verified: "Sampled", pin: str, published: Path | None) -> "Stalen
 
 
 def _show_bundle(bundle: "VerifiedBundle", pin: str, as_json: bool) -> None:
+    from ddm_fed.distillation.facts import facts_of_bundle
+
     if as_json:
-        console.show_json({"verified": "bundle", "root": pin, "members": [_facts(bundle)]})
+        console.show_json({"verified": "bundle", "root": pin, "members": [facts_of_bundle(bundle)]})
     else:
         _show_table(f"Verified: bundle, down from {pin[:24]}…", [bundle])
 
 
 def _show_ensemble(verified: "VerifiedEnsemble", newer: "Staleness | None", as_json: bool) -> None:
+    from ddm_fed.distillation.facts import facts_of
+
     record = verified.record
     if as_json:
-        console.show_json(
-            {
-                "verified": "ensemble",
-                "federation": record.federation,
-                "root": record.root,
-                "ensemble_sha256": verified.sha256,
-                "plan_sha256": record.plan_sha256,
-                "roster": record.roster.version,
-                "log": record.log.model_dump(),
-                "router": record.router,
-                "left_out": list(record.left_out),
-                "members": [_facts(bundle) for bundle in verified.bundles],
-                "stale": list(newer.stale) if newer else None,
-                "newer": list(newer.newer) if newer else None,
-            }
-        )
+        console.show_json(facts_of(verified, newer))
         return
     _show_table(
         f"Verified: ensemble of {record.federation}, down from {record.root[:24]}…",
@@ -160,17 +141,6 @@ def _show_ensemble(verified: "VerifiedEnsemble", newer: "Staleness | None", as_j
     if record.left_out:
         console.say(f"admitted but left out: {', '.join(record.left_out)}")
     say_newer(newer, "ensemble")
-
-
-def _facts(bundle: "VerifiedBundle") -> dict[str, object]:
-    return {
-        "site": bundle.site,
-        "submission_sha256": bundle.payload_sha256,
-        "router_epsilon": bundle.submission.privacy.releases_epsilon,
-        "expert_is_private": bundle.submission.privacy.expert_is_private,
-        "privacy": bundle.submission.privacy.model_dump(mode="json", exclude={"ledger"}),
-        "files": dict(bundle.sha256),
-    }
 
 
 def _expert_digest(bundle: "VerifiedBundle") -> str:

@@ -226,37 +226,24 @@ def _counted(options: "SampleOptions") -> int:
     return sum(map(len, chunks[first - 1 :: every]))
 
 
-def require_no_experts_asked(flags: SampleFlags) -> None:
-    """Refuses what is said of experts and routers where there is one network.
-
-    Raises:
-        OptionError: naming the option.
-    """
-    router = "it has no router"
-    for option, given, reason in (
-        ("--strategy", flags.strategy is not None, "there are no experts to choose from"),
-        ("--router", flags.router is not None, router),
-        ("--router-temperature", flags.router_temperature != 1, router),
-        ("--attribution", flags.attribution, "it does not know which site a sample is like"),
-        ("--embedder-weights", flags.embedder_weights is not None, router),
-        ("--resident", flags.resident is not None, "there is one network, always in memory"),
-        ("--offload", flags.offload, "there is one network, always in memory"),
-    ):
-        if given:
-            raise OptionError(
-                f"{option}: a student is one network: {reason} (--count, --steps and --seed stay)",
-                hint="leave it out, or give the ensemble that the student was made from",
-            )
-
-
 def draw_and_show(verified: "Sampled", out: Path, flags: SampleFlags) -> None:
     """Draws images into `out`, and shows how far it is and where they came from."""
     from ddm_fed.distillation.folder import VerifiedStudent
-    from ddm_fed.distillation.sampling import sample_student
+    from ddm_fed.distillation.sampling import require_no_experts_asked, sample_student
     from ddm_fed.ensemble.sample_folder import draw
 
     if isinstance(verified, VerifiedStudent):
-        require_no_experts_asked(flags)
+        require_no_experts_asked(
+            {
+                "--strategy": flags.strategy is not None,
+                "--router": flags.router is not None,
+                "--router-temperature": flags.router_temperature != 1,
+                "--attribution": flags.attribution,
+                "--embedder-weights": flags.embedder_weights is not None,
+                "--resident": flags.resident is not None,
+                "--offload": flags.offload,
+            }
+        )
     options = options_of(flags)
     count = _counted(options)
     with console.counting("sampling", count, "samples") as show:

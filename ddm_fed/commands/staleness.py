@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ddm_fed import console
-from ddm_fed.errors import StateError
 
 if TYPE_CHECKING:
     from ddm_fed.ensemble.staleness import Staleness
@@ -24,12 +23,9 @@ def refuse_stale(
     Raises:
         StateError: it is stale.
     """
-    if found.stale:
-        raise StateError(
-            f"{ensemble} is stale, and whatever is made from it would be stale too: "
-            + "; ".join(found.stale),
-            hint=f"use a newer one: {remedy}",
-        )
+    from ddm_fed.ensemble.staleness import require_not_stale
+
+    require_not_stale(ensemble, found, remedy)
     for reason in found.newer:
         console.say(
             f"WARNING: {reason}. This {kind} holds the earlier one. What the site took back with "

@@ -25,7 +25,7 @@ from ddm_fed.ensemble.sampling import SamplingOptions, apportioned, sample_chunk
 from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, draw_sites
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import DataError, OptionError
-from ddm_fed.flows import ClassCondition, Solver, interpolate, rows_of
+from ddm_fed.flows import ClassCondition, Condition, Solver, interpolate, rows_of
 from ddm_fed.progress import Advance
 from ddm_fed.records import DataSpec
 from ddm_fed.storage.files import write_atomically
@@ -173,17 +173,31 @@ def lessons_of(ensemble: Ensemble, given: GivenImages, data: DataSpec, seed: int
         )
         sites = draw_sites(ensemble.log_prior(len(given.images), condition), uniform)
         return Lessons(given.images, sites, labels, given.sha256)
+    sites = log_posterior_of_images(ensemble, given.images, condition, seed).argmax(1)
+    return Lessons(given.images, sites, labels, given.sha256)
+
+
+@torch.no_grad()
+def log_posterior_of_images(
+    ensemble: Ensemble, images: Tensor, condition: Condition | None, seed: int
+) -> Tensor:
+    """Returns log p(k | image) by the router, asked at t = `ASKED_AT`, `(N, K)` float64.
+
+    Args:
+        ensemble: Whose router looks at images.
+        images: x_0, `(N, C, H, W)`: pixels, or latents.
+        condition: What each is, or None.
+        seed: Decides the noise.
+    """
     found = []
-    for start in range(0, len(given.images), JUDGED):
+    for start in range(0, len(images), JUDGED):
         rows = slice(start, start + JUDGED)
-        x_0 = given.images[rows]
+        x_0 = images[rows]
         eps = torch.randn(x_0.shape, generator=seeded(seed, "whose", start))
         t = torch.full((len(x_0),), min(ASKED_AT, ensemble.experts.largest_time))
-        log_posterior = ensemble.log_posterior(
-            interpolate(x_0, eps, t), t, rows_of(condition, rows)
-        )
-        found.append(log_posterior.argmax(1))
-    return Lessons(given.images, torch.cat(found), labels, given.sha256)
+        asked = rows_of(condition, rows)
+        found.append(ensemble.log_posterior(interpolate(x_0, eps, t), t, asked))
+    return torch.cat(found)
 
 
 def _require_usable(given: GivenImages, data: DataSpec) -> None:

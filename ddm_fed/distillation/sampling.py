@@ -1,6 +1,6 @@
 """A student at work: loaded as one expert, sampled as an ensemble is, with no site involved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,23 @@ from ddm_fed.ensemble.pool import ExpertPool, Precision
 from ddm_fed.ensemble.sample_folder import write_samples
 from ddm_fed.ensemble.sample_options import Content, SampleOptions
 from ddm_fed.ensemble.velocity import Ensemble
+from ddm_fed.errors import OptionError
 from ddm_fed.flows import Expert
 from ddm_fed.models import build_expert
 from ddm_fed.progress import Advance
 from ddm_fed.router import PriorRouter
 
 NAME = "student"
+NO_ROUTER, ONE_NETWORK = "it has no router", "there is one network, always in memory"
+OF_EXPERTS = {
+    "--strategy": "there are no experts to choose from",
+    "--router": NO_ROUTER,
+    "--router-temperature": NO_ROUTER,
+    "--attribution": "it does not know which site a sample is like",
+    "--embedder-weights": NO_ROUTER,
+    "--resident": ONE_NETWORK,
+    "--offload": ONE_NETWORK,
+}
 
 
 def load_student(
@@ -49,6 +60,35 @@ def _network(verified: VerifiedStudent) -> Expert:
     return build_expert(verified.trust.plan.data, verified.record.design, weights, None)
 
 
+def student_content(verified: VerifiedStudent) -> Content:
+    """Returns what a verified student says of its images."""
+    record, data = verified.record, verified.trust.plan.data
+    units = [float(count) for count in record.class_units]
+    return Content(
+        data,
+        torch.tensor(units, dtype=torch.float64) if data.classes else None,
+        record.distillation.training.label_dropout > 0,
+        one_network=True,
+    )
+
+
+def require_no_experts_asked(given: Mapping[str, bool]) -> None:
+    """Refuses what is said of experts and routers where there is one network.
+
+    Args:
+        given: Options by name, and whether each was given; those of `OF_EXPERTS`.
+
+    Raises:
+        OptionError: naming the option.
+    """
+    for option in filter(given.get, OF_EXPERTS):
+        raise OptionError(
+            f"{option}: a student is one network: {OF_EXPERTS[option]} (--count, --steps and "
+            "--seed stay)",
+            hint="leave it out, or give the ensemble that the student was made from",
+        )
+
+
 def sample_student(
     verified: VerifiedStudent,
     out: Path,
@@ -71,13 +111,6 @@ def sample_student(
         options.autoencoder, data, options.devices[0], keep_latents=options.latents
     )
     ensemble = load_student(verified, devices=options.devices, precision=options.precision)
-    units = [float(count) for count in record.class_units]
-    content = Content(
-        data,
-        torch.tensor(units, dtype=torch.float64) if data.classes else None,
-        record.distillation.training.label_dropout > 0,
-        one_network=True,
-    )
     source = {
         "federation": record.federation,
         "student_sha256": verified.sha256,
@@ -89,7 +122,7 @@ def sample_student(
     }
     return write_samples(
         ensemble,
-        content,
+        student_content(verified),
         out,
         options,
         source,

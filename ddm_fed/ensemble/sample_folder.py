@@ -13,7 +13,6 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from ddm_fed.autoencoders import Autoencoder
 from ddm_fed.ensemble.decoding import open_decoder
 from ddm_fed.ensemble.folder import VerifiedEnsemble
-from ddm_fed.ensemble.load import asks_centroids, load_ensemble
-from ddm_fed.ensemble.prompts import encode_prompts
 from ddm_fed.ensemble.sample_archive import (
     REDRAW,
     read_chunk,
@@ -36,18 +32,16 @@ from ddm_fed.ensemble.sample_archive import (
     write_archive,
     write_first,
 )
+from ddm_fed.ensemble.sample_job import SampleJob, load_for_sampling
 from ddm_fed.ensemble.sample_options import Content as Content
 from ddm_fed.ensemble.sample_options import SampleOptions as SampleOptions
 from ddm_fed.ensemble.sample_options import notes_on, require_fit
-from ddm_fed.ensemble.sampling import apportioned, sample_chunk
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import StateError
-from ddm_fed.flows import CALLS_PER_STEP, ClassCondition, Condition
-from ddm_fed.mixture import planned_embedder
+from ddm_fed.flows import CALLS_PER_STEP, ClassCondition
 from ddm_fed.pictures import write_picture
 from ddm_fed.progress import Advance
 from ddm_fed.records import canonical_json, sha256_hex
-from ddm_fed.router import centroids_spec, compares_captions
 from ddm_fed.storage.files import (
     PART_PREFIX,
     exclusive,
@@ -57,7 +51,6 @@ from ddm_fed.storage.output_folder import require_ours
 
 PARTS = f"{PART_PREFIX}samples"
 SUMMARY = "samples.json"
-SHARES_OF_PROMPTS = "intended_shares_of_prompts"
 
 
 def draw(
@@ -83,19 +76,7 @@ def draw(
         options.devices[0],
         keep_latents=options.latents,
     )
-    options, embedder = _with_embedder(verified, options), None
-    if options.embedder_weights is not None:
-        spec = centroids_spec(verified.trust.plan)
-        embedder = planned_embedder(spec, options.embedder_weights)
-    ensemble = load_ensemble(
-        verified,
-        router=options.router,
-        resident=options.resident,
-        devices=options.devices,
-        offload=options.offload,
-        precision=options.precision,
-        embedder=embedder,
-    )
+    ensemble = load_for_sampling(verified, options)
     source = {
         "federation": verified.trust.plan.federation,
         "ensemble_sha256": verified.sha256,
@@ -105,19 +86,6 @@ def draw(
     }
     content = Content.of(verified, options.router, options.sampling.strategy)
     return write_samples(ensemble, content, out, options, source, decoder=decoder, advance=advance)
-
-
-def _with_embedder(verified: VerifiedEnsemble, options: SampleOptions) -> SampleOptions:
-    """Returns options whose text encoder is also the embedder, where captions decide about sites.
-
-    It is the same file then, so that nobody has to name it twice, and no prompt goes unheard.
-    """
-    if options.embedder_weights is not None or not options.prompts:
-        return options
-    asked = asks_centroids(verified, options.router)
-    if not (asked and compares_captions(verified.trust.plan)):
-        return options
-    return replace(options, embedder_weights=options.text_encoder)
 
 
 def write_samples(
@@ -171,12 +139,13 @@ def write_samples(
             _require_same_digest(out, (parts / "options").read_text(), digest)
         write_atomically(parts / "options", digest.encode())
         names = tuple(source["members"] if experts is None else experts)
-        job = _Job(ensemble, content, out, options, names, decoder, digest)
-        files = [job.part(indices, advance) for indices in job.chosen]
+        samples = SampleJob(ensemble, content, options, names, decoder)
+        job = _Job(samples, out, digest)
+        files = [job.part(indices, advance) for indices in samples.chosen]
         if options.part is not None:
-            return {"chunks": len(files), "of": len(job.chunks)}
+            return {"chunks": len(files), "of": len(samples.chunks)}
         summary = described | _counted(ensemble, files, names)
-        summary |= job.shares_of_prompts()
+        summary |= samples.shares_of_prompts()
         if content.one_network:
             summary |= {"intended_shares": None, "intended_shares_of_labels": None}
         summary["options_sha256"] = digest
@@ -208,30 +177,10 @@ def _alone(parts: Path, part: tuple[int, int] | None) -> Iterator[None]:
 
 
 class _Job:
-    """One set of samples being drawn, chunk by chunk."""
+    """Samples being made, chunk by chunk, each kept as a file."""
 
-    def __init__(
-        self,
-        ensemble: Ensemble,
-        content: Content,
-        out: Path,
-        options: SampleOptions,
-        sites: Sequence[str],
-        decoder: Autoencoder | None,
-        digest: str,
-    ) -> None:
-        self._decoder, self._digest = decoder, digest
-        self._ensemble, self._data, self._out, self._sites = ensemble, content.data, out, sites
-        self._has_sites = not content.one_network
-        weights = content.weights(options.label)
-        self._labels = None if weights is None else apportioned(weights, options.count)
-        self._options = options
-        self._encoded = encode_prompts(content.data, options.prompts, options.text_encoder)
-        self.chunks = options.sampling.chunks(options.count)
-        self.chosen = self.chunks
-        if options.part is not None:
-            first, every = options.part
-            self.chosen = self.chunks[first - 1 :: every]
+    def __init__(self, samples: SampleJob, out: Path, digest: str) -> None:
+        self._samples, self._out, self._digest = samples, out, digest
 
     def part(self, indices: range, advance: Advance) -> Path:
         """Returns the file of a finished chunk, which is drawn where it is missing."""
@@ -240,36 +189,9 @@ class _Job:
             self._take(file, indices)
             advance(len(indices))
             return file
-        steps_done, calls = 0, list(self._ensemble.experts.calls)
-
-        def one_step_of(count: int) -> None:
-            nonlocal steps_done
-            before, steps_done = steps_done, steps_done + count
-            steps = self._options.sampling.steps
-            advance(steps_done // steps - before // steps)
-
-        drawn = sample_chunk(
-            self._ensemble,
-            self._data.shape,
-            indices,
-            self._options.sampling,
-            condition=self._condition(indices),
-            bound=float(self._data.bound),
-            advance=one_step_of,
-        )
-        arrays = self._pictures(drawn.images)
-        if drawn.sites is not None and self._has_sites:
-            arrays["sites"] = drawn.sites.numpy()
-        if drawn.attribution is not None:
-            arrays["attribution"] = drawn.attribution.numpy()
-        if self._labels is not None:
-            arrays["labels"] = self._labels[indices.start : indices.stop].numpy()
-        if self._encoded is not None:
-            arrays["prompts"] = self._prompts_of(indices)
-        if self._options.png and "images" in arrays:
+        arrays = self._samples.arrays(indices, advance)
+        if self._samples.options.png and "images" in arrays:
             self._write_pictures(indices, arrays)
-        after = self._ensemble.experts.calls
-        arrays["calls"] = np.array([a - b for a, b in zip(after, calls, strict=True)])
         arrays["options"] = np.array(self._digest)
         content = BytesIO()
         np.savez(content, **arrays)
@@ -278,85 +200,28 @@ class _Job:
 
     def _take(self, file: Path, indices: range) -> None:
         """Checks a chunk that is there already, and writes its pictures where they are missing."""
-        arrays = read_chunk(file)
+        arrays, samples = read_chunk(file), self._samples
         found = str(arrays["options"]) if "options" in arrays else None
         _require_same_digest(file, found, self._digest)
-        require_arrays(file, arrays, self._expected(indices), sites=len(self._sites))
-        asked = dict[str, NDArray[Any]]()
-        if self._labels is not None:
-            asked["labels"] = self._labels[indices.start : indices.stop].numpy()
-        if self._encoded is not None:
-            asked["prompts"] = self._prompts_of(indices)
+        require_arrays(file, arrays, samples.expected(indices), sites=len(samples.sites))
+        asked = samples.asked(indices)
         if any(not np.array_equal(arrays[name], values) for name, values in asked.items()):
             raise StateError(f"{file}: its samples are not those that were asked for", hint=REDRAW)
         last = self._out / "images" / f"{indices.stop - 1:06d}.png"
-        if self._options.png and "images" in arrays and not last.exists():
+        if samples.options.png and "images" in arrays and not last.exists():
             self._write_pictures(indices, arrays)  # drawn on another machine
 
-    def _expected(self, indices: range) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Returns kind and shape of every array that a chunk of these samples has."""
-        rows, sites = len(indices), len(self._sites)
-        expected: dict[str, tuple[str, tuple[int, ...]]] = {"calls": ("i", (sites,))}
-        latent, options = self._data.latent is not None, self._options
-        if not latent or self._decoder is not None:
-            expected["images"] = ("u", (rows, *self._data.pixel_shape))
-        if latent and options.latents:
-            expected["latents"] = ("f", (rows, *self._data.shape))
-        if options.sampling.strategy.draws_sites and self._has_sites:
-            expected["sites"] = ("i", (rows,))
-        if options.sampling.attribution:
-            expected["attribution"] = ("f", (rows, sites))
-        if self._labels is not None:
-            expected["labels"] = ("i", (rows,))
-        if self._encoded is not None:
-            expected["prompts"] = ("i", (rows,))
-        return expected
-
-    def _condition(self, indices: range) -> Condition | None:
-        """Returns what these samples are asked to be."""
-        if self._encoded is not None:
-            prompts = self._options.prompts
-            return self._encoded.condition([prompts[at] for at in self._prompts_of(indices)])
-        if self._labels is not None:
-            return ClassCondition(self._labels[indices.start : indices.stop])
-        return None
-
-    def shares_of_prompts(self) -> dict[str, dict[str, float]]:
-        """Returns which part of the samples every site was due, judging by the prompts they had."""
-        if self._encoded is None:
-            return {}
-        asked = self._encoded.condition(self._options.prompts)
-        given = np.bincount(self._prompts_of(range(self._options.count)), minlength=len(asked))
-        log_prior = self._ensemble.log_prior(len(asked), asked)  # (P, K)
-        shares = log_prior.exp().numpy().T @ (given / given.sum())
-        return {SHARES_OF_PROMPTS: dict(zip(self._sites, shares.tolist(), strict=True))}
-
-    def _prompts_of(self, indices: range) -> NDArray[np.int64]:
-        """Returns which prompt each of these samples has: they take turns."""
-        return np.arange(indices.start, indices.stop) % len(self._options.prompts)
-
-    def _pictures(self, drawn: Tensor) -> dict[str, Any]:
-        """Returns what is kept of samples: pictures, latents, or both."""
-        arrays, images = dict[str, Any](), drawn
-        if self._data.latent is not None:
-            if self._options.latents:
-                arrays["latents"] = drawn.numpy()
-            if self._decoder is None:
-                return arrays
-            images = self._decoder.decode(drawn)
-        return {"images": ((images + 1) * 127.5).round().byte().numpy()} | arrays
-
     def _write_pictures(self, indices: range, arrays: dict[str, Any]) -> None:
-        folder = self._out / "images"
+        folder, samples = self._out / "images", self._samples
         folder.mkdir(exist_ok=True)
         for row, index in enumerate(indices):
-            notes = {"seed": str(self._options.sampling.seed), "index": str(index)}
+            notes = {"seed": str(samples.options.sampling.seed), "index": str(index)}
             if "labels" in arrays:
-                notes["class"] = self._data.classes[arrays["labels"][row]]
+                notes["class"] = samples.content.data.classes[arrays["labels"][row]]
             if "prompts" in arrays:
-                notes["prompt"] = self._options.prompts[arrays["prompts"][row]]
+                notes["prompt"] = samples.options.prompts[arrays["prompts"][row]]
             if "sites" in arrays:
-                notes["site"] = self._sites[arrays["sites"][row]]
+                notes["site"] = samples.sites[arrays["sites"][row]]
             write_picture(folder / f"{index:06d}.png", arrays["images"][row], notes)
 
 

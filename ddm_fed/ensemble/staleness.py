@@ -7,10 +7,11 @@ is a fork.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from ddm_fed.bundle.submission import read_submission
-from ddm_fed.errors import RefusedError
+from ddm_fed.errors import RefusedError, StateError
 from ddm_fed.records import EnsembleRecord, StudentRecord
 from ddm_fed.signing import VerifyKey
 from ddm_fed.trust import RosterChain, Trust
@@ -93,3 +94,22 @@ def find_staleness(verified: OfMembers, chain: RosterChain, log: Log) -> Stalene
         if newest is not None and newest.index > member.log_index:
             newer.append(f"`{member.site}` has a newer submission, at entry {newest.index}")
     return Staleness(tuple(stale), tuple(newer))
+
+
+def require_not_stale(folder: Path, found: Staleness, remedy: str) -> None:
+    """Refuses what newer documents say must not be used any more.
+
+    Args:
+        folder: What was verified.
+        found: What is known against it.
+        remedy: How to get a newer one.
+
+    Raises:
+        StateError: it is stale.
+    """
+    if found.stale:
+        raise StateError(
+            f"{folder} is stale, and whatever is made from it would be stale too: "
+            + "; ".join(found.stale),
+            hint=f"use a newer one: {remedy}",
+        )

@@ -4,7 +4,9 @@ The library is loaded when such a network is built, not when this package is imp
 """
 
 import math
+from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -43,6 +45,14 @@ class UNet(ExpertNetwork):
         # its sinusoids are made for times that run to 1000
         out: Tensor = self.net(x, 1000 * t, class_labels=labels, return_dict=False)[0]
         return out.float()
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Writes it as diffusers' own, which `UNet2DModel.from_pretrained` loads without us.
+
+        Its times run to 1000 then, and its last class is "no class".
+        """
+        save: Callable[..., None] = getattr(self.net, "save_pretrained")  # noqa: B009
+        save(folder, safe_serialization=True)
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draws new weights from torch's default distributions, and zeroes the last layer."""

@@ -2,6 +2,7 @@
 
 from ddm_fed.trust.chain import RosterChain as RosterChain
 from ddm_fed.trust.chain import Trust as Trust
+from ddm_fed.trust.chain import claimed_pin as claimed_pin
 from ddm_fed.trust.chain import establish_chain as establish_chain
 from ddm_fed.trust.chain import establish_trust as establish_trust
 from ddm_fed.trust.chain import missing_signatures as missing_signatures

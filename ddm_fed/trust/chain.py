@@ -42,6 +42,19 @@ def pin_of(payload: bytes) -> str:
     return f"sha256:{sha256_hex(payload)}"
 
 
+def claimed_pin(envelope: bytes, *, what: str) -> str:
+    """Returns what would have to be pinned for the envelope of a roster 1; proves nothing.
+
+    Args:
+        envelope: Of roster 1.
+        what: It is called, for messages.
+
+    Raises:
+        MalformedError: it is no envelope.
+    """
+    return pin_of(peek_payload(envelope, ROSTER_PAYLOAD, what=what))
+
+
 @dataclass(frozen=True)
 class RosterChain:
     """The verified rosters of a federation, newest last. Only `establish_chain` makes one.

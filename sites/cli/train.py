@@ -158,7 +158,7 @@ def train(
     def choose(agreed: "Plan") -> TrainingOptions:
         return TrainingOptions(
             run,
-            _design(agreed, architecture, path, prediction),
+            chosen_design(agreed, architecture, path, prediction),
             restart,
             extend,
             embedder_weights=embedder_weights,
@@ -170,10 +170,10 @@ def train(
     if process_rank() != 0:
         _help(site, plan, choose, load, autoencoder)
         return
-    _lead(site, plan, choose, load, text_encoder, autoencoder, yes=yes)
+    lead(site, plan, choose, load, text_encoder, autoencoder, yes=yes)
 
 
-def _design(
+def chosen_design(
     plan: "Plan", architecture: str | None, path: str | None, prediction: str | None
 ) -> "ExpertDesign":
     """Returns the plan's first design of that architecture with what was chosen in its place."""
@@ -191,7 +191,7 @@ def _design(
         raise options_error(error, ExpertDesign, hint) from None
 
 
-def _lead(
+def lead(
     site: Path,
     plan: Path,
     choose: "Choose",
@@ -200,7 +200,20 @@ def _lead(
     autoencoder: Path | None,
     *,
     yes: bool,
-) -> None:
+) -> Path:
+    """Does the work of the first process, as `ddm-site train` and `sites.api.train` ask for it.
+
+    Returns the signed draft.
+
+    Args:
+        site: The site's folder.
+        plan: The published folder.
+        choose: Returns the site's choices under a plan.
+        load: Returns the images, and what is to be said of them.
+        text_encoder: File of the plan's text encoder.
+        autoencoder: Folder of the plan's autoencoder.
+        yes: Whether doubts about the data are answered already.
+    """
     from sites.outbox.stages import find_bundles
     from sites.train.captions import encode_captions
     from sites.train.pipeline import run_plan
@@ -222,6 +235,7 @@ def _lead(
     console.say(f"{home.settings.name}: signed bundle {bundle}")
     step = ("review",) if bundle in drafts else ("submit", "--to", "INBOX")
     console.next_step(console.typed("ddm-site", *step, "--site", site, "--plan", plan))
+    return bundle
 
 
 def _help(site: Path, plan: Path, choose: "Choose", load: "Load", autoencoder: Path | None) -> None:

@@ -23,7 +23,7 @@ from samples import (
     write,
 )
 
-from ddm_fed.ensemble import sample_folder
+from ddm_fed.ensemble import sample_job
 from ddm_fed.ensemble.sample_folder import PARTS, write_samples
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.errors import OptionError, StateError
@@ -116,7 +116,7 @@ def test_run_that_failed_goes_on_to_the_very_files_of_an_unbroken_one(
     tmp_path, monkeypatch, data, chunks
 ):
     write(tmp_path / "whole", data=data)
-    real, begun = sample_folder.sample_chunk, []
+    real, begun = sample_job.sample_chunk, []
 
     def failing(*arguments, **options):
         begun.append(1)
@@ -124,10 +124,10 @@ def test_run_that_failed_goes_on_to_the_very_files_of_an_unbroken_one(
             raise MemoryError
         return real(*arguments, **options)
 
-    monkeypatch.setattr(sample_folder, "sample_chunk", failing)
+    monkeypatch.setattr(sample_job, "sample_chunk", failing)
     with pytest.raises(MemoryError):
         write(tmp_path / "broken", data=data)
-    monkeypatch.setattr(sample_folder, "sample_chunk", real)
+    monkeypatch.setattr(sample_job, "sample_chunk", real)
     redone = []
     write(tmp_path / "broken", data=data, advance=redone.append)
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
@@ -171,7 +171,7 @@ def test_run_that_was_killed_goes_on_to_the_very_files_of_an_unbroken_one(tmp_pa
 def test_finished_run_given_again_draws_nothing(tmp_path, monkeypatch):
     first = write(tmp_path / "out")
     before = files_of(tmp_path / "out")
-    monkeypatch.setattr(sample_folder, "sample_chunk", None)
+    monkeypatch.setattr(sample_job, "sample_chunk", None)
     assert write(tmp_path / "out") == first
     assert files_of(tmp_path / "out") == before
 
@@ -195,7 +195,7 @@ def test_other_options_in_the_same_folder_are_refused(tmp_path, monkeypatch, oth
         write(out)
     else:
         with monkeypatch.context() as patched:
-            patched.setattr(sample_folder, "sample_chunk", None)
+            patched.setattr(sample_job, "sample_chunk", None)
             with pytest.raises(TypeError):
                 write(out)
     before = files_of(out)

@@ -1,0 +1,34 @@
+"""Progress of long work in a notebook or a script, as the commands show it; or none."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ddm_fed import console
+from ddm_fed.progress import Advance
+
+
+@contextmanager
+def counted(description: str, total: int, unit: str, *, progress: bool) -> Iterator[Advance]:
+    """Yields what is told how many more of `total` are done; shows it if `progress`."""
+    if not progress:
+        yield lambda _: None
+        return
+    with console.counting(description, total, unit) as show:
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            show(done)
+
+        yield advance
+
+
+@contextmanager
+def moved(description: str, total: int, *, progress: bool) -> Iterator[Advance]:
+    """Yields what is told how many more of `total` bytes are done; shows it if `progress`."""
+    if not progress:
+        yield lambda _: None
+        return
+    with console.moving_bytes(description, total) as advance:
+        yield advance
