@@ -164,11 +164,12 @@ def of_experts(settings: Settings, judge: Judge, work: Path) -> list[dict]:
     return rows
 
 
-def simulate(settings: Settings, **ray: object) -> dict:
+def simulate(settings: Settings, *, gpus: float = 0.0, **ray: object) -> dict:
     """Runs the app, unless it has written what it ends with, and returns its facts.
 
     Args:
         settings: What is agreed; `out` is an absolute path.
+        gpus: The part of a GPU that a site has; without, it trains on the processor.
         ray: Further arguments of `ray.init`.
     """
     if not Path(settings.out).with_suffix(".json").exists():
@@ -177,7 +178,10 @@ def simulate(settings: Settings, **ray: object) -> dict:
             server_app=server_app.make_app(settings_of),
             client_app=client_app.make_app(settings_of),
             num_supernodes=settings.sites,
-            backend_config=ON_LOOPBACK | {"init_args": {**ON_LOOPBACK["init_args"], **ray}},
+            backend_config={
+                "init_args": {**ON_LOOPBACK["init_args"], **ray},
+                "client_resources": {**ON_LOOPBACK["client_resources"], "num_gpus": gpus},
+            },
         )
     return json.loads(Path(settings.out).with_suffix(".json").read_text())
 

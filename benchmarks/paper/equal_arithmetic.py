@@ -15,6 +15,10 @@ Every cell (an expert, a router, a judgement) is written into `OUT/cells.jsonl` 
 the same command goes on with those that are missing; several at once share OUT with `--part I/N`,
 each on a core of its own, and a last one without it judges. An expert of DiT-Nano/4 on 28 x 28
 pixels takes some 250 CPU seconds for 3,000 steps of 64 images, and 64 / K images K-th parts of it.
+
+`--scale gpu` takes DiT-S/2, 30,000 steps of 256 images and 10,000 samples instead. Its budget is
+printed first: for all K, both divisions and one seed on 28 x 28 pixels some 130 minutes of an H100
+or H200, or 410 of an A100, by arithmetic and a guessed utilisation. No GPU has run it yet.
 """
 
 import argparse
@@ -29,6 +33,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from scale import (
+    BEFORE,
+    at_once,
+    plan_digest,
+    read_options,
+    run_options,
+    sampling_flops,
+    say_budget,
+    together,
+    training_flops,
+)
 from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
@@ -48,13 +63,16 @@ from ddm_fed.router import (
     router_network,
     train_classifier,
 )
+from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.tensors import read_own_tensors, write_tensors
-from ddm_fed.training import RunOptions, train_expert
+from ddm_fed.training import train_expert
 
-GIGA, BATCH, LEARNT_FROM = 1e9, 64, 20_000
+GIGA, LEARNT_FROM = 1e9, 20_000
 ROUTER_STEPS, ROUTER_BATCH = 3000, 256
 CELLS = "cells.jsonl"
 TRAININGS = ("expert", "fedavg")
+GPU = {"architecture": "DiT-S/2", "steps": [30_000], "samples": 10_000, "solver_steps": 50}
+NAMED = ("architecture", "samples", "solver_steps", "batch", "learning_rate", "ema_half_life")
 Cell = tuple[Any, ...]
 PLAN = """
 federation = "benchmark"
@@ -70,7 +88,7 @@ architecture = "{architecture}"
 [training]
 steps = {steps}
 batch_size = {batch}
-learning_rate = 0.002
+learning_rate = {learning_rate:g}
 warmup_steps = 100
 ema_half_lives = [{half_life}]
 [router]
@@ -108,8 +126,9 @@ class Study:
             classes=", ".join(f'"c{index}"' for index in range(self.classes)),
             architecture=self.options.architecture,
             steps=steps,
-            batch=BATCH // islands,
-            half_life=max(1, min(200, steps // 8)),
+            batch=self.options.batch // islands,
+            learning_rate=self.options.learning_rate,
+            half_life=max(1, min(self.options.ema_half_life, steps // 8)),
         )
 
     def islands(self, division: str, count: int, seed: int) -> Tensor:
@@ -134,18 +153,21 @@ class Study:
         """Trains one expert."""
         plan, own = self.plan(count, steps), self.islands(division, count, seed) == island
         name = self._file("expert", division, count, steps, seed, island)
+        checkpoint = name.with_suffix(".checkpoint")
+        digest = plan_digest(self.plan_text(count, steps), checkpoint)
         began, wall = time.process_time(), time.monotonic()
         trained = train_expert(
             Private(ImageSet(self.images[own], self.labels[own])),
             plan,
-            "0" * 64,
-            name.with_suffix(".checkpoint"),
-            options=RunOptions(seed=1000 * seed + island, precision="float32"),
+            digest,
+            checkpoint,
+            options=run_options(self.options, 1000 * seed + island),
         )
         write_tensors(name, trained.state)
-        name.with_suffix(".checkpoint").unlink(missing_ok=True)
+        checkpoint.unlink(missing_ok=True)
         return {
             "images": int(own.sum()),
+            "plan_sha256": digest,
             "gflop": self.gflop(plan),
             "cpu_s": round(time.process_time() - began),
             "wall_s": round(time.monotonic() - wall),
@@ -160,6 +182,22 @@ class Study:
         """Returns the arithmetic of training one network under `plan`."""
         images = plan.training.steps * plan.training.batch_size
         return round(3 * self.cost.flops_per_image * images / GIGA)
+
+    def flops_of(self, cell: Cell) -> float:
+        """Returns the arithmetic of a cell's networks, at most."""
+        kind, *words = cell
+        options, w = self.options, cell[-1]
+        drawn = (self.cost, options.samples, options.solver_steps)
+        match kind, words:
+            case "expert", [_, count, steps, _, _]:
+                return training_flops(self.cost, steps, options.batch // count)
+            case "fedavg", [_, count, steps, *_]:
+                return count * training_flops(self.cost, steps, options.batch // count)
+            case "judged", [_, count, _, _, strategy, _]:
+                return sampling_flops(*drawn, strategy=strategy, experts=count, guidance=w)
+            case (("alone" | "averaged"), _):
+                return sampling_flops(*drawn, guidance=w)
+        return 0.0
 
     def router(self, division: str, count: int, _: int, seed: int) -> dict[str, Any]:
         """Trains the router that strategies ask: a perceptron of all cosines, told the class."""
@@ -223,7 +261,7 @@ class Study:
             network.load_state_dict(self.weights(self._file("router", division, count, 0, seed)))
             basis = dct_basis(self.shape, self.spec.frequencies)
             router = ClassifierRouter(network.eval().requires_grad_(False), basis, prior)
-        return Ensemble(experts, router)
+        return together(self.options, experts, router)
 
     @torch.inference_mode()
     def _judged(self, ensemble: Ensemble, strategy: str, seed: int, w: float) -> dict[str, Any]:
@@ -236,7 +274,12 @@ class Study:
             self.shape,
             options.samples,
             SamplingOptions(
-                Strategy.parse(strategy), options.solver_steps, "heun", seed=6 + seed, guidance=w
+                Strategy.parse(strategy),
+                options.solver_steps,
+                "heun",
+                seed=6 + seed,
+                guidance=w,
+                **at_once(options),
             ),
             condition=ClassCondition(labels),
         )
@@ -309,22 +352,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_cells(
-    options: argparse.Namespace, cells: Iterable[Cell], start: Callable[[argparse.Namespace], Study]
+    options: argparse.Namespace,
+    cells: Iterable[Cell],
+    start: Callable[[argparse.Namespace], Study],
+    *own: str,
 ) -> bool:
-    """Finds the cells that are missing in `OUT/cells.jsonl`; says whether all are there now."""
-    torch.set_num_threads(1)
+    """Finds the cells that are missing in `OUT/cells.jsonl`; says whether all are there now.
+
+    Args:
+        options: Of the study.
+        cells: All of them, in an order in which each finds what it needs.
+        start: Opens what finds them.
+        own: Names of options that OUT is made with, beside those of all studies.
+    """
     options.out.mkdir(parents=True, exist_ok=True)
-    require_same_options(options, "data", "architecture", "samples", "solver_steps")
+    require_same_options(options, "data", "precision", *NAMED, *own)
     part, parts = map(int, options.part.split("/"))
     if parts > 1:
         cells = (c for c in cells if c[0] in TRAININGS and _number(c) % parts == part - 1)
-    find_cells(options.out, cells, lambda: start(options))
+    find_cells(options, cells, lambda: start(options))
     return parts == 1
 
 
-def find_cells(out: Path, cells: Iterable[Cell], start: Callable[[], Any]) -> None:
+def find_cells(
+    options: argparse.Namespace, cells: Iterable[Cell], start: Callable[[], Any]
+) -> None:
     """Finds the cells that are missing in `OUT/cells.jsonl`, each by the method of its name."""
-    study = None
+    study, out, cells = None, options.out, list(cells)
+    if options.scale == "gpu":
+        study, known = start(), found_cells(out)
+        missing = [cell for cell in cells if cell not in known]
+        say_budget(options, missing, study.flops_of, study.cost)
     for cell in cells:
         if cell in found_cells(out):
             continue
@@ -337,20 +395,26 @@ def find_cells(out: Path, cells: Iterable[Cell], start: Callable[[], Any]) -> No
 
 
 def require_same_options(options: argparse.Namespace, *names: str) -> None:
-    """Refuses figures of other options beside those that are in OUT: cells do not name them."""
+    """Refuses figures of other options beside those that are in OUT: cells do not name them.
+
+    What OUT does not say yet it says from now on: several scripts may share it, and earlier
+    versions of them had fewer options.
+    """
     file = options.out / "options.json"
     now = {name: str(getattr(options, name)) for name in names}
     now["data"] = Path(now["data"]).name
-    if not file.exists():
-        file.write_text(json.dumps(now, indent=2) + "\n")
-    known = json.loads(file.read_text())
-    changed = [name for name, value in now.items() if known.setdefault(name, value) != value]
+    said = json.loads(file.read_text()) if file.exists() else {}
+    known = now | (BEFORE if said else {}) | said
+    changed = [name for name, value in now.items() if known[name] != value]
     if changed:
         sys.exit(
             f"error: {options.out} holds figures of "
             + ", ".join(f"--{name.replace('_', '-')} {known[name]}" for name in changed)
             + ": give these, or another --out"
         )
+    if set(now) - set(said):
+        added = said | {name: known[name] for name in now}
+        write_atomically(file, (json.dumps(added, indent=2) + "\n").encode())
 
 
 def found_cells(out: Path) -> dict[Cell, dict[str, Any]]:
@@ -369,7 +433,7 @@ def main() -> None:
     parser.add_argument("--islands", type=int, nargs="+", default=[1, 2, 4, 8])
     parser.add_argument("--divisions", nargs="+", default=["feature", "random"])
     parser.add_argument("--strategies", nargs="+", default=["sticky"])
-    options = parser.parse_args()
+    options = read_options(parser, GPU)
     run_cells(options, cells_of(options), Study)
 
 

@@ -21,6 +21,11 @@ the others, and of what `full` makes of all networks by the exact posterior.
     python benchmarks/paper/full_against_top1.py --data fashion_mnist.npz --out truth
 
 Every cell is written into `OUT/cells.jsonl` as it is found, and the same command goes on.
+
+`--scale gpu` takes DiT-S/2, 3,000 and 30,000 steps of 256 images divided among the islands, and
+10,000 samples: some 35 minutes of an H100 or H200, or 100 of an A100, by arithmetic and a guessed
+utilisation; what is printed first counts the cells that are missing. Exact experts stay on the
+processor, and come on top. No GPU has run it yet.
 """
 
 import argparse
@@ -33,22 +38,32 @@ from typing import Any
 
 import torch
 from equal_arithmetic import Study, find_cells, require_same_options
+from scale import (
+    at_once,
+    plan_digest,
+    read_options,
+    run_options,
+    sampling_flops,
+    together,
+    training_flops,
+)
 from torch import Tensor
 
 from ddm_fed.embedding import dct_basis
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.strategy import Strategy
-from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.evaluation import frechet_distance
 from ddm_fed.flows import ClassCondition, Expert
-from ddm_fed.models import build_expert
+from ddm_fed.models import NetworkCost, build_expert
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.router import ClassifierRouter, PriorRouter, Router, router_network, train_classifier
 from ddm_fed.storage.tensors import write_tensors
-from ddm_fed.training import RunOptions, train_expert
+from ddm_fed.training import train_expert
 
 BLOCK, LEAST_IMAGES, LEAST_VARIANCE = 100, 50, 1e-4
 WIDE = 100.0  # these Gaussians reach beyond [-1, 1]; what is cut off would be no sample of them
+ERROR_IMAGES = 1000
+GPU = {"architecture": "DiT-S/2", "training_steps": [3000, 30_000], "samples": 10_000}
 SAMPLES_OF_ISLAND, TIMES = 15_000, (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -130,13 +145,16 @@ class World:
     def exact_expert(self, island: int) -> Expert:
         """Returns the exact velocity of an island."""
 
+        @torch.autocast(self.basis.device.type, enabled=False)  # exact, whatever networks are
         def velocity(x_t: Tensor, t: Tensor, condition: ClassCondition) -> Tensor:
+            asked_at, here = x_t.device, self.basis.device
+            x_t, t, condition = x_t.to(here), t.to(here), condition.to(here)
             y_t, found = x_t.flatten(1) @ self.basis.T, torch.zeros_like(x_t).flatten(1)
             for label in condition.labels.unique().tolist():
                 if (gaussian := self.gaussians.get((island, label))) is not None:
                     rows = condition.labels == label
                     found[rows] = gaussian.velocity(y_t[rows], t[rows, None]) @ self.basis
-            return found.reshape(x_t.shape)
+            return found.reshape(x_t.shape).to(asked_at)
 
         return Expert(velocity)
 
@@ -144,17 +162,42 @@ class World:
         """Trains one network on samples of its island."""
         began, plan = time.process_time(), self.study.plan(self.count, steps)
         name = self._file("network", steps, island)
+        checkpoint = name.with_suffix(".checkpoint")
+        digest = plan_digest(self.study.plan_text(self.count, steps), checkpoint)
         images, labels = self.of_island(island, SAMPLES_OF_ISLAND, 100 + island)
         trained = train_expert(
             Private(ImageSet(images, labels, bound=float(images.abs().max()))),
             plan,
-            "0" * 64,
-            name.with_suffix(".checkpoint"),
-            options=RunOptions(seed=island, precision="float32"),
+            digest,
+            checkpoint,
+            options=run_options(self.options, island),
         )
         write_tensors(name, trained.state)
-        name.with_suffix(".checkpoint").unlink(missing_ok=True)
-        return {"cpu_s": round(time.process_time() - began)}
+        checkpoint.unlink(missing_ok=True)
+        return {"plan_sha256": digest, "cpu_s": round(time.process_time() - began)}
+
+    @property
+    def cost(self) -> NetworkCost:
+        """What a network costs."""
+        return self.study.cost
+
+    def flops_of(self, cell: tuple[Any, ...]) -> float:
+        """Returns the arithmetic of a cell's networks, at most."""
+        match cell:
+            case "train", steps, _:
+                return training_flops(self.cost, steps, self.options.batch // self.count)
+            case "errors", _:
+                return float(len(TIMES) * ERROR_IMAGES * self.count * self.cost.flops_per_image)
+            case "sampled", experts, _, strategy, solver, steps if experts != "exact":
+                return sampling_flops(
+                    self.cost,
+                    self.options.samples,
+                    steps,
+                    solver=solver,
+                    strategy=strategy,
+                    experts=self.count,
+                )
+        return 0.0
 
     def learn_router(self, steps: int) -> dict[str, Any]:
         """Trains the perceptron that tells islands apart."""
@@ -176,7 +219,7 @@ class World:
     @torch.inference_mode()
     def errors(self, steps: int) -> dict[str, Any]:
         """Says how wrong networks are at home, abroad, and together as `full` asks them."""
-        labels = torch.arange(1000) % self.study.classes
+        labels = torch.arange(ERROR_IMAGES) % self.study.classes
         condition, generator = ClassCondition(labels), torch.Generator().manual_seed(4)
         islands = torch.multinomial(self.prior.log_prior(condition).exp(), 1, generator=generator)[
             :, 0
@@ -184,12 +227,16 @@ class World:
         images = self._drawn(islands, labels, generator)
         noise = torch.randn(images.shape, generator=generator)
         router, found = ExactRouter(self), {}
+        pools = [
+            together(self.options, self.experts(kind), self.prior).experts
+            for kind in ("exact", f"network-{steps}")
+        ]
         for time_ in TIMES:
             t = torch.full((len(labels),), time_)
             x_t = (1 - time_) * images + time_ * noise
             exact, learned = (
-                torch.stack([expert(x_t, t, condition) for expert in experts])
-                for experts in (self.experts("exact"), self.experts(f"network-{steps}"))
+                torch.stack([pool.ask(k, x_t, t, condition) for k in range(self.count)])
+                for pool in pools
             )  # (K, N, C, H, W)
             wrong = (learned - exact).square().mean((2, 3, 4)).T  # (N, K)
             own = torch.nn.functional.one_hot(islands, self.count).bool()
@@ -216,10 +263,16 @@ class World:
         labels = torch.arange(self.options.samples) % self.study.classes
         with torch.inference_mode():
             drawn = sample(
-                Ensemble(self.experts(experts), self.router(router)),
+                together(self.options, self.experts(experts), self.router(router)),
                 self.study.shape,
                 len(labels),
-                SamplingOptions(Strategy.parse(strategy), steps, solver, seed=6),  # type: ignore[arg-type]
+                SamplingOptions(
+                    Strategy.parse(strategy),
+                    steps,
+                    solver,  # type: ignore[arg-type]
+                    seed=6,
+                    **at_once(self.options),
+                ),
                 condition=ClassCondition(labels),
                 bound=WIDE,
             ).images
@@ -345,12 +398,11 @@ def main() -> None:
     parser.add_argument("--architecture", default="DiT-Nano/4")
     parser.add_argument("--samples", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
+    options = read_options(parser, GPU)
     options.out.mkdir(parents=True, exist_ok=True)
-    names = ("data", "islands", "seed", "architecture", "samples")
-    require_same_options(options, *names)
-    find_cells(options.out, cells_of(options), lambda: World(options))
+    names = ("data", "islands", "seed", "architecture", "samples", "precision")
+    require_same_options(options, *names, "batch", "learning_rate", "ema_half_life")
+    find_cells(options, cells_of(options), lambda: World(options))
 
 
 if __name__ == "__main__":

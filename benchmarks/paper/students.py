@@ -21,14 +21,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from equal_arithmetic import Cell, Study, add_options, run_cells
+from equal_arithmetic import GPU, Cell, Study, add_options, run_cells
+from scale import read_options, sampling_flops, together, training_flops
 from torch import Tensor
 
 from ddm_fed.distillation.lessons import GivenImages, digest_of
 from ddm_fed.distillation.options import DistillOptions
 from ddm_fed.distillation.train import Teachers, train_student, working
-from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.models import build_expert
+from ddm_fed.models.machines import BACKWARD
 from ddm_fed.router import PriorRouter
 from ddm_fed.storage.tensors import write_tensors
 
@@ -56,6 +57,8 @@ class Students(Study):
         options = DistillOptions(
             samples=int(source.removeprefix("samples-")) if drawn else 1,
             seed=seed,
+            precision=self.options.precision,
+            devices=(self.options.device,),
         )
         given: GivenImages | None = None
         if not drawn:
@@ -80,7 +83,21 @@ class Students(Study):
         weights = self.weights(self._file("student", division, count, steps, seed, source))
         expert = build_expert(plan.data, plan.expert.default, weights, None)
         everywhere: Tensor = torch.ones(1, self.classes)
-        return self._judged(Ensemble([expert], PriorRouter(everywhere)), "sticky", seed, w)
+        alone = together(self.options, [expert], PriorRouter(everywhere))
+        return self._judged(alone, "sticky", seed, w)
+
+    def flops_of(self, cell: Cell) -> float:
+        """Returns the arithmetic of the networks of a cell, for the budget."""
+        if cell[0] == "student":
+            steps, source, options = cell[3], cell[5], self.options
+            taught = training_flops(self.cost, steps, options.batch)
+            drawn, count = DistillOptions(), source.removeprefix("samples-")
+            made = 0 if source == "data" else int(count)
+            lessons = sampling_flops(self.cost, made, drawn.solver_steps)
+            return taught * (1 + 1 / BACKWARD) + lessons
+        if cell[0] == "judged_student":
+            return super().flops_of(("judged", "all", 1, *cell[3:5], "sticky", cell[6]))
+        return super().flops_of(cell)
 
 
 def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
@@ -109,7 +126,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("equal_arithmetic"))
     parser.add_argument("--islands", type=int, default=8)
     parser.add_argument("--sources", nargs="+", default=["samples-20000", "data"])
-    options = parser.parse_args()
+    options = read_options(parser, GPU)
     run_cells(options, cells_of(options), Students)
 
 

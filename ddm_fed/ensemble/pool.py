@@ -62,11 +62,18 @@ class ExpertPool:
         self._aside: dict[int, VelocityModel] = {}
 
     @classmethod
-    def of(cls, experts: Sequence[VelocityModel]) -> Self:
-        """Returns a pool of experts that are in memory already."""
+    def of(
+        cls,
+        experts: Sequence[VelocityModel],
+        *,
+        devices: Sequence[torch.device | str] = ("cpu",),
+        precision: Precision = "float32",
+    ) -> Self:
+        """Returns a pool of experts that are in memory already; they move to their devices."""
         times = [expert.largest_time for expert in experts if isinstance(expert, Expert)]
         loaders = [lambda expert=expert: expert for expert in experts]
-        return cls(loaders, largest_time=min(times, default=1.0))
+        largest = min(times, default=1.0)
+        return cls(loaders, largest_time=largest, devices=devices, precision=precision)
 
     def __len__(self) -> int:
         return len(self._loaders)

@@ -250,7 +250,9 @@ class RowFiles:
             with open_regular(path) as file:
                 facts = json.load(file)
             said = Said(int(facts["done"]), list(facts.get("sha256", ())), facts.get(ARITHMETIC))
-            found = {"first": 0, "of": self.total, **facts, **facts.get("made_of", self.made_of)}
+            # earlier versions said less, and some of it outside `made_of`
+            found = {"first": 0, "of": self.total, **self.made_of, **facts}
+            found |= facts.get("made_of", {})
         except (ValueError, TypeError, KeyError, AttributeError):
             raise _damaged(path) from None
         for name, expected in {**self.made_of, "first": self.first, "of": self.total}.items():

@@ -1,6 +1,6 @@
 """A command that takes `--part`, spread over the machines of Ray and then put together here.
 
-    python examples/islands/ray_parts.py --parts 8 ddm-coord sample e --root sha256:… --out samples
+    python examples/islands/ray_parts.py --parts 8 ddm-coord sample ensemble --root … --out samples
 
 Machines share the folders that the command names, and have this project installed at the same
 place. Without `--address` Ray is started on this machine alone, with as many cores as it has. Ray

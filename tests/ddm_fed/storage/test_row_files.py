@@ -230,3 +230,6 @@ def test_rows_that_an_earlier_version_finished_are_taken(tmp_path, whole):
     (folder / "progress.json").write_text(json.dumps({"done": TOTAL, "of": TOTAL}))
     compute_all(folder, asked)
     assert asked == []
+    (folder / "progress.json").write_text(json.dumps({"done": TOTAL, "key": "other"}))
+    with pytest.raises(StateError, match="another `key`: other, now k"):
+        compute_all(folder)

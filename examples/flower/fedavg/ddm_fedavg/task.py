@@ -205,9 +205,11 @@ def train_stretch(
     The moments of AdamW begin anew, as in FedAvg; batches and learning rate go on.
     """
     torch.set_num_threads(1)
+    # a simulation hides the GPU from sites that were given no part of it
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network = build_network(plan.data, plan.expert.default)
     network.load_state_dict(weights)
-    network.train()
+    network.train().to(device)
     spec = plan.training
     optimizer = torch.optim.AdamW(
         network.parameters(),
@@ -226,10 +228,10 @@ def train_stretch(
         batch = batches.draw(step, slice(0, spec.batch_size))
         loss = denoising_loss(
             network,
-            batch.x_0,
-            batch.eps,
-            batch.t,
-            batch.condition,
+            batch.x_0.to(device),
+            batch.eps.to(device),
+            batch.t.to(device),
+            None if batch.condition is None else batch.condition.to(device),
             path=path_named(design.path),
             prediction=design.prediction,
             weighting=spec.loss_weighting,
@@ -239,4 +241,4 @@ def train_stretch(
         torch.nn.utils.clip_grad_norm_(network.parameters(), float(spec.clip_norm))
         optimizer.step()
         total += float(loss.detach())
-    return network.state_dict(), total / max(1, len(steps))
+    return network.to("cpu").state_dict(), total / max(1, len(steps))
