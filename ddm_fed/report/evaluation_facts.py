@@ -33,6 +33,18 @@ MEANINGS = {
     "site-share error": "how far sites are from the shares they are due",
 }
 
+# what `evaluate` calls what it left out
+LEFT_OUT = {
+    "agreement": "class recognised",
+    "baseline": "fidelity of real images, for comparison",
+    "class_mix": "class shares apart",
+    "memorization": "near copies",
+    "shares": "site-share error",
+    "tstr": "accuracy of training (TSTR)",
+    "tstr_of_real": "accuracy of training on real images, for comparison",
+    "two_sample": "told from real (C2ST)",
+}
+
 
 @dataclass(frozen=True)
 class EvaluationFacts:
@@ -109,7 +121,10 @@ def _facts(found: dict[str, Any]) -> EvaluationFacts:
         protocol=tuple(
             (_name(key), printable(str(value))) for key, value in said if value is not None
         ),
-        left_out=tuple((_name(k), printable(str(v))) for k, v in found["left_out"].items()),
+        left_out=tuple(
+            (LEFT_OUT.get(key) or _name(key), printable(str(reason)))
+            for key, reason in found["left_out"].items()
+        ),
         copies=_copies(results),
     )
 

@@ -38,7 +38,7 @@ ALLOWED = {
     *("html", "head", "meta", "title", "style", "body", "header", "main", "footer", "section"),
     *("nav", "aside", "h1", "h2", "h3", "p", "ul", "ol", "li", "dl", "dt", "dd", "a", "code"),
     *("pre", "strong", "em", "table", "caption", "thead", "tbody", "tr", "th", "td", "div"),
-    *("span", "figure", "figcaption", "img"),
+    *("span", "figure", "figcaption", "img", "br"),
 }
 
 
