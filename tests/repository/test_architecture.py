@@ -191,6 +191,8 @@ IMPORTERS = {
     "opacus": {"ddm_fed.auditing.second_accountant"},
     "diffusers": {"ddm_fed.models", "ddm_fed.autoencoders.networks", "ddm_fed.export"},
     "PIL": {"sites.data", "ddm_fed.pictures", "ddm_fed.export.pipeline"},
+    "onnxruntime": {"ddm_fed.export.onnx_file"},
+    "onnxscript": {"ddm_fed.export.onnx_file"},
     "braceexpand": {"sites.data.sources"},
     "pydicom": {"sites.data.dicom"},
     "pyarrow": {"sites.data.parquet"},
