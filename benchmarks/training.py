@@ -3,9 +3,11 @@
     python benchmarks/training.py              # both sizes, some minutes
     python benchmarks/training.py --quick      # the small size, small batches
     python benchmarks/training.py --compile    # with our loop compiled as well: slow to start
+    python benchmarks/training.py --size DiT-Nano/4 1x28x28 64 --threads 1 --rounds 9 --steps 20
 
-The same network, images and batch size are trained by four loops, one after the other in every
-round, so that all meet the same machine; the medians over rounds and their ratios are printed.
+The same network, images and batch size are trained by up to four loops, each in a process of its
+own (ours changes how its process keeps memory), one after the other in every round, so that all
+meet the same machine; the medians over rounds and their ratios are printed.
 
 * ours: the loop of `train_expert`, with the precision it chooses here.
 * ours, compiled: the same with `RunOptions(compile=True)`, where a compiler works.
@@ -23,11 +25,14 @@ On a GPU it also prints the model FLOP utilisation of DiT-B/2 and DiT-XL/2 on la
 import argparse
 import copy
 import gc
+import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +51,21 @@ from ddm_fed.training.state import Job, require_same_run, start_run
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 CLASSES = 10
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense bfloat16, vendor's tables
+
+
+BASELINES = ("plain fp32", "reference")
+LOOPS = ("ours", *BASELINES, "ours, compiled")
+Clock = Callable[[], float]
+
+
+class Size(NamedTuple):
+    """What is trained, and for how long."""
+
+    name: str
+    shape: tuple[int, int, int]
+    batch: int
+    rounds: int
+    steps: int
 
 
 def make_plan(name: str, shape: tuple[int, int, int], batch: int) -> Plan:
@@ -154,44 +174,75 @@ def reference(plan: Plan, images: ImageSet) -> Iterator[str]:
             yield "bfloat16"
 
 
-def seconds_per_step(steps: Iterator[str], count: int) -> float:
-    started = time.perf_counter()
+def seconds_per_step(steps: Iterator[str], count: int, clock: Clock = time.perf_counter) -> float:
+    started = clock()
     for _ in range(count):
         next(steps)
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()
-    return (time.perf_counter() - started) / count
+    return (clock() - started) / count
 
 
-def compare(
-    name: str, shape: tuple[int, int, int], batch: int, *, rounds: int, steps: int, compiled: bool
-) -> dict[str, float]:
-    """Prints and returns the median images per second of every loop."""
-    plan, images = make_plan(name, shape, batch), make_images(shape)
+def loop_named(label: str, plan: Plan, images: ImageSet, folder: Path) -> Iterator[str]:
+    if label == "plain fp32":
+        return plain_fp32(plan, images)
+    if label == "reference":
+        return reference(plan, images)
+    return ours(plan, images, folder, compiled=label == "ours, compiled")
+
+
+def take_turns(
+    talk: Connection, label: str, size: Size, threads: int | None, *, cpu_time: bool
+) -> None:
+    """Runs one loop in a process of its own, so many steps at a time as it is told."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    clock = time.process_time if cpu_time else time.perf_counter
+    plan, images = make_plan(size.name, size.shape, size.batch), make_images(size.shape)
     with tempfile.TemporaryDirectory() as folder:
-        loops: dict[str, Iterator[str]] = {
-            "ours": ours(plan, images, Path(folder), compiled=False),
-            "plain fp32": plain_fp32(plan, images),
-            "reference": reference(plan, images),
-        }
-        how = {label: next(loop) for label, loop in loops.items()}
-        if compiled:
-            loops["ours, compiled"] = ours(plan, images, Path(folder), compiled=True)
-            try:
-                how["ours, compiled"] = next(loops["ours, compiled"])
-            except RuntimeError as error:
-                print(f"no compiled loop: {error}")
-                del loops["ours, compiled"]
-        timings: dict[str, list[float]] = {label: [] for label in loops}
-        for turn in range(rounds):
-            order = [*loops] if turn % 2 == 0 else [*reversed(loops)]
-            for label in order:
-                timings[label].append(seconds_per_step(loops[label], steps))
-    speed = {label: batch / statistics.median(found) for label, found in timings.items()}
-    print(f"\n{name}, {'x'.join(map(str, shape))}, batch {batch}, {rounds} rounds of {steps} steps")
+        loop = loop_named(label, plan, images, Path(folder))
+        try:
+            talk.send(next(loop))
+        except RuntimeError as error:  # such as no compiler
+            talk.send(error)
+            return
+        while (count := talk.recv()) is not None:
+            talk.send(seconds_per_step(loop, count, clock))
+
+
+def compare(size: Size, loops: list[str], options: argparse.Namespace) -> dict[str, float]:
+    """Prints and returns the median images per second of every loop."""
+    processes = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for label in loops:
+        pipes[label], theirs = processes.Pipe()
+        processes.Process(
+            target=take_turns,
+            args=(theirs, label, size, options.threads),
+            kwargs={"cpu_time": options.cpu_time},
+            daemon=True,
+        ).start()
+    how = {label: pipe.recv() for label, pipe in pipes.items()}
+    for label, answer in how.items():
+        if isinstance(answer, RuntimeError):
+            print(f"no loop of {label}: {answer}")
+            del pipes[label]
+    timings: dict[str, list[float]] = {label: [] for label in pipes}
+    for turn in range(size.rounds):
+        for label in pipes if turn % 2 == 0 else reversed(pipes):
+            pipes[label].send(size.steps)
+            timings[label].append(pipes[label].recv())
+    for pipe in pipes.values():
+        pipe.send(None)
+    speed = {label: size.batch / statistics.median(found) for label, found in timings.items()}
+    print(
+        f"\n{size.name}, {'x'.join(map(str, size.shape))}, batch {size.batch}, "
+        f"{size.rounds} rounds of {size.steps} steps"
+        + (", images per second of CPU time" if options.cpu_time else "")
+    )
     for label, value in speed.items():
         ratios = ", ".join(
-            f"{value / speed[other]:.2f} x {other}" for other in ("plain fp32", "reference")
+            f"{value / speed[other]:.2f} x {other}" for other in BASELINES if other in speed
         )
         print(f"  {label:15} {value:8.1f} images/s   {ratios}   ({how[label]})", flush=True)
     return speed
@@ -218,18 +269,33 @@ def utilisation(folder: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--compile", action="store_true")
-    arguments = parser.parse_args()
-    print(f"torch {torch.__version__}, {DEVICE}, {torch.get_num_threads()} threads", flush=True)
-    if arguments.quick:
-        sizes = [("DiT-Ti/2", (1, 28, 28), 16, 5, 2)]
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="the small size, small batches")
+    parser.add_argument("--compile", action="store_true", help="with our loop compiled as well")
+    parser.add_argument("--loops", nargs="+", default=["ours", *BASELINES], choices=LOOPS)
+    parser.add_argument("--size", nargs=3, metavar=("NETWORK", "CxHxW", "BATCH"), help="another")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="of each round")
+    parser.add_argument("--threads", type=int, help="of each loop")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="CPU seconds, where a machine has other work"
+    )
+    options = parser.parse_args()
+    print(
+        f"torch {torch.__version__}, {DEVICE}, {options.threads or torch.get_num_threads()} threads"
+    )
+    if options.size:
+        name, shape, batch = options.size
+        channels, height, width = map(int, shape.split("x"))
+        sizes = [Size(name, (channels, height, width), int(batch), options.rounds, options.steps)]
+    elif options.quick:
+        sizes = [Size("DiT-Ti/2", (1, 28, 28), 16, 5, 2)]
     else:
-        sizes = [("DiT-Ti/2", (1, 28, 28), 64, 5, 1), ("DiT-S/2", (3, 32, 32), 32, 3, 1)]
-    for name, shape, batch, rounds, steps in sizes:
-        compare(name, shape, batch, rounds=rounds, steps=steps, compiled=arguments.compile)
-        gc.collect()
+        sizes = [Size("DiT-Ti/2", (1, 28, 28), 64, 5, 1), Size("DiT-S/2", (3, 32, 32), 32, 3, 1)]
+    for size in sizes:
+        compare(size, options.loops + ["ours, compiled"] * options.compile, options)
     if DEVICE.type == "cuda":
         with tempfile.TemporaryDirectory() as folder:
             utilisation(Path(folder))

@@ -38,7 +38,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ddm_fed.errors import DdmFedError, MachineError
-from ddm_fed.progress import Heartbeat
+from ddm_fed.progress import Advance, Heartbeat
 
 # into a pipe or a file, lines are as long as they are: nothing is folded that a program looks for
 WIDE = 240
@@ -318,6 +318,20 @@ def counting(description: str, total: int, unit: str) -> Iterator[Callable[..., 
             progress.update(task, completed=completed, note=note)
 
         yield update
+
+
+@contextmanager
+def advancing(description: str, total: int, unit: str) -> Iterator[Advance]:
+    """As `counting`, for what tells how many more are done; yields `advance(more)`."""
+    with counting(description, total, unit) as update:
+        done = 0
+
+        def advance(more: int) -> None:
+            nonlocal done
+            done += more
+            update(done)
+
+        yield advance
 
 
 @contextmanager

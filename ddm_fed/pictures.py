@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -43,19 +44,30 @@ def grid_picture(
         columns: As for `write_grid`, and so is the next.
         zoom: Pixels per pixel.
     """
-    count, height, width, channels = images.shape
-    columns = columns or math.ceil(math.sqrt(count))
+    zoom = zoom or max(1, round(48 / images.shape[1]))
+    picture = _sheet(images.transpose(0, 3, 1, 2), columns or math.ceil(math.sqrt(len(images))))
+    size = (picture.width * zoom, picture.height * zoom)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def grid_png(images: NDArray[np.uint8], *, columns: int) -> bytes:
+    """Returns images `(N, C, H, W)`, C = 1 or 3, as one PNG, row by row, pixel by pixel."""
+    content = BytesIO()
+    _sheet(images, columns).save(content, format="PNG")
+    return content.getvalue()
+
+
+def _sheet(images: NDArray[np.uint8], columns: int) -> Picture:
+    """Returns images `(N, C, H, W)` on one sheet of grey, with a gap about each."""
+    count, channels, height, width = images.shape
     rows = math.ceil(count / columns)
-    zoom = zoom or max(1, round(48 / height))
     sheet = np.full(
         (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), 128, np.uint8
     )
-    for i, cell in enumerate(images):
+    for i, cell in enumerate(images.transpose(0, 2, 3, 1)):
         top, left = GAP + i // columns * (height + GAP), GAP + i % columns * (width + GAP)
         sheet[top : top + height, left : left + width] = cell
-    picture = Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
-    size = (picture.width * zoom, picture.height * zoom)
-    return picture.resize(size, Image.Resampling.NEAREST)
+    return Image.fromarray(sheet[:, :, 0] if channels == 1 else sheet)
 
 
 @names_its_path

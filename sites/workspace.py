@@ -6,6 +6,8 @@ keys/                     site.pem signs, tls.pem connects; site.pub, tls.crt an
 enrolment.dsse.json       what the coordinator needs to enrol us
 ledger.jsonl              everything ever released, append-only; a copy of it lies in keys/
 private/images/           decoded images, by what they were decoded from; may be removed
+private/latents/          the same as the autoencoders of plans see them; may be removed
+private/directions/       the same as the embedders of plans see them; may be removed
 private/PLAN/             checkpoint, expert, release in the making; never leaves
 seen/                     the newest rosters and log this site was shown, to notice a second history
 outbox/draft/DIGEST/      a signed bundle nobody has reviewed
@@ -226,6 +228,11 @@ class SiteFolder(Home):
     def latents(self) -> Path:
         """Images as the autoencoders of plans see them; as private as the images."""
         return self.path / "private" / "latents"
+
+    @property
+    def directions(self) -> Path:
+        """Images as the embedders of plans see them; as private as the images."""
+        return self.path / "private" / "directions"
 
     @property
     def keys(self) -> Path:

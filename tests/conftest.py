@@ -1,5 +1,6 @@
 """Fixtures: one real federation, built once; every test works on copies of it."""
 
+import gc
 import os
 import shutil
 import signal
@@ -68,10 +69,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.federation)
 
 
+def pytest_collection_finish() -> None:
+    """Leaves what was imported and collected out of every search for garbage: a second each."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def run(capsys, monkeypatch) -> Callable[..., commands.Ended]:
     """`run("ddm-site", "init", folder)`: a real command in this process, and how it ended."""
-    for name in ("DDM_SITE", "DDM_COORDINATOR", "DDM_FED_PASSPHRASE", "FORCE_COLOR"):
+    passphrases = ("DDM_FED_PASSPHRASE", "DDM_FED_PASSPHRASE_FILE")
+    for name in ("DDM_SITE", "DDM_COORDINATOR", *passphrases, "FORCE_COLOR"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("COLUMNS", "500")
 

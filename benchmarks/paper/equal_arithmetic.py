@@ -205,6 +205,11 @@ class Study:
         self, division: str, count: int, steps: int, seed: int, strategy: str, w: float
     ) -> dict[str, Any]:
         """Samples one ensemble by one strategy, and judges it."""
+        asks = Strategy.parse(strategy).asks_router and count > 1
+        return self._judged(self.ensemble(division, count, steps, seed, asks), strategy, seed, w)
+
+    def ensemble(self, division: str, count: int, steps: int, seed: int, asks: bool) -> Ensemble:
+        """Returns experts and a router: by counts of islands and classes, or one that `asks`."""
         plan = self.plan(count, steps)
         experts = [
             self._expert(plan, self._file("expert", division, count, steps, seed, island))
@@ -213,12 +218,12 @@ class Study:
         islands = self.islands(division, count, seed)
         prior = PriorRouter(self.counts(islands, count).double())
         router: Router = prior
-        if Strategy.parse(strategy).asks_router and count > 1:
+        if asks:
             network = router_network(plan.data, self.spec, count)
             network.load_state_dict(self.weights(self._file("router", division, count, 0, seed)))
             basis = dct_basis(self.shape, self.spec.frequencies)
             router = ClassifierRouter(network.eval().requires_grad_(False), basis, prior)
-        return self._judged(Ensemble(experts, router), strategy, seed, w)
+        return Ensemble(experts, router)
 
     @torch.inference_mode()
     def _judged(self, ensemble: Ensemble, strategy: str, seed: int, w: float) -> dict[str, Any]:

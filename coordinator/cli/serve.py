@@ -37,6 +37,13 @@ def serve(
             callback=listening_address,
         ),
     ] = None,
+    web_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Another host name under which the page is requested, for example that "
+            "of a reverse proxy. May be given several times."
+        ),
+    ] = None,
     samples: Annotated[
         Path | None,
         typer.Option(help="Folder that `sample` wrote, to show its grid.png.", file_okay=False),
@@ -99,7 +106,8 @@ def serve(
         page = None
         if web is not None:
             host, port = _host_and_port(web)
-            server = start_web(home, host, port, metrics=metrics, samples=samples)
+            names = web_name or ()
+            server = start_web(home, host, port, metrics=metrics, samples=samples, names=names)
             page = stack.enter_context(server)
         host = _host_and_port(listen)[0]
         facts = {

@@ -16,7 +16,6 @@ from time import monotonic
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup, escape
 
 from coordinator.status.bundles import RefusalRow
 from coordinator.status.metrics import CONTENT_TYPE, ServerMetrics, exposition
@@ -33,6 +32,7 @@ from coordinator.status.tables import (
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.errors import DdmFedError, FileSetError, printable
 from ddm_fed.records import BundleState, now
+from ddm_fed.report.page import with_code
 from ddm_fed.storage.files import read_bounded
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -80,7 +80,7 @@ class Pages:
         environment = Environment(
             loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined
         )
-        environment.filters |= {"clock": clock, "words": _with_code}
+        environment.filters |= {"clock": clock, "words": with_code}
         self._page = environment.get_template("status.html")
         self._style = (TEMPLATES / "status.css").read_bytes()
         self._routes: dict[str, Callable[[], Response]] = {
@@ -210,13 +210,6 @@ def _sample_folders(folder: Path) -> Iterator[Path]:
                     grid = Path(entry.path) / GRID
                     found.append((grid.lstat().st_mtime_ns, Path(entry.path)))
     yield from (path for _, path in sorted(found, reverse=True))
-
-
-def _with_code(text: str) -> Markup:
-    """Returns a text with its `commands` set as code; every part of it is escaped."""
-    tags = Markup("<code>"), Markup("</code>")
-    first, *parts = (escape(part) for part in text.split("`"))
-    return first + Markup("").join(tags[index % 2] + part for index, part in enumerate(parts))
 
 
 def _words(request: RequestRow) -> str:

@@ -8,6 +8,7 @@ Source: Gopi, Lee and Wutschitz 2021, arXiv:2106.02848 (numerical composition of
 
 import warnings
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -25,9 +26,6 @@ def epsilon_of_opacus(events: Iterable[Event], delta: float) -> float:
     Raises:
         TypeError: something left without noise, which has no epsilon.
     """
-    # takes long to load, and most commands need none of it
-    from opacus.accountants import PRVAccountant
-
     history = []
     for event in events:
         if isinstance(event, GaussianEvent):
@@ -37,8 +35,16 @@ def epsilon_of_opacus(events: Iterable[Event], delta: float) -> float:
             history.append((*each, event.steps))
         else:
             raise TypeError("what left without noise has no epsilon")
+    return _priced(tuple(history), delta)
+
+
+@lru_cache(maxsize=128)  # half a second
+def _priced(history: tuple[tuple[float, float, int], ...], delta: float) -> float:
+    # takes long to load, and most commands need none of it
+    from opacus.accountants import PRVAccountant
+
     accountant = PRVAccountant()
-    accountant.history = history
+    accountant.history = list(history)
     # at a rate of 1 it divides by what is zero, to a right result
     with np.errstate(divide="ignore", invalid="ignore"), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)

@@ -19,6 +19,15 @@ EmbedderOption = Annotated[
         help="Safetensors file of the embedder that the plan's centroids name by its digest.",
     ),
 ]
+PART = re.compile(r"([1-9][0-9]*)/([1-9][0-9]*)")
+PdfOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--pdf",
+        help="Also write the page as a PDF, by the print of Chromium or Chrome if installed.",
+        dir_okay=False,
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
 
 
@@ -31,6 +40,22 @@ def finite(param: typer.CallbackParam, value: float | None) -> float | None:
     if value is not None and not isfinite(value):
         raise OptionError(f"{param.opts[0]} {value}: not a finite number", hint="give a number")
     return value
+
+
+def part_of(text: str | None) -> tuple[int, int] | None:
+    """Returns the I-th of N parts that `--part I/N` names, `(I, N)`; None if it is all.
+
+    Raises:
+        OptionError: there is no such part.
+    """
+    if text is None:
+        return None
+    match = PART.fullmatch(text)
+    if match is None or int(match[1]) > int(match[2]):
+        raise OptionError(
+            f"--part {text} is no part", hint="give I/N with I from 1 to N, such as 3/8"
+        )
+    return int(match[1]), int(match[2])
 
 
 def options_error(error: "ValidationError", model: type["BaseModel"], hint: str) -> OptionError:

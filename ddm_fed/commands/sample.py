@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from ddm_fed import console
-from ddm_fed.commands.options import EmbedderOption, finite
+from ddm_fed.commands.options import EmbedderOption, finite, part_of
 from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
@@ -206,22 +206,15 @@ def options_of(flags: SampleFlags) -> "SampleOptions":
 
 def _part(flags: SampleFlags) -> tuple[int, int] | None:
     """Returns which part is drawn, checked against the number of chunks there are."""
-    if flags.part is None:
-        return None
-    first, _, every = flags.part.partition("/")
-    if not (first.isdecimal() and every.isdecimal() and 1 <= int(first) <= int(every)):
-        raise OptionError(
-            f"--part {flags.part} is no part", hint="give I/N with I from 1 to N, such as 3/8"
-        )
-    chunks = -(-flags.count // flags.in_flight)
-    if int(every) > chunks:
-        least = -(-flags.count // int(every))
+    part, chunks = part_of(flags.part), -(-flags.count // flags.in_flight)
+    if part is not None and part[1] > chunks:
+        least = -(-flags.count // part[1])
         raise OptionError(
             f"--part {flags.part}: {flags.count} samples are {chunks} chunks of --in-flight "
             f"{flags.in_flight}, which every machine draws as a whole",
             hint=f"give all of them --in-flight {least} or less",
         )
-    return int(first), int(every)
+    return part
 
 
 def _counted(options: "SampleOptions") -> int:

@@ -10,5 +10,6 @@ from ddm_fed.embedding.captions import encode_texts as encode_texts
 from ddm_fed.embedding.captions import open_text_encoder as open_text_encoder
 from ddm_fed.embedding.captions import text_spec as text_spec
 from ddm_fed.embedding.clip import ClipEmbedder as ClipEmbedder
+from ddm_fed.embedding.fixed_images import fixed_images as fixed_images
 from ddm_fed.embedding.opening import open_embedder as open_embedder
 from ddm_fed.embedding.timm import TimmEmbedder as TimmEmbedder

@@ -20,17 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ddm_fed.embedding import Embedder, open_embedder
-from ddm_fed.errors import DataError, OptionError
+from ddm_fed.embedding import Embedder, fixed_images, open_embedder
+from ddm_fed.errors import DataError, OptionError, StateError
 from ddm_fed.mixture.directions import Anchors, planned_anchors
 from ddm_fed.mixture.integer_sums import integer_sum
 from ddm_fed.mixture.messages import centroid_message
 from ddm_fed.mixture.noisy_vector import Floats, Ints
 from ddm_fed.privacy import ImageSet
-from ddm_fed.records import CentroidSpec, Plan
+from ddm_fed.records import CentroidSpec, Plan, canonical_json, sha256_hex
+from ddm_fed.storage.row_files import Part, RowFiles
 
+DIRECTIONS_FILE = "directions.f64"
+LONGEST = 1 + 1e-12  # of a direction, but for rounding
 LEAST_COUNT = 4.0  # standard deviations of the noise that a count must exceed
 
+Advance = Callable[[int], None]
 Directions = Callable[[ImageSet], Floats]
 """`N images -> directions (N, D)`, each of its image alone."""
 
@@ -109,15 +113,86 @@ class EmbeddedImages:
 
     def __call__(self, images: ImageSet) -> Floats:
         """Returns the directions of `images`, `(N, D)`."""
-        found = np.empty((len(images), len(self._anchors.axes)))
+        found = np.empty((len(images), self._width))
         for row in range(len(images)):
             one = images.batch(slice(row, row + 1)).contiguous()
-            key = hashlib.sha256(one.numpy().tobytes()).digest()
+            key = _key(one)
             if key not in self._known:
-                embedding = embed_images(ImageSet(one, None), self._embedder)
-                self._known[key] = self._anchors.directions(embedding).numpy()[0]
+                self._known[key] = self._direction(one)
             found[row] = self._known[key]
         return found
+
+    def keep(self, images: ImageSet, folder: Path, advance: Advance = lambda _: None) -> None:
+        """Embeds images into files, or takes up what is there of them, and knows their directions.
+
+        Args:
+            images: All of a site.
+            folder: Where directions of this site are kept. They are as private as the images.
+            advance: Told how many more images are embedded.
+
+        Raises:
+            StateError: what is there, or a part of it, is damaged, foreign, or of a machine that
+                rounds unlike the others.
+            BusyError: another process embeds them.
+        """
+        rows = self._rows(images, folder)
+        rows.compute_all(lambda own: self._embedded(images, own), self._probe(images), advance)
+        shape, file = (len(images), self._width), rows.folder / DIRECTIONS_FILE
+        found = np.memmap(file, "<f8", "r", shape=shape)
+        for row in range(len(images)):
+            direction = np.array(found[row])
+            if not float(np.linalg.norm(direction)) <= LONGEST:
+                raise StateError(
+                    f"{file} holds what is no direction, in row {row}",
+                    hint=f"delete {rows.folder}, and images are embedded again",
+                )
+            self._known[_key(images.batch(slice(row, row + 1)).contiguous())] = direction
+
+    def keep_part(
+        self, images: ImageSet, folder: Path, part: Part, advance: Advance = lambda _: None
+    ) -> int:
+        """Embeds one part of the images into files that `keep` takes up; says how many.
+
+        Raises:
+            OptionError: there are fewer images than parts.
+            StateError, BusyError: as for `keep`.
+        """
+        return self._rows(images, folder).compute_part(
+            part, lambda own: self._embedded(images, own), self._probe(images)(), advance
+        )
+
+    @property
+    def _width(self) -> int:
+        return len(self._anchors.axes)
+
+    def _direction(self, one: Tensor) -> Floats:
+        embedding = embed_images(ImageSet(one, None), self._embedder)
+        found: Floats = self._anchors.directions(embedding).numpy()[0]
+        return found
+
+    def _embedded(self, images: ImageSet, rows: range) -> list[bytes]:
+        one = images.batch(slice(rows.start, rows.stop)).contiguous()
+        return [self._direction(one).astype("<f8").tobytes()]
+
+    def _probe(self, images: ImageSet) -> Callable[[], bytes]:
+        return lambda: self._direction(fixed_images(images.shape, 1)).tobytes()
+
+    def _rows(self, images: ImageSet, folder: Path) -> RowFiles:
+        public = hashlib.sha256()
+        for values in (self._anchors.mean, self._anchors.axes, self._anchors.points):
+            public.update(values.double().numpy().tobytes())
+        made_of = {
+            "images": images.digest(),
+            "embedder": [self._embedder.name, self._embedder.digest],
+            "anchors": public.hexdigest(),
+        }
+        key = sha256_hex(canonical_json(made_of))
+        files = (DIRECTIONS_FILE,)
+        return RowFiles(folder / key[:16], files, 8 * self._width, len(images), {"key": key})
+
+
+def _key(one: Tensor) -> bytes:
+    return hashlib.sha256(one.numpy().tobytes()).digest()
 
 
 def planned_directions(plan: Plan, weights: Path | None) -> EmbeddedImages | None:

@@ -8,6 +8,10 @@ from ddm_fed.partition.clusters import at_random as at_random
 from ddm_fed.partition.clusters import coarse_centres as coarse_centres
 from ddm_fed.partition.clusters import nearest as nearest
 from ddm_fed.partition.clusters import whole_units as whole_units
+from ddm_fed.partition.division import CHANCE as CHANCE
+from ddm_fed.partition.division import GIVEN_CENTRES as GIVEN_CENTRES
+from ddm_fed.partition.division import OWN_CLUSTERS as OWN_CLUSTERS
+from ddm_fed.partition.division import depends_on_others as depends_on_others
 from ddm_fed.partition.features import Describe as Describe
 from ddm_fed.partition.features import cosines as cosines
 from ddm_fed.partition.features import described as described

@@ -3,26 +3,23 @@
 Shapes: N images, E numbers each.
 """
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ddm_fed.embedding import Embedder, dct_basis
+from ddm_fed.embedding import Embedder, dct_basis, fixed_images
 from ddm_fed.errors import DataError, StateError
 from ddm_fed.partition.images import MappedImages
 from ddm_fed.progress import Advance
 from ddm_fed.storage.digests import sha256_of
-from ddm_fed.storage.files import write_atomically
+from ddm_fed.storage.row_files import Part, RowFiles
 
 FEATURES_FILE, STATE_FILE = "features.f32", "features.json"
-KEEP_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,13 @@ def described(
     folder: Path,
     *,
     batch_size: int = 256,
+    part: Part | None = None,
     advance: Advance = lambda _: None,
-) -> NDArray[np.float32]:
+) -> NDArray[np.float32] | None:
     """Returns the features of all images, `(N, E)`, mapped from a file in `folder`.
 
-    Memory does not grow with N. A run that was stopped goes on where it was last kept.
+    Memory does not grow with N. A run that was stopped goes on where it was last kept, and what
+    parts described is taken up.
 
     Args:
         images: What is described.
@@ -73,83 +72,55 @@ def described(
         describe: How.
         folder: Where features are kept; made if it is not there.
         batch_size: Images at once.
+        part: Which of how many parts is described, and nothing is returned.
         advance: Told how many images were just described, or were already.
 
     Raises:
         StateError: `folder` holds features of other images, or made otherwise, or the disk has no
             room.
+        OptionError: there are fewer batches than parts.
+        BusyError: another process describes the same.
         DataError: a feature is not finite.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    identity = {
+    made_of = {
         "source_sha256": sha256_of(source),
         "images": len(images),
         "features": describe.name,
         "dimension": describe.dimension,
+        "batch_size": batch_size,
     }
-    done = _kept(folder, identity)
-    size = 4 * len(images) * describe.dimension
-    file = folder / FEATURES_FILE
-    if not file.exists():
-        free = shutil.disk_usage(folder).free
-        if size > free:
-            raise StateError(
-                f"{folder} has room for {free:,} bytes, and the features of {len(images):,} images "
-                f"are {size:,}",
-                hint="give an --out on a larger disk, or fewer --frequencies",
-            )
-        with file.open("wb") as new:
-            new.truncate(size)
-    found = np.memmap(file, np.float32, "r+", shape=(len(images), describe.dimension))
-    advance(done)
-    kept_at = monotonic()
-    for start in range(done, len(images), batch_size):
-        rows = slice(start, min(start + batch_size, len(images)))
-        values = describe.images(images.unit(rows)).numpy()
+    row_bytes = 4 * describe.dimension
+    files = (FEATURES_FILE,)
+    kept = RowFiles(folder, files, row_bytes, len(images), made_of, batch_size, STATE_FILE)
+    missing = len(images) - kept.said().done if part is None else len(kept.rows_of(part))
+    _require_room(kept, missing)
+
+    def compute(rows: range) -> list[bytes]:
+        values = describe.images(images.unit(slice(rows.start, rows.stop))).numpy()
         if not np.isfinite(values).all():
             raise DataError(
                 f"images {rows.start} to {rows.stop - 1} have features that are not finite",
                 hint="the file of --weights is damaged, or is that of another network",
             )
-        found[rows] = values
-        advance(rows.stop - rows.start)
-        if rows.stop == len(images) or monotonic() - kept_at > KEEP_EVERY_S:
-            found.flush()
-            _keep(folder, identity, rows.stop)
-            kept_at = monotonic()
-    return np.memmap(file, np.float32, "r", shape=found.shape)
+        return [values.astype("<f4").tobytes()]
+
+    def probe() -> bytes:
+        return describe.images(fixed_images(images.shape, batch_size)).numpy().tobytes()
+
+    if part is not None:
+        kept.compute_part(part, compute, probe(), advance)
+        return None
+    kept.compute_all(compute, probe, advance)
+    shape = (len(images), describe.dimension)
+    return np.memmap(folder / FEATURES_FILE, np.float32, "r", shape=shape)
 
 
-def _kept(folder: Path, identity: dict[str, object]) -> int:
-    state = folder / STATE_FILE
-    if not state.exists():
-        return 0
-    try:
-        found = json.loads(state.read_bytes())
-        done = int(found.pop("done"))
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise _damaged(folder, STATE_FILE) from None
-    size = 4 * int(str(identity["images"])) * int(str(identity["dimension"]))
-    file = folder / FEATURES_FILE
-    if found == identity and (not file.exists() or file.stat().st_size != size):
-        raise _damaged(folder, FEATURES_FILE)
-    if found != identity:
-        changed = next(name for name in identity if found.get(name) != identity[name])
+def _require_room(kept: RowFiles, rows: int) -> None:
+    kept.folder.mkdir(parents=True, exist_ok=True)
+    size, free = rows * kept.row_bytes, shutil.disk_usage(kept.folder).free
+    if size > free:
         raise StateError(
-            f"{folder} was begun with another `{changed}`: {found.get(changed)}, now "
-            f"{identity[changed]}",
-            hint="give another --out, or delete that folder",
+            f"{kept.folder} has room for {free:,} bytes, and the features of {rows:,} images "
+            f"are {size:,}",
+            hint="give an --out on a larger disk, or fewer --frequencies",
         )
-    return done
-
-
-def _damaged(folder: Path, name: str) -> StateError:
-    return StateError(
-        f"{folder / name} is not what an earlier run left there",
-        hint="delete that folder, and the features are found again",
-    )
-
-
-def _keep(folder: Path, identity: dict[str, object], done: int) -> None:
-    text = json.dumps({**identity, "done": done}, indent=1)
-    write_atomically(folder / STATE_FILE, text.encode())

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ddm_fed.errors import DataError
+from ddm_fed.partition.division import write_division
 from ddm_fed.partition.images import MappedImages
 from ddm_fed.progress import Advance
 from ddm_fed.storage.files import new_folder
@@ -29,6 +30,7 @@ def write_shards(
     count: int,
     folder: Path,
     *,
+    by: str,
     advance: Advance = lambda _: None,
 ) -> list[Shard]:
     """Writes `NAME.npy`, and labels, captions and units beside it, for each of `count` islands.
@@ -41,6 +43,7 @@ def write_shards(
         clusters: The island of each, `(N,)`.
         count: K.
         folder: Must not exist yet, and does not if this is stopped.
+        by: By what they were divided, one of `division.WAYS`; written beside the shards.
         advance: Told how many images were just written.
 
     Raises:
@@ -54,12 +57,13 @@ def write_shards(
             if not len(rows):
                 raise DataError(
                     f"island {island + 1} of {count} would have no image",
-                    hint="choose fewer --islands: few units of privacy, which are kept whole, or "
-                    "few images that differ, do not fill them",
+                    hint="choose fewer --islands, or other --centres: few units of privacy, which "
+                    "are kept whole, or few images that differ, do not fill them",
                 )
             name = f"island-{island + 1}"
             _write(images, rows, part / f"{name}.npy", advance)
             shards.append(Shard(name, folder / f"{name}.npy", len(rows)))
+        write_division(part, by, count)
     return shards
 
 

@@ -80,8 +80,12 @@ def release(statistic: BoundedStatistic, event: GaussianEvent, spend: Spend) -> 
 
 
 def _discrete_gaussian(scale: float) -> Any:
-    import opendp.prelude as dp
+    # not its prelude, which loads scikit-learn and more: a second and a half
+    from opendp.domains import atom_domain, vector_domain
+    from opendp.measurements import make_gaussian
+    from opendp.metrics import l2_distance
+    from opendp.mod import enable_features
 
-    dp.enable_features("contrib")
-    domain = dp.vector_domain(dp.atom_domain(T="i64"))
-    return dp.m.make_gaussian(domain, dp.l2_distance(T="i64"), scale=scale)
+    enable_features("contrib")
+    domain = vector_domain(atom_domain(T="i64"))
+    return make_gaussian(domain, l2_distance(T="i64"), scale=scale)

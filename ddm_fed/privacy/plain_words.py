@@ -4,11 +4,13 @@ Source of the facts that belong on the page: NIST SP 800-226 (2025).
 """
 
 import math
+from collections.abc import Iterable
 
-from ddm_fed.records import NonPrivateEvent, PrivacyStatement
+from ddm_fed.records import LedgerEntry, NonPrivateEvent, PrivacyStatement
 
 WEAK_EPSILON = 10.0
 FALSELY_ACCUSED = 0.01
+LEDGER_COLUMNS = ("#", "when (UTC)", "plan", "purpose", "noise multiplier", "rate x steps")
 
 
 def describe_privacy(privacy: PrivacyStatement) -> list[str]:
@@ -53,6 +55,27 @@ def describe_privacy(privacy: PrivacyStatement) -> list[str]:
         "arithmetic, and nobody but the site has seen the noise.",
     ]
     return lines
+
+
+def ledger_rows(ledger: Iterable[LedgerEntry]) -> list[list[str]]:
+    """Returns the cells of every entry, in the order of `LEDGER_COLUMNS`."""
+    return [
+        [
+            str(entry.index),
+            f"{entry.recorded_at:%Y-%m-%d}",
+            entry.plan_sha256[:8],
+            entry.purpose,
+            str(getattr(entry.event, "noise_multiplier", "none: no guarantee")),
+            rate_of(entry.event),
+        ]
+        for entry in ledger
+    ]
+
+
+def rate_of(event: object) -> str:
+    """Returns how often a mechanism touched the data: once, or at a rate over steps."""
+    steps = getattr(event, "steps", None)
+    return "1" if steps is None else f"{getattr(event, 'sampling_rate', 1)} x {steps}"
 
 
 def most_found(epsilon: float, delta: float, falsely: float = FALSELY_ACCUSED) -> float:

@@ -82,10 +82,11 @@ def require_noise(noise: NDArray[np.int64], scale: float, *, what: str) -> None:
         MechanismError: its sum of squares is one that honest noise has in fewer than
             `FALSE_ALARM` of all releases.
     """
-    from scipy import stats  # takes long to load, and most commands need none of it
+    from scipy.special import gammaincinv  # scipy.stats takes a second to load
 
     squares = float(np.square(noise / scale).sum())
-    low, high = stats.chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], len(noise))
+    # what a sum of so many squares of normals has: a chi-squared distribution
+    low, high = 2 * gammaincinv(len(noise) / 2, [FALSE_ALARM / 2, 1 - FALSE_ALARM / 2])
     if not low <= squares <= high:
         raise MechanismError(
             f"the noise of the release `{what}` is not of the size that was paid for",

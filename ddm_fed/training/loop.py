@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddm_fed.errors import CheckpointError, DataError, DivergedError, OptionError, StateError
 from ddm_fed.flows import denoising_loss, path_named
-from ddm_fed.models import build_network
+from ddm_fed.models import build_network, keep_freed_memory
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.progress import QUIET, StepReport, Watch
 from ddm_fed.records import ExpertDesign, Plan, TrainingSpec, adds_to_mixture, network_of
@@ -247,6 +247,7 @@ class Training:
     def _build(self) -> None:
         """Builds network, optimizer and averages, in the state of the checkpoint."""
         torch.set_num_threads(self._run.threads)
+        keep_freed_memory()
         model = build_network(self._plan.data, self._design)
         model.train()
         self._team.place(model)

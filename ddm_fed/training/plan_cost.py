@@ -48,7 +48,7 @@ class PlannedEvents:
         return [event for event in (self.central, self.expert) if event is not None]
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=128)
 def planned_events(plan: Plan) -> PlannedEvents:
     """Returns the events of `plan`, which together cost at most what it allows.
 

@@ -93,14 +93,7 @@ def audit(
         )
         images = load(data)
         total = min(training_steps or trust.plan.training.steps, trust.plan.training.steps)
-        with console.counting("canaries", total, "steps") as update:
-            done = 0
-
-            def advance(more: int) -> None:
-                nonlocal done
-                done += more
-                update(done, "")
-
+        with console.advancing("canaries", total, "steps") as advance:
             found = run_audit(home, trust, told(images, FOLDER), options, advance)
     if as_json:
         console.show_json(found.facts())

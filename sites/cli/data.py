@@ -1,4 +1,4 @@
-"""`ddm-site data`: what training would see of the site's images, before anything is spent."""
+"""`ddm-site data`: images before training: what it would see of them, and its longest reading."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddm_fed import console
-from ddm_fed.commands.options import JsonOption
+from ddm_fed.commands.options import EmbedderOption, JsonOption, part_of
 from sites.cli.options import (
     SOURCES,
+    AutoencoderOption,
     MaxBadOption,
+    SiteOption,
     ValueRangeOption,
     agreed_plan,
+    into_plan_space,
+    open_plan_autoencoder,
+    read_images,
     show_data,
 )
 
@@ -85,6 +90,75 @@ def check(
     else:
         show_data("data", report)
         _show(agreed, report, found, names)
+
+
+@app.command()
+def prepare(
+    source: Annotated[str, typer.Argument(help=f"The images: {SOURCES}")],
+    plan: Annotated[
+        Path,
+        typer.Option(help="A plan.toml, or the coordinator's published folder.", exists=True),
+    ],
+    site: SiteOption,
+    autoencoder: AutoencoderOption = None,
+    embedder_weights: EmbedderOption = None,
+    value_range: ValueRangeOption = None,
+    max_bad_fraction: MaxBadOption = 0.05,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Encode and embed the I-th of N parts of the images only, such as 3/8: one "
+            "machine or job each. The same command without it, or `train`, then checks the parts "
+            "and puts them together.",
+        ),
+    ] = None,
+) -> None:
+    """Do the long part of reading before training: encode images, or embed them, as the plan asks.
+
+    What is found is kept in the site's folder, where `train` finds it. It is as private as the
+    images. Nothing is trained, spent or released. A kill loses some seconds.
+
+    Example: ddm-site data prepare images/ --plan published --site hospital-a --autoencoder FOLDER
+    """
+    from ddm_fed.mixture import planned_directions
+    from ddm_fed.records import read_plan_file
+    from ddm_fed.trust.published import published_folder, read_published
+    from sites.data import encode_part
+    from sites.workspace import SiteFolder
+
+    chosen, home = part_of(part), SiteFolder.open(site)
+    if plan.suffix == ".toml":
+        agreed = read_plan_file(plan)
+    else:  # writes nothing beside the pieces, so that parts may start in the same moment
+        agreed = read_published(published_folder(plan), home.settings.root).plan
+    coder = open_plan_autoencoder(autoencoder, agreed)
+    directions = planned_directions(agreed, embedder_weights)
+    images, report = read_images(home, source, agreed, value_range, max_bad_fraction)
+    name = home.settings.name
+    show_data(name, report)
+    if coder is None and directions is None:
+        console.say(f"{name}: the plan has no latents and no centroids, so all is prepared")
+        return
+    own = report.count if chosen is None else -(-report.count // chosen[1])
+    if directions is not None:
+        with console.advancing(f"embedding the images of {name}", own, "images") as advance:
+            if chosen is None:
+                directions.keep(images.reveal(), home.directions, advance)
+            else:
+                own = directions.keep_part(images.reveal(), home.directions, chosen, advance)
+    elif chosen is None:
+        into_plan_space(home, images, coder)
+    elif coder is not None:
+        with console.advancing(f"encoding the images of {name}", own, "images") as advance:
+            own = encode_part(images, coder, home.latents, chosen, advance)
+    if chosen is not None:
+        console.say(
+            f"{name}: {own} of {report.count} images are done. When those of all parts are, run "
+            "the same without --part, or train"
+        )
+    else:
+        console.say(f"{name}: all {report.count} images are prepared")
 
 
 def _facts(report: "DataReport", found: "Findings", names: dict[int, str]) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def _record_lost_run(site: Path, plan: Path) -> None:
 def _ledger_table(
     name: str, entries: "tuple[LedgerEntry, ...]", total: str, delta: float, left: set[int]
 ) -> None:
-    from sites.outbox.review_page import rate_of
+    from ddm_fed.privacy import rate_of
 
     console.show_table(
         f"Ledger of {name}: what carries noise adds up to epsilon {total} at delta {delta:g}",

@@ -7,6 +7,7 @@ os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
 from ddm_fed.commands.evaluate import evaluate
 from ddm_fed.commands.keygen import keygen
+from ddm_fed.commands.partition import partition
 from ddm_fed.commands.program import make_program, run_program
 from sites.cli.approve import approve
 from sites.cli.audit import audit
@@ -21,6 +22,7 @@ from sites.cli.import_ import import_
 from sites.cli.init import init
 from sites.cli.ledger import ledger
 from sites.cli.release import release
+from sites.cli.report import report
 from sites.cli.review import review
 from sites.cli.rotate import rotate
 from sites.cli.sample import sample
@@ -31,8 +33,8 @@ app = make_program(
     "ddm-site",
     {  # help shows them in this order, which is that of the work
         "Set up": (init, keygen, enroll, fetch, rotate),
-        "Train": (data, budget, train, head, audit, ledger),
-        "Review and send": (review, approve, release, submit, export, import_),
+        "Train": (data, partition, budget, train, head, audit, ledger),
+        "Review and send": (review, report, approve, release, submit, export, import_),
         "Use an ensemble": (ensemble, sample, evaluate),
     },
     description="""Train an expert on your own images and decide what leaves.

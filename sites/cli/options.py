@@ -160,14 +160,7 @@ def into_plan_space(
     from sites.data import encode_images
 
     name, count = home.settings.name, len(images.reveal())
-    with console.counting(f"encoding the images of {name}", count, "images") as update:
-        done = 0
-
-        def advance(more: int) -> None:
-            nonlocal done
-            done += more
-            update(done)
-
+    with console.advancing(f"encoding the images of {name}", count, "images") as advance:
         latents = encode_images(images, autoencoder, home.latents, advance)
     console.say(f"{name}: {count} latents of {' x '.join(map(str, autoencoder.data.shape))}")
     return latents

@@ -46,8 +46,7 @@ def review(plan: PlanOption, site: SiteOption = Path(), as_json: JsonOption = Fa
 
 def show_review(egress: "EgressRecord", privacy: "PrivacyStatement") -> None:
     """Prints what would leave, what it costs and what no epsilon covers: for review and approve."""
-    from ddm_fed.privacy import describe_privacy
-    from sites.outbox.review_page import LEDGER_COLUMNS, ledger_rows
+    from ddm_fed.privacy import LEDGER_COLUMNS, describe_privacy, ledger_rows
 
     console.show_table(
         f"Would leave {egress.site} (submission {egress.submission_sha256[:16]}…)",
@@ -65,5 +64,5 @@ def show_review(egress: "EgressRecord", privacy: "PrivacyStatement") -> None:
         f"Ledger of {egress.site}: what carries noise adds up to epsilon "
         f"{egress.releases_epsilon} at delta {egress.delta}",
         LEDGER_COLUMNS,
-        ledger_rows(privacy),
+        ledger_rows(privacy.ledger),
     )

@@ -137,7 +137,7 @@ def train(
 
     The same command continues after a kill. Example: ddm-site train --plan published --data digits
 
-    With several GPUs: torchrun --nproc-per-node 8 -m sites train --plan published --data …
+    With several GPUs: torchrun --nproc-per-node 8 --no-python ddm-site train --data …
     """
     from ddm_fed.training import RunOptions, process_rank
     from sites.train.expert import TrainingOptions

@@ -7,6 +7,7 @@ Nothing is changed or left out without a word: `DataReport` holds the words.
 """
 
 from sites.data.latents import encode_images as encode_images
+from sites.data.latents import encode_part as encode_part
 from sites.data.latents import wait_for_images as wait_for_images
 from sites.data.loading import load_images as load_images
 from sites.data.loading import names_of as names_of

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from ddm_fed.errors import DataError, printable
+from ddm_fed.partition import depends_on_others
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import DataSpec, PrivacyUnit
 from ddm_fed.storage.files import UNREADABLE_ARCHIVE
@@ -79,6 +80,7 @@ def load_images(
         return _of_array(held, spec, unit, value_range or (0.0, 16.0), report)
     path = Path(source)
     if path.is_file() and path.suffix in (".npz", ".npy"):
+        _note_division(path, report)
         with counting(f"reading {source}", 0, ""):
             arrays = _npz(path, report) if path.suffix == ".npz" else _npy(path)
             return _of_array(_Held(path, *arrays, None), spec, unit, value_range, report)
@@ -167,6 +169,16 @@ def _of_items(
     units = units_of_items(found.units, found.joined, unit, report.source, report.notes)
     captions = take_captions(found.captions, spec, report.source, count, report)
     return Private(ImageSet(found.pixels, indices, (0.0, 255.0), units, captions))
+
+
+def _note_division(path: Path, report: DataReport) -> None:
+    by = depends_on_others(path)
+    if by is not None:
+        report.doubts.append(
+            f"{path.name} is one part of images that were divided by {by}: with one more or less, "
+            "others would be in other parts, and no epsilon of the plan speaks of that. Where "
+            "these are private images, divide them by public centres (`partition --centres`)"
+        )
 
 
 def _note_labels(

@@ -7,13 +7,12 @@ the signed review, so that what was read is what was signed for.
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ddm_fed.privacy import describe_privacy
+from ddm_fed.privacy import LEDGER_COLUMNS, describe_privacy, ledger_rows
 from ddm_fed.records import EgressRecord, PrivacyStatement
 from ddm_fed.signing import VerifyKey
 
 PAGE_FILE = "review.html"
 WARNING = "NOT bounded"  # how `describe_privacy` begins what no epsilon covers
-LEDGER_COLUMNS = ("#", "when (UTC)", "plan", "purpose", "noise multiplier", "rate x steps")
 
 _HEAD = """<!doctype html>
 <html lang="en">
@@ -28,27 +27,6 @@ code {{ overflow-wrap: anywhere }}
 .warning {{ border: 3px solid #b00; padding: .5em 1em; font-weight: bold }}
 </style>
 """
-
-
-def ledger_rows(privacy: PrivacyStatement) -> list[list[str]]:
-    """Returns the cells of every ledger entry of a manifest, in the order of `LEDGER_COLUMNS`."""
-    return [
-        [
-            str(entry.index),
-            f"{entry.recorded_at:%Y-%m-%d}",
-            entry.plan_sha256[:8],
-            entry.purpose,
-            str(getattr(entry.event, "noise_multiplier", "none: no guarantee")),
-            rate_of(entry.event),
-        ]
-        for entry in privacy.ledger
-    ]
-
-
-def rate_of(event: object) -> str:
-    """Returns how often a mechanism touched the data: once, or at a rate over steps."""
-    steps = getattr(event, "steps", None)
-    return "1" if steps is None else f"{getattr(event, 'sampling_rate', 1)} x {steps}"
 
 
 def needed(egress: EgressRecord) -> str:
@@ -83,7 +61,7 @@ def review_page(egress: EgressRecord, privacy: PrivacyStatement) -> bytes:
         "<h2>What it costs</h2>",
         _list(line for line in sentences if not line.startswith(WARNING)),
         "<h2>Everything this site ever spent</h2>",
-        _table(LEDGER_COLUMNS, ledger_rows(privacy)),
+        _table(LEDGER_COLUMNS, ledger_rows(privacy.ledger)),
         "<h2>Who has to agree</h2>",
         f"<p>It needs the signatures of {escape(needed(egress))}.</p>",
     ]

@@ -121,6 +121,11 @@ def member_of(site: SiteFolder, trust: Trust) -> RosterSite:
     return member
 
 
+def egress_of(site: SiteFolder, trust: Trust, bundle: VerifiedBundle) -> EgressRecord:
+    """Returns all that would leave with `bundle`, and whose signatures it needs."""
+    return describe(bundle, required(site, trust), _officers(site, trust))
+
+
 def review(site: SiteFolder, trust: Trust) -> Reviewed:
     """Returns what the newest draft would disclose, written down and signed for an approval.
 
@@ -131,7 +136,7 @@ def review(site: SiteFolder, trust: Trust) -> Reviewed:
         RefusedError: the draft was altered since it was signed.
     """
     bundle = verify_bundle(newest_draft(site), trust, now(), require=("site",))
-    egress = describe(bundle, required(site, trust), _officers(site, trust))
+    egress = egress_of(site, trust, bundle)
     folder = site.reviews / bundle.payload_sha256
     if not folder.exists():
         with new_folder(folder) as part:
@@ -168,14 +173,13 @@ def release(site: SiteFolder, trust: Trust) -> Path:
             f"the draft {digest[:16]}… was not reviewed",
             hint="run `ddm-site review` and read what would leave",
         )
-    require = required(site, trust)
-    signed = read_review(folder, describe(bundle, require, _officers(site, trust)))
-    _require_seen_by(site, trust, signed, require)
+    egress = egress_of(site, trust, bundle)
+    _require_seen_by(site, trust, read_review(folder, egress), egress.require)
     approved = read_bounded(folder / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
     what = f"the draft {digest[:16]}"
     merged = merge_signatures(bundle.envelope, approved, IN_TOTO_PAYLOAD, what=what)
     # checked before it is written: a bad signature must not spoil the draft
-    read_submission(merged, trust.chain, what=what, require=require)
+    read_submission(merged, trust.chain, what=what, require=egress.require)
     _require_officer(site, trust, merged, what)
     write_atomically(draft / ENVELOPE_FILE, merged)
     target = site.released / digest

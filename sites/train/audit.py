@@ -30,7 +30,7 @@ from ddm_fed.auditing import (
     examine_noise,
     examine_price,
 )
-from ddm_fed.bundle.verify import ROUTER_FILE
+from ddm_fed.bundle.verify import EXPERT_FILE, ROUTER_FILE
 from ddm_fed.errors import MechanismError, StateError
 from ddm_fed.evaluation import Memorization
 from ddm_fed.mixture import (
@@ -49,6 +49,7 @@ from ddm_fed.records import (
     SampledGaussianEvent,
     network_of,
 )
+from ddm_fed.storage.digests import sha256_of
 from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.tensors import read_own_tensors
 from ddm_fed.training import (
@@ -166,6 +167,7 @@ class AuditResult:
             "memorization": None if self.memorization is None else _plain(self.memorization),
             "nearest": None if self.nearest is None else _plain(self.nearest),
             "notes": self.notes,
+            "sentences": self.sentences(),
         }
 
 
@@ -203,10 +205,56 @@ def run_audit(
     _attack_step(plan, known, options, advance, result)
     _examine_releases(plan, work, data, known, result, options.embedder_weights)
     _attack_expert(plan, work, data, known, options, result)
-    write_atomically(work / AUDIT_FILE, json.dumps(result.facts(), indent=1).encode(), mode=0o600)
+    facts = result.facts() | {"of": _digests(work)}
+    write_atomically(work / AUDIT_FILE, json.dumps(facts, indent=1).encode(), mode=0o600)
     if result.canaries is not None:
         write_atomically(work / CANARIES_FILE, result.canaries.to_json())
     return result
+
+
+@dataclass(frozen=True)
+class AuditRecord:
+    """What the last audit under a plan found. All of it is private.
+
+    Attributes:
+        violates: Whether something did not keep its promise.
+        findings: Every test: its name, whether it passed, what was found and what was expected.
+        sentences: What attacks found, in words.
+        notes: What was left out, and why.
+        of: Digests of the files that were attacked, by their names.
+        attacked_expert: Whether the expert was attacked by images that were held back.
+    """
+
+    violates: bool
+    findings: tuple[Finding, ...]
+    sentences: tuple[str, ...]
+    notes: tuple[str, ...]
+    of: dict[str, str]
+    attacked_expert: bool
+
+
+def read_audit(work: Path) -> AuditRecord | None:
+    """Returns what the last audit in `work` found; None if there was none that says of what."""
+    file = work / AUDIT_FILE
+    if not file.exists():
+        return None
+    facts = json.loads(file.read_bytes())
+    if "of" not in facts:  # of an earlier version
+        return None
+    return AuditRecord(
+        violates=facts["violates"],
+        findings=tuple(Finding(**found) for found in (*facts["mechanism"], *facts["releases"])),
+        sentences=tuple(facts["sentences"]),
+        notes=tuple(facts["notes"]),
+        of=facts["of"],
+        attacked_expert=facts["membership"] is not None,
+    )
+
+
+def _digests(work: Path) -> dict[str, str]:
+    """Returns the digests of what was made so far, which an audit speaks of."""
+    names = (ROUTER_FILE, EXPERT_FILE)
+    return {name: sha256_of(work / name) for name in names if (work / name).exists()}
 
 
 def _require_own(work: Path, known: Recorded | None, data: Private[ImageSet]) -> None:

@@ -68,7 +68,7 @@ def attack_expert(
     _require_apart(own, others)
     draws = Draws.at(plan.data.shape, seeded(seed, "audit", 0))
     members, controls = (_labelled(images, plan, seed) for images in (own, others))
-    samples = _samples(expert, plan, seed)
+    samples = samples_of_expert(expert, plan, seed)
     bound_by, delta = _what_bounds(plan, design), float(plan.privacy.delta)
     claim, claimed_epsilon = None, None
     if bound_by:
@@ -143,16 +143,16 @@ def _flat(images: Tensor) -> Rows:
 
 
 @torch.no_grad()
-def _samples(expert: Expert, plan: Plan, seed: int) -> Rows:
-    """Returns samples of the expert alone, the classes in turn, `(SAMPLES, C H W)`.
+def samples_of_expert(expert: Expert, plan: Plan, seed: int, count: int = SAMPLES) -> Rows:
+    """Returns samples of the expert alone, the classes in turn, `(count, C H W)`.
 
     Of no caption: those of the site are private, and what is asked for by them would follow from
     more than the expert, of which epsilon speaks.
     """
-    noise = torch.randn((SAMPLES, *plan.data.shape), generator=seeded(seed, "samples", 0))
+    noise = torch.randn((count, *plan.data.shape), generator=seeded(seed, "samples", 0))
     condition = None
     if plan.data.classes:
-        condition = ClassCondition(torch.arange(SAMPLES) % len(plan.data.classes))
+        condition = ClassCondition(torch.arange(count) % len(plan.data.classes))
 
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         return expert(x, t.expand(len(x)), condition)

@@ -22,7 +22,7 @@ from ddm_fed.bundle.verify import (
     verify_bundle,
 )
 from ddm_fed.errors import CheckpointError, OptionError, RefusedError, StateError
-from ddm_fed.mixture import Directions, messages, planned_directions, release_statistics
+from ddm_fed.mixture import EmbeddedImages, messages, planned_directions, release_statistics
 from ddm_fed.privacy import (
     ImageSet,
     Origin,
@@ -152,14 +152,14 @@ def run_plan(
     # a private training divides its sums by a released number of units; a mixture is a release
     first = trained_privately or adds_to_mixture(design.architecture)
     if first:
-        _release(work, trust, data, data_sha256, ledger, watch.say, directions)
+        _release(work, trust, data, data_sha256, ledger, watch.say, directions, site.directions)
     if options.extends is not None:
         before, last = options.extends.plan.training.steps, plan.training.steps
         watch.say(f"the run goes on from step {before} of an earlier plan, to step {last}")
     keep_plan(work, plan)
     make_expert(work, trust, data, data_sha256, options, ledger, watch)
     if not first:
-        _release(work, trust, data, data_sha256, ledger, watch.say, directions)
+        _release(work, trust, data, data_sha256, ledger, watch.say, directions, site.directions)
     return write_draft(site, trust, log)
 
 
@@ -200,11 +200,14 @@ def _release(
     data_sha256: str,
     ledger: SiteLedger,
     say: Callable[[str], None],
-    directions: Directions | None,
+    directions: EmbeddedImages | None,
+    kept: Path,
 ) -> None:
     if is_released(work, data_sha256):
         say("the router statistics are released already; nothing more is spent")
         return
+    if directions is not None:
+        directions.keep(data.reveal(), kept)
 
     def spend(purpose: str, mechanism: Mechanism, event: GaussianEvent) -> LedgerEntry:
         ledger.require_budget([event], trust.plan)

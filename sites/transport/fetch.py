@@ -68,7 +68,7 @@ def fetch_published(
                 _fetch_all(service, folder)
 
         retried(fetch, address, timeout_s=timeout_s)
-    found = look(site, part)
+    found = look(site, part, newest=True)
     old = site.path / ".published-before"
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():

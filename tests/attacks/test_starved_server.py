@@ -152,7 +152,7 @@ def wait_for(condition, seconds: float = 20.0):
         ("call", 136, PLAN),
         ("call", 136, LOG),
         ("call", 136, HEALTH),
-        ("greedy", 2000, PLAN),
+        ("greedy", 1200, PLAN),
         ("unread", 136, LOG),
     ],
 )
@@ -161,7 +161,7 @@ def test_calls_of_one_member_that_never_end_keep_no_other_waiting(server, kind, 
         member_gets_through(server)
 
 
-@pytest.mark.parametrize(("kind", "count"), [("call", 8), ("call", 136), ("greedy", 2000)])
+@pytest.mark.parametrize(("kind", "count"), [("call", 8), ("call", 136), ("greedy", 1200)])
 def test_silent_calls_of_strangers_keep_no_newcomer_waiting(server, kind, count):
     with attacking(kind, server.enroll_port, count, path=ENROLL):
         newcomer_gets_through(server)

@@ -81,7 +81,7 @@ draws = 1
 epsilon = 12
 batch_size = 48
 radius = {radius}
-steps = 200
+steps = 80
 """
 MIXTURE = """kind = "mixture"
 epsilon = 24

@@ -105,6 +105,21 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "ensemble",
         },
         "auditing": {"progress", "records", "flows", "privacy", "evaluation"},
+        "report": {
+            "_version",
+            "errors",
+            "pictures",
+            "records",
+            "storage",
+            "trust",
+            "flows",
+            "privacy",
+            "mixture",
+            "router",
+            "bundle",
+            "evaluation",
+            "ensemble",
+        },
         # command lines that both applications have
         "commands": {
             "_version",
@@ -112,6 +127,9 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "console",
             "records",
             "signing",
+            "storage",
+            "embedding",
+            "partition",
             "ensemble",
             "distillation",
             "evaluation",
@@ -146,6 +164,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "distillation",
             "api",
         },
+        "programs": set(),
     },
     "sites": {
         "workspace": set(),
@@ -155,6 +174,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "outbox": {"workspace", "privacy"},
         "rotation": {"workspace", "outbox"},
         "train": {"workspace", "privacy", "outbox"},
+        "report": {"workspace", "published", "privacy", "outbox", "train"},
         "transport": {"workspace", "published", "outbox"},
         "cli": {
             "workspace",
@@ -164,10 +184,10 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "outbox",
             "rotation",
             "train",
+            "report",
             "transport",
         },
         "api": {"workspace", "data", "outbox", "train", "cli"},
-        "__main__": {"cli"},
     },
     "coordinator": {
         "workspace": set(),
@@ -212,7 +232,7 @@ IMPORTERS = {
     "clip": {"ddm_fed.embedding.clip"},
     "timm": {"ddm_fed.embedding.timm"},
     "torchvision": {"ddm_fed.embedding.public_weights"},
-    "matplotlib": {"ddm_fed.evaluation.figures"},
+    "matplotlib": {"ddm_fed.evaluation.figures", "ddm_fed.report.charts"},
     "google": {"ddm_fed.exchange"},
     "grpc": {
         "ddm_fed.exchange",
@@ -250,11 +270,17 @@ IMPORTERS = {
     "starlette": {"coordinator.server.flower_edge"},
     "uvicorn": {"coordinator.server.flower_edge", "coordinator.server.web"},
     "h11": {"coordinator.server.web"},
-    "jinja2": {"coordinator.server.web_pages"},
+    "jinja2": {
+        "coordinator.server.web_pages",
+        "ddm_fed.report.page",
+        "ddm_fed.report.model_card",
+    },
     "prometheus_client": {"coordinator.status.metrics"},
     # the read-only web page
     "http": {"coordinator.server.web"},
     "socket": {"coordinator.server.gate", "coordinator.server.web"},
+    # a browser, on a page of ours, to print it
+    "subprocess": {"ddm_fed.report.printing"},
     # nowhere: they run code out of files, reach a network, or start programs
     "pickle": set(),
     "marshal": set(),
@@ -265,7 +291,6 @@ IMPORTERS = {
     "socketserver": set(),
     "urllib": set(),
     "requests": set(),
-    "subprocess": set(),
     "random": set(),
 }
 

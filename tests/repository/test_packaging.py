@@ -149,7 +149,7 @@ def test_licence_file_is_there():
 
 def test_scripts_are_the_two_commands():
     scripts = PROJECT["project"]["scripts"]
-    assert scripts == {name: f"{module}:main" for name, module in COMMANDS.items()}
+    assert scripts == {"ddm-site": "ddm_fed.programs:site", "ddm-coord": "ddm_fed.programs:coord"}
 
 
 def test_version_has_one_source():

@@ -253,21 +253,28 @@ def test_two_processes_train_with_noise(tmp_path: Path):
 
 @pytest.mark.processes
 def test_command_started_by_torchrun_signs_one_bundle_of_the_same_expert(tmp_path: Path):
-    """Two real processes; only the first locks the site, writes and signs."""
+    """Two real processes; only the first locks the site, writes and signs.
+
+    They start where somebody else's package `sites` lies, which is also on Python's path.
+    """
+    (foreign := tmp_path / "foreign" / "sites").mkdir(parents=True)
+    (foreign / "__init__.py").write_text("raise SystemExit('somebody else')\n")
     fed = create_federation(tmp_path / "team", sites=(A,))
     proposals.publish_plan(fed.home, read_plan_toml(MIXED_PLAN))
     options = ("--seed", "1", "--precision", "float32")
     command = training_of(fed, tmp_path / "images.npz", *options)
     torchrun = [
         *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
-        *("--master-addr", "127.0.0.1", "--master-port", str(free_port()), "-m", "sites"),
+        *("--master-addr", "127.0.0.1", "--master-port", str(free_port())),
+        *("--no-python", str(Path(sys.executable).with_name("ddm-site"))),
     ]
     ended = subprocess.run(
         [*torchrun, *command],
         capture_output=True,
         text=True,
         timeout=150,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=foreign.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(foreign.parent)},
         check=False,
     )
     assert ended.returncode == 0, ended.stderr

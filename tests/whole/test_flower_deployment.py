@@ -26,7 +26,7 @@ from sites.transport.submit import submit
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
-PART_MIB = 0.3  # four parts a bundle
+PART_MIB = 0.5  # two parts a bundle: each starts a process of the site
 KILLED = "hospital-a"
 LIAR = "mallory"
 LYING_APP = """

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,45 @@ def test_islands_become_a_verified_ensemble_stage_by_stage(tmp_path, script, mon
     stage(script, monkeypatch, "finish", *out)  # again: nothing is left to do
 
 
-@pytest.mark.parametrize("name", ["slurm.sh", "sample.sh"])
+def some_images(tmp_path):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 60, (60, 8, 8)).astype(np.uint8)
+    images[:40, :4] += 190
+    np.save(tmp_path / "images.npy", images)
+    return ("partition", tmp_path / "images.npy", "--islands", 2, "--batch-size", 8, "--out")
+
+
+def files_below(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_script_for_slurm_runs_its_part_of_any_command(tmp_path):
+    words = some_images(tmp_path)
+    commands.done("ddm-coord", *words, tmp_path / "one")
+    for task in ("2", "1"):
+        environment = os.environ | {"SLURM_ARRAY_TASK_ID": task, "SLURM_ARRAY_TASK_COUNT": "2"}
+        command = [commands.BIN / "ddm-coord", *words, tmp_path / "many"]
+        subprocess.run(
+            ["bash", FOLDER / "part.sh", *map(str, command)], check=True, env=environment
+        )
+    assert not (tmp_path / "many" / "shards").exists()
+    commands.done("ddm-coord", *words, tmp_path / "many")
+    assert files_below(tmp_path / "many") == files_below(tmp_path / "one")
+
+
+def test_ray_spreads_the_parts_of_a_command(tmp_path):
+    pytest.importorskip("ray")
+    words = some_images(tmp_path)
+    commands.done("ddm-coord", *words, tmp_path / "one")
+    spread = [sys.executable, FOLDER / "ray_parts.py", "--parts", 2, "ddm-coord"]
+    subprocess.run([*map(str, [*spread, *words, tmp_path / "many"])], check=True, timeout=300)
+    assert files_below(tmp_path / "many") == files_below(tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", ["slurm.sh", "part.sh"])
 def test_scripts_for_slurm_are_sound_bash(name):
     subprocess.run(["bash", "-n", FOLDER / name], check=True)

@@ -2,26 +2,16 @@
 
 import json
 import shutil
-import subprocess
-from pathlib import Path
 
-import numpy as np
 import pytest
+from browser import chromium, needs_chromium, screenshot, share_of
 from federation import SITES, Federation, flip
 from PIL import Image
 
 from coordinator.inbox.admission import admit_arrivals
 from coordinator.server.web import start_web
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-OPTIONS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
-    "--hide-scrollbars",
-)
+pytestmark = needs_chromium
 DARK = ("--force-dark-mode", "--blink-settings=preferredColorScheme=0")
 HOSTILE = "<img src=x onerror=document.title='owned'>"
 
@@ -44,23 +34,6 @@ def page(copy_of) -> str:
     Image.new("RGB", (64, 64), (0, 128, 255)).save(samples / "grid.png")
     with start_web(fed.home, samples=samples) as running:
         yield running.url
-
-
-def chromium(tmp_path: Path, *options: str) -> str:
-    """Returns what Chromium prints; its profile is new each time."""
-    command = [CHROMIUM, *OPTIONS, f"--user-data-dir={tmp_path / 'profile'}", *options]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
-
-
-def screenshot(tmp_path: Path, url: str, size: str, *options: str) -> np.ndarray:
-    file = tmp_path / "page.png"
-    chromium(tmp_path, f"--window-size={size}", f"--screenshot={file}", *options, url)
-    with Image.open(file) as image:
-        return np.asarray(image.convert("RGB")).astype(int)
-
-
-def share_of(pixels: np.ndarray, colour: tuple[int, int, int]) -> float:
-    return float((np.abs(pixels - colour).max(-1) < 8).mean())
 
 
 def test_document_has_the_rows_and_no_hostile_element(page, tmp_path):

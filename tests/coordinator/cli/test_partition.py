@@ -67,6 +67,48 @@ def test_islands_by_chance_are_of_equal_size_and_describe_nothing(tmp_path, imag
     assert not (tmp_path / "out" / "features").exists()
 
 
+def test_given_centres_divide_without_learning_anything_from_these_images(tmp_path, images):
+    rng = np.random.default_rng(5)
+    public = rng.integers(0, 40, (80, 8, 8)).astype(np.uint8)
+    public[:40, :4] += 200
+    public[40:, 4:] += 200
+    np.savez(tmp_path / "public.npz", images=public)
+    assert run(tmp_path / "public.npz", "--islands", 2, "--out", tmp_path / "p").exit_code == 0
+    centres = tmp_path / "p" / "centres.npy"
+    done = run(images, "--islands", 2, "--out", tmp_path / "out", "--centres", centres, "--json")
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)
+    assert found["divided_by"] == "centres that were given"
+    assert sorted(shard["images"] for shard in found["shards"]) == [50, 70]
+    assert np.array_equal(np.load(tmp_path / "out" / "centres.npy"), np.load(centres))
+
+
+@pytest.mark.parametrize(
+    ("centres", "words", "message"),
+    [
+        (np.zeros((3, 64)), (), "holds 3 centres of 64 numbers, and 2 islands"),
+        (np.zeros((2, 9)), (), "need 2 finite ones of 64"),
+        (np.full((2, 64), np.nan), (), "need 2 finite ones of 64"),
+        (np.zeros((2, 64), int), (), "holds no centres"),
+        (np.zeros(64), (), "holds no centres"),
+        (b"no array", (), "cannot be read"),
+        (np.zeros((2, 64)), ("--features", "random"), "--features random has no centres"),
+    ],
+)
+def test_centres_that_do_not_fit_are_refused_before_anything_is_made(
+    tmp_path, images, centres, words, message
+):
+    file = tmp_path / "centres.npy"
+    if isinstance(centres, bytes):
+        file.write_bytes(centres)
+    else:
+        np.save(file, centres)
+    done = run(images, "--islands", 2, "--out", tmp_path / "out", "--centres", file, *words)
+    assert isinstance(done.exception, (OptionError, DataError))
+    assert message in done.exception.message
+    assert not (tmp_path / "out").exists()
+
+
 def test_small_island_is_warned_of(tmp_path):
     pixels = np.zeros((100, 8, 8), np.uint8)
     pixels[:90] = np.random.default_rng(0).integers(0, 20, (90, 8, 8))
@@ -210,3 +252,42 @@ def test_patient_ids_keep_patients_whole_as_units_do(tmp_path, images):
     assert run(tmp_path / "ids.npz", *words).exit_code == 0
     held = [np.load(tmp_path / "out" / "shards" / f"island-{k}.units.npy") for k in (1, 2)]
     assert not set(held[0]) & set(held[1])
+
+
+def test_images_described_in_parts_become_the_shards_of_one_machine(tmp_path, images):
+    words = ("--islands", 2, "--batch-size", 16)
+    assert run(images, *words, "--out", tmp_path / "one").exit_code == 0
+    for part in ("3/3", "1/3", "2/3"):
+        done = run(images, *words, "--out", tmp_path / "many", "--part", part)
+        assert done.exit_code == 0, done.output
+        assert "run the same without --part" in done.output
+        assert not (tmp_path / "many" / "shards").exists()
+    assert run(images, *words, "--out", tmp_path / "many").exit_code == 0
+    found = [
+        {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+        for out in (tmp_path / "one", tmp_path / "many")
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--part", "2/1"), "--part 2/1 is no part"),
+        (("--part", "1/9"), "--part 1/9: 120 images are computed in 8 groups of 16"),
+        (("--part", "1/2", "--features", "random"), "--part: --features random describes"),
+    ],
+)
+def test_part_that_cannot_be_is_refused(tmp_path, images, words, message):
+    common = ("--islands", 2, "--batch-size", 16, "--out", tmp_path / "out")
+    done = run(images, *common, *words)
+    assert isinstance(done.exception, OptionError)
+    assert message in done.exception.message
+
+
+def test_part_described_in_other_batches_is_refused(tmp_path, images):
+    common = ("--islands", 2, "--out", tmp_path / "out")
+    assert run(images, *common, "--batch-size", 16, "--part", "1/2").exit_code == 0
+    done = run(images, *common, "--batch-size", 8)
+    assert isinstance(done.exception, StateError)
+    assert "was begun with another `batch_size`: 16, now 8" in done.exception.message

@@ -11,10 +11,10 @@ from sklearn.datasets import load_digits
 from typer.testing import CliRunner
 
 from ddm_fed.commands.evaluate import evaluate as command
-from ddm_fed.commands.evaluate import rows_of
 from ddm_fed.errors import DataError, DdmFedError, OptionError, StateError
 from ddm_fed.evaluation import Extractor, weights_digest
 from ddm_fed.evaluation.report import EvaluateOptions, evaluate
+from ddm_fed.evaluation.table import rows_of
 
 pytestmark = pytest.mark.slow
 

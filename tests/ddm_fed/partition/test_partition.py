@@ -6,10 +6,14 @@ import torch
 
 from ddm_fed.errors import DataError, StateError
 from ddm_fed.partition import (
+    CHANCE,
+    GIVEN_CENTRES,
+    OWN_CLUSTERS,
     Describe,
     at_random,
     coarse_centres,
     cosines,
+    depends_on_others,
     described,
     nearest,
     open_images,
@@ -111,7 +115,7 @@ class Stopping:
 
 
 def test_stopped_run_goes_on_where_it_was_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("ddm_fed.partition.features.KEEP_EVERY_S", 0.0)
+    monkeypatch.setattr("ddm_fed.storage.row_files.SAVE_S", 0.0)
     path = saved(tmp_path, blobs()[0])
     images, folder = open_images(path), tmp_path / "features"
     with pytest.raises(KeyboardInterrupt):
@@ -163,7 +167,7 @@ def test_shards_hold_every_image_once_with_what_is_beside_it(tmp_path, colour):
     found = open_images(path)
     assert found.shape == ((1 if colour == "grey" else 3), SIDE, SIDE)
     told = []
-    shards = write_shards(found, kind, KINDS, tmp_path / "shards", advance=told.append)
+    shards = write_shards(found, kind, KINDS, tmp_path / "shards", advance=told.append, by=CHANCE)
     assert sum(told) == len(images)
     for island, shard in enumerate(shards):
         assert np.array_equal(np.load(shard.file), images[kind == island])
@@ -180,7 +184,7 @@ def test_island_without_an_image_is_refused_and_leaves_nothing(tmp_path):
     images = open_images(path)
     clusters = np.zeros(len(images), np.int64)
     with pytest.raises(DataError, match="island 2 of 2 would have no image"):
-        write_shards(images, clusters, 2, tmp_path / "shards")
+        write_shards(images, clusters, 2, tmp_path / "shards", by=CHANCE)
     assert not (tmp_path / "shards").exists()
 
 
@@ -238,3 +242,35 @@ def test_features_that_were_damaged_are_refused_by_name(tmp_path, name, content)
     (tmp_path / "features" / name).write_bytes(content)
     with pytest.raises(StateError, match=f"{name} is not what an earlier run left there"):
         features_of(path, tmp_path / "features")
+
+
+@pytest.mark.parametrize(
+    ("by", "said"), [(OWN_CLUSTERS, True), (CHANCE, True), (GIVEN_CENTRES, False)]
+)
+def test_shards_say_whether_their_division_depends_on_other_images(tmp_path, by, said):
+    found = open_images(saved(tmp_path, blobs()[0]))
+    shards = write_shards(found, np.arange(len(found)) % 2, 2, tmp_path / "shards", by=by)
+    assert depends_on_others(shards[0].file) == (by if said else None)
+    assert depends_on_others(tmp_path / "images.npy") is None
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"divided_by": "me"}', '{"divided_by": []}'])
+def test_note_of_a_division_that_was_changed_is_refused_by_name(tmp_path, text):
+    found = open_images(saved(tmp_path, blobs()[0]))
+    shards = write_shards(found, np.arange(len(found)) % 2, 2, tmp_path / "shards", by=CHANCE)
+    (tmp_path / "shards" / "division.json").write_text(text)
+    with pytest.raises(DataError, match=r"division\.json does not say by what"):
+        depends_on_others(shards[0].file)
+
+
+def test_one_patient_less_moves_nobody_who_is_left_where_centres_are_given():
+    """What parallel composition needs: every unit decides about itself only."""
+    images, _ = blobs()
+    units = np.arange(len(images)) // 3
+    features = images.reshape(len(images), -1).astype(np.float32)
+    centres = features[[5, 500, 900]]
+    everybody = whole_units(nearest(features, centres), units)
+    for left_out in (0, 17, 133, units.max()):
+        kept = units != left_out
+        rest = whole_units(nearest(features[kept], centres), units[kept])
+        assert np.array_equal(rest, everybody[kept])

@@ -90,14 +90,14 @@ class World:
         spectrum = 0.75 ** np.arange(COEFFICIENTS)
         turn = np.linalg.qr(self.rng.normal(size=(COEFFICIENTS, COEFFICIENTS)))[0]
         self.covariance = turn @ np.diag(8 * spectrum / spectrum.sum()) @ turn.T  # of trace 8
+        u, values, _ = np.linalg.svd(self.covariance)
+        self.root = u * np.sqrt(values)
         classes = self.rng.normal(size=(CLASSES, COEFFICIENTS)) * 0.5
         self.means = classes + apart * self.rng.normal(size=(len(sizes), 1, COEFFICIENTS))
         self.basis = dct_basis((1, 8, 8), COEFFICIENTS).numpy()
 
     def draw(self, site, labels):
-        noise = self.rng.multivariate_normal(
-            np.zeros(COEFFICIENTS), self.covariance, size=len(labels)
-        )
+        noise = self.rng.standard_normal((len(labels), COEFFICIENTS)) @ self.root.T
         return self.means[site, labels] + noise
 
     def images(self, y):

@@ -351,6 +351,46 @@ def test_environment_comes_before_the_keyring(tmp_path: Path, monkeypatch, use_k
     assert SigningKey.read(tmp_path / "key.pem").public == KEY.public
 
 
+@pytest.fixture
+def secret(tmp_path: Path, monkeypatch, use_keyring) -> Path:
+    """A file that holds a passphrase, as services are given one; the keyring would not answer."""
+    use_keyring(DeskKeyring("of the keyring", locked=True))
+    (file := tmp_path / "passphrase").write_text("of the file\n")
+    monkeypatch.setenv("DDM_FED_PASSPHRASE_FILE", str(file))
+    return file
+
+
+@pytest.mark.parametrize("ending", ["", "\n", "\r\n", "\nmore\n"])
+def test_key_file_opens_with_the_first_line_of_the_file_of_the_passphrase(
+    tmp_path: Path, monkeypatch, secret: Path, ending: str
+):
+    secret.write_bytes(b"of the file" + ending.encode())
+    KEY.write(tmp_path / "key.pem")
+    monkeypatch.delenv("DDM_FED_PASSPHRASE_FILE")
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "of the file")
+    assert SigningKey.read(tmp_path / "key.pem").public == KEY.public
+
+
+def test_environment_comes_before_the_file(tmp_path: Path, monkeypatch, secret: Path):
+    monkeypatch.setenv(PASSPHRASE_VARIABLE, "of the environment")
+    KEY.write(tmp_path / "key.pem")
+    monkeypatch.delenv(PASSPHRASE_VARIABLE)
+    with pytest.raises(KeyFileError, match=r"key\.pem cannot be opened"):
+        SigningKey.read(tmp_path / "key.pem")
+
+
+@pytest.mark.parametrize("held", [None, b"", b"\nof the second line"])
+def test_file_without_a_passphrase_writes_no_key_in_the_clear(tmp_path: Path, secret: Path, held):
+    if held is None:
+        secret.unlink()
+    else:
+        secret.write_bytes(held)
+    with pytest.raises(KeyFileError, match=r"passphrase (cannot be read|is empty)") as caught:
+        KEY.write(tmp_path / "key.pem")
+    assert "DDM_FED_PASSPHRASE_FILE" in caught.value.hint
+    assert not (tmp_path / "key.pem").exists()
+
+
 def test_locked_keyring_writes_no_key_in_the_clear(tmp_path: Path, use_keyring):
     use_keyring(DeskKeyring("correct horse", locked=True))
     with pytest.raises(KeyFileError, match="the collection is locked") as caught:

@@ -315,7 +315,7 @@ def test_noise_is_taken_out_where_it_explains_all():
         NOISELESS, noise_multiplier=5.0, radius=8.0, centre=0.0, expected_units=(400.0,)
     )
     errors = []
-    for secret in range(20):
+    for secret in range(8):
         found = drawn(images, PLAN, central, secret).images[0]
         errors.append(float((found - images.pixels[0]).square().mean().sqrt()))
     assert np.mean(errors) < 0.5 * 5.0 * 8.0 / 400  # half of the noise that was added

@@ -10,13 +10,13 @@ import torch
 from federation import a_plan
 from latents import data_of, make_folder, opened, pictures
 
-from ddm_fed.errors import MachineError, PlanError
+from ddm_fed.errors import MachineError, PlanError, StateError
 from ddm_fed.mixture import exact_statistics, messages
 from ddm_fed.privacy import ImageSet, Private, Randomness
 from ddm_fed.records import Plan
 from ddm_fed.training.batches import Batches
 from ddm_fed.training.unit_rows import UnitDraws
-from sites.data import encode_images
+from sites.data import encode_images, encode_part
 
 COUNT = 9
 
@@ -58,7 +58,7 @@ def test_latents_are_made_once_and_carry_labels_and_a_digest_of_their_own(folder
 def test_encoding_that_is_killed_goes_on_where_it_was(folder, tmp_path, monkeypatch):
     coder = opened(folder)
     whole = encode_images(images(), coder, tmp_path / "whole").reveal()
-    monkeypatch.setattr("sites.data.latents.SAVE_S", -1.0)
+    monkeypatch.setattr("ddm_fed.storage.row_files.SAVE_S", -1.0)
 
     def kill_at_the_fifth(more):
         kill_at_the_fifth.done += more
@@ -163,3 +163,31 @@ scale = 1
         a_plan(width="width = 8" + latent.replace("factor = 2", "factor = 4"))
     assert a_plan(width="width = 8" + latent).data.shape == (4, 4, 4)
     assert b"latent" not in a_plan().to_json()
+
+
+def test_parts_of_the_images_end_in_the_bytes_that_one_machine_makes(folder, tmp_path):
+    coder, asked = opened(folder), []
+    whole = encode_images(images(), coder, tmp_path / "whole").reveal()
+    told = [
+        encode_part(images(), coder, tmp_path / "parts", (part, 4), asked.append)
+        for part in (4, 1, 2)
+    ]
+    assert sum(told) == sum(asked) == 7  # two of nine are missing
+
+    found = encode_images(images(), coder, tmp_path / "parts").reveal()
+
+    assert torch.equal(found.images, whole.images)
+    assert np.array_equal(found.deviations, whole.deviations)
+    assert found.digest() == whole.digest()
+
+
+def test_part_of_other_images_is_not_taken_for_one_of_these(folder, tmp_path):
+    coder, place = opened(folder), tmp_path / "latents"
+    encode_images(images(), coder, place)
+    (own,) = place.iterdir()
+    encode_part(images(range(1, COUNT)), coder, place, (1, 2))
+    (other,) = set(place.iterdir()) - {own}
+    shutil.rmtree(own)
+    other.rename(own)
+    with pytest.raises(StateError, match="was begun with another `key`"):
+        encode_images(images(), coder, place)

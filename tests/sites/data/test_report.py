@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ddm_fed.errors import DataError
+from ddm_fed.partition import GIVEN_CENTRES, OWN_CLUSTERS, open_images, write_shards
 from ddm_fed.records import DataSpec
 from sites.data import load_images
 
@@ -575,3 +576,17 @@ def test_any_exception_of_a_decoder_is_the_error_of_its_file(folder):
     assert report.count + len(report.skipped) == len(good) + len(bad)
     assert len(report.skipped) > 50
     assert all(line.partition(": ")[0] in bad for line in report.skipped)
+
+
+@pytest.mark.parametrize(("by", "doubted"), [(OWN_CLUSTERS, True), (GIVEN_CENTRES, False)])
+def test_part_that_depends_on_the_other_images_is_doubted(tmp_path, by, doubted):
+    """With one patient more, others would be in other parts, of which no epsilon speaks."""
+    np.save(tmp_path / "all.npy", np.arange(4 * 64, dtype=np.uint8).reshape(4, 8, 8))
+    found = open_images(tmp_path / "all.npy")
+    shards = write_shards(found, np.arange(4) % 2, 2, tmp_path / "shards", by=by)
+    _, report = load_images(str(shards[0].file), GREY)
+    said = [line for line in report.doubts if "no epsilon of the plan speaks of that" in line]
+    assert len(said) == doubted
+    if doubted:
+        assert "divided by clusters of these very images" in said[0]
+        assert "partition --centres" in said[0]

@@ -1,4 +1,4 @@
-"""`ddm-coord partition`: one owner's images as islands that train apart."""
+"""`partition` of both programs: one owner's images as islands that train apart."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ddm_fed import console
-from ddm_fed.commands.options import JsonOption
+from ddm_fed.commands.options import JsonOption, part_of
 from ddm_fed.errors import DataError, OptionError, PlanError, StateError
 
 if TYPE_CHECKING:
@@ -66,11 +66,31 @@ def partition(
             help="Lowest frequencies per channel of cosines.", min=1, max=4096, show_default="64"
         ),
     ] = None,
+    given: Annotated[
+        Path | None,
+        typer.Option(
+            "--centres",
+            help="centres.npy of a division of public images, by the same features: every unit of "
+            "privacy goes where most of its images are nearest, and nothing is learned from these "
+            "images. A site that promises privacy divides its images so.",
+            exists=True,
+            dir_okay=False,
+        ),
+    ] = None,
     fine: Annotated[int, typer.Option(help="Number of fine clusters, at most.", min=2)] = 1024,
     seed: Annotated[
         int, typer.Option(min=0, max=2**32 - 1, help="Decides where clusters start.")
     ] = 0,
     batch_size: Annotated[int, typer.Option(help="Images described at once.", min=1)] = 256,
+    part: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Describe the I-th of N parts of the images only, such as 3/8: one machine or job "
+            "each. The same command without it then checks the parts and puts them together, in "
+            "the folder that they share or into whose features/ all .part-* were copied.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Divide one owner's images among islands, by clusters of features or by chance.
@@ -78,14 +98,17 @@ def partition(
     Every image is in one island. Memory does not grow with their number. Each shard is what
     `ddm-site train --data` takes; examples/islands runs them.
 
-    This looks at all images, so it is for one owner. Institutions that may not pool their images
-    are islands already.
+    This looks at all images, so it is for one owner: of several machines, or a site that submits
+    several experts. Institutions that may not pool their images are islands already.
 
     Example: ddm-coord partition images.npy --islands 4 --out islands --plan plan.toml
     """
     import numpy as np
 
     from ddm_fed.partition import (
+        CHANCE,
+        GIVEN_CENTRES,
+        OWN_CLUSTERS,
         at_random,
         coarse_centres,
         described,
@@ -111,41 +134,77 @@ def partition(
             f"--fine {fine}: {islands} islands are made of no fewer fine clusters",
             hint="leave --fine out, or choose more",
         )
+    chosen_part = part_of(part)
     describe = _describe(found, features, weights, frequencies)
+    centres = None if given is None else _given(given, islands, describe)
+    if describe is None and chosen_part is not None:
+        raise OptionError(
+            "--part: --features random describes no image, so there is nothing to spread",
+            hint="leave --part out",
+        )
     text = None if plan is None else _divided(plan, islands, found)
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
     if describe is None:
-        chosen = at_random(len(found), islands, seed)
+        by, chosen = CHANCE, at_random(len(found), islands, seed)
     else:
-        with console.counting("describing", len(found), "images") as show:
-            done = 0
-
-            def advance(count: int) -> None:
-                nonlocal done
-                done += count
-                show(done, "")
-
+        by = OWN_CLUSTERS if centres is None else GIVEN_CENTRES
+        own = len(found) if chosen_part is None else -(-len(found) // chosen_part[1])
+        with console.advancing("describing", own, "images") as advance:
             seen = described(
-                found, images, describe, out / "features", batch_size=batch_size, advance=advance
+                found,
+                images,
+                describe,
+                out / "features",
+                batch_size=batch_size,
+                part=chosen_part,
+                advance=advance,
             )
+        if seen is None:
+            console.say(
+                f"part {part} of {len(found):,} images is described in {out}. When all parts are, "
+                "run the same without --part"
+            )
+            return
         with console.waiting("clustering"):
-            centres = coarse_centres(seen, islands, seed, fine)
+            if centres is None:
+                centres = coarse_centres(seen, islands, seed, fine)
             chosen = nearest(seen, centres)
         np.save(out / "centres.npy", centres, allow_pickle=False)
     if "units" in found.beside:
         chosen = whole_units(chosen, found.beside["units"])
     if text is not None:  # before the shards, which say that all is done
         write_atomically(out / "plan.toml", text.encode())
-    with console.counting("writing", len(found), "images") as show:
-        written = 0
+    with console.advancing("writing", len(found), "images") as copied:
+        shards = write_shards(found, chosen, islands, target, by=by, advance=copied)
+    _show(shards, len(found), out, by=by, planned=text is not None, as_json=as_json)
 
-        def copied(count: int) -> None:
-            nonlocal written
-            written += count
-            show(written, "")
 
-        shards = write_shards(found, chosen, islands, target, advance=copied)
-    _show(shards, len(found), out, planned=text is not None, as_json=as_json)
+def _given(path: Path, islands: int, describe: "Describe | None") -> "NDArray[Any]":
+    """Returns public centres, `(K, E)`, that fit the number of islands and the features."""
+    import numpy as np
+
+    from ddm_fed.storage.files import UNREADABLE_ARCHIVE
+
+    if describe is None:
+        raise OptionError("--centres: --features random has no centres", hint="leave --centres out")
+    try:
+        centres = np.load(path, allow_pickle=False)
+    except UNREADABLE_ARCHIVE as error:
+        raise DataError(
+            f"{path} cannot be read: {error}", hint="give the centres.npy that `partition` wrote"
+        ) from None
+    if not isinstance(centres, np.ndarray) or centres.dtype.kind != "f" or centres.ndim != 2:
+        raise DataError(
+            f"{path} holds no centres", hint="give the centres.npy that `partition` wrote"
+        )
+    if centres.shape != (islands, describe.dimension) or not np.isfinite(centres).all():
+        count, width = centres.shape
+        raise OptionError(
+            f"--centres: {path} holds {count} centres of {width} numbers, and {islands} islands "
+            f"by {describe.name} need {islands} finite ones of {describe.dimension}",
+            hint="give the --islands, --features and --frequencies of the division they are from",
+        )
+    return np.asarray(centres, np.float32)
 
 
 def _describe(
@@ -258,12 +317,20 @@ def _divided(plan: Path, islands: int, images: "MappedImages") -> str:
     return divided
 
 
-def _show(shards: "list[Shard]", total: int, out: Path, *, planned: bool, as_json: bool) -> None:
+def _show(
+    shards: "list[Shard]", total: int, out: Path, *, by: str, planned: bool, as_json: bool
+) -> None:
+    from ddm_fed.partition import GIVEN_CENTRES
+
     even = total / len(shards)
     small = [shard.name for shard in shards if shard.images < LEAST_SHARE * even]
     if as_json:
         console.show_json(
-            {"shards": [{"file": str(s.file), "images": s.images} for s in shards], "small": small}
+            {
+                "divided_by": by,
+                "shards": [{"file": str(s.file), "images": s.images} for s in shards],
+                "small": small,
+            }
         )
         return
     console.show_table(
@@ -282,5 +349,10 @@ def _show(shards: "list[Shard]", total: int, out: Path, *, planned: bool, as_jso
     if planned:
         console.say(f"The islands' plan is {out / 'plan.toml'}: its batch is divided among them.")
         console.next_step(console.typed("ddm-coord", "publish", out / "plan.toml"))
+    elif by == GIVEN_CENTRES:
+        console.next_step(
+            "make a site for every part (ddm-site init), and train it with --data "
+            f"{shards[0].file}, and so on"
+        )
     else:
         console.next_step("publish a plan whose batch is divided by the number of islands")
