@@ -44,13 +44,18 @@ def load_student(
     Raises:
         DigestError: the weights changed after they were verified.
     """
-    pool = ExpertPool([partial(_network, verified)], devices=devices[:1], precision=precision)
+    pool = ExpertPool([partial(student_expert, verified)], devices=devices[:1], precision=precision)
     pool.load_all()
     classes = max(1, len(verified.trust.plan.data.classes))
     return Ensemble(pool, PriorRouter(torch.ones((1, classes))))
 
 
-def _network(verified: VerifiedStudent) -> Expert:
+def student_expert(verified: VerifiedStudent) -> Expert:
+    """Returns the one network of a verified student.
+
+    Raises:
+        DigestError: the weights changed after they were verified.
+    """
     weights = read_verified(
         verified.folder / WEIGHTS_FILE,
         verified.weights_sha256,

@@ -25,7 +25,7 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 
 def unpatchify(h: Tensor, rows: int, columns: int, patch: int) -> Tensor:
     """Returns the images whose squares are `h (B, T, C P P)`, `(B, C, H, W)`."""
-    batch = len(h)
+    batch = h.shape[0]  # not len(h): an export would take it for a constant
     h = h.reshape(batch, rows, columns, -1, patch, patch)  # (B, H/P, W/P, C, P, P)
     return h.permute(0, 3, 1, 4, 2, 5).reshape(batch, -1, rows * patch, columns * patch)
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import load_router
 from ddm_fed.ensemble.sample_archive import read_chunk
-from ddm_fed.ensemble.sample_folder import SHARES_OF_PROMPTS, SUMMARY
+from ddm_fed.ensemble.sample_folder import SUMMARY
+from ddm_fed.ensemble.sample_job import SHARES_OF_PROMPTS
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.errors import DataError, StateError, printable
 from ddm_fed.evaluation import ShareInterval, site_share_interval

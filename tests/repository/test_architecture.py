@@ -134,7 +134,6 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "distillation",
             "evaluation",
         },
-        "programs": set(),
         # the verbs that the package itself hands on
         "api": {
             "errors",
@@ -165,6 +164,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "distillation",
             "api",
         },
+        "programs": set(),
     },
     "sites": {
         "workspace": set(),
@@ -211,6 +211,8 @@ IMPORTERS = {
     "opacus": {"ddm_fed.auditing.second_accountant"},
     "diffusers": {"ddm_fed.models", "ddm_fed.autoencoders.networks", "ddm_fed.export"},
     "PIL": {"sites.data", "ddm_fed.pictures", "ddm_fed.export.pipeline"},
+    "onnxruntime": {"ddm_fed.export.onnx_file"},
+    "onnxscript": {"ddm_fed.export.onnx_file"},
     "braceexpand": {"sites.data.sources"},
     "pydicom": {"sites.data.dicom"},
     "pyarrow": {"sites.data.parquet"},

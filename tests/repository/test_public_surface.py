@@ -111,6 +111,7 @@ def test_nothing_can_be_released_past_a_ledger():
         ddm_fed.release  # noqa: B018
 
 
+@pytest.mark.slow
 def test_import_of_the_package_loads_no_torch_and_the_first_verb_does():
     code = (
         "import sys, ddm_fed; before = 'torch' in sys.modules; ddm_fed.load; "

@@ -11,6 +11,7 @@ from ddm_fed.errors import DataError, StateError
 from ddm_fed.training import RunOptions
 from sites.privacy.ledger import open_ledger
 
+pytestmark = pytest.mark.slow
 A = SITES[0]
 
 

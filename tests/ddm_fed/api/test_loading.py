@@ -1,5 +1,6 @@
 """`ddm_fed.load`: verified as the command does, and the very images of the command."""
 
+import hashlib
 import io
 import json
 
@@ -10,6 +11,7 @@ from federation import SITES, flip
 from PIL import Image
 
 import ddm_fed
+from coordinator.ensembles.remove import remove
 from ddm_fed.errors import DataError, OptionError, RefusedError, StateError
 
 
@@ -83,8 +85,6 @@ def test_other_fingerprint_is_refused(stages):
 def test_ensemble_whose_member_was_removed_is_refused_if_newer_documents_are_given(
     copy_of, ensemble
 ):
-    from coordinator.ensembles.remove import remove
-
     fed = copy_of("admitted")
     published = {"published": fed.published, "progress": False}
     assert ddm_fed.load(ensemble, fed.root, **published).report()["stale"] == []
@@ -133,8 +133,6 @@ def test_velocity_by_hand_with_euler_makes_the_samples_of_full(loaded):
     drawn = loaded.sample(3, strategy="full", solver="euler", steps=4, latents=False)
     noise = []
     for index in range(3):
-        import hashlib
-
         seed = hashlib.sha256(f"0/noise/{index}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(seed[:8], "big") >> 1)
         noise.append(torch.randn((1, 8, 8), generator=generator))

@@ -14,6 +14,7 @@ from ddm_fed.training import train_expert as library
 OPTIONS = RunOptions(seed=4, precision="float32")
 
 
+@pytest.mark.slow
 def test_expert_of_arrays_is_the_librarys_expert_of_the_same_images(tmp_path):
     plan = a_plan()
     pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
