@@ -45,7 +45,7 @@ def grid_picture(
         zoom: Pixels per pixel.
     """
     zoom = zoom or max(1, round(48 / images.shape[1]))
-    picture = _sheet(images.transpose(0, 3, 1, 2), columns or math.ceil(math.sqrt(len(images))))
+    picture = _sheet(images, columns or math.ceil(math.sqrt(len(images))))
     size = (picture.width * zoom, picture.height * zoom)
     return picture.resize(size, Image.Resampling.NEAREST)
 
@@ -58,8 +58,8 @@ def grid_png(images: NDArray[np.uint8], *, columns: int) -> bytes:
 
 
 def _sheet(images: NDArray[np.uint8], columns: int) -> Picture:
-    """Returns images `(N, C, H, W)` on one sheet of grey, with a gap about each."""
-    count, channels, height, width = images.shape
+    """Returns images `(N, H, W, C)` on one sheet of grey, with a gap about each."""
+    count, height, width, channels = images.shape
     rows = math.ceil(count / columns)
     sheet = np.full(
         (rows * (height + GAP) + GAP, columns * (width + GAP) + GAP, channels), 128, np.uint8

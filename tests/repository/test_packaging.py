@@ -1,12 +1,16 @@
 """What an installation brings, and what it costs to ask it for help."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
@@ -184,3 +188,40 @@ def test_constraint_of_a_dependency_is_an_exact_version_it_allows(requirement):
 def test_constraint_of_a_developer_tool_is_a_version_it_allows(requirement):
     (pin,) = CONSTRAINTS[canonicalize_name(requirement.name)]
     assert requirement.specifier.contains(pin.version)
+
+
+@pytest.mark.slow
+def test_bill_of_materials_of_a_release_is_valid_and_names_versions(tmp_path):
+    """The command of CONTRIBUTING.md, of this environment.
+
+    The same bill as XML is validated: the schema of JSON has each address parsed for minutes.
+    """
+    bill = tmp_path / "ddm-fed.cdx.json"
+    words = ("environment", "--pyproject", ROOT / "pyproject.toml", "--output-reproducible")
+    for told in (("--no-validate", "--of", "JSON", "-o", bill), ("--validate", "--of", "XML")):
+        subprocess.run(
+            [script("cyclonedx-py"), *words, *told, sys.executable],
+            check=True,
+            capture_output=True,
+            timeout=250,
+        )
+    found = json.loads(bill.read_text())
+    assert found["bomFormat"] == "CycloneDX"
+    versions = {canonicalize_name(c["name"]): c["version"] for c in found["components"]}
+    for requirement in required():
+        name = canonicalize_name(requirement.name)
+        assert versions[name] == version(name)
+    assert found["metadata"]["component"]["name"] == "ddm-fed"
+    assert str(Path.home()) not in bill.read_text()
+
+
+def test_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == ddm_fed.__version__
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert any(item["title"] == "Decentralized Diffusion Models" for item in citation["references"])
+
+
+@pytest.mark.skipif(shutil.which("cffconvert") is None, reason="cffconvert is not installed")
+def test_citation_is_valid():
+    subprocess.run(["cffconvert", "--validate"], cwd=ROOT, check=True, timeout=120)
