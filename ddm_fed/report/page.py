@@ -59,7 +59,7 @@ def render_page(template: str, folders: Sequence[Path] = (), **facts: Any) -> by
 
 def percent(share: float) -> str:
     """Returns a share as people read it."""
-    return f"{100 * share:.1f}\N{NO-BREAK SPACE}%"
+    return f"{100 * share:.1f} %"
 
 
 def with_code(text: object) -> Markup:

@@ -70,6 +70,7 @@ def test_page_says_shares_privacy_and_provenance_of_every_site(made):
     assert f"ddm-coord verify {verified.folder.name} --root {verified.trust.root}" in page.text
     assert verified.sha256 in page.text
     assert page.text.count("NOT bounded by it: expert, made without noise.") == 1  # said once
+    assert "\\x" not in page.text  # what `printable` makes of an odd space
 
 
 def test_page_can_be_read_without_seeing_it(made):

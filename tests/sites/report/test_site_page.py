@@ -62,7 +62,9 @@ def test_reviewed_draft_is_called_so_and_a_report_reviews_nothing(copy_of):
 def test_page_shows_samples_of_the_expert_above_the_nearest_private_images(copy_of):
     fed, data = copy_of("drafted", SITE), random_images(0)
     facts = facts_of(fed, data)
-    (sheet,) = Page(site_page(facts)).pictures()
+    page = Page(site_page(facts))
+    (sheet,) = page.pictures()
+    assert "\\x" not in page.text
     own = {
         image.tobytes()
         for image in ((data.reveal().images[:, 0] + 1) * 127.5).round().byte().numpy()
