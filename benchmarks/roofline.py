@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from training import make_images, make_plan, ours
 
-from ddm_fed.models import keep_freed_memory
+from ddm_fed.privacy import keep_freed_memory
 from ddm_fed.records import DitArchitecture, parse_architecture
 
 FLOAT = 4

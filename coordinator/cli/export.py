@@ -54,7 +54,7 @@ def onnx(
     """Write the velocity of one expert as an ONNX file, compared with torch first.
 
     For one network without a mixture and without captions. Nobody signs the file; it names what it
-    is of. Needs ddm-fed[onnx].
+    is of. Needs the extra `onnx` of ddm-fed.
 
     Example: ddm-coord export onnx ensemble --site hospital-a --out expert.onnx
     """

@@ -351,8 +351,8 @@ def _show(
         console.next_step(console.typed("ddm-coord", "publish", out / "plan.toml"))
     elif by == GIVEN_CENTRES:
         console.next_step(
-            "make a site for every part (ddm-site init), and train it with --data "
-            f"{shards[0].file}, and so on"
+            "make a site for every part, and train it on its file: "
+            + console.typed("ddm-site", "train", "--data", shards[0].file)
         )
     else:
         console.next_step("publish a plan whose batch is divided by the number of islands")

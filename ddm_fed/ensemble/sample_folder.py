@@ -32,7 +32,7 @@ from ddm_fed.ensemble.sample_archive import (
     write_archive,
     write_first,
 )
-from ddm_fed.ensemble.sample_job import SampleJob, load_for_sampling
+from ddm_fed.ensemble.sample_job import SampleJob, load_for_sampling, with_embedder
 from ddm_fed.ensemble.sample_options import Content as Content
 from ddm_fed.ensemble.sample_options import SampleOptions as SampleOptions
 from ddm_fed.ensemble.sample_options import notes_on, require_fit
@@ -70,6 +70,7 @@ def draw(
         BusyError: another process draws the same part, or any part where all are wanted.
     """
     _require_ours(out)
+    options = with_embedder(verified, options)
     decoder = open_decoder(
         options.autoencoder,
         verified.trust.plan.data,

@@ -29,12 +29,16 @@ SHARES_OF_PROMPTS = "intended_shares_of_prompts"
 def load_for_sampling(verified: VerifiedEnsemble, options: SampleOptions) -> Ensemble:
     """Returns a verified ensemble in memory, as `options` say: devices, router, precision.
 
+    Args:
+        verified: The ensemble.
+        options: What `with_embedder` returned.
+
     Raises:
         RefusedError: a file of the ensemble is no longer what was verified.
         OptionError: it cannot have that router.
         DigestError: another embedder is given than the plan's.
     """
-    options, embedder = with_embedder(verified, options), None
+    embedder = None
     if options.embedder_weights is not None:
         spec = centroids_spec(verified.trust.plan)
         embedder = planned_embedder(spec, options.embedder_weights)

@@ -9,7 +9,6 @@ from ddm_fed.models.dit import DiT as DiT
 from ddm_fed.models.expert import build_expert as build_expert
 from ddm_fed.models.machines import ACCELERATORS as ACCELERATORS
 from ddm_fed.models.machines import island_cost as island_cost
-from ddm_fed.models.memory import keep_freed_memory as keep_freed_memory
 from ddm_fed.models.mmdit import MMDiT as MMDiT
 from ddm_fed.models.registry import build_network as build_network
 from ddm_fed.models.registry import expert_tensors as expert_tensors

@@ -1,4 +1,4 @@
-"""Freed memory that is kept: gradients of units are as large as many networks, and made anew."""
+"""Freed memory that is kept: activations and gradients of units are large, and made anew."""
 
 import ctypes
 import platform

@@ -105,6 +105,7 @@ class EnsembleFacts:
         calibration: How well routers know whose image they see, or None.
         unknown: What is not known.
         verify_command: What verifies it, anywhere.
+        sample_command: What samples it.
     """
 
     verified: VerifiedEnsemble
@@ -116,6 +117,7 @@ class EnsembleFacts:
     calibration: Mapping[str, Sequence[TimeQuality]] | None
     unknown: tuple[Unknown, ...]
     verify_command: str
+    sample_command: str
 
     @property
     def unbounded(self) -> tuple[MemberFacts, ...]:
@@ -165,6 +167,7 @@ def gather(verified: VerifiedEnsemble, sources: Sources) -> EnsembleFacts:
         calibration=calibration,
         unknown=(),
         verify_command=_typed(verified, "verify"),
+        sample_command=_typed(verified, "sample", "--out", "samples"),
     )
     return EnsembleFacts(**vars(found) | {"unknown": tuple(_unknown(found))})
 

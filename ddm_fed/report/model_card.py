@@ -51,7 +51,6 @@ def model_card(facts: EnsembleFacts, license_name: str) -> bytes:
         "verbatim": _verbatim,
         "percent": percent,
     }
-    root = verified.trust.root
     text = environment.get_template("model_card.md").render(
         facts=facts,
         verified=verified,
@@ -62,7 +61,7 @@ def model_card(facts: EnsembleFacts, license_name: str) -> bytes:
         tags=_tags(facts),
         summary=in_short(facts),
         limits=limits(facts),
-        sample_command=f"ddm-coord sample {verified.folder.name} --root {root} --out samples",
+        sample_command=facts.sample_command,
     )
     return re.sub(r"\n{3,}", "\n\n", text).encode()
 

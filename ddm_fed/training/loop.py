@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ddm_fed.errors import CheckpointError, DataError, DivergedError, OptionError, StateError
 from ddm_fed.flows import denoising_loss, path_named
-from ddm_fed.models import build_network, keep_freed_memory
-from ddm_fed.privacy import ImageSet, Private
+from ddm_fed.models import build_network
+from ddm_fed.privacy import ImageSet, Private, keep_freed_memory
 from ddm_fed.progress import QUIET, StepReport, Watch
 from ddm_fed.records import ExpertDesign, Plan, TrainingSpec, adds_to_mixture, network_of
 from ddm_fed.training.batches import Batch, Batches, BatchSource

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ddm_fed.errors import MechanismError
-from ddm_fed.models import build_network, keep_freed_memory
+from ddm_fed.models import build_network
 from ddm_fed.privacy import (
     Claim,
     Finding,
@@ -132,7 +132,6 @@ class PrivateRun:
         self._randomness = Randomness.from_hex(run.secret, run.origin)
         noise = PrivateTraining.from_json(run.noise)
         torch.set_num_threads(run.threads)
-        keep_freed_memory()
         network = build_network(plan.data, design)
         network.reset_parameters(seeded(run.seed, "weights", 0))
         begun = checkpoint.exists()
