@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from ddm_fed.partition import Describe, MappedImages, Shard
 
-COSINES, CHANCE = "cosines", "random"
+COSINES, RANDOM = "cosines", "random"
 LEAST_SHARE = 0.2  # of an even share: an island below it learns little
 # the line below [training]: heads and central images have a `batch_size` of their own
 BATCH_LINE = re.compile(
@@ -77,10 +77,14 @@ def partition(
             dir_okay=False,
         ),
     ] = None,
-    fine: Annotated[int, typer.Option(help="Number of fine clusters, at most.", min=2)] = 1024,
+    fine: Annotated[
+        int | None,
+        typer.Option(help="Number of fine clusters, at most.", min=2, show_default="1024"),
+    ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=2**32 - 1, help="Decides where clusters start.")
-    ] = 0,
+        int | None,
+        typer.Option(min=0, max=2**32 - 1, help="Decides where clusters start.", show_default="0"),
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Images described at once.", min=1)] = 256,
     part: Annotated[
         str | None,
@@ -107,6 +111,7 @@ def partition(
 
     from ddm_fed.partition import (
         CHANCE,
+        FINE,
         GIVEN_CENTRES,
         OWN_CLUSTERS,
         at_random,
@@ -129,7 +134,8 @@ def partition(
         raise OptionError(
             f"--islands {islands}: there are {len(found)} images", hint="choose fewer islands"
         )
-    if fine < islands:
+    _require_learned(features, given, fine, seed)
+    if fine is not None and fine < islands:
         raise OptionError(
             f"--fine {fine}: {islands} islands are made of no fewer fine clusters",
             hint="leave --fine out, or choose more",
@@ -145,7 +151,7 @@ def partition(
     text = None if plan is None else _divided(plan, islands, found)
     out.mkdir(parents=True, exist_ok=True, mode=0o700)
     if describe is None:
-        by, chosen = CHANCE, at_random(len(found), islands, seed)
+        by, chosen = CHANCE, at_random(len(found), islands, seed or 0)
     else:
         by = OWN_CLUSTERS if centres is None else GIVEN_CENTRES
         own = len(found) if chosen_part is None else -(-len(found) // chosen_part[1])
@@ -167,7 +173,7 @@ def partition(
             return
         with console.waiting("clustering"):
             if centres is None:
-                centres = coarse_centres(seen, islands, seed, fine)
+                centres = coarse_centres(seen, islands, seed or 0, fine or FINE)
             chosen = nearest(seen, centres)
         np.save(out / "centres.npy", centres, allow_pickle=False)
     if "units" in found.beside:
@@ -177,6 +183,18 @@ def partition(
     with console.advancing("writing", len(found), "images") as copied:
         shards = write_shards(found, chosen, islands, target, by=by, advance=copied)
     _show(shards, len(found), out, by=by, planned=text is not None, as_json=as_json)
+
+
+def _require_learned(features: str, given: Path | None, fine: int | None, seed: int | None) -> None:
+    """Refuses what decides about clusters where none are learned."""
+    if fine is not None and (given is not None or features == RANDOM):
+        raise OptionError(
+            "--fine belongs to clusters that are learned from these images", hint="leave --fine out"
+        )
+    if seed is not None and given is not None:
+        raise OptionError(
+            "--seed decides nothing where --centres are given", hint="leave --seed out"
+        )
 
 
 def _given(path: Path, islands: int, describe: "Describe | None") -> "NDArray[Any]":
@@ -216,7 +234,7 @@ def _describe(
     from ddm_fed.storage.digests import sha256_of
 
     network = features == "clip" or features.startswith("timm:")
-    if not network and features not in (COSINES, CHANCE):
+    if not network and features not in (COSINES, RANDOM):
         raise OptionError(
             f"--features {features} is not known", hint="give cosines, clip, timm:NETWORK or random"
         )
@@ -229,7 +247,7 @@ def _describe(
         raise OptionError(
             "--frequencies belongs to --features cosines", hint="leave --frequencies out"
         )
-    if features == CHANCE:
+    if features == RANDOM:
         return None
     if weights is not None:
         return Describe.of(open_embedder(features, weights, sha256_of(weights)))

@@ -4,6 +4,7 @@ Source: McAllister et al. 2025, arXiv:2501.05450, section 3.2; two stages of k-m
 2024 (MoDE), arXiv:2404.16030, section 3.1.
 """
 
+from ddm_fed.partition.clusters import FINE as FINE
 from ddm_fed.partition.clusters import at_random as at_random
 from ddm_fed.partition.clusters import coarse_centres as coarse_centres
 from ddm_fed.partition.clusters import nearest as nearest

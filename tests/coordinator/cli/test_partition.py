@@ -93,6 +93,8 @@ def test_given_centres_divide_without_learning_anything_from_these_images(tmp_pa
         (np.zeros(64), (), "holds no centres"),
         (b"no array", (), "cannot be read"),
         (np.zeros((2, 64)), ("--features", "random"), "--features random has no centres"),
+        (np.zeros((2, 64)), ("--fine", 9), "--fine belongs to clusters that are learned"),
+        (np.zeros((2, 64)), ("--seed", 0), "--seed decides nothing where --centres are given"),
     ],
 )
 def test_centres_that_do_not_fit_are_refused_before_anything_is_made(
@@ -128,6 +130,7 @@ def test_small_island_is_warned_of(tmp_path):
         (("--features", "timm:resnet10t"), "--weights is missing: the network's file"),
         (("--features", "random", "--frequencies", 4), "--frequencies belongs to --features"),
         (("--frequencies", 65), "--frequencies 65: a channel of these images has 64 pixels"),
+        (("--features", "random", "--fine", 9), "--fine belongs to clusters that are learned"),
         (("--fine", 2, "--islands", 5), "--fine 2: 5 islands are made of no fewer"),
         (("--islands", 121), "--islands 121: there are 120 images"),
     ],
