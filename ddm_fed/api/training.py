@@ -66,6 +66,7 @@ def train_expert(
             f"images have the shape {data.reveal().shape}, and the plan's have {plan.data.shape}",
             hint="C, H and W are those of [data] in the plan",
         )
+    _require_classes(data.reveal().labels, plan)
     run = options or RunOptions()
     if not progress:
         return train(data, plan, _digest(plan), Path(checkpoint), design=design, options=run)
@@ -87,6 +88,17 @@ def _digest(plan: Plan) -> str:
     return sha256_hex(plan.to_json())
 
 
+def _require_classes(labels: Tensor | None, plan: Plan) -> None:
+    classes = len(plan.data.classes)
+    if classes and labels is not None and len(labels):
+        least, most = int(labels.min()), int(labels.max())
+        if least < 0 or most >= classes:
+            raise DataError(
+                f"labels run from {least} to {most}, and the plan has {classes} classes",
+                hint=f"number them from 0 to {classes - 1} in the order of `data.classes`",
+            )
+
+
 def _image_set(images: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor | None) -> ImageSet:
     pixels = torch.as_tensor(images)
     if pixels.ndim != 4:
@@ -96,9 +108,9 @@ def _image_set(images: NDArray[Any] | Tensor, labels: NDArray[Any] | Tensor | No
         )
     if pixels.dtype == torch.uint8:
         pixels = pixels.permute(0, 3, 1, 2) / 127.5 - 1
-    elif not pixels.is_floating_point() or float(pixels.abs().max()) > 1:
+    elif not pixels.is_floating_point() or not bool((pixels.abs() <= 1).all()):
         raise DataError(
-            f"images are {pixels.dtype} and reach beyond [-1, 1]",
+            f"images are {pixels.dtype} and hold values that are not in [-1, 1]",
             hint="give uint8, or floats of which -1 is black and 1 white",
         )
     classes = None if labels is None else torch.as_tensor(labels).long()

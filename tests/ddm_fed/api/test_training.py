@@ -36,7 +36,9 @@ def test_expert_of_arrays_is_the_librarys_expert_of_the_same_images(tmp_path):
     ("images", "said"),
     [
         (np.zeros((4, 8, 8), np.uint8), "3 axes"),
-        (np.full((4, 1, 8, 8), 255.0), "beyond"),
+        (np.full((4, 1, 8, 8), 255.0), "not in"),
+        (np.full((4, 1, 8, 8), np.nan), "not in"),
+        (np.zeros((0, 1, 8, 8)), "no images"),
         (np.zeros((4, 1, 8, 8), np.int16), "int16"),
         (np.zeros((4, 9, 9, 1), np.uint8), "shape"),
     ],
@@ -65,3 +67,17 @@ def test_labels_that_are_not_one_for_each_image_are_refused(tmp_path):
     images, labels = np.zeros((40, 8, 8, 1), np.uint8), np.zeros(39, np.int64)
     with pytest.raises(DataError, match=r"\(39,\) for 40 images"):
         ddm_fed.train_expert(images, labels, plan=a_plan(), checkpoint=tmp_path / "a")
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, -1, 0, 0]])
+def test_labels_of_no_class_of_the_plan_are_refused(tmp_path, labels):
+    classes = 'width = 8\nconditioning = "class"\nclasses = ["cat", "dog"]'
+    with pytest.raises(DataError, match="the plan has 2 classes"):
+        ddm_fed.train_expert(
+            np.zeros((4, 8, 8, 1), np.uint8),
+            np.array(labels),
+            plan=a_plan(width=classes),
+            checkpoint=tmp_path / "a",
+            progress=False,
+        )
+    assert not (tmp_path / "a").exists()
