@@ -13,14 +13,7 @@ def counted(description: str, total: int, unit: str, *, progress: bool) -> Itera
     if not progress:
         yield lambda _: None
         return
-    with console.counting(description, total, unit) as show:
-        done = 0
-
-        def advance(more: int) -> None:
-            nonlocal done
-            done += more
-            show(done)
-
+    with console.advancing(description, total, unit) as advance:
         yield advance
 
 

@@ -8,8 +8,7 @@ from ddm_fed._version import __version__
 from ddm_fed.bundle.verify import ENVELOPE_FILE
 from ddm_fed.errors import StateError
 from ddm_fed.pictures import grid_png
-from ddm_fed.privacy import WEAK_EPSILON, most_found, rate_of
-from ddm_fed.records import LedgerEntry
+from ddm_fed.privacy import LEDGER_COLUMNS, WEAK_EPSILON, ledger_rows, most_found
 from ddm_fed.report.page import percent, render_page
 from ddm_fed.report.summary import Line, State, listed
 from ddm_fed.signing import VerifyKey
@@ -22,7 +21,6 @@ from sites.workspace import SiteFolder
 TEMPLATES = Path(__file__).with_name("templates")
 # of a coordinator, a published folder or an ensemble, a bundle: others read what lies there
 READ_BY_OTHERS = ("coordinator.toml", PLAN_FILE, ENVELOPE_FILE)
-LEDGER_COLUMNS = ("#", "day", "plan", "purpose", "noise multiplier", "rate x steps", "has left")
 
 
 def site_page(facts: SiteFacts) -> bytes:
@@ -46,8 +44,8 @@ def site_page(facts: SiteFacts) -> bytes:
         officers=()
         if outgoing is None
         else [VerifyKey.from_hex(key).keyid for key in outgoing.egress.officers],
-        ledger_columns=LEDGER_COLUMNS,
-        ledger_rows=[_ledger_row(entry, facts.ledger.left) for entry in facts.ledger.entries],
+        ledger_columns=(*LEDGER_COLUMNS, "has left"),
+        ledger_rows=_ledger_rows(facts),
         pair=pair,
         pair_alt=alt,
         near_expected=percent(NEAR),
@@ -142,17 +140,12 @@ def _near(facts: SiteFacts) -> Line:
     return Line(about, "measured", f"{text} Chance explains that. Look at the nearest below.")
 
 
-def _ledger_row(entry: LedgerEntry, left: frozenset[int]) -> list[str]:
-    unsaid = "no" if entry.event.kind == "non_private" else "no, spent all the same"
-    return [
-        str(entry.index),
-        f"{entry.recorded_at:%Y-%m-%d}",
-        entry.plan_sha256[:8],
-        entry.purpose,
-        str(getattr(entry.event, "noise_multiplier", "none: no guarantee")),
-        rate_of(entry.event),
-        "yes" if entry.index in left else unsaid,
-    ]
+def _ledger_rows(facts: SiteFacts) -> list[list[str]]:
+    ledger, rows = facts.ledger, []
+    for entry, cells in zip(ledger.entries, ledger_rows(ledger.entries), strict=True):
+        unsaid = "no" if entry.event.kind == "non_private" else "no, spent all the same"
+        rows.append([*cells, "yes" if entry.index in ledger.left else unsaid])
+    return rows
 
 
 def require_stays(site: SiteFolder, published: Path, path: Path, option: str) -> None:
