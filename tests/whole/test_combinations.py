@@ -195,9 +195,12 @@ def attributes(fed: Federation) -> None:
     assert np.allclose(parts.sum(1), 1, atol=1e-5)
     # what the router says of the images that came of it, with releases whose noise is by chance
     ensemble = load_ensemble(fed.verified("ensemble"), router="mixture")
-    asked = ClassCondition(torch.from_numpy(drawn.arrays["labels"])) if "labels" in drawn.arrays else None
+    asked = (
+        ClassCondition(torch.from_numpy(drawn.arrays["labels"]))
+        if "labels" in drawn.arrays
+        else None
+    )
     whose = log_posterior_of_images(ensemble, drawn.diffused, asked, seed=0).exp()[:, TWO]
-    print('STAT', fed.space.name, spearmanr(parts[:, TWO], whose).statistic, parts[:, TWO].std())
     assert spearmanr(parts[:, TWO], whose).statistic > 0.5
 
 
