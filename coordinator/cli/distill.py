@@ -33,6 +33,13 @@ def distill(
             "router, which costs as many times more as there are members."
         ),
     ] = "own",
+    start: Annotated[
+        Literal["expert", "chance"],
+        typer.Option(
+            help="Weights to begin with. expert: those of the expert with the largest share whose "
+            "network is the student's, if there is one. chance: drawn ones."
+        ),
+    ] = "expert",
     samples: Annotated[
         int, typer.Option(help="Number of images drawn from the ensemble to learn from.", min=1)
     ] = 10_000,
@@ -107,6 +114,7 @@ def distill(
     options = DistillOptions(
         architecture=architecture,
         teacher=teacher,
+        start=start,
         samples=samples,
         solver_steps=solver_steps,
         steps=steps,
@@ -199,7 +207,9 @@ def _show(student: "VerifiedStudent", out: Path, *, as_json: bool) -> None:
             }
         )
         return
-    console.say(f"{out} is a signed student of {record.design}")
+    began = record.distillation.start
+    start = "drawn weights" if began is None else f"the expert of {began}"
+    console.say(f"{out} is a signed student of {record.design}, which began with {start}")
     console.show_table(
         "What it took, in GFLOP (10^9 operations)",
         ["part", "GFLOP"],

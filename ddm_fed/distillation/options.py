@@ -16,6 +16,7 @@ from ddm_fed.records import (
 )
 
 TeacherName = Literal["own", "ensemble"]
+StartName = Literal["expert", "chance"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class DistillOptions:
     Attributes:
         architecture: Of the student.
         teacher: Whose velocity is learnt.
+        start: From what weights: of the expert with the largest share among those whose network is
+            the student's, if there are any; or drawn.
         samples: How many x_0 are drawn.
         solver_steps: Of the solver that draws them.
         steps: Of training.
@@ -39,6 +42,7 @@ class DistillOptions:
 
     architecture: str | None = None
     teacher: TeacherName = "own"
+    start: StartName = "expert"
     samples: int = 10_000
     solver_steps: int = 20
     steps: int | None = None

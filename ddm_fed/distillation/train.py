@@ -1,7 +1,7 @@
 """From a verified ensemble to the weights of a student, in a folder that a kill leaves usable."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ddm_fed.bundle.verify import EXPERT_FILE, read_weights
 from ddm_fed.distillation.lessons import (
     SOLVER,
     GivenImages,
@@ -40,7 +41,6 @@ from ddm_fed.records import (
     ExpertSpec,
     Plan,
     RouterName,
-    TrainingFacts,
     canonical_json,
     sha256_hex,
 )
@@ -68,6 +68,8 @@ class Teachers:
         class_units: Units of every class as released, `(G,)`, or None without classes.
         weights: What classes are drawn in proportion to, or None.
         identity: The ensemble's digest.
+        sites: Their names, in the same order.
+        read_expert: Returns the weights of one of them.
     """
 
     plan: Plan
@@ -77,6 +79,8 @@ class Teachers:
     class_units: Tensor | None
     weights: Tensor | None
     identity: str
+    sites: Sequence[str] = ()
+    read_expert: Callable[[int], Mapping[str, Tensor]] | None = None
 
     @classmethod
     def of(cls, verified: VerifiedEnsemble, options: DistillOptions) -> "Teachers":
@@ -100,7 +104,20 @@ class Teachers:
             content.totals,
             content.weights(None),
             verified.sha256,
+            [bundle.site for bundle in verified.bundles],
+            lambda place: read_weights(verified.bundles[place], EXPERT_FILE),
         )
+
+    def start_of(self, design: ExpertDesign, options: DistillOptions) -> int | None:
+        """Returns the expert that a student begins with: the same network, of the largest share.
+
+        None if there is none, or if it begins by chance.
+        """
+        if options.start == "chance" or self.read_expert is None:
+            return None
+        shares = self.ensemble.log_prior(1, None)[0].tolist()
+        same = [place for place, other in enumerate(self.designs) if other == design]
+        return max(same, key=lambda place: shares[place], default=None)
 
 
 @dataclass(frozen=True)
@@ -192,10 +209,12 @@ def train_student(
     """
     design = require_teachable(teachers, options)
     spec = student_training(teachers.plan, options)
+    start = teachers.start_of(design, options)
     recipe = {
         "ensemble": teachers.identity,
         "architecture": design.architecture,
         "teacher": options.teacher,
+        "start": None if start is None else teachers.sites[start],
         "given": None if given is None else given.sha256,
         "samples": options.samples if given is None else None,
         "solver_steps": options.solver_steps if given is None else None,
@@ -228,7 +247,10 @@ def train_student(
         checkpoint_every_s=options.checkpoint_every_s,
     )
     team = Team(torch.device(options.devices[0]))
-    job = Job(plan, identity, lessons.sha256, design, run_options, team)
+    initial = None
+    if start is not None and teachers.read_expert is not None:
+        initial = teachers.read_expert(start)
+    job = Job(plan, identity, lessons.sha256, design, run_options, team, initial=initial)
     checkpoint = work / CHECKPOINT
 
     def batches(run: RunIdentity) -> TaughtBatches:
@@ -243,33 +265,22 @@ def train_student(
             hint="nothing was saved of it: try --restart with a smaller --learning-rate, or with "
             "--precision float32",
         ) from None
-    distillation = _told(teachers, options, lessons, plan, design, trained.facts, given is None)
-    return TaughtStudent(trained.state, design, distillation)
-
-
-def _told(
-    teachers: Teachers,
-    options: DistillOptions,
-    lessons: Lessons,
-    plan: Plan,
-    design: ExpertDesign,
-    facts: TrainingFacts,
-    drawn: bool,
-) -> Distillation:
-    return Distillation(
-        source="samples" if drawn else "data",
+    distillation = Distillation(
+        source="samples" if given is None else "data",
         teacher=options.teacher,
         router=teachers.router,
         images=len(lessons),
         images_sha256=lessons.sha256,
-        solver_steps=options.solver_steps if drawn else None,
+        solver_steps=options.solver_steps if given is None else None,
         seed=options.seed,
+        start=None if start is None else teachers.sites[start],
         training=plan.training,
-        precision=facts.precision,
-        program=facts.program,
-        torch=facts.torch,
-        gigaflops=arithmetic(teachers, options, lessons, plan, design, drawn=drawn),
+        precision=trained.facts.precision,
+        program=trained.facts.program,
+        torch=trained.facts.torch,
+        gigaflops=arithmetic(teachers, options, lessons, plan, design, drawn=given is None),
     )
+    return TaughtStudent(trained.state, design, distillation)
 
 
 def arithmetic(

@@ -58,6 +58,7 @@ class Distillation(Record):
         images_sha256: Their digest. Images that were given are known by it to whoever has them.
         solver_steps: Of the solver that drew them; None where they were given.
         seed: Decides all draws.
+        start: The member whose expert's weights it began with; None where they were drawn.
         training: As a plan says it.
         precision: Of forward and backward passes.
         program: What trained it.
@@ -72,6 +73,7 @@ class Distillation(Record):
     images_sha256: Sha256
     solver_steps: Count | None
     seed: Annotated[int, Field(ge=0, lt=2**53)]
+    start: Annotated[Name | None, Field(exclude_if=lambda start: start is None)] = None
     training: TrainingSpec
     precision: Literal["float32", "bfloat16"]
     program: Program
@@ -141,6 +143,13 @@ class StudentRecord(Record):
         names = [*(member.site for member in self.members), *self.left_out]
         if len(set(names)) != len(names):
             raise ValueError("a site is named twice")
+        return self
+
+    @model_validator(mode="after")
+    def _starts_from_a_member(self) -> Self:
+        start = self.distillation.start
+        if start is not None and start not in {member.site for member in self.members}:
+            raise ValueError(f"it started from the expert of {start}, which is no member")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,7 @@
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -108,6 +108,7 @@ class Job:
         options: The site's own choices.
         team: The processes that train together.
         known: What is known of the velocity already, where the design adds to it.
+        initial: Weights to start from in place of drawn ones, by name.
     """
 
     plan: Plan
@@ -117,6 +118,7 @@ class Job:
     options: RunOptions
     team: Team
     known: KnownVelocity | None = None
+    initial: Mapping[str, Tensor] | None = None
 
     def new_identity(self, precision: Precision) -> RunIdentity:
         """Returns what a run that starts now is known by."""
@@ -139,7 +141,7 @@ class Job:
 
 
 def start_run(path: Path, job: Job) -> None:
-    """Writes the checkpoint of a new run: drawn or public weights, no step behind it."""
+    """Writes the checkpoint of a new run: drawn, public or given weights, no step behind it."""
     options, design = job.options, job.design
     precision = options.precision
     if precision == "auto":
@@ -150,6 +152,8 @@ def start_run(path: Path, job: Job) -> None:
     model = build_network(job.plan.data, design)
     model.reset_parameters(seeded(run.seed, "weights", 0))
     load_base(model, job.plan, design, options)
+    if job.initial is not None:
+        model.load_state_dict(job.initial)
     weights = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
     write_state(path, run, 0, weights)
 

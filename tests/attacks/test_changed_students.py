@@ -264,6 +264,7 @@ def swap_members(record: Json) -> None:
         (lambda record: record["privacy"].update(experts_are_private=True), PlanMismatchError),
         (lambda record: record["privacy"].update(post_processing=False), MalformedError),
         (lambda record: record["distillation"].update(source="data"), MalformedError),
+        (lambda record: record["distillation"].update(start="stranger"), MalformedError),
         (lambda record: record["design"].update(architecture="DiT-Micro/2"), WeightsError),
         (lambda record: record["design"].update(architecture="DiT-Nano/4"), WeightsError),
         (lambda record: record["design"].update(architecture="mixture+DiT-Nano/2"), MalformedError),
@@ -411,6 +412,7 @@ def test_statement_names_ensemble_members_and_work(made, stages):
     assert record["log"] == ensemble["log"]
     work = record["distillation"]
     assert (work["source"], work["teacher"], work["images"]) == ("samples", "own", 24)
+    assert work["start"] in {member["site"] for member in record["members"]}
     assert all(float(work["gigaflops"][part]) > 0 for part in ("drawing", "teacher", "student"))
 
 

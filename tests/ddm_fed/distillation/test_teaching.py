@@ -21,7 +21,7 @@ from ddm_fed.ensemble.pool import ExpertPool
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.errors import CheckpointError, DataError, OptionError, StateError
 from ddm_fed.flows import NO_CLASS, Expert, interpolate, velocity
-from ddm_fed.models import build_expert, network_cost
+from ddm_fed.models import build_expert, build_network, network_cost
 from ddm_fed.progress import Watch
 from ddm_fed.records import DataSpec, ExpertDesign, TrainingSpec, read_plan_toml
 from ddm_fed.router import PriorRouter
@@ -295,6 +295,55 @@ def test_an_interrupted_student_ends_with_the_bits_of_one_that_was_left_alone(tm
     assert same_bits(whole, cut)
     assert whole.distillation == cut.distillation
     assert not work_folder(out).exists()
+
+
+def begun(path, *, start="expert", designs, shares=(0.2, 0.5, 0.3)):
+    """A student whose steps are too small to be seen: what it began with, and what it says."""
+    weights = [build_network(a_plan().data, ExpertDesign(architecture="DiT-Nano/2")) for _ in "abc"]
+    for place, network in enumerate(weights):
+        network.reset_parameters(torch.Generator().manual_seed(place))
+    asked = teachers(
+        router=PriorRouter(torch.tensor(shares)[:, None]),
+        designs=designs,
+        sites=("north", "east", "south"),
+        read_expert=lambda place: weights[place].state_dict(),
+    )
+    options = DistillOptions(start=start, samples=16, solver_steps=1, steps=1, learning_rate=1e-9)
+    with working(path) as work:
+        student = train_student(asked, options, work)
+    of = [
+        place
+        for place, network in enumerate(weights)
+        if all(
+            torch.allclose(student.weights[name], value, atol=1e-6)
+            for name, value in network.state_dict().items()
+        )
+    ]
+    return student.distillation.start, of
+
+
+LIKE_IT = ExpertDesign(architecture="DiT-Nano/2")
+
+
+@pytest.mark.parametrize(
+    ("designs", "started"),
+    [
+        ([LIKE_IT, LIKE_IT, LIKE_IT], ("east", [1])),
+        ([LIKE_IT, ExpertDesign(architecture="DiT-Nano/4"), LIKE_IT], ("south", [2])),
+        ([LIKE_IT, *[ExpertDesign(architecture="DiT-Nano/2", prediction="image")] * 2],
+         ("north", [0])),
+        ([ExpertDesign(architecture="mixture")] * 3, (None, [])),
+    ],
+)  # fmt: skip
+def test_student_begins_with_the_largest_expert_that_is_the_same_network(
+    tmp_path, designs, started
+):
+    assert begun(tmp_path / "student", designs=designs) == started
+
+
+def test_student_begins_by_chance_where_that_is_asked(tmp_path):
+    found = begun(tmp_path / "student", start="chance", designs=[LIKE_IT] * 3)
+    assert found == (None, [])
 
 
 def test_unfinished_work_of_other_options_is_refused_or_forgotten(tmp_path):
