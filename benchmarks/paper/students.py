@@ -1,15 +1,18 @@
 """Is one network that an ensemble taught as good as one trained on all images?
 
-Two students of the ensemble of equal_arithmetic.py, trained for as many steps of whole batches as
-its one network (`monolith`), with the same network:
+Two students of the ensemble of equal_arithmetic.py, which see as many images as its one network
+(`monolith`) saw, with the same network:
 
 - `data`: the paper's. It learns from the training images; each datum's own expert teaches, which
   the router of all images tells;
 - `samples-N`: from N samples of the ensemble and nothing else, each taught by the expert that drew
   it. Where experts are private, so is this student.
 
-    python benchmarks/paper/students.py --data fashion_mnist.npz --out equal_arithmetic
+They begin with the weights of the island with the most images, or by chance (`--starts`).
+What a student has not learnt yet is told from what its teachers do not know by better teachers
+(`--steps`, `--student-steps`), and by one network in their place (`--islands 1`).
 
+    python benchmarks/paper/students.py --data fashion_mnist.npz --out equal_arithmetic
 OUT is a folder of equal_arithmetic.py, whose judge, experts, routers and monolith serve here. The
 arithmetic of drawing, teaching and learning is counted. The same command goes on.
 """
@@ -17,6 +20,7 @@ arithmetic of drawing, teaching and learning is counted. The same command goes o
 import argparse
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ from scale import read_options, sampling_flops, together, training_flops
 from torch import Tensor
 
 from ddm_fed.distillation.lessons import GivenImages, digest_of
-from ddm_fed.distillation.options import DistillOptions
+from ddm_fed.distillation.options import DistillOptions, StartName
 from ddm_fed.distillation.train import Teachers, train_student, working
 from ddm_fed.models import build_expert
 from ddm_fed.models.machines import BACKWARD
@@ -38,12 +42,20 @@ class Students(Study):
     """The cells of students."""
 
     def student(
-        self, division: str, count: int, steps: int, seed: int, source: str
+        self,
+        division: str,
+        count: int,
+        steps: int,
+        seed: int,
+        source: str,
+        start: StartName,
+        own_steps: int,
+        batch: int,
     ) -> dict[str, Any]:
         """Trains one student."""
         drawn = source != "data"
-        plan = self.plan(1, steps)
-        ensemble = self.ensemble(division, count, steps, seed, asks=not drawn)
+        plan = self.plan(1, own_steps)
+        ensemble = self.ensemble(division, count, steps, seed, asks=not drawn and count > 1)
         totals = self.labels.bincount(minlength=self.classes).double()
         teachers = Teachers(
             plan=plan,
@@ -53,9 +65,15 @@ class Students(Study):
             class_units=totals,
             weights=totals,
             identity=f"{division}-{count}-{steps}-{seed}",
+            sites=[f"island-{island}" for island in range(count)],
+            read_expert=lambda island: self.weights(
+                self._file("expert", division, count, steps, seed, island)
+            ),
         )
         options = DistillOptions(
             samples=int(source.removeprefix("samples-")) if drawn else 1,
+            start=start,
+            batch_size=batch,
             seed=seed,
             precision=self.options.precision,
             devices=(self.options.device,),
@@ -63,24 +81,24 @@ class Students(Study):
         given: GivenImages | None = None
         if not drawn:
             given = GivenImages(self.images, self.labels, digest_of(self.images))
-        name = self._file("student", division, count, steps, seed, source)
+        name = self._file("student", division, count, steps, seed, source, start, own_steps, batch)
         began, wall = time.process_time(), time.monotonic()
         with torch.enable_grad(), working(name) as work:
             taught = train_student(teachers, options, work, given=given)
             write_tensors(name, taught.weights)
         gigaflops = taught.distillation.gigaflops
         return {
+            "start": taught.distillation.start,
             "gflop": {key: round(float(value)) for key, value in gigaflops.model_dump().items()},
             "cpu_s": round(time.process_time() - began),
             "wall_s": round(time.monotonic() - wall),
         }
 
-    def judged_student(
-        self, division: str, count: int, steps: int, seed: int, source: str, w: float
-    ) -> dict[str, Any]:
-        """Samples a student and judges it."""
-        plan = self.plan(1, steps)
-        weights = self.weights(self._file("student", division, count, steps, seed, source))
+    def judged_student(self, *words: Any) -> dict[str, Any]:
+        """Samples a student, named as in `student` and then by its guidance, and judges it."""
+        *named, w = words
+        seed, plan = named[3], self.plan(1, 1)
+        weights = self.weights(self._file("student", *named))
         expert = build_expert(plan.data, plan.expert.default, weights, None)
         everywhere: Tensor = torch.ones(1, self.classes)
         alone = together(self.options, [expert], PriorRouter(everywhere))
@@ -89,14 +107,14 @@ class Students(Study):
     def flops_of(self, cell: Cell) -> float:
         """Returns the arithmetic of the networks of a cell, for the budget."""
         if cell[0] == "student":
-            steps, source, options = cell[3], cell[5], self.options
-            taught = training_flops(self.cost, steps, options.batch)
+            source, steps, batch = cell[5], cell[7], cell[8]
+            taught = training_flops(self.cost, steps, batch)
             drawn, count = DistillOptions(), source.removeprefix("samples-")
             made = 0 if source == "data" else int(count)
             lessons = sampling_flops(self.cost, made, drawn.solver_steps)
             return taught * (1 + 1 / BACKWARD) + lessons
         if cell[0] == "judged_student":
-            return super().flops_of(("judged", "all", 1, *cell[3:5], "sticky", cell[6]))
+            return super().flops_of(("judged", "all", 1, *cell[3:5], "sticky", cell[9]))
         return super().flops_of(cell)
 
 
@@ -105,14 +123,17 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
     yield ("judge",)
     for seed in options.seeds:
         for steps in options.steps:
-            for division, count in [("all", 1), ("feature", options.islands)]:
+            teachers = ("feature" if options.islands > 1 else "all", options.islands)
+            for division, count in sorted({("all", 1), teachers}):
                 for island in range(count):
                     yield ("expert", division, count, steps, seed, island)
                 for w in options.guidance:
                     yield ("judged", division, count, steps, seed, "sticky", w)
-            yield ("router", "feature", options.islands, 0, seed)
-            for source in options.sources:
-                words = ("feature", options.islands, steps, seed, source)
+            if options.islands > 1:
+                yield ("router", *teachers, 0, seed)
+            for source, start, batch in product(options.sources, options.starts, options.batches):
+                own_steps = (options.student_steps or steps) * options.batch // batch
+                words = (*teachers, steps, seed, source, start, own_steps, batch)
                 yield ("student", *words)
                 for w in options.guidance:
                     yield ("judged_student", *words, w)
@@ -126,7 +147,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("equal_arithmetic"))
     parser.add_argument("--islands", type=int, default=8)
     parser.add_argument("--sources", nargs="+", default=["samples-20000", "data"])
+    parser.add_argument("--starts", nargs="+", choices=("expert", "chance"), default=["expert"])
+    parser.add_argument("--batches", nargs="+", type=int, help="of students; by default --batch")
+    parser.add_argument("--student-steps", type=int, help="of --batch images; by default --steps")
     options = read_options(parser, GPU)
+    options.batches = options.batches or [options.batch]
     run_cells(options, cells_of(options), Students)
 
 
