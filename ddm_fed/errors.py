@@ -40,7 +40,7 @@
 `docs/errors.md` explains each code; a test holds the two lists together.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -59,6 +59,18 @@ def printable(text: str) -> str:
     """
     whole = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in whole)
+
+
+def guess(word: str, known: Iterable[str]) -> str:
+    """Returns `, did you mean ...?` where one of `known` is close to `word`, else nothing.
+
+    The one place that guesses; of commands and options click does so itself.
+    """
+    import difflib  # hardly ever needed, and every command imports this module
+
+    names = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(word.casefold(), names, n=1)
+    return f", did you mean `{printable(names[near[0]])}`?" if near else ""
 
 
 @contextmanager

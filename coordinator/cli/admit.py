@@ -74,6 +74,8 @@ def admit(coordinator: CoordinatorOption = Path(), as_json: JsonOption = False) 
     if waits_for_reference(home, known.trust):
         console.next_step(console.typed("ddm-coord", "reference", "--coordinator", coordinator))
         return
+    if not known.log.size:
+        return
     words = ("ddm-coord", "assemble", "--coordinator", coordinator, "ENSEMBLE_FOLDER")
     console.next_step(console.typed(*words))
 

@@ -100,7 +100,7 @@ def _verify_bundle(
     if published is None:
         raise OptionError(
             f"--published is missing: {target} is no ensemble, and a bundle needs its plan",
-            hint="add --published FOLDER to verify a single bundle",
+            hint="give the folder of an ensemble; for a single bundle add --published FOLDER",
         )
     return verify_bundle(target, read_published(published, pin), now(), advance=advance)
 

@@ -16,7 +16,7 @@ from ddm_fed.ensemble.folder import (
     require_common_reference,
     write_ensemble,
 )
-from ddm_fed.errors import OptionError, StateError
+from ddm_fed.errors import OptionError, StateError, guess
 from ddm_fed.progress import Advance
 from ddm_fed.records import RouterName
 from ddm_fed.router import centroids_spec, needs_heads
@@ -56,7 +56,7 @@ def choose_members(
     unknown = sorted(set(without) - names)
     if unknown:
         raise OptionError(
-            f"--without {unknown[0]}: this site is not in the roster",
+            f"--without {unknown[0]}: this site is not in the roster{guess(unknown[0], names)}",
             hint="the roster lists " + ", ".join(sorted(names)),
         )
     members = {

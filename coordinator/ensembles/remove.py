@@ -8,7 +8,7 @@ from coordinator.ensembles.distill import students_with
 from coordinator.inbox.admission import Known, admitted_bundles, begin
 from coordinator.log import append, publish_log
 from coordinator.workspace import CoordinatorFolder
-from ddm_fed.errors import OptionError, StateError
+from ddm_fed.errors import OptionError, StateError, guess
 from ddm_fed.records import MAX_REASON, Removal, is_plain, now
 from ddm_fed.trust import Trust
 from ddm_fed.trust.log import Log
@@ -67,8 +67,9 @@ def remove(home: CoordinatorFolder, site: str, *, reason: str, delete_weights: b
     counted = [entry for entry, _ in log.counted(site)]
     entries = void + counted  # of two with one number the one that counts is named
     if not entries:
+        others = {each.name for each in trust.roster.sites} - {site}
         raise StateError(
-            f"nothing of `{site}` was ever admitted",
+            f"nothing of `{site}` was ever admitted{guess(site, others)}",
             hint="`ddm-coord status` shows who is admitted; to take a site out of the roster use "
             "`ddm-coord roster revoke`",
         )

@@ -8,6 +8,7 @@ from ddm_fed.errors import (
     PlanMismatchError,
     StateError,
     UnknownSignerError,
+    guess,
 )
 from ddm_fed.records import EnrolmentRequest, RosterSite, now
 from ddm_fed.signing import (
@@ -193,9 +194,10 @@ def member_of(chain: RosterChain, name: str) -> RosterSite:
     """
     site = chain.site(name)
     if site is None:
+        names = [member.name for member in chain.current.sites]
         raise StateError(
-            f"`{name}` is not in roster {chain.current.version}",
-            hint="it lists " + ", ".join(member.name for member in chain.current.sites),
+            f"`{name}` is not in roster {chain.current.version}{guess(name, names)}",
+            hint="it lists " + ", ".join(names),
         )
     return site
 

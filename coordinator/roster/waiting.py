@@ -21,7 +21,7 @@ from coordinator.roster.request import (
     require_free,
 )
 from coordinator.workspace import CoordinatorFolder
-from ddm_fed.errors import MalformedError, RefusedError, StateError
+from ddm_fed.errors import MalformedError, RefusedError, StateError, guess
 from ddm_fed.limits import MAX_REQUEST_BYTES as MAX_REQUEST_BYTES
 from ddm_fed.records import EnrolmentRequest, sha256_hex
 from ddm_fed.signing import VerifyKey, certificate_fingerprint
@@ -139,8 +139,9 @@ def find_request(home: CoordinatorFolder, name: str) -> Path:
     if len(found) == 1:
         return found[0]
     if not found:
+        near = guess(name, _files(home).values())
         raise StateError(
-            f"no request of a site called `{name}` waits, and there is no such file",
+            f"no request of a site called `{name}` waits{near}, and there is no such file",
             hint="`ddm-coord status` lists those that wait; give one of their names, or a file",
         )
     raise StateError(

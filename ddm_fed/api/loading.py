@@ -36,7 +36,7 @@ from ddm_fed.ensemble.sampling import SamplingOptions
 from ddm_fed.ensemble.staleness import Staleness
 from ddm_fed.ensemble.strategy import DEFAULT_STRATEGY, Strategy
 from ddm_fed.ensemble.velocity import require_condition
-from ddm_fed.errors import DataError, OptionError
+from ddm_fed.errors import DataError, OptionError, guess
 from ddm_fed.flows import CALLS_PER_STEP, ClassCondition, Condition, Solver
 from ddm_fed.records import RouterName
 
@@ -395,6 +395,9 @@ class LoadedEnsemble:
         unknown = sorted(set(names) - set(self.classes))
         if unknown:
             known = ", ".join(self.classes) or "none: it is unconditional"
-            raise ValueError(f"{unknown[0]!r} is no class of the plan; its classes are {known}")
+            near = guess(unknown[0], self.classes)
+            raise ValueError(
+                f"{unknown[0]!r} is no class of the plan{near}; its classes are {known}"
+            )
         places: Mapping[str, int] = {name: place for place, name in enumerate(self.classes)}
         return ClassCondition(torch.tensor([places[name] for name in names]))

@@ -9,7 +9,7 @@ import typer
 
 from ddm_fed import console
 from ddm_fed.commands.options import JsonOption, part_of
-from ddm_fed.errors import DataError, OptionError, PlanError, StateError
+from ddm_fed.errors import DataError, OptionError, PlanError, StateError, guess
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -236,7 +236,8 @@ def _describe(
     network = features == "clip" or features.startswith("timm:")
     if not network and features not in (COSINES, RANDOM):
         raise OptionError(
-            f"--features {features} is not known", hint="give cosines, clip, timm:NETWORK or random"
+            f"--features {features} is not known{guess(features, (COSINES, 'clip', RANDOM))}",
+            hint="give cosines, clip, timm:NETWORK or random",
         )
     if network != (weights is not None):
         missing = "is missing: the network's file" if network else "belongs to clip and timm"

@@ -10,6 +10,7 @@ import typer.main
 
 from ddm_fed import console
 from ddm_fed._version import __version__
+from ddm_fed.errors import guess
 
 
 class _Argument(typer.core.TyperArgument):
@@ -21,6 +22,18 @@ class _Argument(typer.core.TyperArgument):
 
 
 setattr(typer.main, "TyperArgument", _Argument)  # noqa: B010
+_none_of = click.Choice.get_invalid_choice_message
+
+
+def _guess_choice(choice: click.Choice[Any], value: Any, ctx: click.Context | None) -> str:
+    """Returns what click says of a word that is none of its choices, and the nearest of these."""
+    return _none_of(choice, value, ctx).removesuffix(".") + (
+        guess(str(value), choice.choices) or "."
+    )
+
+
+# click itself guesses at commands and options
+setattr(click.Choice, "get_invalid_choice_message", _guess_choice)  # noqa: B010
 
 
 def make_program(

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ddm_fed.errors import OptionError
+from ddm_fed.errors import OptionError, guess
 
 
 def chosen_devices(names: Sequence[str] | None) -> tuple[str, ...]:
@@ -19,7 +19,7 @@ def chosen_devices(names: Sequence[str] | None) -> tuple[str, ...]:
         kind, _, number = name.partition(":")
         if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
             raise OptionError(
-                f"--device {name}: unknown device",
+                f"--device {name}: unknown device{guess(name, ('cpu', 'cuda'))}",
                 hint="use cpu, cuda, or cuda:1 for the second GPU",
             )
         present = torch.cuda.device_count() if kind == "cuda" else 1

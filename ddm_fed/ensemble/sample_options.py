@@ -13,7 +13,7 @@ from ddm_fed.ensemble.prompts import require_prompts_fit
 from ddm_fed.ensemble.sampling import SamplingOptions
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.ensemble.velocity import Ensemble
-from ddm_fed.errors import OptionError
+from ddm_fed.errors import OptionError, guess
 from ddm_fed.mixture import released_totals
 from ddm_fed.records import DataSpec, RouterName
 from ddm_fed.router import compares_captions
@@ -129,11 +129,14 @@ def require_fit(ensemble: Ensemble, content: Content, options: SampleOptions) ->
     """
     classes, guidance = content.data.classes, options.sampling.guidance
     if options.label is not None and options.label not in classes:
-        known = ", ".join(classes) or "none: the plan is unconditional"
+        hint = f"its classes are {', '.join(classes)}"
+        if not classes:
+            hint = "its experts know no classes: leave --class out"
         if content.data.text is not None:
-            known = "none: the plan has captions; give --prompt instead"
+            hint = "the plan has captions: give --prompt instead"
         raise OptionError(
-            f"--class {options.label} is not in the plan", hint=f"its classes are {known}"
+            f"--class {options.label} is not in the plan{guess(options.label, classes)}",
+            hint=hint,
         )
     if options.label is not None and options.label not in content.held:
         raise OptionError(

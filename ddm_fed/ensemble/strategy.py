@@ -6,9 +6,21 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
+from ddm_fed.errors import guess
+
 # Below this time `sticky-then-routed` redraws, by default. Above it x_t is mostly noise and the
 # posterior is close to the prior: a redraw would load many experts and learn nothing.
 STICKY_UNTIL = 0.5
+EXAMPLES = (
+    "sticky",
+    "sticky-then-routed",
+    "per-step",
+    "full",
+    "top-2",
+    "sample-2",
+    "threshold-0.05",
+    "nucleus-0.9",
+)
 
 
 @dataclass(frozen=True)
@@ -59,10 +71,12 @@ class Strategy:
                 level,
             ) if _is_fraction(level):
                 return cls(kind, level=float(level))
+        near = guess(text, EXAMPLES)
         raise ValueError(
-            f"unknown strategy `{text}`; use sticky, sticky-then-routed, per-step, full, top-K "
-            "such as top-2, sample-K such as sample-2, threshold-W such as threshold-0.05, "
-            "nucleus-P such as nucleus-0.9, or sticky-then-routed-T such as sticky-then-routed-0.5"
+            f"unknown strategy `{text}`{near or ';'} use sticky, sticky-then-routed, per-step, "
+            " full, top-K such as top-2, sample-K such as sample-2, threshold-W such as "
+            "threshold-0.05, nucleus-P such as nucleus-0.9, or sticky-then-routed-T such as "
+            "sticky-then-routed-0.5"
         )
 
     def __str__(self) -> str:

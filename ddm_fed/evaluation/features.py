@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ddm_fed.embedding import open_embedder
-from ddm_fed.errors import DataError, OptionError
+from ddm_fed.errors import DataError, OptionError, guess
 from ddm_fed.evaluation.classifier import TrainedClassifier
 from ddm_fed.evaluation.inception import InceptionV3
 
@@ -66,7 +66,8 @@ def require_features(name: str, weights: Path | None) -> None:
     # a network of timm is looked for later
     if re.fullmatch(f"{CLASSIFIER}|{INCEPTION}|clip|timm:.+", name) is None:
         raise OptionError(
-            f"--features {name} is not known", hint=f"give classifier, or one of {PUBLIC}"
+            f"--features {name} is not known{guess(name, (CLASSIFIER, INCEPTION, 'clip'))}",
+            hint=f"give classifier, or one of {PUBLIC}",
         )
     if (weights is None) != (name == CLASSIFIER):
         raise OptionError(

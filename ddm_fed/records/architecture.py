@@ -19,6 +19,8 @@ Nano and Micro are ours: small enough for a laptop, a test, or 8 by 8 images.
 import re
 from typing import Literal, NamedTuple
 
+from ddm_fed.errors import guess
+
 
 class DitSize(NamedTuple):
     """Depth in blocks, width in channels, and number of attention heads."""
@@ -148,13 +150,29 @@ def parse_architecture(name: str) -> Architecture:
         return UnetArchitecture(UNET_SIZES[match[1]])
     if (match := _CONV.fullmatch(name)) and match[1] in CONV_SIZES:
         return ConvArchitecture(CONV_SIZES[match[1]], int(match[2]))
+    near = guess(name, _names())
     raise ValueError(
-        f"unknown architecture `{name}`; use DiT-SIZE/PATCH with SIZE one of "
-        f"{', '.join(DIT_SIZES)} and PATCH one of 1, 2, 4, 8, then -single, -qknorm, and -rope or "
-        f"-learned if wanted; MMDiT-SIZE/PATCH with SIZE one of {', '.join(MMDIT_SIZES)}; "
+        f"unknown architecture `{name}`{near or ';'} use DiT-SIZE/PATCH with SIZE one "
+        f"of {', '.join(DIT_SIZES)} and PATCH one of 1, 2, 4, 8, then -single, -qknorm, and -rope "
+        f"or -learned if wanted; MMDiT-SIZE/PATCH with SIZE one of {', '.join(MMDIT_SIZES)}; "
         f"Conv-SIZE/PATCH with SIZE one of {', '.join(CONV_SIZES)}; "
         f"UNet-SIZE with SIZE one of {', '.join(UNET_SIZES)}; mixture; or mixture+ and one of these"
     )
+
+
+def _names() -> list[str]:
+    """Returns names of networks, for a guess at a misspelt one."""
+    dit = [
+        f"DiT-{size}/{patch}{single}{norm}{where}"
+        for size in DIT_SIZES
+        for patch in "1248"
+        for single in ("", "-single")
+        for norm in ("", "-qknorm")
+        for where in ("", "-rope", "-learned")
+    ]
+    mmdit = [f"MMDiT-{size}/{patch}" for size in MMDIT_SIZES for patch in "1248"]
+    conv = [f"Conv-{size}/{patch}" for size in CONV_SIZES for patch in "1248"]
+    return [*dit, *mmdit, *conv, *(f"UNet-{size}" for size in UNET_SIZES), MIXTURE]
 
 
 def network_of(name: str) -> str | None:

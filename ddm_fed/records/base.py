@@ -1,6 +1,5 @@
 """What every record is: frozen, strict about types, and closed to fields it does not know."""
 
-import difflib
 import re
 import unicodedata
 from datetime import UTC, datetime
@@ -19,10 +18,11 @@ from pydantic import (
     ValidationInfo,
 )
 
-from ddm_fed.errors import MalformedError
+from ddm_fed.errors import MalformedError, guess
 from ddm_fed.records.canonical import canonical_json, parse_json
 
 MAX_DECIMAL = 64  # characters
+MAX_SHOWN = 64  # characters of a word that is none of a list
 UNSEEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # categories of Unicode
 
 
@@ -167,11 +167,34 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
         if item["type"] == "string_pattern_mismatch":
             problem = _IN_WORDS.get(item["ctx"]["pattern"], problem)
         if item["type"] == "extra_forbidden":
-            near = difflib.get_close_matches(path[-1], siblings, n=1)
-            known = f"known are {', '.join(siblings)}" if siblings else "none is known here"
-            problem = "unknown key, " + (f"did you mean `{near[0]}`?" if near else known)
+            known = f", known are {', '.join(siblings)}" if siblings else ", none is known here"
+            near = guess(path[-1], siblings)
+            places = [] if near else sorted(set(_places_of(path[-1], model)))
+            near = near or (f", it belongs in `{'`, `'.join(places)}`" if places else known)
+            problem = f"unknown key{near}"
+        if item["type"] == "union_tag_invalid":
+            path = [*path, item["ctx"]["discriminator"].strip("'")]
+            problem = _none_of(item["ctx"]["tag"], item["ctx"]["expected_tags"])
+        if item["type"] == "literal_error" and "'" in item["ctx"]["expected"]:
+            problem = _none_of(str(item["input"]), item["ctx"]["expected"])
         problems.append(f"`{'.'.join(path) or 'document'}`: {problem[:1].lower() + problem[1:]}")
     return problems
+
+
+def _places_of(name: str, record: type[BaseModel], inside: str = "") -> list[str]:
+    """Returns where in `record` a key called `name` may stand."""
+    found = [f"{inside}{name}"] if name in record.model_fields else []
+    for field in record.model_fields:
+        for inner in records_in(record, field):
+            found += _places_of(name, inner, f"{inside}{field}.")
+    return found
+
+
+def _none_of(given: str, expected: str) -> str:
+    """Returns what to say of a word that is none of those in `expected`, as pydantic lists them."""
+    given = given[:MAX_SHOWN]
+    near = guess(given, re.findall("'([^']*)'", expected))
+    return f"`{given}` is not one of {expected}{near}"
 
 
 def locate(location: tuple[Any, ...], model: type[BaseModel]) -> tuple[list[str], list[str]]:

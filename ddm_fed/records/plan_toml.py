@@ -33,7 +33,8 @@ def read_plan_file(path: Path) -> Plan:
             reason = f"byte {data[error.start]:#04x} in line {line} is none"
     raise PlanError(
         f"{path.name} is not written in UTF-8: {reason}",
-        hint="save it as UTF-8 in your editor; iconv -f LATIN1 -t UTF-8, or -f UTF-16, does it too",
+        hint="if it is no plan at all, give the path of one; else save it as UTF-8 in your editor; "
+        "iconv -f LATIN1 -t UTF-8, or -f UTF-16, does it too",
     )
 
 

@@ -136,7 +136,7 @@ def _channels_first(images: Pixels, spec: DataSpec) -> Pixels:
     raise DataError(
         f"the images have shape {shape}, expected (N, H, W), (N, H, W, C) or "
         f"(N, C, H, W) with C = 1 or 3, for images of {spec.pixel_shape}",
-        hint="stack them along the first axis",
+        hint="write them again, stacked along the first axis, as grey or RGB",
     )
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ddm_fed.errors import DataError
+from ddm_fed.errors import DataError, guess
 from ddm_fed.records import DataSpec
 from sites.data.report import DataReport
 
@@ -92,7 +92,8 @@ def _by_name(
     unknown = sorted(set(written) - set(index))
     if unknown:
         raise DataError(
-            f"{source} has the classes {unknown[:3]}, the plan has {list(spec.classes)[:10]}",
+            f"{source} has the classes {unknown[:3]}, the plan has {list(spec.classes)[:10]}"
+            f"{guess(unknown[0], spec.classes)}",
             hint="rename the subfolders to the plan's class names"
             if folders
             else "write the plan's class names, or numbers in their order",

@@ -19,11 +19,12 @@ from pathlib import Path
 
 from braceexpand import braceexpand
 
-from ddm_fed.errors import DataError, printable
+from ddm_fed.errors import DataError, guess, printable
 from ddm_fed.records import DataSpec, PrivacyUnit
 from sites.data.dicom import SUFFIXES as DICOM_SUFFIXES
 from sites.data.find_files import Folder, note_splits
 from sites.data.folder import FolderSource, SingleFile
+from sites.data.image_file import SUFFIXES as PICTURES
 from sites.data.manifest import METADATA, ManifestSource
 from sites.data.parquet import ParquetSource
 from sites.data.picture import Source
@@ -120,13 +121,20 @@ def _of_files(kind: str | None, path: str, source: str) -> Source:
         return _opener(kind)(_expanded(path))
     if not Path(path).is_file():
         raise DataError(
-            f"{source} is neither `digits`, an .npz or .npy file, a table, a shard, nor a folder",
+            f"{source} is neither `digits`, an .npz or .npy file, a table, a shard, nor a folder"
+            f"{guess(path, ('digits',))}",
             hint="give a path that exists, or `digits` to try things out",
         )
     if kind == "manifest":
         return ManifestSource.of_table(Path(path))
     if kind == "dicom":
         return SingleFile(Path(path))
+    if Path(path).suffix.lower() not in PICTURES:
+        raise DataError(
+            f"{source} is a file of a kind that is not read here",
+            hint="give an .npz or .npy file, a table .csv or .jsonl, shards .tar, a .parquet file, "
+            "or a folder of images; docs/data.md describes each",
+        )
     raise DataError(f"{source} is one file", hint="give the folder that it lies in")
 
 

@@ -341,7 +341,7 @@ def _require_same_run(work: Path, data_sha256: str, design: ExpertDesign) -> Non
     trained = known.design
     if known.data_sha256 != data_sha256:
         raise CheckpointError(
-            "the expert was trained on other images than these",
+            "the expert was trained on other images than these; nothing more was spent",
             hint="give the images it was trained on, or train on these with --restart",
         )
     if trained != design:

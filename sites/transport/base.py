@@ -65,7 +65,8 @@ class FolderTransport:
     def __init__(self, inbox: Path) -> None:
         if not inbox.is_dir():
             raise StateError(
-                f"the inbox {inbox} does not exist",
+                f"the inbox {inbox} "
+                + ("is a file, not a folder" if inbox.exists() else "does not exist"),
                 hint="mount the share or the medium; a coordinator's inbox has a folder `incoming`",
             )
         require_ours(

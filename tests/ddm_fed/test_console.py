@@ -258,6 +258,21 @@ def test_misspelt_command_is_guessed_at_once_and_once(run, words):
     assert err.count("Did you mean") == 1
 
 
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (("ddm-coord", "init", "x", "--federaton", "y"), "'--federation'"),
+        (("ddm-coord", "sample", ".", "--solver", "heum", "--out", "x"), "`heun`"),
+        (("ddm-coord", "sample", ".", "--router", "Mixtur", "--out", "x"), "`mixture`"),
+    ],
+    ids=lambda found: " ".join(found) if isinstance(found, tuple) else found,
+)
+def test_misspelt_option_and_choice_are_guessed(run, words, near):
+    ended = run(*words)
+    assert ended.code == 2
+    assert f"id you mean {near}?" in ended.err
+
+
 def interpolated_commands() -> list[str]:
     """Every text in the source that puts a value into a command to be typed, without quoting it."""
     found = []

@@ -9,28 +9,13 @@ import commands
 import pytest
 from federation import SITES, Federation
 
-# Permissions bind root as well once it may not override them: the capability of that name is 1.
-BOUND = """
-import ctypes, os, sys
-import commands
-
-if os.geteuid() == 0:
-    libc = ctypes.CDLL(None, use_errno=True)
-    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    assert libc.capget(header, sets) == 0
-    sets[0] &= ~(1 << 1)
-    assert libc.capset(header, sets) == 0
-sys.argv[0] = "ddm-coord"
-commands.main_of("ddm-coord")()
-"""
+BOUND = Path(commands.__file__).with_name("bound.py")
 
 
 @pytest.fixture
-def run(tmp_path: Path):
+def run():
     """Returns a function that runs `ddm-coord` as a process that permissions bind."""
-    script = tmp_path / "bound.py"
-    script.write_text(BOUND)
-    return partial(commands.run, script, env=commands.environment(COLUMNS="200"))
+    return partial(commands.run, BOUND, "ddm-coord", env=commands.environment(COLUMNS="200"))
 
 
 def facts_of(folder: Path) -> dict[Path, tuple[object, ...]]:

@@ -281,7 +281,7 @@ def test_ledger_entry_with_impossible_noise_is_refused(noise: str):
 
 
 def test_ledger_entry_of_unknown_mechanism_is_refused():
-    with pytest.raises(MalformedError, match=r"line 1 .*`event`.*laplace"):
+    with pytest.raises(MalformedError, match=r"line 1 .*`event\.kind`.*laplace"):
         LedgerEntry.from_json(ledger_entry(kind="laplace"), what="line 1")
 
 
@@ -471,6 +471,25 @@ def test_plan_with_misspelt_table_is_refused_with_a_suggestion():
         read_plan_toml(plan_with("[privacy]", "[privcy]"))
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"DiT-Nano/2"', '"DiT-nano/2"', "`DiT-nano/2`, did you mean `DiT-Nano/2`"),
+        ('"DiT-Nano/2"', '"mixture+UNett-S"', "`UNett-S`, did you mean `UNet-S`"),
+        (
+            'kind = "mixture"',
+            'kind = "mixtur"',
+            "router.kind`: `mixtur` .*, did you mean `mixture`",
+        ),
+        ("steps = 3", 'steps = 3\nschedule = "cosin"', "`cosin` .*did you mean `cosine`"),
+        ('kind = "mixture"', 'kind = "wrong"', "`wrong` is not one of 'prior', 'mixture', [^?]*$"),
+    ],
+)
+def test_plan_with_a_misspelt_word_of_a_list_is_refused_with_a_suggestion(old, new, said):
+    with pytest.raises(PlanError, match=said):
+        read_plan_toml(plan_with(old, new))
+
+
 def test_plan_with_unknown_key_far_from_any_lists_the_known_ones():
     with pytest.raises(PlanError, match=r"`privacy\.zzz`: unknown key, known are .*max_epsilon"):
         read_plan_toml(PLAN_TOML + "zzz = 1\n")
@@ -548,7 +567,7 @@ def test_plan_with_problems_behind_others_names_them_too_each_on_a_line():
         ("steps = 3", "steps = 3.0", "`training.steps`: input should be a valid integer"),
         ("steps = 3", 'steps = "3"', "`training.steps`: input should be a valid integer"),
         ("steps = 3", "steps = true", "`training.steps`: input should be a valid integer"),
-        ('"mixture"', '"pooled"', "'pooled' found"),
+        ('"mixture"', '"pooled"', "`router.kind`: `pooled` is not one of"),
         ('"test"', '"Test Federation"', "`federation`"),
         ("max_epsilon = 3", "max_epsilon = 3\ndelta = 1", "`privacy.delta`"),
         ("max_epsilon = 3", 'max_epsilon = 3\nunit = "hospital"', "`privacy.unit`"),
