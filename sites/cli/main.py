@@ -13,6 +13,7 @@ from sites.cli.approve import approve
 from sites.cli.audit import audit
 from sites.cli.budget import budget
 from sites.cli.data import app as data
+from sites.cli.doctor import doctor
 from sites.cli.enroll import enroll
 from sites.cli.ensemble import ensemble
 from sites.cli.export import export
@@ -32,7 +33,7 @@ from sites.cli.train import train
 app = make_program(
     "ddm-site",
     {  # help shows them in this order, which is that of the work
-        "Set up": (init, keygen, enroll, fetch, rotate),
+        "Set up": (init, keygen, enroll, fetch, rotate, doctor),
         "Train": (data, partition, budget, train, head, audit, ledger),
         "Review and send": (review, report, approve, release, submit, export, import_),
         "Use an ensemble": (ensemble, sample, evaluate),

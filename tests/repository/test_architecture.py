@@ -25,6 +25,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "records": {"errors", "limits"},
         "storage": {"errors", "limits", "progress", "records"},
         "signing": {"errors", "records", "storage"},
+        "doctor": {"errors", "console", "records", "signing"},
         "trust": {"errors", "limits", "records", "storage", "signing"},
         "flows": {"records"},
         "privacy": {"errors", "records", "flows"},
@@ -176,6 +177,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "train": {"workspace", "privacy", "outbox"},
         "report": {"workspace", "published", "privacy", "outbox", "train"},
         "transport": {"workspace", "published", "outbox"},
+        "doctor": {"workspace", "published", "data", "privacy", "outbox", "transport"},
         "cli": {
             "workspace",
             "published",
@@ -186,6 +188,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "train",
             "report",
             "transport",
+            "doctor",
         },
         "api": {"workspace", "data", "outbox", "train", "cli"},
     },
@@ -199,7 +202,8 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "ensembles": {"workspace", "journal", "log", "inbox"},
         "status": {"workspace", "journal", "roster", "inbox", "ensembles"},
         "server": {"workspace", "published", "inbox", "ensembles", "status"},
-        "cli": {"workspace", "log", "roster", "inbox", "ensembles", "status", "server"},
+        "doctor": {"workspace", "journal", "status"},
+        "cli": {"workspace", "log", "roster", "inbox", "ensembles", "status", "server", "doctor"},
     },
 }
 
