@@ -131,6 +131,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "storage",
             "embedding",
             "partition",
+            "training",
             "ensemble",
             "distillation",
             "evaluation",
