@@ -60,17 +60,35 @@ def look(site: SiteFolder, folder: Path, *, newest: bool = False) -> Published:
         shutil.rmtree(leftover, ignore_errors=True)
     with new_folder(offered) as copy:
         copy_published(folder, copy)
-    trust = read_published(offered, site.settings.root)
-    log = read_log(offered, trust.chain)
-    if (site.seen / CHECKPOINT_FILE).exists():
-        seen, what = read_seen(site.seen, site.settings.root), f"the published folder {folder}"
-        require_newer((trust.chain, log), seen, what=what)
-        require_newer_plan(trust, read_published(site.seen, site.settings.root), what=what)
-    _require_receipts(site, trust, log, newest=newest)
+    found = inspect(site, offered, newest=newest, what=f"the published folder {folder}")
     if site.seen.exists():
         site.seen.rename(old)
     offered.rename(site.seen)
     shutil.rmtree(old, ignore_errors=True)
+    return found
+
+
+def inspect(
+    site: SiteFolder, folder: Path, *, newest: bool = False, what: str | None = None
+) -> Published:
+    """Returns what is in the published `folder`, as `look` does; remembers nothing.
+
+    Args:
+        site: Who looks.
+        folder: What it looks at.
+        newest: Whether the coordinator itself gave it just now.
+        what: It is called, for messages.
+
+    Raises:
+        StateError, RollbackError, RefusedError: as `look`.
+    """
+    what = what or f"the published folder {folder}"
+    trust = read_published(folder, site.settings.root)
+    log = read_log(folder, trust.chain)
+    if (site.seen / CHECKPOINT_FILE).exists():
+        require_newer((trust.chain, log), read_seen(site.seen, site.settings.root), what=what)
+        require_newer_plan(trust, read_published(site.seen, site.settings.root), what=what)
+    _require_receipts(site, trust, log, newest=newest)
     return Published(trust, log)
 
 

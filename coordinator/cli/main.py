@@ -10,6 +10,7 @@ from coordinator.cli.admit import admit
 from coordinator.cli.assemble import assemble
 from coordinator.cli.check_consistency import check_consistency
 from coordinator.cli.distill import distill
+from coordinator.cli.doctor import doctor
 from coordinator.cli.import_ import import_
 from coordinator.cli.init import init
 from coordinator.cli.publish import publish
@@ -31,7 +32,7 @@ app = make_program(
     "ddm-coord",
     {  # help shows them in this order, which is that of the work
         "Set up": (init, keygen, roster.app, autoencoder.app, partition, plan.app, publish),
-        "Receive": (serve, import_, admit, status, web),
+        "Receive": (serve, import_, admit, status, doctor, web),
         "Assemble": (reference, assemble, router.app, distill, remove, sign_model),
         "Verify and use": (verify, check_consistency, sample, evaluate, report, export.app),
     },

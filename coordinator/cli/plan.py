@@ -1,4 +1,4 @@
-"""`ddm-coord plan`: what a plan would cost the sites, before anybody signs it."""
+"""`ddm-coord plan`: a first plan, and what a plan would cost the sites, before it is signed."""
 
 import math
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli import plan_cost
+from coordinator.cli import plan_cost, plan_new
 from coordinator.cli.open_plan import open_plan
 from coordinator.cli.options import CoordinatorOption, RootOption
 from ddm_fed import console
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from ddm_fed.records import Plan
 
-app = typer.Typer(name="plan", no_args_is_help=True, help="Look at a plan before it is signed.")
+app = typer.Typer(
+    name="plan", no_args_is_help=True, help="Write a plan, and look at it before it is signed."
+)
 GIGA = 1e9
 INTEGER_BYTES = 8  # of a released number
 FLOAT_BYTES = 4
@@ -32,7 +34,10 @@ AutoencoderOption = Annotated[
 
 @app.callback()
 def _group() -> None:
-    """Look at a plan before it is signed, or at the published one."""
+    """Write a plan, and look at it before it is signed, or at the published one."""
+
+
+app.command()(plan_new.new)
 
 
 @app.command()

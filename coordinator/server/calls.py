@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from functools import wraps
 from secrets import token_hex
 from threading import Lock
@@ -29,7 +30,7 @@ from coordinator.server.watchdog import Watchdog
 from coordinator.status.metrics import ServerMetrics
 from ddm_fed import console
 from ddm_fed.errors import DdmFedError, MalformedError
-from ddm_fed.exchange import details_of, status_of
+from ddm_fed.exchange import DATE, details_of, status_of
 
 MESSAGE_S = 10.0  # for the one message of a call, from its head on
 REFUSED_LINE_S = 1.0
@@ -120,6 +121,8 @@ class Answering(AbstractContextManager["Answering"]):
         admitting = self._call_context.guard.admitting(self.caller(), self._context.peer())
         self._place.enter_context(admitting)
         self._admitted = True
+        # as HTTP does: by it `ddm-site doctor` compares clocks
+        self._context.set_trailing_metadata(((DATE, formatdate(usegmt=True)),))
 
     def only(self, requests: Iterator[Any]) -> Any:
         """Returns the one message of a call.

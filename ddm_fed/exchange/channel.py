@@ -7,6 +7,7 @@ MAX_MESSAGE_BYTES = 3 * 512 * 1024
 MAX_METADATA_BYTES = 16 * 1024
 # The name in the coordinator's certificate. Certificates are pinned, so hosts are not in them.
 SERVER_NAME = "coordinator.ddm-fed"
+DATE = "date"  # trailing metadata of an answer: the coordinator's clock, as HTTP writes it
 KEEPALIVE_MS, KEEPALIVE_TIMEOUT_MS, LEAST_PING_MS = 60_000, 20_000, 30_000
 CONNECTION_AGE_MS, CONNECTION_GRACE_MS = 30 * 60_000, 5 * 60_000
 CONNECTION_IDLE_MS, SETTINGS_MS = 5 * 60_000, 20_000

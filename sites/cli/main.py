@@ -13,6 +13,7 @@ from sites.cli.approve import approve
 from sites.cli.audit import audit
 from sites.cli.budget import budget
 from sites.cli.data import app as data
+from sites.cli.doctor import doctor
 from sites.cli.enroll import enroll
 from sites.cli.ensemble import ensemble
 from sites.cli.export import export
@@ -21,6 +22,7 @@ from sites.cli.head import head
 from sites.cli.import_ import import_
 from sites.cli.init import init
 from sites.cli.ledger import ledger
+from sites.cli.plan import app as plan
 from sites.cli.release import release
 from sites.cli.report import report
 from sites.cli.review import review
@@ -32,7 +34,7 @@ from sites.cli.train import train
 app = make_program(
     "ddm-site",
     {  # help shows them in this order, which is that of the work
-        "Set up": (init, keygen, enroll, fetch, rotate),
+        "Set up": (init, keygen, enroll, plan, fetch, rotate, doctor),
         "Train": (data, partition, budget, train, head, audit, ledger),
         "Review and send": (review, report, approve, release, submit, export, import_),
         "Use an ensemble": (ensemble, sample, evaluate),

@@ -1,7 +1,5 @@
 """`ddm-site train`: the site's whole job under a plan, and the choices that are its own."""
 
-import resource
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -284,13 +282,12 @@ class _Estimate:
 
 def _most_memory() -> str:
     """Returns the most memory this process, and its GPU if it has one, had at once."""
-    import torch
+    from ddm_fed.training.forecast import peak_memory
 
-    per = 1 if sys.platform == "darwin" else 1 << 10  # Linux counts in KiB
-    own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * per
+    own, gpu = peak_memory()
     shown = f"{own / 1e9:.1f} GB"
-    if torch.cuda.is_available():
-        shown += f", and {torch.cuda.max_memory_allocated() / 1e9:.1f} GB of the GPU"
+    if gpu:
+        shown += f", and {gpu / 1e9:.1f} GB of the GPU"
     return shown
 
 

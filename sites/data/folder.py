@@ -121,6 +121,10 @@ class FolderSource(Source):
         """Returns how many items there are."""
         return len(self.files)
 
+    def class_folders(self) -> tuple[str, ...]:
+        """Returns the names of the subfolders that images lie in, in order."""
+        return tuple(sorted({_top(path, self.folder) for path in self.files}))
+
     def items(self) -> Iterator[Item]:
         """Yields the items, always in the same order."""
         kind = DicomItem if self.dicom else FileItem

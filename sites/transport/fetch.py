@@ -1,12 +1,15 @@
 """What a site fetches from its coordinator: published documents, ensembles. All are verified."""
 
 import shutil
+from contextlib import suppress
+from email.utils import parsedate_to_datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from ddm_fed.bundle.reference import REFERENCE_FILE, VECTORS_FILE
 from ddm_fed.ensemble.folder import VerifiedEnsemble, verify_ensemble
 from ddm_fed.errors import ExchangeError, QuotaError, StateError, naming, printable
-from ddm_fed.exchange import messages, services
+from ddm_fed.exchange import DATE, messages, services
 from ddm_fed.limits import (
     MAX_DOCUMENT_BYTES,
     MAX_ENSEMBLE_FILES,
@@ -19,7 +22,7 @@ from ddm_fed.limits import (
     MAX_ROUTER_BYTES,
 )
 from ddm_fed.progress import Advance
-from ddm_fed.records import is_file_name, is_sha256
+from ddm_fed.records import is_file_name, is_sha256, now
 from ddm_fed.storage.files import (
     new_folder,
     open_to_append,
@@ -77,6 +80,46 @@ def fetch_published(
     sync_folder(site.path)
     shutil.rmtree(old, ignore_errors=True)
     return found
+
+
+class Greeting(NamedTuple):
+    """What the coordinator says to a member.
+
+    Attributes:
+        state: Of the site, there.
+        plan_sha256: Of the plan in force there.
+        ahead_s: By how many seconds its clock is ahead of this one; None if it does not say.
+    """
+
+    state: str
+    plan_sha256: str
+    ahead_s: float | None
+
+
+def greet(site: SiteFolder, address: Address, trust: Trust | None, *, timeout_s: float) -> Greeting:
+    """Returns what the coordinator answers this site, over mutual TLS; changes nothing.
+
+    Args:
+        site: Who asks.
+        address: The coordinator.
+        trust: What the site knows of its federation; None before the first time.
+        timeout_s: How long to try.
+
+    Raises:
+        ExchangeError: nothing answers, or it does not know this site's certificate.
+    """
+    client, pem = _identity(site, trust), server_pem(address, trust, timeout_s=timeout_s)
+    with channel_to(address, pem, client) as channel:
+        service = services.ExchangeServiceStub(channel)
+        answer, call = retried(
+            lambda: service.GetStatus.with_call(messages.GetStatusRequest(), timeout=CALL_S),
+            address,
+            timeout_s=timeout_s,
+        )
+    said, ahead = dict(call.trailing_metadata() or ()).get(DATE, ""), None
+    with suppress(ValueError, TypeError):  # an older version says nothing
+        ahead = (parsedate_to_datetime(said) - now()).total_seconds()
+    return Greeting(printable(answer.state), answer.plan_sha256, ahead)
 
 
 def _identity(site: SiteFolder, trust: Trust | None) -> tuple[bytes, bytes]:

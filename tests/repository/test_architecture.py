@@ -25,6 +25,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "records": {"errors", "limits"},
         "storage": {"errors", "limits", "progress", "records"},
         "signing": {"errors", "records", "storage"},
+        "doctor": {"errors", "console", "records", "signing"},
         "trust": {"errors", "limits", "records", "storage", "signing"},
         "flows": {"records"},
         "privacy": {"errors", "records", "flows"},
@@ -130,6 +131,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "storage",
             "embedding",
             "partition",
+            "training",
             "ensemble",
             "distillation",
             "evaluation",
@@ -176,6 +178,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "train": {"workspace", "privacy", "outbox"},
         "report": {"workspace", "published", "privacy", "outbox", "train"},
         "transport": {"workspace", "published", "outbox"},
+        "doctor": {"workspace", "published", "data", "privacy", "outbox", "transport"},
         "cli": {
             "workspace",
             "published",
@@ -186,6 +189,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "train",
             "report",
             "transport",
+            "doctor",
         },
         "api": {"workspace", "data", "outbox", "train", "cli"},
     },
@@ -199,7 +203,8 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "ensembles": {"workspace", "journal", "log", "inbox"},
         "status": {"workspace", "journal", "roster", "inbox", "ensembles"},
         "server": {"workspace", "published", "inbox", "ensembles", "status"},
-        "cli": {"workspace", "log", "roster", "inbox", "ensembles", "status", "server"},
+        "doctor": {"workspace", "journal", "status"},
+        "cli": {"workspace", "log", "roster", "inbox", "ensembles", "status", "server", "doctor"},
     },
 }
 
