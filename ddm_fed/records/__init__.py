@@ -18,6 +18,7 @@ from ddm_fed.records.architecture import network_of as network_of
 from ddm_fed.records.architecture import parse_architecture as parse_architecture
 from ddm_fed.records.architecture import require_fit as require_fit
 from ddm_fed.records.architecture import require_reads_text as require_reads_text
+from ddm_fed.records.architecture import unet_name as unet_name
 from ddm_fed.records.audit import AttackerAccess as AttackerAccess
 from ddm_fed.records.audit import AuditFacts as AuditFacts
 from ddm_fed.records.audit import CanaryType as CanaryType
