@@ -11,6 +11,7 @@ from ddm_fed.records.architecture import DitSize as DitSize
 from ddm_fed.records.architecture import MixtureArchitecture as MixtureArchitecture
 from ddm_fed.records.architecture import MmditArchitecture as MmditArchitecture
 from ddm_fed.records.architecture import MmditSize as MmditSize
+from ddm_fed.records.architecture import PackageArchitecture as PackageArchitecture
 from ddm_fed.records.architecture import UnetArchitecture as UnetArchitecture
 from ddm_fed.records.architecture import UnetSize as UnetSize
 from ddm_fed.records.architecture import adds_to_mixture as adds_to_mixture

@@ -10,6 +10,7 @@
 | `UNet-S`              | diffusers' `UNet2DModel`                                               |
 | `UNet-128-256a-256/2` | any other: channels of its levels, `a` where one attends; then blocks  |
 | `Conv-Nano/2`         | convolutions at one resolution, of patches of 2 by 2 pixels            |
+| `waves==1.0:Waves`    | one that an installed package brings: PACKAGE==VERSION:NAME            |
 | `mixture`             | none: the exact velocity of the mixture that the site releases         |
 | `mixture+DiT-S/2`     | that velocity, plus a network that learns only what it leaves          |
 
@@ -119,7 +120,17 @@ class ConvArchitecture(NamedTuple):
     patch: int
 
 
-NetworkArchitecture = DitArchitecture | MmditArchitecture | UnetArchitecture | ConvArchitecture
+class PackageArchitecture(NamedTuple):
+    """What a name such as `waves==1.0:Waves` says: whose network, in which version, which one."""
+
+    package: str
+    version: str
+    name: str
+
+
+NetworkArchitecture = (
+    DitArchitecture | MmditArchitecture | UnetArchitecture | ConvArchitecture | PackageArchitecture
+)
 
 
 class MixtureArchitecture(NamedTuple):
@@ -137,6 +148,10 @@ _LEVEL = r"[1-9][0-9]{0,3}a?"
 _ANY_UNET = re.compile(
     rf"UNet-({_LEVEL}(?:-{_LEVEL}){{0,7}})/([1-8])(-ddpm)?"
     r"(?:-head([1-9][0-9]{0,3}))?(?:-groups([1-9][0-9]{0,2}))?"
+)
+_PACKAGE = re.compile(
+    r"([a-z0-9]{1,40}(?:-[a-z0-9]{1,40}){0,4})"  # in its normal form
+    r"==([0-9][0-9A-Za-z.+]{0,39}):([A-Za-z][0-9A-Za-z]{0,39})"
 )
 DEFAULT_HEAD, DEFAULT_GROUPS = 8, 32  # diffusers' own
 _CONV = re.compile(r"Conv-([A-Za-z]+)/([1248])")
@@ -170,13 +185,16 @@ def parse_architecture(name: str) -> Architecture:
         return UnetArchitecture(_unet_size(name, match))
     if (match := _CONV.fullmatch(name)) and match[1] in CONV_SIZES:
         return ConvArchitecture(CONV_SIZES[match[1]], int(match[2]))
+    if match := _PACKAGE.fullmatch(name):
+        return PackageArchitecture(match[1], match[2], match[3])
     raise ValueError(
         f"unknown architecture `{name}`; use DiT-SIZE/PATCH with SIZE one of "
         f"{', '.join(DIT_SIZES)} and PATCH one of 1, 2, 4, 8, then -single, -qknorm, and -rope or "
         f"-learned if wanted; MMDiT-SIZE/PATCH with SIZE one of {', '.join(MMDIT_SIZES)}; "
         f"Conv-SIZE/PATCH with SIZE one of {', '.join(CONV_SIZES)}; "
         f"UNet-SIZE with SIZE one of {', '.join(UNET_SIZES)}, or UNet-CHANNELS/BLOCKS such as "
-        "UNet-128-256a-256/2; mixture; or mixture+ and one of these"
+        "UNet-128-256a-256/2; PACKAGE==VERSION:NAME of an installed package; mixture; or mixture+ "
+        "and one of these"
     )
 
 
@@ -249,6 +267,8 @@ def require_fit(name: str, height: int, width: int) -> None:
     architecture = parse_architecture(network)
     if isinstance(architecture, MixtureArchitecture):
         raise TypeError(f"{network} is not the name of a network")
+    if isinstance(architecture, PackageArchitecture):  # its own code knows
+        return
     if isinstance(architecture, UnetArchitecture):
         factor = 2 ** (len(architecture.size.channels) - 1)
         reason = f"halves images {len(architecture.size.channels) - 1} times"
