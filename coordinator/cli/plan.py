@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from coordinator.cli import plan_cost, plan_new
+from coordinator.cli import plan_base, plan_cost, plan_new
 from coordinator.cli.open_plan import open_plan
 from coordinator.cli.options import CoordinatorOption, RootOption
 from ddm_fed import console
@@ -108,6 +108,7 @@ def show(
 
 
 app.command()(plan_cost.cost)
+app.command()(plan_base.base)
 
 
 @app.command()

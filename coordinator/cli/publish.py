@@ -21,7 +21,13 @@ def publish(
     from coordinator.inbox.admission import current_members, recover
     from coordinator.roster import proposals
     from coordinator.workspace import CoordinatorFolder
-    from ddm_fed.records import read_plan_file
+    from ddm_fed.records import (
+        ExpertDesign,
+        PackageArchitecture,
+        network_of,
+        parse_architecture,
+        read_plan_file,
+    )
     from ddm_fed.trust.published import PLAN_FILE
 
     home = CoordinatorFolder.open(coordinator)
@@ -31,6 +37,12 @@ def publish(
         raise OptionError(
             f"PLAN {plan} cannot be read: {error.strerror}", hint="give the path of a plan.toml"
         ) from None
+    for name in map(network_of, written.expert.architecture):
+        if name is not None and isinstance(parse_architecture(name), PackageArchitecture):
+            from ddm_fed.models import expert_tensors
+
+            # what is admitted later is bounded by these; found out now, where somebody looks
+            expert_tensors(written.data, ExpertDesign(architecture=name))
     with home.changing():
         before = home.trust().plan_sha256 if (home.published / PLAN_FILE).exists() else None
         plan_sha256 = proposals.publish_plan(home, written)

@@ -6,6 +6,7 @@ from torch import nn
 from ddm_fed.models.base import ExpertNetwork
 from ddm_fed.models.convnet import ConvNet
 from ddm_fed.models.dit import DiT
+from ddm_fed.models.installed import installed_network
 from ddm_fed.models.mmdit import MMDiT
 from ddm_fed.models.unet import UNet
 from ddm_fed.records import (
@@ -15,6 +16,7 @@ from ddm_fed.records import (
     ExpertDesign,
     MixtureArchitecture,
     MmditArchitecture,
+    PackageArchitecture,
     TextSpec,
     UnetArchitecture,
     network_of,
@@ -33,6 +35,7 @@ def build_network(data: DataSpec, design: ExpertDesign) -> ExpertNetwork:
 
     Raises:
         ValueError: the architecture cannot take images of this size, or has no network.
+        StateError: it is of a package that is not installed, or does not keep its promise.
     """
     return network_named(design.architecture, data.shape, len(data.classes), data.text)
 
@@ -45,6 +48,7 @@ def network_named(
     Raises:
         ValueError: the name is unknown, or stands for a network that cannot take this size, or
             captions.
+        StateError: it is of a package that is not installed, or does not keep its promise.
     """
     require_fit(architecture, shape[1], shape[2])
     if text is not None:
@@ -70,6 +74,8 @@ def network_named(
             return UNet(shape, unet.size, classes)
         case ConvArchitecture() as conv:
             return ConvNet(shape, conv.size, conv.patch, classes)
+        case PackageArchitecture() as wanted:
+            return installed_network(wanted, shape, classes)
         case MixtureArchitecture():
             raise TypeError(f"{name} is not the name of a network")
 

@@ -17,8 +17,8 @@ from ddm_fed.flows import Condition
 from ddm_fed.models.base import ExpertNetwork
 from ddm_fed.records import UnetSize
 
-HEAD_WIDTH = 32
-MAX_GROUPS = 32
+# where DDPM's published networks differ from diffusers' defaults
+DDPM = {"downsample_padding": 0, "flip_sin_to_cos": False, "freq_shift": 1, "norm_eps": 1e-6}
 
 
 class UNet(ExpertNetwork):
@@ -26,17 +26,13 @@ class UNet(ExpertNetwork):
 
     Args:
         shape: One image's `(C, H, W)`; H and W can be halved as often as `size` has levels less 1.
-        size: Channels of every level, blocks per level, and how many levels attend.
+        size: Levels, blocks, attention and the like.
         classes: Number of classes; 0 makes an unconditional network.
     """
 
     def __init__(self, shape: tuple[int, int, int], size: UnetSize, classes: int) -> None:
         super().__init__(classes)
-        with suppress(ImportError):  # diffusers imports torchvision wherever it is installed
-            import_torchvision()
-        from diffusers.models.unets.unet_2d import UNet2DModel
-
-        self.net: nn.Module = UNet2DModel(**unet_config(shape, size, classes))
+        self.net: nn.Module = diffusers_unet()(**unet_config(shape, size, classes))
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Returns the prediction at `x` (images at time `t`), `(B, C, H, W)` float32."""
@@ -63,22 +59,30 @@ class UNet(ExpertNetwork):
             nn.init.zeros_(value)
 
 
+def diffusers_unet() -> Any:
+    """Returns diffusers' class of such networks."""
+    with suppress(ImportError):  # diffusers imports torchvision wherever it is installed
+        import_torchvision()
+    from diffusers.models.unets.unet_2d import UNet2DModel
+
+    return UNet2DModel
+
+
 def unet_config(shape: tuple[int, int, int], size: UnetSize, classes: int) -> dict[str, Any]:
     """Returns the arguments of `UNet2DModel` for images of `shape`."""
     channels, height, width = shape
-    plain = len(size.channels) - size.attending
     return {
         "sample_size": (height, width),
         "in_channels": channels,
         "out_channels": channels,
         "block_out_channels": size.channels,
         "layers_per_block": size.blocks,
-        "down_block_types": ("DownBlock2D",) * plain + ("AttnDownBlock2D",) * size.attending,
-        "up_block_types": ("AttnUpBlock2D",) * size.attending + ("UpBlock2D",) * plain,
-        "attention_head_dim": HEAD_WIDTH,
-        # groups divide every level, and hold at least four channels, whose mean survives the norm
-        "norm_num_groups": min(MAX_GROUPS, math.gcd(*size.channels) // 4),
+        "down_block_types": tuple(f"{'Attn' * on}DownBlock2D" for on in size.attends),
+        "up_block_types": tuple(f"{'Attn' * on}UpBlock2D" for on in reversed(size.attends)),
+        "attention_head_dim": size.head,
+        "norm_num_groups": size.groups,
         "num_class_embeds": classes + 1 if classes else None,
+        **(DDPM if size.ddpm else {}),
     }
 
 

@@ -11,6 +11,7 @@ from ddm_fed.records.architecture import DitSize as DitSize
 from ddm_fed.records.architecture import MixtureArchitecture as MixtureArchitecture
 from ddm_fed.records.architecture import MmditArchitecture as MmditArchitecture
 from ddm_fed.records.architecture import MmditSize as MmditSize
+from ddm_fed.records.architecture import PackageArchitecture as PackageArchitecture
 from ddm_fed.records.architecture import UnetArchitecture as UnetArchitecture
 from ddm_fed.records.architecture import UnetSize as UnetSize
 from ddm_fed.records.architecture import adds_to_mixture as adds_to_mixture
@@ -18,6 +19,7 @@ from ddm_fed.records.architecture import network_of as network_of
 from ddm_fed.records.architecture import parse_architecture as parse_architecture
 from ddm_fed.records.architecture import require_fit as require_fit
 from ddm_fed.records.architecture import require_reads_text as require_reads_text
+from ddm_fed.records.architecture import unet_name as unet_name
 from ddm_fed.records.audit import AttackerAccess as AttackerAccess
 from ddm_fed.records.audit import AuditFacts as AuditFacts
 from ddm_fed.records.audit import CanaryType as CanaryType

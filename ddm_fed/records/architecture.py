@@ -8,7 +8,9 @@
 | `DiT-S/2-learned`     | learned positions                                                      |
 | `MMDiT-3B/2`          | two streams, condition and image, that attend to each other            |
 | `UNet-S`              | diffusers' `UNet2DModel`                                               |
+| `UNet-128-256a-256/2` | any other: channels of its levels, `a` where one attends; then blocks  |
 | `Conv-Nano/2`         | convolutions at one resolution, of patches of 2 by 2 pixels            |
+| `waves==1.0:Waves`    | one that an installed package brings: PACKAGE==VERSION:NAME            |
 | `mixture`             | none: the exact velocity of the mixture that the site releases         |
 | `mixture+DiT-S/2`     | that velocity, plus a network that learns only what it leaves          |
 
@@ -40,11 +42,23 @@ class MmditSize(NamedTuple):
 
 
 class UnetSize(NamedTuple):
-    """Channels of every level, ResNet blocks per level, and levels that attend (the deepest)."""
+    """What `UNet2DModel` is built from.
+
+    Attributes:
+        channels: Of every level.
+        blocks: ResNet blocks per level.
+        attends: Which levels attend.
+        head: Channels of an attention head; None for one head.
+        groups: Of normalisation.
+        ddpm: Whether times, paddings and norms are those of DDPM's published networks.
+    """
 
     channels: tuple[int, ...]
     blocks: int
-    attending: int
+    attends: tuple[bool, ...]
+    head: int | None = 32
+    groups: int = 32
+    ddpm: bool = False
 
 
 class ConvSize(NamedTuple):
@@ -69,10 +83,11 @@ MMDIT_SIZES = {
     "3B": MmditSize(double_blocks=4, single_blocks=26, width=2560, heads=20),
 }
 UNET_SIZES = {
-    "Nano": UnetSize(channels=(16, 32), blocks=1, attending=1),
-    "S": UnetSize(channels=(64, 128, 128), blocks=2, attending=2),
-    "M": UnetSize(channels=(128, 256, 256), blocks=2, attending=2),
-    "L": UnetSize(channels=(128, 256, 256, 512), blocks=3, attending=3),
+    # groups hold at least four channels, whose mean survives the norm
+    "Nano": UnetSize(channels=(16, 32), blocks=1, attends=(False, True), groups=4),
+    "S": UnetSize(channels=(64, 128, 128), blocks=2, attends=(False, True, True), groups=16),
+    "M": UnetSize(channels=(128, 256, 256), blocks=2, attends=(False, True, True)),
+    "L": UnetSize(channels=(128, 256, 256, 512), blocks=3, attends=(False, True, True, True)),
 }
 CONV_SIZES = {"Nano": ConvSize(depth=4, width=32), "S": ConvSize(depth=8, width=64)}
 
@@ -107,7 +122,17 @@ class ConvArchitecture(NamedTuple):
     patch: int
 
 
-NetworkArchitecture = DitArchitecture | MmditArchitecture | UnetArchitecture | ConvArchitecture
+class PackageArchitecture(NamedTuple):
+    """What a name such as `waves==1.0:Waves` says: whose network, in which version, which one."""
+
+    package: str
+    version: str
+    name: str
+
+
+NetworkArchitecture = (
+    DitArchitecture | MmditArchitecture | UnetArchitecture | ConvArchitecture | PackageArchitecture
+)
 
 
 class MixtureArchitecture(NamedTuple):
@@ -121,6 +146,16 @@ MIXTURE, PLUS = "mixture", "mixture+"
 _DIT = re.compile(r"DiT-([A-Za-z]+)/([1248])(-single)?(-qknorm)?(?:-(rope|learned))?")
 _MMDIT = re.compile(r"MMDiT-([0-9A-Za-z]+)/([1248])")
 _UNET = re.compile(r"UNet-([A-Za-z]+)")
+_LEVEL = r"[1-9][0-9]{0,3}a?"
+_ANY_UNET = re.compile(
+    rf"UNet-({_LEVEL}(?:-{_LEVEL}){{0,7}})/([1-8])(-ddpm)?"
+    r"(?:-head([1-9][0-9]{0,3}))?(?:-groups([1-9][0-9]{0,2}))?"
+)
+_PACKAGE = re.compile(
+    r"([a-z0-9]{1,40}(?:-[a-z0-9]{1,40}){0,4})"  # in its normal form
+    r"==([0-9][0-9A-Za-z.+]{0,39}):([A-Za-z][0-9A-Za-z]{0,39})"
+)
+DEFAULT_HEAD, DEFAULT_GROUPS = 8, 32  # diffusers' own
 _CONV = re.compile(r"Conv-([A-Za-z]+)/([1248])")
 
 
@@ -148,15 +183,21 @@ def parse_architecture(name: str) -> Architecture:
         return MmditArchitecture(MMDIT_SIZES[match[1]], int(match[2]))
     if (match := _UNET.fullmatch(name)) and match[1] in UNET_SIZES:
         return UnetArchitecture(UNET_SIZES[match[1]])
+    if match := _ANY_UNET.fullmatch(name):
+        return UnetArchitecture(_unet_size(name, match))
     if (match := _CONV.fullmatch(name)) and match[1] in CONV_SIZES:
         return ConvArchitecture(CONV_SIZES[match[1]], int(match[2]))
+    if match := _PACKAGE.fullmatch(name):
+        return PackageArchitecture(match[1], match[2], match[3])
     near = guess(name, _names())
     raise ValueError(
         f"unknown architecture `{name}`{near or ';'} use DiT-SIZE/PATCH with SIZE one "
         f"of {', '.join(DIT_SIZES)} and PATCH one of 1, 2, 4, 8, then -single, -qknorm, and -rope "
         f"or -learned if wanted; MMDiT-SIZE/PATCH with SIZE one of {', '.join(MMDIT_SIZES)}; "
         f"Conv-SIZE/PATCH with SIZE one of {', '.join(CONV_SIZES)}; "
-        f"UNet-SIZE with SIZE one of {', '.join(UNET_SIZES)}; mixture; or mixture+ and one of these"
+        f"UNet-SIZE with SIZE one of {', '.join(UNET_SIZES)}, or UNet-CHANNELS/BLOCKS such as "
+        "UNet-128-256a-256/2; PACKAGE==VERSION:NAME of an installed package; mixture; or mixture+ "
+        "and one of these"
     )
 
 
@@ -173,6 +214,38 @@ def _names() -> list[str]:
     mmdit = [f"MMDiT-{size}/{patch}" for size in MMDIT_SIZES for patch in "1248"]
     conv = [f"Conv-{size}/{patch}" for size in CONV_SIZES for patch in "1248"]
     return [*dit, *mmdit, *conv, *(f"UNet-{size}" for size in UNET_SIZES), MIXTURE]
+
+
+def unet_name(size: UnetSize) -> str:
+    """Returns the name of that `UNet2DModel`, which `parse_architecture` reads back."""
+    for name, known in UNET_SIZES.items():
+        if size == known:
+            return f"UNet-{name}"
+    levels = zip(size.channels, size.attends, strict=True)
+    parts = ["-".join(f"{width}{'a' * attends}" for width, attends in levels) + f"/{size.blocks}"]
+    if size.ddpm:
+        parts.append("ddpm")
+    if size.head is not None and (size.ddpm or size.head != DEFAULT_HEAD):
+        parts.append(f"head{size.head}")
+    if size.groups != DEFAULT_GROUPS:
+        parts.append(f"groups{size.groups}")
+    return f"UNet-{'-'.join(parts)}"
+
+
+def _unet_size(name: str, match: re.Match[str]) -> UnetSize:
+    levels = match[1].split("-")
+    channels = tuple(int(level.removesuffix("a")) for level in levels)
+    ddpm = match[3] is not None
+    head = int(match[4]) if match[4] else None if ddpm else DEFAULT_HEAD
+    groups = int(match[5] or DEFAULT_GROUPS)
+    attends = tuple(level.endswith("a") for level in levels)
+    for width, divided in zip(channels, (*attends[:-1], True), strict=True):  # its middle attends
+        if width % groups or (divided and head is not None and width % head):
+            raise ValueError(
+                f"`{name}`: {width} channels are not divided by {groups} groups"
+                + (f" and heads of {head}" if divided and head is not None else "")
+            )
+    return UnetSize(channels, int(match[2]), attends, head, groups, ddpm)
 
 
 def network_of(name: str) -> str | None:
@@ -212,6 +285,8 @@ def require_fit(name: str, height: int, width: int) -> None:
     architecture = parse_architecture(network)
     if isinstance(architecture, MixtureArchitecture):
         raise TypeError(f"{network} is not the name of a network")
+    if isinstance(architecture, PackageArchitecture):  # its own code knows
+        return
     if isinstance(architecture, UnetArchitecture):
         factor = 2 ** (len(architecture.size.channels) - 1)
         reason = f"halves images {len(architecture.size.channels) - 1} times"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ddm_fed.errors import CheckpointError, DataError, DivergedError, OptionError, StateError
 from ddm_fed.flows import denoising_loss, path_named
-from ddm_fed.models import build_network
+from ddm_fed.models import build_network, expert_tensors
 from ddm_fed.privacy import ImageSet, Private, keep_freed_memory
 from ddm_fed.progress import QUIET, StepReport, Watch
 from ddm_fed.records import ExpertDesign, Plan, TrainingSpec, adds_to_mixture, network_of
@@ -167,6 +167,7 @@ def require_possible(
         DataError: there are no images, or no labels or captions although the plan
             asks for them.
         OptionError: the plan does not allow what was chosen.
+        StateError: the network is of a package that is not installed.
     """
     if len(images) == 0:
         raise DataError("there are no images to train on", hint="check --data")
@@ -183,6 +184,7 @@ def require_possible(
             f"--architecture, --path, --prediction: the plan does not allow an expert of {design}",
             hint="choose each from the plan's [expert], or leave them out",
         )
+    expert_tensors(plan.data, design)  # a package that brings the network may be missing
     choose_half_life(plan, options.ema_half_life)
 
 

@@ -33,7 +33,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "autoencoders": {"errors", "progress", "records", "storage", "embedding"},
         "partition": {"errors", "progress", "storage", "embedding"},
         "mixture": {"errors", "records", "storage", "flows", "privacy", "embedding"},
-        "models": {"records", "storage", "flows", "embedding", "mixture"},
+        "models": {"errors", "records", "storage", "flows", "embedding", "mixture"},
         "router": {
             "errors",
             "progress",
@@ -319,7 +319,7 @@ RUNS_CODE = {("torch", "load"), ("torch", "save"), ("torch", "jit"), ("torch", "
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 ON_PAGE = re.compile(
-    rf"\b(?:{'|'.join((*PACKAGES, 'protos', 'tests', 'examples', 'benchmarks', 'docs'))})/[\w./]*\w"
+    rf"\b(?:{'|'.join((*PACKAGES, 'protos', 'tests', 'examples', 'benchmarks', 'docs'))})/[\w./-]*\w"
 )
 ROW_OF_PAGE = re.compile(r"^\| `([^`]+)` \| .+\? \|$", re.MULTILINE)
 
