@@ -57,6 +57,25 @@ def describe_privacy(privacy: PrivacyStatement) -> list[str]:
     return lines
 
 
+def describe_held(*, expert_is_private: bool) -> str:
+    """Returns what it means that an expert stays at its site and answers questions, in a sentence.
+
+    Args:
+        expert_is_private: Whether it was trained with noise, or is a release.
+    """
+    begin = "The expert's weights stay at the site, which answers for them as often as the plan's"
+    if expert_is_private:
+        return (
+            f"{begin} `expert.remote.evaluations` says. Its answers are post-processing of what "
+            "epsilon bounds, and cost no more."
+        )
+    return (
+        f"NOT bounded by any epsilon: the answers of an expert made without noise. {begin} "
+        "`expert.remote.evaluations` says. That limits how much is answered and guarantees "
+        "nothing: each answer shows the influence of training images."
+    )
+
+
 def ledger_rows(ledger: Iterable[LedgerEntry]) -> list[list[str]]:
     """Returns the cells of every entry, in the order of `LEDGER_COLUMNS`."""
     return [

@@ -46,6 +46,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         },
         "remote": {"errors", "limits", "storage"},
         "exchange": {"errors", "records", "storage"},
+        "listening": {"errors", "console", "exchange"},
         "training": {
             "_version",
             "errors",
@@ -175,6 +176,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "rotation": {"workspace", "outbox"},
         "train": {"workspace", "privacy", "outbox"},
         "report": {"workspace", "published", "privacy", "outbox", "train"},
+        "serving": {"workspace", "outbox", "train"},
         "transport": {"workspace", "published", "outbox"},
         "cli": {
             "workspace",
@@ -185,6 +187,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "rotation",
             "train",
             "report",
+            "serving",
             "transport",
         },
         "api": {"workspace", "data", "outbox", "train", "cli"},
@@ -194,12 +197,22 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "journal": {"workspace"},
         "log": {"workspace"},
         "published": {"workspace"},
+        "remote_experts": {"workspace"},
         "roster": {"workspace", "journal", "log"},
         "inbox": {"workspace", "journal", "log", "published", "roster"},
         "ensembles": {"workspace", "journal", "log", "inbox"},
         "status": {"workspace", "journal", "roster", "inbox", "ensembles"},
         "server": {"workspace", "published", "inbox", "ensembles", "status"},
-        "cli": {"workspace", "log", "roster", "inbox", "ensembles", "status", "server"},
+        "cli": {
+            "workspace",
+            "log",
+            "remote_experts",
+            "roster",
+            "inbox",
+            "ensembles",
+            "status",
+            "server",
+        },
     },
 }
 
@@ -237,15 +250,14 @@ IMPORTERS = {
     "grpc": {
         "ddm_fed.exchange",
         "sites.transport.grpc",
-        "coordinator.server.calls",
-        "coordinator.server.server",
-        "coordinator.server.service",
+        "ddm_fed.listening",
+        "coordinator.remote_experts",
     },
     "grpc_health": {"coordinator.server.health"},
     "fsspec": {"ddm_fed.remote"},
     "paramiko": {"ddm_fed.remote"},
     "tomlkit": {"ddm_fed.storage.workspace"},
-    "tenacity": {"sites.transport.retries"},
+    "tenacity": {"ddm_fed.exchange.retries"},
     "rich": {"ddm_fed.console"},
     "typer": {"sites.cli", "coordinator.cli", "ddm_fed.commands"},
     "safetensors": {
@@ -278,7 +290,7 @@ IMPORTERS = {
     "prometheus_client": {"coordinator.status.metrics"},
     # the read-only web page
     "http": {"coordinator.server.web"},
-    "socket": {"coordinator.server.gate", "coordinator.server.web"},
+    "socket": {"ddm_fed.listening.gate", "coordinator.server.web"},
     # a browser, on a page of ours, to print it
     "subprocess": {"ddm_fed.report.printing"},
     # nowhere: they run code out of files, reach a network, or start programs

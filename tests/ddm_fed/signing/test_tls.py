@@ -153,7 +153,10 @@ MALFORMED: dict[str, tuple[Json, str]] = {
     "silent-about-authority": ({"without": (x509.BasicConstraints,)}, "does not say"),
     "may-sign-certificates": ({"bits": usage(key_cert_sign=True)}, "its extensions"),
     "no-key-usage": ({"without": (x509.KeyUsage,)}, "its extensions"),
-    "serves-and-connects": ({"purposes": (CLIENT_AUTH, SERVER_AUTH)}, "its extensions"),
+    "purposes-in-another-order": (
+        {"purposes": (CLIENT_AUTH, SERVER_AUTH)},
+        "its extensions",
+    ),
     "site-that-serves": ({"purposes": (SERVER_AUTH,)}, "its extensions"),
     "no-purpose": ({"without": (x509.ExtendedKeyUsage,)}, "its extensions"),
     "no-name": ({"without": (x509.SubjectAlternativeName,)}, "has no name"),
