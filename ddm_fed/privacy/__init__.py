@@ -33,6 +33,7 @@ from ddm_fed.privacy.plain_words import describe_privacy as describe_privacy
 from ddm_fed.privacy.plain_words import ledger_rows as ledger_rows
 from ddm_fed.privacy.plain_words import most_found as most_found
 from ddm_fed.privacy.plain_words import rate_of as rate_of
+from ddm_fed.privacy.plain_words import submission_in_words as submission_in_words
 from ddm_fed.privacy.private_value import ImageSet as ImageSet
 from ddm_fed.privacy.private_value import Private as Private
 from ddm_fed.privacy.private_value import to_unit_range as to_unit_range

@@ -6,7 +6,7 @@ Source of the facts that belong on the page: NIST SP 800-226 (2025).
 import math
 from collections.abc import Iterable
 
-from ddm_fed.records import LedgerEntry, NonPrivateEvent, PrivacyStatement
+from ddm_fed.records import LedgerEntry, NonPrivateEvent, PrivacyStatement, Submission
 
 WEAK_EPSILON = 10.0
 FALSELY_ACCUSED = 0.01
@@ -54,6 +54,14 @@ def describe_privacy(privacy: PrivacyStatement) -> list[str]:
         "A signature proves who says this, not that it is true: the coordinator has checked the "
         "arithmetic, and nobody but the site has seen the noise.",
     ]
+    return lines
+
+
+def submission_in_words(submission: Submission) -> list[str]:
+    """Returns `describe_privacy` of a submission, and what it means if its expert stays."""
+    lines = describe_privacy(submission.privacy)
+    if submission.held_expert is not None:
+        lines.append(describe_held(expert_is_private=submission.privacy.expert_is_private))
     return lines
 
 

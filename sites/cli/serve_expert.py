@@ -20,6 +20,10 @@ def serve_expert(
             callback=listening_address,
         ),
     ] = "127.0.0.1:8445",
+    device: Annotated[
+        str | None,
+        typer.Option(help="cpu, cuda or cuda:1. By default the GPU, if there is one."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer the coordinator's sampler for an expert that stays here, as much as the plan allows.
@@ -34,12 +38,14 @@ def serve_expert(
     # gRPC writes a line for a handshake it does not like: a stranger could fill the log with them
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
+    from ddm_fed.ensemble.devices import chosen_devices
     from ddm_fed.listening import wait_for_end
     from ddm_fed.privacy import describe_held
     from sites.serving.server import serving_expert
 
+    (chosen,) = chosen_devices(None if device is None else [device])
     home, published = open_published(site, plan)
-    with serving_expert(home, published.trust, listen) as found:
+    with serving_expert(home, published.trust, listen, chosen) as found:
         address = f"{listen.rpartition(':')[0]}:{found.port}"
         if as_json:
             console.show_json_line(

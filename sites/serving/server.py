@@ -4,6 +4,7 @@ Nobody else gets past the handshake, and nobody holds anything before it is judg
 calls are those of the coordinator's own port (`ddm_fed.listening`).
 """
 
+import base64
 import hashlib
 import ssl
 from collections import Counter
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ddm_fed.ensemble.pool import ExpertPool
 from ddm_fed.errors import PlanMismatchError, StateError
 from ddm_fed.exchange import handlers, messages
 from ddm_fed.exchange.questions import FLOAT, most_bytes, read_question
@@ -102,8 +104,7 @@ class OnlyCoordinator:
 
 
 def _base64_of(pem: bytes) -> str:
-    lines = ssl.DER_cert_to_PEM_cert(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))).splitlines()
-    return "".join(lines[1:-1])
+    return base64.b64encode(ssl.PEM_cert_to_DER_cert(pem.decode("ascii"))).decode()
 
 
 class ExpertService:
@@ -113,14 +114,21 @@ class ExpertService:
         held: The expert.
         data: What images are.
         allowance: What may be answered.
+        device: Where it computes.
         call_context: What every call needs.
     """
 
     def __init__(
-        self, held: HeldExpert, data: DataSpec, allowance: Allowance, call_context: CallContext
+        self,
+        held: HeldExpert,
+        data: DataSpec,
+        allowance: Allowance,
+        device: str,
+        call_context: CallContext,
     ) -> None:
         self.call_context = call_context
         self._held, self._data, self._allowance = held, data, allowance
+        self._pool = ExpertPool.of([held.expert], devices=[device])
         self._computing = Lock()  # one question at a time has all the processors
 
     @answers
@@ -147,8 +155,8 @@ class ExpertService:
             asked = None
             if question.classes is not None:
                 asked = ClassCondition(torch.tensor(question.classes))
-            velocities = held.expert(
-                torch.tensor(question.states), torch.tensor(question.times), asked
+            velocities = self._pool.ask(
+                0, torch.tensor(question.states), torch.tensor(question.times), asked
             )
             answer = velocities.float().contiguous().numpy().astype(FLOAT, copy=False).tobytes()
             self._allowance.answered(question.id, hashlib.sha256(answer).hexdigest())
@@ -187,7 +195,9 @@ def _own_key(site: SiteFolder, trust: Trust) -> TlsKey:
 
 
 @contextmanager
-def serving_expert(site: SiteFolder, trust: Trust, listen: str) -> Iterator[Serving]:
+def serving_expert(
+    site: SiteFolder, trust: Trust, listen: str, device: str = "cpu"
+) -> Iterator[Serving]:
     """Serves the site's expert during the block.
 
     The roster is the one of `trust` until the end: start it again after a change.
@@ -196,6 +206,7 @@ def serving_expert(site: SiteFolder, trust: Trust, listen: str) -> Iterator[Serv
         site: Whose expert.
         trust: The plan it was made under, and the roster.
         listen: HOST:PORT; port 0 takes a free one.
+        device: Where the expert computes.
 
     Raises:
         StateError: nothing is there to be served, or there is no certificate to serve with.
@@ -216,7 +227,7 @@ def serving_expert(site: SiteFolder, trust: Trust, listen: str) -> Iterator[Serv
         gate = Gate(listen, seats(1 / 2, WAITING, CONNECTIONS))
         guard = OnlyCoordinator(trust.roster, gate)
         context = CallContext(guard, _Counts(), watchdog, message_s=message_s)
-        service = ExpertService(held, trust.plan.data, allowance, context)
+        service = ExpertService(held, trust.plan.data, allowance, device, context)
         listener = Listener(
             gate,
             lambda: identity,
