@@ -73,6 +73,7 @@ class SiteSettings(Record):
         must_be_private: What it trains or releases with noise only.
         least_noise_multiplier: Smallest noise of a step of DP-SGD, in clip norms.
         unit: Least that epsilon has to protect: "patient" refuses plans that count images.
+        keep_weights: Whether trained weights never leave: the site answers for its expert instead.
         share_audit: Whether an audit's figures on planted canaries may leave with a submission.
         dpo_key: Who has to agree to everything that leaves.
     """
@@ -84,6 +85,7 @@ class SiteSettings(Record):
     must_be_private: tuple[PrivatePart, ...] = ("router",)
     least_noise_multiplier: NonNegative = Decimal(0)
     unit: PrivacyUnit = "image"
+    keep_weights: bool = False
     share_audit: bool = False
     dpo_key: PublicKeyHex | None = None
 

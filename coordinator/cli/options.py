@@ -70,27 +70,3 @@ def keys_read_out(keys: list[str] | None) -> list[str] | None:
                 hint="give ed25519: and 64 hex digits in lower case, as `ddm-site init` printed it",
             )
     return keys
-
-
-def listening_address(param: typer.CallbackParam, text: str | None) -> str | None:
-    """Returns HOST:PORT as it was given, if it is that; none stays none.
-
-    Raises:
-        OptionError: it is something else.
-    """
-    if text is None:
-        return None
-    host, colon, port = text.rpartition(":")
-    number = int(port) if re.fullmatch(r"[0-9]{1,5}", port) else 1 << 16
-    if not colon and number < 1 << 16:
-        raise OptionError(
-            f"{param.opts[0]} {text}: the host is missing",
-            hint=f"give 127.0.0.1:{port} to be reached from this machine only, or 0.0.0.0:{port} "
-            "to be reached from every network it is in",
-        )
-    if not host or number >= 1 << 16 or (":" in host and host[0] + host[-1] != "[]"):
-        raise OptionError(
-            f"{param.opts[0]} {text}: cannot listen on this",
-            hint="give HOST:PORT, for example 0.0.0.0:8443 or [::1]:8443, with a port up to 65535",
-        )
-    return text

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from coordinator.cli.options import CoordinatorOption, listening_address
+from coordinator.cli.options import CoordinatorOption
 from ddm_fed import console
-from ddm_fed.commands.options import JsonOption, finite
+from ddm_fed.commands.options import JsonOption, finite, listening_address
 
 GIB = 1 << 30
 
@@ -86,10 +86,11 @@ def serve(
 
     from coordinator.inbox.upload import Limits
     from coordinator.roster.waiting import take_request
-    from coordinator.server.server import ServerOptions, serving, wait_for_end
+    from coordinator.server.server import ServerOptions, serving
     from coordinator.server.web import start_web
     from coordinator.status.metrics import ServerMetrics
     from coordinator.workspace import CoordinatorFolder
+    from ddm_fed.listening import wait_for_end
 
     home, metrics = CoordinatorFolder.open(coordinator), ServerMetrics()
     options = ServerOptions(

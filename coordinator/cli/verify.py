@@ -144,6 +144,9 @@ def _show_ensemble(verified: "VerifiedEnsemble", newer: "Staleness | None", as_j
 
 
 def _expert_digest(bundle: "VerifiedBundle") -> str:
+    held = bundle.submission.held_expert
+    if held is not None:
+        return f"{held[:16]}…, stays at the site"
     digest = bundle.sha256.get("expert.safetensors")
     return "the release itself" if digest is None else digest[:16] + "…"
 

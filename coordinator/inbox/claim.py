@@ -66,9 +66,14 @@ def admitted_digests(home: CoordinatorFolder, submission_sha256: str) -> Mapping
 
 @lru_cache(maxsize=1 << 14)  # the digest says all there is to say about the file
 def _digests(file: Path, submission_sha256: str) -> Mapping[str, str]:
-    return {
-        item.name: item.digest.sha256 for item in read_admitted(file, submission_sha256)[1].subject
-    }
+    return _all_digests(read_admitted(file, submission_sha256)[1])
+
+
+def _all_digests(statement: Statement[Submission]) -> dict[str, str]:
+    """Returns the digests of its files, and of an expert that stays at its site."""
+    found = {item.name: item.digest.sha256 for item in statement.subject}
+    held = statement.predicate.held_expert
+    return found if held is None else found | {EXPERT_FILE: held}
 
 
 def read_admitted(file: Path, submission_sha256: str) -> tuple[bytes, Statement[Submission]]:
@@ -103,7 +108,7 @@ def require_own_files(
     own = {EXPERT_FILE, HEAD_FILE}
     if not isinstance(plan.router, PriorRouterSpec):
         own.add(ROUTER_FILE)
-    offered = {item.digest.sha256: item.name for item in statement.subject if item.name in own}
+    offered = {sha256: name for name, sha256 in _all_digests(statement).items() if name in own}
     for entry in log.receipts():
         if entry.receipt is None or entry.receipt.site == site:
             continue

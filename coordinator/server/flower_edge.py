@@ -2,7 +2,7 @@
 
 A SuperLink serves three interfaces on one port. Through two of them, `/v1/control/` and
 `/v1/runtime/`, whoever reaches the port can run a program on this machine. So it listens on
-loopback, and only this listens to the world, through a gate (`coordinator.server.gate`): whoever
+loopback, and only this listens to the world, through a gate (`ddm_fed.listening.gate`): whoever
 has sent no whole head of a request waits there, on few seats and not for long. For large consortia
 examples/flower holds the same as a configuration of nginx and of Caddy.
 
@@ -20,11 +20,10 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from coordinator.server.connection_limits import seats
-from coordinator.server.gate import Gate
 from ddm_fed import console
 from ddm_fed.errors import OptionError, SizeError
 from ddm_fed.exchange.flower import MIB, missing_flower
+from ddm_fed.listening import Gate, seats
 
 try:
     import httpx

@@ -6,7 +6,7 @@ is, and keeps `Watch` open for ever. `Check` is what monitors use; `Watch` is no
 
 from grpc_health.v1 import health_pb2
 
-from coordinator.server.calls import Answering, CallContext, answers
+from ddm_fed.listening import Answering, CallContext, answers
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _STATES = health_pb2.HealthCheckResponse

@@ -3,11 +3,10 @@
 Members come over mutual TLS with certificates that the roster pins. A change of the roster counts
 from the next call on connections that are open, and within a second for new ones. Requests of
 strangers are taken on a port of their own, if at all. Nobody holds anything of either before it is
-judged: connections by the gate (`coordinator.server.gate`), calls when their head has come
-(`coordinator.server.calls`). Of both, each has its own share.
+judged: connections by the gate (`ddm_fed.listening.gate`), calls when their head has come
+(`ddm_fed.listening.calls`). Of both, each has its own share.
 """
 
-import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -15,27 +14,32 @@ from dataclasses import dataclass, field
 from threading import Event
 from time import monotonic
 
-import grpc
-
 from coordinator.inbox.upload import Limits, Uploads, has_room
 from coordinator.published import PublishedView
 from coordinator.server.callers import CALLS_AT_ONCE, Members, Strangers
-from coordinator.server.calls import CallContext
-from coordinator.server.connection_limits import MOST_MEMBERS, MOST_STRANGERS, MOST_WAITING, seats
-from coordinator.server.gate import Gate
 from coordinator.server.health import HEALTH, HealthService
 from coordinator.server.service import EnrolmentService, ExchangeService
-from coordinator.server.watchdog import Watchdog
 from coordinator.status.metrics import ServerMetrics
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed import console
-from ddm_fed.errors import DdmFedError, MachineError
-from ddm_fed.exchange import handlers, messages, server_options
+from ddm_fed.errors import DdmFedError
+from ddm_fed.exchange import handlers, messages
+from ddm_fed.listening import (
+    MOST_MEMBERS,
+    MOST_STRANGERS,
+    MOST_WAITING,
+    CallContext,
+    Gate,
+    Listener,
+    TlsIdentity,
+    Watchdog,
+    seats,
+)
 from ddm_fed.signing import site_certificates_pem
 
 SITES_BEFORE = 64  # threads are there for as many sites, however few the roster has today
 SPARE_THREADS = 8
-STOP_S, RENEW_S = 10.0, 1.0
+STOP_S = 10.0
 TEND_S, ROSTER_S = 30.0, 0.5
 STRANGER_S = 30.0  # for all that a stranger may want
 EXCHANGE = messages.DESCRIPTOR.services_by_name["ExchangeService"]
@@ -102,7 +106,7 @@ def serving(
     gate = Gate(options.listen, seats(1 / 2, MOST_WAITING, MOST_MEMBERS), metrics.ended)
     call_context = CallContext(Members(view, gate), metrics, watchdog)
     service = ExchangeService(
-        home, uploads, view, call_context, share_ensemble=options.share_ensemble
+        home, uploads, view, call_context, metrics, share_ensemble=options.share_ensemble
     )
     health = HealthService(call_context, EXCHANGE.full_name)
     members = Listener(
@@ -153,33 +157,6 @@ def _threads(sites: int) -> int:
     return CALLS_AT_ONCE * max(SITES_BEFORE, sites) + SPARE_THREADS
 
 
-@dataclass(frozen=True)
-class TlsIdentity:
-    """What a handshake needs: our key and certificate, and whom we let in.
-
-    Attributes:
-        private_pem: Our key.
-        certificate_pem: Our certificate.
-        members_pem: Certificates of those who may connect; None lets anybody in.
-    """
-
-    private_pem: bytes = field(repr=False)
-    certificate_pem: bytes
-    members_pem: bytes | None
-
-    def credentials(self) -> grpc.ServerCredentials:
-        """Returns it as gRPC takes it.
-
-        gRPC can also ask for a new set in every handshake (`dynamic_ssl_server_credentials`). In
-        grpcio 1.85 that ends the whole process with a fault when connections come and go quickly,
-        which any stranger could bring about; so a changed roster opens the port anew.
-        """
-        pair = [(self.private_pem, self.certificate_pem)]
-        return grpc.ssl_server_credentials(
-            pair, root_certificates=self.members_pem, require_client_auth=bool(self.members_pem)
-        )
-
-
 def own_identity(home: CoordinatorFolder) -> TlsIdentity:
     """Returns our identity towards strangers."""
     key = home.tls(home.chain())
@@ -193,94 +170,6 @@ def member_identity(home: CoordinatorFolder, view: PublishedView) -> TlsIdentity
     # with no member yet, only our own certificate, whose key nobody else has
     members = site_certificates_pem(chain.current) or key.certificate_pem
     return TlsIdentity(key.private_pem, key.certificate_pem, members)
-
-
-class Listener:
-    """A port, its gate, and the gRPC server behind that, which is replaced as its identity changes.
-
-    Args:
-        gate: In front of it.
-        identify: Returns the identity of this moment.
-        handlers: Of the services.
-        threads: Returns how many calls it has to be able to answer at once.
-        calls_at_once: Of one connection.
-    """
-
-    def __init__(
-        self,
-        gate: Gate,
-        identify: Callable[[], TlsIdentity],
-        handlers: list[grpc.GenericRpcHandler],
-        *,
-        threads: Callable[[], int],
-        calls_at_once: int,
-    ) -> None:
-        self._gate, self._identify, self._handlers = gate, identify, handlers
-        self._threads, self._calls_at_once = threads, calls_at_once
-        self._opened = 0
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        return self._gate.port
-
-    def open(self) -> None:
-        """Begins to listen.
-
-        Raises:
-            MachineError: it cannot.
-        """
-        self._identity = self._identify()
-        self._gate.open()
-        self._server = self._begin(self._identity)
-
-    def _begin(self, identity: TlsIdentity) -> grpc.Server:
-        threads = self._threads()
-        server = grpc.server(
-            ThreadPoolExecutor(threads, "rpc"),
-            options=server_options(calls_at_once=self._calls_at_once),
-            # what comes above that is of somebody who is about to be refused
-            maximum_concurrent_rpcs=2 * threads,
-        )
-        server.add_generic_rpc_handlers(tuple(self._handlers))
-        self._opened += 1
-        place = self._gate.folder / f"server-{self._opened}"
-        try:
-            server.add_secure_port(f"unix:{place}", identity.credentials())
-        except RuntimeError as error:
-            raise MachineError(
-                f"{place} cannot be used to listen on: {error}",
-                hint="make room, or set TMPDIR to another folder of this machine's own disk",
-            ) from None
-        server.start()
-        self._gate.lead_to(place)
-        return server
-
-    def renew(self) -> bool:
-        """Puts another server behind the gate if the identity has changed; returns whether it had.
-
-        Calls that last longer than a moment are cut, and go on from there: that is what sites do
-        after any break.
-
-        Raises:
-            MachineError: there can be no other.
-        """
-        identity = self._identify()
-        if identity == self._identity:
-            return False
-        old, self._server = self._server, self._begin(identity)
-        self._identity = identity
-        old.stop(RENEW_S).wait()
-        return True
-
-    def stop(self, grace_s: float) -> Event:
-        """Takes no more calls; returns what is set once all have ended, or were cut."""
-        found: Event = self._server.stop(grace_s)
-        return found
-
-    def close(self) -> None:
-        """Listens no more."""
-        self._gate.close()
 
 
 def _tend(
@@ -305,11 +194,3 @@ def _tend(
         except DdmFedError as error:  # what holds now goes on to hold until this is put right
             console.log_line({"event": "not renewed", "code": error.code, "reason": error.message})
         ended.wait(ROSTER_S)
-
-
-def wait_for_end() -> None:
-    """Returns once the process is asked to end: by Ctrl-C or SIGTERM."""
-    ended = Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    ended.wait()

@@ -12,13 +12,13 @@ from coordinator.ensembles.newest import newest_ensemble
 from coordinator.inbox.outcome import Outcome, claimed_site, deliver, outcome_of
 from coordinator.inbox.upload import SYNC_BYTES, Upload, Uploads
 from coordinator.published import PublishedView
-from coordinator.server.callers import Caller
-from coordinator.server.calls import Answering, CallContext, answers, streams, takes
+from coordinator.status.metrics import ServerMetrics
 from coordinator.status.report import site_row
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed.bundle.reference import REFERENCE_FILE, VECTORS_FILE, reference_sha256
 from ddm_fed.errors import BusyError, OffsetError, PlanMismatchError, SizeError, StateError
 from ddm_fed.exchange import CHUNK_BYTES, messages, services
+from ddm_fed.listening import Answering, CallContext, Caller, answers, streams, takes
 from ddm_fed.records import MAX_DOCUMENT_BYTES
 from ddm_fed.storage.files import open_regular, read_bounded
 from ddm_fed.trust.published import PLAN_FILE, roster_files
@@ -36,6 +36,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         uploads: Takes bundles in.
         view: What is published.
         call_context: What every call needs.
+        metrics: Counts what is received.
         share_ensemble: Whether members may fetch the newest ensemble.
     """
 
@@ -45,12 +46,13 @@ class ExchangeService(services.ExchangeServiceServicer):
         uploads: Uploads,
         view: PublishedView,
         call_context: CallContext,
+        metrics: ServerMetrics,
         *,
         share_ensemble: bool,
     ) -> None:
         self.call_context = call_context
         self._home, self._uploads, self._view = home, uploads, view
-        self._share_ensemble = share_ensemble
+        self._share_ensemble, self._metrics = share_ensemble, metrics
         self._admitting = Lock()  # one thread verifies; the others find their bundle admitted
         self._deciding: set[str] = set()
         self._writers: dict[str, object] = {}
@@ -135,7 +137,7 @@ class ExchangeService(services.ExchangeServiceServicer):
         caller, token = call.caller(), object()
         upload, checked, marked = None, 0, 0
         try:
-            with self.call_context.metrics.writing(), call.watching() as progress:
+            with self._metrics.writing(), call.watching() as progress:
                 for part in request:
                     _require_bytes(part, caller)
                     if upload is None:
@@ -144,7 +146,7 @@ class ExchangeService(services.ExchangeServiceServicer):
                         marked = part.offset
                     self._require_newest(upload, token)
                     have = upload.write(part.offset, part.data)
-                    self.call_context.metrics.received(caller.site, len(part.data))
+                    self._metrics.received(caller.site, len(part.data))
                     if have - marked >= PROGRESS_BYTES:
                         marked = have
                         progress()

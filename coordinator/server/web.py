@@ -1,7 +1,7 @@
 """A small read-only web server: the status of a coordinator, for a browser and for Prometheus.
 
 It answers GET and HEAD of the pages in `coordinator.server.web_pages` and nothing else. Whoever
-connects costs little: a gate (`coordinator.server.gate`) lets few in at a time, and a request is
+connects costs little: a gate (`ddm_fed.listening.gate`) lets few in at a time, and a request is
 at most 16 KiB and has five seconds to arrive. A name in `Host` that is not ours is
 refused, so that no web site can make a visitor's browser read the page under its own name.
 """
@@ -22,12 +22,11 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from coordinator.server.connection_limits import seats
-from coordinator.server.gate import Gate
 from coordinator.server.web_pages import Pages, Response, text_response
 from coordinator.status.metrics import ServerMetrics
 from coordinator.workspace import CoordinatorFolder
 from ddm_fed import console
+from ddm_fed.listening import Gate, seats
 
 MAX_REQUEST_BYTES, MAX_FIELDS = 16 << 10, 100
 REQUEST_S, ANSWER_S = 5.0, 30.0

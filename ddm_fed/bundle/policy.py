@@ -47,6 +47,12 @@ def require_ours(submission: Submission, trust: Trust, what: str) -> None:
             f"{what} holds an expert of {submission.expert}, which the plan does not allow",
             hint="the site has to choose among the plan's `expert` architecture, path, prediction",
         )
+    if submission.held_expert is not None and plan.expert.remote is None:
+        raise PlanMismatchError(
+            f"{what} brings no expert: its weights stay at the site, which the plan does not allow",
+            hint="agree on a plan with [expert.remote], or the site changes `keep_weights` in its "
+            "site.toml",
+        )
     if training is not None and training.steps != plan.training.steps:
         raise PlanMismatchError(
             f"{what} was trained for {training.steps} steps, the plan asks for "

@@ -1,6 +1,6 @@
 """A bundle: what one site sends. Written at a site, verified anywhere, read only after that.
 
-    expert.safetensors      the expert's weights
+    expert.safetensors      the expert's weights, unless they stay at the site (`held_expert`)
     router.safetensors      the noisy statistics for the router
     head.safetensors        the site's head of the router: in a second bundle, if the plan has heads
     submission.dsse.json    the manifest: an in-toto statement about the others, in a DSSE envelope
@@ -88,7 +88,8 @@ EXPERT_FILE = "expert.safetensors"
 ROUTER_FILE = "router.safetensors"
 ENVELOPE_FILE = SUBMISSION_FILE
 HEAD_FILE = "head.safetensors"
-TENSOR_FILES = (EXPERT_FILE, ROUTER_FILE)  # of most bundles: a mixture has the second alone
+# of most bundles: a mixture, or an expert that stays at its site, has the second alone
+TENSOR_FILES = (EXPERT_FILE, ROUTER_FILE)
 ANY_TENSOR_FILES = (*TENSOR_FILES, HEAD_FILE)
 
 
@@ -116,12 +117,19 @@ class VerifiedBundle:
 
 def tensor_files(submission: Submission) -> tuple[str, ...]:
     """Returns the names of the tensor files that belong to `submission`."""
-    return bundle_files(submission.expert, with_head=submission.head is not None)
+    return bundle_files(
+        submission.expert,
+        with_head=submission.head is not None,
+        held=submission.held_expert is not None,
+    )
 
 
-def bundle_files(design: ExpertDesign, *, with_head: bool) -> tuple[str, ...]:
-    """Returns the names of a bundle's tensor files. A mixture has no weights beside its release."""
-    expert = () if network_of(design.architecture) is None else (EXPERT_FILE,)
+def bundle_files(design: ExpertDesign, *, with_head: bool, held: bool = False) -> tuple[str, ...]:
+    """Returns the names of a bundle's tensor files.
+
+    A mixture has no weights beside its release, and those of a held expert stay at its site.
+    """
+    expert = () if held or network_of(design.architecture) is None else (EXPERT_FILE,)
     return (*expert, ROUTER_FILE, *((HEAD_FILE,) if with_head else ()))
 
 

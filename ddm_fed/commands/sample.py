@@ -13,6 +13,7 @@ from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
     from ddm_fed.distillation.opening import Sampled
+    from ddm_fed.ensemble.pool import Elsewhere
     from ddm_fed.ensemble.sample_folder import SampleOptions
 
 # as in `ddm_fed.records` and `ddm_fed.flows`, which would load pydantic and torch for --help
@@ -226,7 +227,12 @@ def _counted(options: "SampleOptions") -> int:
     return sum(map(len, chunks[first - 1 :: every]))
 
 
-def draw_and_show(verified: "Sampled", out: Path, flags: SampleFlags) -> None:
+def draw_and_show(
+    verified: "Sampled",
+    out: Path,
+    flags: SampleFlags,
+    elsewhere: "Elsewhere | None" = None,
+) -> None:
     """Draws images into `out`, and shows how far it is and where they came from."""
     from ddm_fed.distillation.folder import VerifiedStudent
     from ddm_fed.distillation.sampling import require_no_experts_asked, sample_student
@@ -259,7 +265,7 @@ def draw_and_show(verified: "Sampled", out: Path, flags: SampleFlags) -> None:
         if isinstance(verified, VerifiedStudent):
             summary = sample_student(verified, out, options, advance=advance)
         else:
-            summary = draw(verified, out, options, advance=advance)
+            summary = draw(verified, out, options, elsewhere=elsewhere, advance=advance)
     if options.part is not None and "chunks" not in summary:
         console.say(f"all {options.count} samples are in {out} already")
         return

@@ -40,6 +40,7 @@ def facts_of_bundle(bundle: VerifiedBundle) -> Facts:
         "expert_is_private": privacy.expert_is_private,
         "privacy": privacy.model_dump(mode="json", exclude={"ledger"}),
         "files": dict(bundle.sha256),
+        "held_expert": bundle.submission.held_expert,
     }
 
 

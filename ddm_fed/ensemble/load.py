@@ -20,10 +20,10 @@ from ddm_fed.bundle.verify import (
 )
 from ddm_fed.embedding import Embedder
 from ddm_fed.ensemble.folder import VerifiedEnsemble, require_common_reference
-from ddm_fed.ensemble.pool import ExpertPool, Precision
+from ddm_fed.ensemble.pool import Elsewhere, ExpertPool, Precision
 from ddm_fed.ensemble.velocity import Ensemble
-from ddm_fed.errors import OptionError
-from ddm_fed.flows import Expert
+from ddm_fed.errors import OptionError, StateError
+from ddm_fed.flows import Expert, VelocityModel
 from ddm_fed.limits import MAX_ROUTER_BYTES
 from ddm_fed.mixture import ImageMixture, MixtureVelocity, SiteRelease, fit_image_mixtures
 from ddm_fed.models import build_expert
@@ -61,6 +61,7 @@ def load_ensemble(
     offload: bool = False,
     precision: Precision = "float32",
     embedder: Embedder | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> Ensemble:
     """Returns the experts and the router of a verified ensemble, ready to sample from.
 
@@ -73,13 +74,16 @@ def load_ensemble(
         offload: Keep experts that gave way in the processor's memory instead of loading them again.
         precision: What experts multiply in.
         embedder: As for `load_router`.
+        elsewhere: What answers for the experts that stay at their sites, by site.
 
     Raises:
         DigestError: an expert's file changed after it was verified; with `resident` when the
             expert is asked.
-        StateError: this router has to be built from samples, and the ensemble has none.
+        StateError: this router has to be built from samples, and the ensemble has none; or an
+            expert stays at its site, and nothing answers for it.
+        OptionError: experts that stay at their sites would have to be asked in another precision.
     """
-    mixtures = Mixtures(verified)
+    mixtures, answering = Mixtures(verified), _answering(verified, elsewhere or {}, precision)
     experts = ExpertPool(
         [partial(load_expert, verified, place, mixtures) for place in range(len(verified.bundles))],
         resident=resident,
@@ -87,10 +91,42 @@ def load_ensemble(
         devices=devices,
         offload=offload,
         precision=precision,
+        elsewhere=answering,
     )
     if resident is None:
         experts.load_all()
     return Ensemble(experts, load_router(verified, router, embedder))
+
+
+def held_experts(verified: VerifiedEnsemble) -> dict[str, str]:
+    """Returns the digests of the experts that stay at their sites, by site."""
+    found = {bundle.site: bundle.submission.held_expert for bundle in verified.bundles}
+    return {site: digest for site, digest in found.items() if digest is not None}
+
+
+def _answering(
+    verified: VerifiedEnsemble, elsewhere: Elsewhere, precision: Precision
+) -> dict[int, VelocityModel]:
+    """Returns what answers for the experts that are not in the ensemble, by place."""
+    held = held_experts(verified)
+    if missing := sorted(held.keys() - elsewhere.keys()):
+        raise _stays(missing)
+    if held and precision != "float32":
+        raise OptionError(
+            f"--precision {precision}: experts that stay at their sites answer in float32",
+            hint="leave it out",
+        )
+    places = {bundle.site: place for place, bundle in enumerate(verified.bundles)}
+    return {places[site]: elsewhere[site] for site in held}
+
+
+def _stays(sites: Sequence[str]) -> StateError:
+    return StateError(
+        f"the weights of {', '.join(sites)} stay at the site, so this ensemble cannot be asked "
+        "from its folder alone",
+        hint=f"the coordinator samples it with `--remote {sites[0]}=HOST:PORT` where `ddm-site "
+        "serve-expert` listens; nothing else can use weights that are not there",
+    )
 
 
 def load_router(
@@ -270,6 +306,8 @@ def load_expert(verified: VerifiedEnsemble, place: int, mixtures: Mixtures) -> E
     """Returns the expert at `place`. Its weights are in memory once, beside the file's bytes."""
     bundle = verified.bundles[place]
     design = bundle.submission.expert
+    if bundle.submission.held_expert is not None:
+        raise _stays([bundle.site])
     weights = read_weights(bundle, EXPERT_FILE) if EXPERT_FILE in bundle.files else None
     return build_expert(verified.trust.plan.data, design, weights, mixtures.of(place))
 

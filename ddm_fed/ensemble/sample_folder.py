@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from ddm_fed.autoencoders import Autoencoder
 from ddm_fed.ensemble.decoding import open_decoder
 from ddm_fed.ensemble.folder import VerifiedEnsemble
+from ddm_fed.ensemble.pool import Elsewhere
 from ddm_fed.ensemble.sample_archive import (
     REDRAW,
     read_chunk,
@@ -58,9 +59,12 @@ def draw(
     out: Path,
     options: SampleOptions,
     *,
+    elsewhere: Elsewhere | None = None,
     advance: Advance = lambda _: None,
 ) -> dict[str, Any]:
     """Samples a verified ensemble, and writes what `write_samples` writes to `out`.
+
+    `elsewhere` is what answers for experts that stay at their sites, by site.
 
     Raises:
         RefusedError: a file of the ensemble is no longer what was verified.
@@ -77,7 +81,7 @@ def draw(
         options.devices[0],
         keep_latents=options.latents,
     )
-    ensemble = load_for_sampling(verified, options)
+    ensemble = load_for_sampling(verified, options, elsewhere)
     source = {
         "federation": verified.trust.plan.federation,
         "ensemble_sha256": verified.sha256,

@@ -14,10 +14,12 @@ from torch import Tensor
 from ddm_fed.autoencoders import Autoencoder
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import asks_centroids, load_ensemble
+from ddm_fed.ensemble.pool import Elsewhere
 from ddm_fed.ensemble.prompts import encode_prompts
 from ddm_fed.ensemble.sample_options import Content, SampleOptions
 from ddm_fed.ensemble.sampling import apportioned, sample_chunk
 from ddm_fed.ensemble.velocity import Ensemble
+from ddm_fed.errors import OptionError
 from ddm_fed.flows import ClassCondition, Condition
 from ddm_fed.mixture import planned_embedder
 from ddm_fed.progress import Advance
@@ -26,18 +28,32 @@ from ddm_fed.router import centroids_spec, compares_captions
 SHARES_OF_PROMPTS = "intended_shares_of_prompts"
 
 
-def load_for_sampling(verified: VerifiedEnsemble, options: SampleOptions) -> Ensemble:
+def load_for_sampling(
+    verified: VerifiedEnsemble,
+    options: SampleOptions,
+    elsewhere: Elsewhere | None = None,
+) -> Ensemble:
     """Returns a verified ensemble in memory, as `options` say: devices, router, precision.
 
     Args:
         verified: The ensemble.
         options: What `with_embedder` returned.
+        elsewhere: What answers for experts that stay at their sites, by site.
 
     Raises:
         RefusedError: a file of the ensemble is no longer what was verified.
-        OptionError: it cannot have that router.
+        OptionError: it cannot have that router, or its sites do not answer about so many at once.
         DigestError: another embedder is given than the plan's.
+        StateError: an expert stays at its site, and nothing answers for it.
     """
+    remote, at_once = verified.trust.plan.expert.remote, options.sampling.batch_size
+    if elsewhere and remote is not None and at_once > remote.batch_size:
+        # cut in two, a batch may come out in other bits than the expert's own machine makes of it
+        raise OptionError(
+            f"--batch-size {at_once}: by the plan, sites answer about at most {remote.batch_size} "
+            "images at once",
+            hint=f"give --batch-size {remote.batch_size}",
+        )
     embedder = None
     if options.embedder_weights is not None:
         spec = centroids_spec(verified.trust.plan)
@@ -50,6 +66,7 @@ def load_for_sampling(verified: VerifiedEnsemble, options: SampleOptions) -> Ens
         offload=options.offload,
         precision=options.precision,
         embedder=embedder,
+        elsewhere=elsewhere,
     )
 
 

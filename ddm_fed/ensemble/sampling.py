@@ -13,6 +13,8 @@ import hashlib
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
+from threading import Lock
 
 import numpy as np
 import torch
@@ -220,7 +222,7 @@ class _Chunk:
         self._start = State((LINEAR.sigma(self._times[0]) * noise).to(self._device))
         # x̂_0 of every row as last said, for a router that looks at it; at first all is grey
         self._estimates = torch.zeros_like(self._start.x) if ensemble.reads_estimate else None
-        self._turn = 0
+        self._turn, self._telling = 0, Lock()
         size = (len(indices), len(ensemble.experts))
         self._parts = torch.zeros(size, dtype=torch.float64) if options.attribution else None
 
@@ -291,21 +293,27 @@ class _Chunk:
         """Returns the state after `steps`, in which each sample follows the expert of its site."""
         if not steps:
             return state
-        parts, places = [], []
+        tasks, places = list[tuple[int, Callable[[], State]]](), list[Tensor]()
         for site in sorted(set(sites.tolist()), reverse=self._next_turn()):
             own = (sites == site).nonzero()[:, 0]
             for rows in torch.split(own, self._options.batch_size):
-                here = rows.to(self._device)
-                part, velocity = state.rows(here), self._velocity_of(site, here)
-                if changed is not None:
-                    part, velocity = _without_past(
-                        part, velocity, self._times[steps.start], changed[rows].to(self._device)
-                    )
-                for step in steps:
-                    part = self._advance(velocity, part, step, rows)
-                parts.append(part)
-                places.append(here)
-        return join(parts, places)
+                tasks.append((site, partial(self._run_rows, state, site, rows, steps, changed)))
+                places.append(rows.to(self._device))
+        return join(list(self._ensemble.experts.gather(tasks)), places)
+
+    def _run_rows(
+        self, state: State, site: int, rows: Tensor, steps: range, changed: Tensor | None
+    ) -> State:
+        """Returns the state of some rows after `steps`. Several may run at once, of other rows."""
+        here = rows.to(self._device)
+        part, velocity = state.rows(here), self._velocity_of(site, here)
+        if changed is not None:
+            part, velocity = _without_past(
+                part, velocity, self._times[steps.start], changed[rows].to(self._device)
+            )
+        for step in steps:
+            part = self._advance(velocity, part, step, rows)
+        return part
 
     def _advance(self, velocity: TimedVelocity, state: State, step: int, rows: Tensor) -> State:
         def noise(_: int) -> Tensor:
@@ -321,7 +329,8 @@ class _Chunk:
             log_posterior = self._ensemble.log_posterior(state.x, at, asked, seen)
             self._parts[rows] += float(passed) * log_posterior.exp()
         after = advance(velocity, state, self._times, step, self._options.solver, noise)
-        self._told(len(rows))
+        with self._telling:
+            self._told(len(rows))
         return after
 
     def _velocity_of(self, site: int, rows: Tensor) -> TimedVelocity:

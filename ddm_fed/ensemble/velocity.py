@@ -43,7 +43,8 @@ Source: McAllister et al. 2025, arXiv:2501.05450, eq. 4 to 7; Ho and Salimans 20
 arXiv:2207.12598, eq. 6 (guidance); the bias of top-k: docs/adr/0005.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -241,16 +242,23 @@ class Ensemble:
             for asked, _ in branches
         ]
         total = torch.zeros_like(x_t)
+        tasks, parts = list[tuple[int, Callable[[], Tensor]]](), list[tuple[Tensor, Tensor]]()
         for k in sorted(range(len(self.experts)), reverse=descending):
             for (asked, factor), weight in zip(branches, weights, strict=True):
                 for rows in torch.split(weight[:, k].nonzero()[:, 0], batch_size or len(x_t)):
                     if len(rows) == 0:
                         continue
                     here = rows.to(x_t.device)
-                    v = self.experts.ask(k, x_t[here], t[here], rows_of(asked, here))
-                    scale = (factor * weight[rows, k]).to(x_t)
-                    total[here] += scale.reshape(-1, *(1,) * (x_t.ndim - 1)) * v
+                    tasks.append((k, partial(self._ask_rows, k, x_t, t, asked, here)))
+                    parts.append((here, (factor * weight[rows, k]).to(x_t)))
+        for (here, scale), v in zip(parts, self.experts.gather(tasks), strict=True):
+            total[here] += scale.reshape(-1, *(1,) * (x_t.ndim - 1)) * v
         return total
+
+    def _ask_rows(
+        self, site: int, x_t: Tensor, t: Tensor, condition: Condition | None, rows: Tensor
+    ) -> Tensor:
+        return self.experts.ask(site, x_t[rows], t[rows], rows_of(condition, rows))
 
 
 def require_condition(guidance: float, condition: Condition | None) -> None:

@@ -5,6 +5,7 @@ Transport only. Whatever it carries is verified after it arrived, like anything 
 
 from ddm_fed.exchange.channel import CHUNK_BYTES as CHUNK_BYTES
 from ddm_fed.exchange.channel import DATE as DATE
+from ddm_fed.exchange.channel import MAX_MESSAGE_BYTES as MAX_MESSAGE_BYTES
 from ddm_fed.exchange.channel import SERVER_NAME as SERVER_NAME
 from ddm_fed.exchange.channel import client_options as client_options
 from ddm_fed.exchange.channel import server_options as server_options
@@ -20,6 +21,7 @@ from ddm_fed.exchange.v1 import exchange_pb2_grpc as services
 __all__ = [
     "CHUNK_BYTES",
     "DATE",
+    "MAX_MESSAGE_BYTES",
     "SERVER_NAME",
     "Failure",
     "client_options",

@@ -16,27 +16,35 @@ HANDSHAKE_MS = 10_000
 Options = list[tuple[str, int | str]]
 
 
-def client_options() -> Options:
-    """Returns the channel options of a site."""
+def client_options(
+    server_name: str = SERVER_NAME, *, message_bytes: int = MAX_MESSAGE_BYTES
+) -> Options:
+    """Returns the channel options of whoever connects.
+
+    Args:
+        server_name: The name in the other side's certificate.
+        message_bytes: The longest message that is taken.
+    """
     return [
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", message_bytes),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
-        ("grpc.ssl_target_name_override", SERVER_NAME),
+        ("grpc.ssl_target_name_override", server_name),
         ("grpc.keepalive_time_ms", KEEPALIVE_MS),
         ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
         ("grpc.enable_retries", 0),  # every retry asks first where the upload stands
     ]
 
 
-def server_options(*, calls_at_once: int) -> Options:
-    """Returns the options of the coordinator's server.
+def server_options(*, calls_at_once: int, message_bytes: int = MAX_MESSAGE_BYTES) -> Options:
+    """Returns the options of a server.
 
     Args:
         calls_at_once: Of one connection; a client that keeps to it lets further ones wait.
+        message_bytes: The longest message that is taken.
     """
     return [
         ("grpc.max_concurrent_streams", calls_at_once),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", message_bytes),
         ("grpc.max_metadata_size", MAX_METADATA_BYTES),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", LEAST_PING_MS),
         # a connection outlives a change of the roster no longer than this; a cut stream resumes

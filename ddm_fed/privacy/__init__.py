@@ -28,10 +28,12 @@ from ddm_fed.privacy.mechanisms import release as release
 from ddm_fed.privacy.memory import keep_freed_memory as keep_freed_memory
 from ddm_fed.privacy.plain_words import LEDGER_COLUMNS as LEDGER_COLUMNS
 from ddm_fed.privacy.plain_words import WEAK_EPSILON as WEAK_EPSILON
+from ddm_fed.privacy.plain_words import describe_held as describe_held
 from ddm_fed.privacy.plain_words import describe_privacy as describe_privacy
 from ddm_fed.privacy.plain_words import ledger_rows as ledger_rows
 from ddm_fed.privacy.plain_words import most_found as most_found
 from ddm_fed.privacy.plain_words import rate_of as rate_of
+from ddm_fed.privacy.plain_words import submission_in_words as submission_in_words
 from ddm_fed.privacy.private_value import ImageSet as ImageSet
 from ddm_fed.privacy.private_value import Private as Private
 from ddm_fed.privacy.private_value import to_unit_range as to_unit_range

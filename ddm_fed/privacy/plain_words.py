@@ -6,7 +6,7 @@ Source of the facts that belong on the page: NIST SP 800-226 (2025).
 import math
 from collections.abc import Iterable
 
-from ddm_fed.records import LedgerEntry, NonPrivateEvent, PrivacyStatement
+from ddm_fed.records import LedgerEntry, NonPrivateEvent, PrivacyStatement, Submission
 
 WEAK_EPSILON = 10.0
 FALSELY_ACCUSED = 0.01
@@ -55,6 +55,33 @@ def describe_privacy(privacy: PrivacyStatement) -> list[str]:
         "arithmetic, and nobody but the site has seen the noise.",
     ]
     return lines
+
+
+def submission_in_words(submission: Submission) -> list[str]:
+    """Returns `describe_privacy` of a submission, and what it means if its expert stays."""
+    lines = describe_privacy(submission.privacy)
+    if submission.held_expert is not None:
+        lines.append(describe_held(expert_is_private=submission.privacy.expert_is_private))
+    return lines
+
+
+def describe_held(*, expert_is_private: bool) -> str:
+    """Returns what it means that an expert stays at its site and answers questions, in a sentence.
+
+    Args:
+        expert_is_private: Whether it was trained with noise, or is a release.
+    """
+    begin = "The expert's weights stay at the site, which answers for them as often as the plan's"
+    if expert_is_private:
+        return (
+            f"{begin} `expert.remote.evaluations` says. Its answers are post-processing of what "
+            "epsilon bounds, and cost no more."
+        )
+    return (
+        f"NOT bounded by any epsilon: the answers of an expert made without noise. {begin} "
+        "`expert.remote.evaluations` says. That limits how much is answered and guarantees "
+        "nothing: each answer shows the influence of training images."
+    )
 
 
 def ledger_rows(ledger: Iterable[LedgerEntry]) -> list[list[str]]:

@@ -105,6 +105,7 @@ from ddm_fed.records.plan import PrivatePart as PrivatePart
 from ddm_fed.records.plan import TrainingSpec as TrainingSpec
 from ddm_fed.records.plan_toml import read_plan_file as read_plan_file
 from ddm_fed.records.plan_toml import read_plan_toml as read_plan_toml
+from ddm_fed.records.remote import RemoteSpec as RemoteSpec
 from ddm_fed.records.roster import MAX_CERTIFICATE_CHARACTERS as MAX_CERTIFICATE_CHARACTERS
 from ddm_fed.records.roster import Certificate as Certificate
 from ddm_fed.records.roster import EnrolmentRequest as EnrolmentRequest

@@ -84,7 +84,8 @@ class Submission(Record):
 
     `seen_checkpoint` is the head of the log the site knew, which exposes a coordinator that shows
     two histories; `supersedes` is the site's newest submission in that very log, or None. An expert
-    that is the mixture of its release has no `training`.
+    that is the mixture of its release has no `training`. `held_expert` is the digest of weights
+    that stay at the site, which answers for them (`expert.remote` of the plan): no file holds them.
     """
 
     federation: Name
@@ -101,12 +102,15 @@ class Submission(Record):
     training: Annotated[TrainingFacts | None, Field(exclude_if=lambda facts: facts is None)] = None
     privacy: PrivacyStatement
     head: HeadFacts | None = None
+    held_expert: Annotated[Sha256 | None, Field(exclude_if=lambda digest: digest is None)] = None
 
     @model_validator(mode="after")
     def _networks_are_trained(self) -> Self:
         network = network_of(self.expert.architecture)
         if (self.training is None) != (network is None):
             raise ValueError("`training` belongs to an expert with a network, and only to it")
+        if self.held_expert is not None and network is None:
+            raise ValueError("`held_expert`: a mixture has no weights that could stay")
         return self
 
     @property
@@ -131,6 +135,7 @@ class EgressRecord(Record):
     """All that would leave a site with one submission, and what it costs: what a person reviews.
 
     `officers` are the keys that may agree to it beside the site's own: no other may approve it.
+    `held_expert` is the digest of weights that stay, about which the site is to answer questions.
     """
 
     federation: Name
@@ -147,6 +152,7 @@ class EgressRecord(Record):
     ledger_entries: Count
     require: Require
     officers: Annotated[tuple[PublicKeyHex, ...], Field(max_length=64)] = ()
+    held_expert: Annotated[Sha256 | None, Field(exclude_if=lambda digest: digest is None)] = None
 
 
 class Review(Record):

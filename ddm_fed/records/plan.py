@@ -38,6 +38,7 @@ from ddm_fed.records.base import (
 )
 from ddm_fed.records.centroids import CentroidSpec
 from ddm_fed.records.data import DataSpec
+from ddm_fed.records.remote import MAX_QUESTION_BYTES, RemoteSpec
 from ddm_fed.records.router import HeadsRouterSpec, PriorRouterSpec, RouterSpec, StatisticsSpec
 from ddm_fed.records.sgd import CentralSpec, SgdSpec
 
@@ -104,6 +105,8 @@ class ExpertSpec(Record):
     path: Annotated[tuple[PathName, ...], _Listed, Field(min_length=1)] = ("linear",)
     prediction: Annotated[tuple[Prediction, ...], _Listed, Field(min_length=1)] = ("velocity",)
     base: BaseSpec | None = None
+    # exclude_if: as for `Schedule` below
+    remote: Annotated[RemoteSpec | None, Field(exclude_if=lambda remote: remote is None)] = None
 
     @field_validator("architecture")
     @classmethod
@@ -273,6 +276,23 @@ class Plan(Record):
     def _architectures_fit_the_images(self) -> Self:
         for name in self.expert.architecture:
             require_fit(name, *self.data.sides)
+        return self
+
+    @model_validator(mode="after")
+    def _remote_experts_can_be_asked(self) -> Self:
+        remote = self.expert.remote
+        if remote is None:
+            return self
+        if self.expert.trained is None:
+            raise ValueError("`expert.remote`: every expert is the mixture released, none can stay")
+        if self.data.text is not None:
+            raise ValueError("`expert.remote` and captions do not go together yet")
+        size_bytes = 4 * math.prod(self.data.shape) * remote.batch_size
+        if size_bytes > MAX_QUESTION_BYTES:
+            raise ValueError(
+                f"`expert.remote.batch_size` {remote.batch_size} makes requests of {size_bytes} "
+                f"bytes; at most {MAX_QUESTION_BYTES} are taken"
+            )
         return self
 
     @model_validator(mode="after")

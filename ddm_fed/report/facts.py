@@ -16,7 +16,7 @@ from ddm_fed.ensemble.load import asks_centroids, load_router, release_of
 from ddm_fed.ensemble.replay import BuildOptions
 from ddm_fed.ensemble.staleness import Staleness, find_staleness
 from ddm_fed.mixture import location_of
-from ddm_fed.privacy import describe_privacy
+from ddm_fed.privacy import submission_in_words
 from ddm_fed.records import LogHead, PrivacyStatement, Role
 from ddm_fed.report.evaluation_facts import EvaluationFacts, read_evaluation_facts
 from ddm_fed.report.sample_facts import SampleFacts, read_sample_facts
@@ -190,7 +190,7 @@ def _members(verified: VerifiedEnsemble) -> tuple[MemberFacts, ...]:
                 admitted_at=receipt.admitted_at,
                 units=location_of(trust.plan, release_of(bundle)).count,
                 share=share,
-                sentences=tuple(describe_privacy(bundle.submission.privacy)),
+                sentences=tuple(submission_in_words(bundle.submission)),
             )
         )
     return tuple(found)

@@ -13,7 +13,7 @@ rotation, may otherwise try the wrong one only. Source: RFC 5280 section 4.2.
 import base64
 import binascii
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -49,10 +49,10 @@ _SITE_SUFFIX = ".site.ddm-fed"
 _KEY_NAME = "tls"
 _VALID_FOR = timedelta(days=3653)
 _CLOCK_ERROR = timedelta(days=1)
-_USAGE = {
-    "coordinator": ExtendedKeyUsageOID.SERVER_AUTH,
-    "site": ExtendedKeyUsageOID.CLIENT_AUTH,
-}
+# Either connects to the other: a site that answers for its expert listens. Certificates of earlier
+# versions serve one direction, and hold as long as nobody asks more of them.
+_USAGE = (ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH)
+_EARLIER_USAGE = {"coordinator": _USAGE[:1], "site": _USAGE[1:]}
 _HINT = "make one with `init` or `ddm-site rotate --certificate`; other programs' are not taken"
 # what `cryptography` raises while it reads a certificate, some of it only when a field is asked for
 _UNREADABLE = (
@@ -74,12 +74,13 @@ class CertificateDetails:
     """What a checked certificate says. Only `check_certificate` makes one.
 
     Attributes:
-        role: Whether it serves (the coordinator's) or connects (a site's).
+        role: Whose it is.
         name: Its one DNS name.
         fingerprint: `sha256:` and the SHA-256 of the DER bytes.
         public_key: The uncompressed point of its key, as 130 hex digits.
         not_before: When it begins.
         not_after: When it ends.
+        both_ways: Whether it serves and connects; those of earlier versions do one of the two.
     """
 
     role: TlsRole
@@ -88,6 +89,7 @@ class CertificateDetails:
     public_key: str
     not_before: datetime
     not_after: datetime
+    both_ways: bool
 
 
 class TlsKey:
@@ -107,15 +109,15 @@ class TlsKey:
     @classmethod
     def for_coordinator(cls) -> Self:
         """Returns a new key with which the coordinator serves."""
-        return cls._generate("coordinator", COORDINATOR_NAME)
+        return cls._generate(COORDINATOR_NAME)
 
     @classmethod
     def for_site(cls, site: str) -> Self:
         """Returns a new key with which the site called `site` connects."""
-        return cls._generate("site", site_dns_name(site))
+        return cls._generate(site_dns_name(site))
 
     @classmethod
-    def _generate(cls, role: TlsRole, name: str) -> Self:
+    def _generate(cls, name: str) -> Self:
         private = ec.generate_private_key(ec.SECP256R1())
         issued_at = now()
         builder = x509.CertificateBuilder(
@@ -126,7 +128,7 @@ class TlsKey:
             not_valid_before=issued_at - _CLOCK_ERROR,
             not_valid_after=issued_at + _VALID_FOR,
         )
-        for extension in _extensions(role, name, private.public_key()):
+        for extension in _extensions(_USAGE, name, private.public_key()):
             builder = builder.add_extension(extension.value, extension.critical)
         der = builder.sign(private, SHA256()).public_bytes(Encoding.DER)
         certificate = base64.b64encode(der).decode()
@@ -329,8 +331,14 @@ def _check(der: bytes, what: str) -> CertificateDetails:
     role, name = _role_and_name(found, what)
     if found.subject != _subject(name) or found.issuer != found.subject:
         raise _refused(what, "its subject and issuer are not the name it is made out to")
-    expected = [(item.oid, item.critical, item.value) for item in _extensions(role, name, key)]
-    if [(item.oid, item.critical, item.value) for item in found.extensions] != expected:
+    listed = [(item.oid, item.critical, item.value) for item in found.extensions]
+    usages = [
+        usage
+        for usage in (_USAGE, _EARLIER_USAGE[role])
+        if listed
+        == [(item.oid, item.critical, item.value) for item in _extensions(usage, name, key)]
+    ]
+    if not usages:
         raise _refused(what, "its extensions are not those of a certificate of this program")
     try:
         found.verify_directly_issued_by(found)
@@ -345,6 +353,7 @@ def _check(der: bytes, what: str) -> CertificateDetails:
         public_key=_point(key).hex(),
         not_before=found.not_valid_before_utc.astimezone(UTC),
         not_after=found.not_valid_after_utc.astimezone(UTC),
+        both_ways=usages[0] == _USAGE,
     )
 
 
@@ -370,7 +379,7 @@ def _subject(name: str) -> x509.Name:
 
 
 def _extensions(
-    role: TlsRole, name: str, key: ec.EllipticCurvePublicKey
+    usages: Sequence[x509.ObjectIdentifier], name: str, key: ec.EllipticCurvePublicKey
 ) -> list[x509.Extension[x509.ExtensionType]]:
     """Returns every extension of the certificate of `key`, in order."""
     identifier = x509.SubjectKeyIdentifier.from_public_key(key)
@@ -388,7 +397,7 @@ def _extensions(
     values: list[tuple[x509.ExtensionType, bool]] = [
         (x509.BasicConstraints(ca=False, path_length=None), True),
         (usage, True),
-        (x509.ExtendedKeyUsage([_USAGE[role]]), False),
+        (x509.ExtendedKeyUsage(usages), False),
         (x509.SubjectAlternativeName([x509.DNSName(name)]), False),
         (identifier, False),
         (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), False),

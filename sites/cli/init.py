@@ -41,6 +41,13 @@ def init(
     unit: Annotated[
         Literal["image", "patient"], typer.Option(help="What epsilon has to protect, at least.")
     ] = "image",
+    keep_weights: Annotated[
+        bool,
+        typer.Option(
+            "--keep-weights",
+            help="Trained weights never leave this site; `ddm-site serve-expert` answers for them.",
+        ),
+    ] = False,
     dpo: Annotated[
         Path | None,
         typer.Option(
@@ -67,6 +74,7 @@ def init(
         "max_epsilon": max_epsilon,
         "must_be_private": list(dict.fromkeys(parts)),
         "unit": unit,
+        "keep_weights": keep_weights,
     }
     if dpo is not None:
         facts["dpo_key"] = read_public(dpo).hex

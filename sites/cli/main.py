@@ -28,6 +28,7 @@ from sites.cli.report import report
 from sites.cli.review import review
 from sites.cli.rotate import rotate
 from sites.cli.sample import sample
+from sites.cli.serve_expert import serve_expert
 from sites.cli.submit import submit
 from sites.cli.train import train
 
@@ -37,7 +38,7 @@ app = make_program(
         "Set up": (init, keygen, enroll, plan, fetch, rotate, doctor),
         "Train": (data, partition, budget, train, head, audit, ledger),
         "Review and send": (review, report, approve, release, submit, export, import_),
-        "Use an ensemble": (ensemble, sample, evaluate),
+        "Use an ensemble": (serve_expert, ensemble, sample, evaluate),
     },
     description="""Train an expert on your own images and decide what leaves.
 

@@ -46,7 +46,7 @@ def review(plan: PlanOption, site: SiteOption = Path(), as_json: JsonOption = Fa
 
 def show_review(egress: "EgressRecord", privacy: "PrivacyStatement") -> None:
     """Prints what would leave, what it costs and what no epsilon covers: for review and approve."""
-    from ddm_fed.privacy import LEDGER_COLUMNS, describe_privacy, ledger_rows
+    from ddm_fed.privacy import LEDGER_COLUMNS, describe_held, describe_privacy, ledger_rows
 
     console.show_table(
         f"Would leave {egress.site} (submission {egress.submission_sha256[:16]}…)",
@@ -60,6 +60,8 @@ def show_review(egress: "EgressRecord", privacy: "PrivacyStatement") -> None:
     )
     for line in describe_privacy(privacy):
         console.say(f"- {line}")
+    if egress.held_expert is not None:
+        console.say(f"- {describe_held(expert_is_private=egress.expert_is_private)}")
     console.show_table(
         f"Ledger of {egress.site}: what carries noise adds up to epsilon "
         f"{egress.releases_epsilon} at delta {egress.delta}",

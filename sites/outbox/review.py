@@ -77,6 +77,7 @@ def describe(
         ledger_entries=len(submission.privacy.ledger),
         require=require,
         officers=officers,
+        held_expert=submission.held_expert,
     )
 
 
@@ -188,6 +189,7 @@ def _require_consistent(egress: EgressRecord, manifest: bytes, review: Review) -
         (egress.releases_epsilon, privacy.releases_epsilon),
         (egress.delta, format(privacy.delta, "f")),
         (egress.ledger_entries, len(privacy.ledger)),
+        (egress.held_expert, submission.held_expert),
         (
             sorted((file.name, file.size_bytes, file.sha256) for file in egress.files),
             sorted(

@@ -7,7 +7,7 @@ the signed review, so that what was read is what was signed for.
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from ddm_fed.privacy import LEDGER_COLUMNS, describe_privacy, ledger_rows
+from ddm_fed.privacy import LEDGER_COLUMNS, describe_held, describe_privacy, ledger_rows
 from ddm_fed.records import EgressRecord, PrivacyStatement
 from ddm_fed.signing import VerifyKey
 
@@ -48,6 +48,8 @@ def review_page(egress: EgressRecord, privacy: PrivacyStatement) -> bytes:
         f"<code>{egress.plan_sha256}</code>.</p>",
     ]
     sentences = describe_privacy(privacy)
+    if egress.held_expert is not None:
+        sentences.append(describe_held(expert_is_private=egress.expert_is_private))
     parts += [
         f'<p class="warning">{escape(line)}</p>' for line in sentences if line.startswith(WARNING)
     ]

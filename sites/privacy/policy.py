@@ -24,6 +24,10 @@ def require_policy(settings: SiteSettings, plan: Plan, design: ExpertDesign) -> 
     if settings.unit == "patient" and privacy.unit != "patient":
         raise _below("unit", settings.unit, f"protects one {privacy.unit} only")
     has_network = network_of(design.architecture) is not None
+    if settings.keep_weights and has_network and plan.expert.remote is None:
+        raise _below("keep_weights", "true", "lets no expert stay at its site (`expert.remote`)")
+    if settings.keep_weights and plan.router.kind == "heads":
+        raise _below("keep_weights", "true", "asks for the weights of a head")
     trained = set(settings.must_be_private) & {"head", *(["expert"] if has_network else [])}
     if privacy.sgd is None:
         # a plan without heads has none to protect

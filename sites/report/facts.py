@@ -13,7 +13,7 @@ import numpy as np
 from ddm_fed.bundle.verify import ENVELOPE_FILE, EXPERT_FILE, VerifiedBundle, verify_bundle
 from ddm_fed.errors import PolicyError, RefusedError, StateError
 from ddm_fed.evaluation.inputs import read_samples
-from ddm_fed.privacy import ImageSet, Private, describe_privacy, epsilon_text, private_events
+from ddm_fed.privacy import ImageSet, Private, epsilon_text, private_events, submission_in_words
 from ddm_fed.records import (
     IN_TOTO_PAYLOAD,
     MAX_DOCUMENT_BYTES,
@@ -68,7 +68,7 @@ class Outgoing:
     @property
     def sentences(self) -> list[str]:
         """The same in words."""
-        return describe_privacy(self.privacy)
+        return submission_in_words(self.bundle.submission)
 
 
 @dataclass(frozen=True)

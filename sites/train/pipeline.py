@@ -49,6 +49,7 @@ from ddm_fed.records import (
     now,
     today,
 )
+from ddm_fed.storage.digests import sha256_of
 from ddm_fed.storage.files import new_folder, read_bounded, write_atomically
 from ddm_fed.storage.tensors import write_tensors
 from ddm_fed.training import PrivateTraining, require_base, require_possible
@@ -286,11 +287,13 @@ def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
     facts, design = known.facts, known.design
     head, origin = made if made is not None else (None, known.origin)
     audit = shared_audit(work) if site.settings.share_audit and known.noise else None
-    names = bundle_files(design, with_head=head is not None)
+    held = site.settings.keep_weights and network_of(design.architecture) is not None
+    names = bundle_files(design, with_head=head is not None, held=held)
     digests, sizes = file_digests(work, names)
+    held_expert = sha256_of(work / EXPERT_FILE) if held else None
     entries = open_ledger(site, log).entries()  # it goes on from what was signed before
     for bundle in (*find_bundles(site.drafts), *find_bundles(site.released)):
-        if _same(bundle, trust, digests, facts, head, audit, entries):
+        if _same(bundle, trust, digests, facts, head, audit, entries, held_expert):
             return bundle
     plan, issued_at = trust.plan, today()
     superseded = log.newest(site.settings.name)
@@ -320,6 +323,7 @@ def write_draft(site: SiteFolder, trust: Trust, log: Log) -> Path:
             ledger=entries,
         ),
         head=head,
+        held_expert=held_expert,
     )
     building = site.drafts / ".building"
     if building.exists():
@@ -342,6 +346,7 @@ def _same(
     head: HeadFacts | None,
     audit: AuditFacts | None,
     entries: tuple[LedgerEntry, ...],
+    held_expert: str | None,
 ) -> bool:
     """Returns whether `bundle` says the same of the same files and plan, and holds just now."""
     try:
@@ -357,6 +362,7 @@ def _same(
         and submission.plan_sha256 == trust.plan_sha256
         and submission.training == facts
         and submission.head == head
+        and submission.held_expert == held_expert
         and submission.privacy.audit == audit
         and submission.privacy.ledger == entries  # what was spent since has to be said
         and _holds(bundle, trust)

@@ -32,6 +32,7 @@ from ddm_fed.exchange import (
     services,
 )
 from ddm_fed.exchange.body import Body, BodyReader, open_body
+from ddm_fed.exchange.retries import Retries
 from ddm_fed.progress import Advance
 from ddm_fed.records import BundleState, sha256_hex
 from ddm_fed.remote.proxies import proxy_to
@@ -40,7 +41,6 @@ from ddm_fed.trust import Trust
 from sites.outbox.stages import member_of
 from sites.transport.address import Address
 from sites.transport.base import Sent
-from sites.transport.retries import Retries
 from sites.workspace import SiteFolder
 
 CALL_S, COMMIT_S, STREAM_S = 30.0, 600.0, 20 * 60.0

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from ddm_fed.bundle.verify import ENVELOPE_FILE, VerifiedBundle
 from ddm_fed.errors import DigestError, ExchangeError
+from ddm_fed.exchange.retries import Retries
 from ddm_fed.progress import Advance
 from ddm_fed.records import MAX_DOCUMENT_BYTES, BundleState, FileSize
 from ddm_fed.remote import open_folder
 from ddm_fed.storage.files import BLOCK_BYTES, PART_PREFIX, open_regular
 from ddm_fed.storage.output_folder import require_ours
 from sites.transport.base import INBOX_MARKS, Sent
-from sites.transport.retries import Retries
 
 if TYPE_CHECKING:
     from ddm_fed.remote import RemoteFolder, Source

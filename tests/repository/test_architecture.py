@@ -47,6 +47,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         },
         "remote": {"errors", "limits", "storage"},
         "exchange": {"errors", "records", "storage"},
+        "listening": {"errors", "console", "exchange"},
         "training": {
             "_version",
             "errors",
@@ -177,6 +178,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "rotation": {"workspace", "outbox"},
         "train": {"workspace", "privacy", "outbox"},
         "report": {"workspace", "published", "privacy", "outbox", "train"},
+        "serving": {"workspace", "outbox", "train"},
         "transport": {"workspace", "published", "outbox"},
         "doctor": {"workspace", "published", "data", "privacy", "outbox", "transport"},
         "cli": {
@@ -188,6 +190,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "rotation",
             "train",
             "report",
+            "serving",
             "transport",
             "doctor",
         },
@@ -198,13 +201,24 @@ LAYERS: dict[str, dict[str, set[str]]] = {
         "journal": {"workspace"},
         "log": {"workspace"},
         "published": {"workspace"},
+        "remote_experts": {"workspace"},
         "roster": {"workspace", "journal", "log"},
         "inbox": {"workspace", "journal", "log", "published", "roster"},
         "ensembles": {"workspace", "journal", "log", "inbox"},
         "status": {"workspace", "journal", "roster", "inbox", "ensembles"},
         "server": {"workspace", "published", "inbox", "ensembles", "status"},
         "doctor": {"workspace", "journal", "status"},
-        "cli": {"workspace", "log", "roster", "inbox", "ensembles", "status", "server", "doctor"},
+        "cli": {
+            "workspace",
+            "log",
+            "remote_experts",
+            "roster",
+            "inbox",
+            "ensembles",
+            "status",
+            "server",
+            "doctor",
+        },
     },
 }
 
@@ -242,15 +256,14 @@ IMPORTERS = {
     "grpc": {
         "ddm_fed.exchange",
         "sites.transport.grpc",
-        "coordinator.server.calls",
-        "coordinator.server.server",
-        "coordinator.server.service",
+        "ddm_fed.listening",
+        "coordinator.remote_experts",
     },
     "grpc_health": {"coordinator.server.health"},
     "fsspec": {"ddm_fed.remote"},
     "paramiko": {"ddm_fed.remote"},
     "tomlkit": {"ddm_fed.storage.workspace"},
-    "tenacity": {"sites.transport.retries"},
+    "tenacity": {"ddm_fed.exchange.retries"},
     "rich": {"ddm_fed.console"},
     "typer": {"sites.cli", "coordinator.cli", "ddm_fed.commands"},
     "safetensors": {
@@ -283,7 +296,7 @@ IMPORTERS = {
     "prometheus_client": {"coordinator.status.metrics"},
     # the read-only web page
     "http": {"coordinator.server.web"},
-    "socket": {"coordinator.server.gate", "coordinator.server.web"},
+    "socket": {"ddm_fed.listening.gate", "coordinator.server.web"},
     # a browser, on a page of ours, to print it
     "subprocess": {"ddm_fed.report.printing"},
     # nowhere: they run code out of files, reach a network, or start programs

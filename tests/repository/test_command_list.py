@@ -62,6 +62,7 @@ def test_help_says_what_each_argument_and_option_means(name, command):
 def test_both_programs_share_their_options_of_sampling_and_evaluating():
     lines = {name: line_of(name, command).split() for name, command in everything()}
     own = {"--site", "--coordinator", "--root"}
+    own |= {"--remote", "--remote-timeout"}  # only the coordinator's certificate is let in
     for command in ("sample", "evaluate", "keygen"):
         here, there = lines[f"ddm-site {command}"][2:], lines[f"ddm-coord {command}"][2:]
         assert [w for w in here if w not in own] == [w for w in there if w not in own]

@@ -228,3 +228,25 @@ class EnrollResponse(_message.Message):
     STATE_FIELD_NUMBER: _ClassVar[int]
     state: EnrolmentState
     def __init__(self, state: _Optional[_Union[EnrolmentState, str]] = ...) -> None: ...
+
+class EvaluateRequest(_message.Message):
+    __slots__ = ("expert_sha256", "states", "times", "classes")
+    EXPERT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    TIMES_FIELD_NUMBER: _ClassVar[int]
+    CLASSES_FIELD_NUMBER: _ClassVar[int]
+    expert_sha256: str
+    states: bytes
+    times: bytes
+    classes: bytes
+    def __init__(self, expert_sha256: _Optional[str] = ..., states: _Optional[bytes] = ..., times: _Optional[bytes] = ..., classes: _Optional[bytes] = ...) -> None: ...
+
+class EvaluateResponse(_message.Message):
+    __slots__ = ("expert_sha256", "velocities", "evaluations_left")
+    EXPERT_SHA256_FIELD_NUMBER: _ClassVar[int]
+    VELOCITIES_FIELD_NUMBER: _ClassVar[int]
+    EVALUATIONS_LEFT_FIELD_NUMBER: _ClassVar[int]
+    expert_sha256: str
+    velocities: bytes
+    evaluations_left: int
+    def __init__(self, expert_sha256: _Optional[str] = ..., velocities: _Optional[bytes] = ..., evaluations_left: _Optional[int] = ...) -> None: ...

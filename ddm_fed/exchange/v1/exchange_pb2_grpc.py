@@ -616,3 +616,82 @@ class EnrolmentService(object):
             timeout,
             metadata,
             _registered_method=True)
+
+
+class ExpertServiceStub(object):
+    """What a coordinator may ask a site whose expert stays there. The site listens; both certificates
+    are pinned by the roster.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Evaluate = channel.unary_unary(
+                '/ddm_fed.exchange.v1.ExpertService/Evaluate',
+                request_serializer=ddm__fed_dot_exchange_dot_v1_dot_exchange__pb2.EvaluateRequest.SerializeToString,
+                response_deserializer=ddm__fed_dot_exchange_dot_v1_dot_exchange__pb2.EvaluateResponse.FromString,
+                _registered_method=True)
+
+
+class ExpertServiceServicer(object):
+    """What a coordinator may ask a site whose expert stays there. The site listens; both certificates
+    are pinned by the roster.
+    """
+
+    def Evaluate(self, request, context):
+        """Returns what the expert says of some states. The same question again costs nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_ExpertServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Evaluate': grpc.unary_unary_rpc_method_handler(
+                    servicer.Evaluate,
+                    request_deserializer=ddm__fed_dot_exchange_dot_v1_dot_exchange__pb2.EvaluateRequest.FromString,
+                    response_serializer=ddm__fed_dot_exchange_dot_v1_dot_exchange__pb2.EvaluateResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'ddm_fed.exchange.v1.ExpertService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('ddm_fed.exchange.v1.ExpertService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class ExpertService(object):
+    """What a coordinator may ask a site whose expert stays there. The site listens; both certificates
+    are pinned by the roster.
+    """
+
+    @staticmethod
+    def Evaluate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/ddm_fed.exchange.v1.ExpertService/Evaluate',
+            ddm__fed_dot_exchange_dot_v1_dot_exchange__pb2.EvaluateRequest.SerializeToString,
+            ddm__fed_dot_exchange_dot_v1_dot_exchange__pb2.EvaluateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -60,6 +60,9 @@ MALLORY = SigningKey.from_seed(bytes([10] * 32))
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
 
 
+SERVER_AUTH, CLIENT_AUTH = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
+
+
 def der_of(text: str) -> bytes:
     return base64.b64decode(text)
 
@@ -98,7 +101,7 @@ def craft(
     not_after: datetime = datetime(2036, 1, 1, tzinfo=UTC),
     constraints: x509.BasicConstraints | None = None,
     bits: x509.KeyUsage | None = None,
-    purposes: tuple[x509.ObjectIdentifier, ...] = (ExtendedKeyUsageOID.CLIENT_AUTH,),
+    purposes: tuple[x509.ObjectIdentifier, ...] = (SERVER_AUTH, CLIENT_AUTH),
     names: tuple[x509.GeneralName, ...] | None = None,
     without: tuple[type, ...] = (),
     more: tuple[x509.ExtensionType, ...] = (),
@@ -141,7 +144,6 @@ def test_recipe_of_these_tests_is_accepted_as_it_stands():
     assert check_certificate(craft(), what="x").name == "hospital-a.site.ddm-fed"
 
 
-SERVER_AUTH, CLIENT_AUTH = ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH
 DNS_A = x509.DNSName("hospital-a.site.ddm-fed")
 STRANGER = ec.generate_private_key(ec.SECP256R1())
 MALFORMED: dict[str, tuple[Json, str]] = {
@@ -153,7 +155,10 @@ MALFORMED: dict[str, tuple[Json, str]] = {
     "silent-about-authority": ({"without": (x509.BasicConstraints,)}, "does not say"),
     "may-sign-certificates": ({"bits": usage(key_cert_sign=True)}, "its extensions"),
     "no-key-usage": ({"without": (x509.KeyUsage,)}, "its extensions"),
-    "serves-and-connects": ({"purposes": (CLIENT_AUTH, SERVER_AUTH)}, "its extensions"),
+    "purposes-in-another-order": (
+        {"purposes": (CLIENT_AUTH, SERVER_AUTH)},
+        "its extensions",
+    ),
     "site-that-serves": ({"purposes": (SERVER_AUTH,)}, "its extensions"),
     "no-purpose": ({"without": (x509.ExtendedKeyUsage,)}, "its extensions"),
     "no-name": ({"without": (x509.SubjectAlternativeName,)}, "has no name"),
@@ -224,6 +229,13 @@ def test_certificate_with_bytes_behind_it_is_refused():
 
 
 # Keys
+
+
+def test_certificate_of_an_earlier_version_holds_and_serves_one_direction_only():
+    assert not check(craft(purposes=(CLIENT_AUTH,))).both_ways
+    assert check(craft()).both_ways
+    assert TlsKey.for_site(A).details.both_ways
+    assert TlsKey.for_coordinator().details.both_ways
 
 
 def test_new_keys_are_what_they_say():

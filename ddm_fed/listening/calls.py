@@ -1,4 +1,4 @@
-"""One call to the coordinator, from who asks to the status it ends with.
+"""One call to a server, from who asks to the status it ends with.
 
 A call costs nothing that is short before somebody has said whose it is: who calls, and whether it
 may, is judged when its head arrives, and only then its message is awaited, for some seconds. gRPC's
@@ -21,19 +21,25 @@ from functools import wraps
 from secrets import token_hex
 from threading import Lock
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
-from coordinator.server.callers import Caller, Guard
-from coordinator.server.watchdog import Watchdog
-from coordinator.status.metrics import ServerMetrics
 from ddm_fed import console
 from ddm_fed.errors import DdmFedError, MalformedError
 from ddm_fed.exchange import DATE, details_of, status_of
+from ddm_fed.listening.callers import Caller, Guard
+from ddm_fed.listening.watchdog import Watchdog
 
-MESSAGE_S = 10.0  # for the one message of a call, from its head on
+MESSAGE_S = 10.0
 REFUSED_LINE_S = 1.0
+
+
+class CallCounts(Protocol):
+    """Counts calls."""
+
+    def rpc_ended(self, rpc: str, code: str) -> None:
+        """Counts a call of `rpc` that ended with the status `code`, such as `OK`."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,14 @@ class CallContext:
         metrics: Counts calls.
         watchdog: Ends those that make no progress.
         refused: Says when calls that were refused for their number are logged.
+        message_s: How long the one message of a call may take, from its head on.
     """
 
     guard: Guard
-    metrics: ServerMetrics
+    metrics: CallCounts
     watchdog: Watchdog
     refused: "Seldom" = field(default_factory=lambda: Seldom(REFUSED_LINE_S))
+    message_s: float = MESSAGE_S
 
 
 class Seldom:
@@ -130,7 +138,7 @@ class Answering(AbstractContextManager["Answering"]):
         Raises:
             MalformedError: there is none.
         """
-        with self.watching(MESSAGE_S):
+        with self.watching(self._call_context.message_s):
             for request in requests:
                 return request
         raise MalformedError(

@@ -29,9 +29,9 @@ from threading import Thread
 from time import monotonic
 from typing import Any, cast
 
-from coordinator.server.connection_limits import Room, Seats
 from ddm_fed import console
 from ddm_fed.errors import MachineError, QuotaError
+from ddm_fed.listening.connection_limits import Room, Seats
 
 BACKLOG = 1024
 MOST_REFUSED = 200  # calls of one connection

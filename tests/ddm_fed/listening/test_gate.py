@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 import pytest
 
 from coordinator.server import gate as gates
-from coordinator.server.connection_limits import Seats, descriptors, seats
-from coordinator.server.gate import Gate, _network
 from ddm_fed.errors import MachineError
+from ddm_fed.listening.connection_limits import Seats, descriptors, seats
+from ddm_fed.listening.gate import Gate, _network
 
 HERE, THERE = "127.0.0.1", "127.0.0.2"
 

@@ -4,8 +4,8 @@ import time
 
 import pytest
 
-from sites.transport import retries
-from sites.transport.retries import Retries
+from ddm_fed.exchange import retries
+from ddm_fed.exchange.retries import Retries
 
 
 class LinkError(Exception):

@@ -1,0 +1,1 @@
+"""A site that answers for an expert whose weights stay: bounded, counted, and logged."""
