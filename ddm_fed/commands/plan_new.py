@@ -6,6 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
+import click
 import typer
 
 from ddm_fed import console
@@ -114,9 +115,9 @@ def new_plan(
 
     if out.exists():
         raise OptionError(f"--out {out} exists already", hint="name another file, or move it away")
-    name = _answered("--federation", federation, "name of the federation")
-    height, width = _size(_answered("--size", size, "height x width of an image, such as 64x64"))
-    colours = _answered("--channels", channels, "channels: 1 for grey, 3 for colour", "1")
+    name = _answered("federation", federation, "name of the federation")
+    height, width = _size(_answered("size", size, "height x width of an image, such as 64x64"))
+    colours = _answered("channels", channels, "channels: 1 for grey, 3 for colour", "1")
     if colours not in ("1", "3"):
         raise OptionError(f"--channels {colours}: not 1 or 3", hint="images are grey or RGB")
     if text_encoder is not None and classes not in (None, NONE):
@@ -127,17 +128,17 @@ def new_plan(
     named: tuple[str, ...] = ()
     if text_encoder is None:
         question = "classes, with commas between, or none (captions: start with --text-encoder)"
-        named = _names(_answered("--classes", classes, question, suggested_classes))
-    count = _whole("--sites", _answered("--sites", sites, "how many sites", "3"), MOST_SITES)
+        named = _names(_answered("classes", classes, question, suggested_classes))
+    count = _sites(_answered("sites", sites, "how many sites", "3"))
     bound = _epsilon(
-        _answered("--epsilon", epsilon, "epsilon for all that leaves a site, or none", "8")
+        _answered("epsilon", epsilon, "epsilon for all that leaves a site, or none", "8")
     )
-    kind = _answered("--machine", machine, f"machine of a site: {', '.join(MACHINES)}", "cpu")
+    kind = _answered("machine", machine, f"machine of a site: {', '.join(MACHINES)}", "cpu")
     if kind not in MACHINES:
         raise OptionError(
             f"--machine {kind} is not known", hint=f"give one of {', '.join(MACHINES)}"
         )
-    span = _hours(_answered("--hours", hours, "hours that training may take there", "8"))
+    span = _hours(_answered("hours", hours, "hours that training may take there", "8"))
     text = None if text_encoder is None else text_spec(text_encoder, TOKENS)
     answers = Answers(
         name, height, width, int(colours), named, text, count, bound, kind, span, units
@@ -154,8 +155,8 @@ def new_plan(
     console.say(f"{out} is a plan for {count} sites; read its comments, and change what you know")
 
 
-def _answered(option: str, given: str | None, question: str, suggested: str | None = None) -> str:
-    """Returns what the option says, or else a person on the terminal.
+def _answered(name: str, given: str | None, question: str, suggested: str | None = None) -> str:
+    """Returns what the option of that name says, or else a person on the terminal.
 
     Raises:
         OptionError: there is no terminal.
@@ -163,8 +164,9 @@ def _answered(option: str, given: str | None, question: str, suggested: str | No
     if given is not None:
         return given.strip()
     if not sys.stdin.isatty():
+        param = next(p for p in click.get_current_context().command.params if p.name == name)
         raise OptionError(
-            f"{option} is missing, and nobody can be asked: {question}",
+            f"{param.opts[0]} is missing, and nobody can be asked: {question}",
             hint="give it, or run this on a terminal",
         )
     said: str = typer.prompt(question, default=suggested, err=True)
@@ -195,11 +197,11 @@ def _names(text: str) -> tuple[str, ...]:
     return names
 
 
-def _whole(option: str, text: str, most: int) -> int:
-    """Returns a whole number from 1 on."""
-    if not (text.isdecimal() and text.isascii()) or not 1 <= int(text) <= most:
+def _sites(text: str) -> int:
+    """Returns how many sites there are."""
+    if not (text.isdecimal() and text.isascii()) or not 1 <= int(text) <= MOST_SITES:
         raise OptionError(
-            f"{option} {text}: not a whole number from 1 to {most}", hint="give a number"
+            f"--sites {text}: not a whole number from 1 to {MOST_SITES}", hint="give a number"
         )
     return int(text)
 
