@@ -37,7 +37,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from ddm_fed.errors import DdmFedError, MachineError
+from ddm_fed.errors import DdmFedError, MachineError, not_installed
 from ddm_fed.progress import Advance, Heartbeat
 
 # into a pipe or a file, lines are as long as they are: nothing is folded that a program looks for
@@ -60,8 +60,10 @@ class Sheet(NamedTuple):
     rows: Sequence[Sequence[str]]
 
 
-def run(command: Callable[[], object]) -> None:
+def run(command: Callable[[], object], *, role: str = "coordinator") -> None:
     """Runs a command line; errors are shown and end with exit status 1.
+
+    `role` is the extra to install where something is missing.
 
     Wrong usage ends with 2, whoever finds it: the command line itself, or the command by an
     `OptionError`. Ctrl-C, where the command has no
@@ -75,6 +77,12 @@ def run(command: Callable[[], object]) -> None:
         except DdmFedError as error:
             show_error(error)
             sys.exit(error.exit_status)
+        except ModuleNotFoundError as error:
+            missing = not_installed(error, role)
+            if missing is None:
+                raise
+            show_error(missing)
+            sys.exit(1)
         except OSError as error:
             show_error(
                 MachineError(

@@ -179,6 +179,35 @@ class OptionError(InputError):
     exit_status = 2
 
 
+# What not everybody needs, by the name of its module, and the extra that brings it: None is that of
+# the role, `site` or `coordinator`. What only one feature needs says so itself.
+EXTRA_OF: dict[str, str | None] = {
+    "diffusers": "diffusers",
+    "jinja2": "report",
+    "matplotlib": "report",
+    "sklearn": "report",
+    **dict.fromkeys(("braceexpand", "fsspec", "google", "grpc", "grpc_health", "h11")),
+    **dict.fromkeys(("opacus", "opendp", "prometheus_client", "tenacity", "tomlkit", "uvicorn")),
+}
+
+
+def not_installed(error: ModuleNotFoundError, role: str) -> StateError | None:
+    """Returns what to say of a package that was left out when this was installed, or None.
+
+    Args:
+        error: What an import raised.
+        role: The extra with all that this program may need.
+    """
+    module = (error.name or "").partition(".")[0]
+    if module not in EXTRA_OF:
+        return None
+    return StateError(
+        f"this needs `{module}`, which is not installed: only what verifies and samples is",
+        hint=f"pip install 'ddm-fed[{EXTRA_OF[module] or role}]'; 'ddm-fed[site]' and "
+        "'ddm-fed[coordinator]' bring all that a role needs, 'ddm-fed[all]' everything",
+    )
+
+
 def not_written(path: Path, error: Exception) -> MachineError:
     """Returns the error of a file that a library could not write, in the library's own words."""
     return MachineError(

@@ -6,6 +6,7 @@ library, where both were installed, and all its imports follow from there. Only 
 here do so: a program of somebody else that imports `ddm_fed` keeps its own `sites`.
 """
 
+import os
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -14,6 +15,10 @@ from importlib.util import module_from_spec
 from pathlib import Path
 
 INSTALLED = Path(__file__).parents[1]
+NEEDS_UNIX = (
+    "DDM-Fed does not run on Windows: its locks, permissions and folders that survive a kill are "
+    "those of Linux and macOS.\n\nhint: run it in WSL 2, or in a virtual machine with Linux"
+)
 
 
 def site() -> None:
@@ -32,6 +37,9 @@ def _main(package: str) -> Callable[[], None]:
     Raises:
         ModuleNotFoundError: it was not installed.
     """
+    if os.name == "nt":
+        sys.stderr.write(f"error: {NEEDS_UNIX}\n")
+        sys.exit(1)
     folder = str(INSTALLED / package)
     loaded = sys.modules.get(package)
     if loaded is None or folder not in getattr(loaded, "__path__", ()):

@@ -48,4 +48,4 @@ admit, assemble, sample""",
 
 def main() -> None:
     """Runs `ddm-coord`; errors end with exit status 1, wrong usage with 2."""
-    run_program(app)
+    run_program(app, "coordinator")

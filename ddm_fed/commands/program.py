@@ -102,7 +102,10 @@ def _name(command: Callable[..., None] | typer.Typer) -> str:
     return command.__name__.strip("_").replace("_", "-")
 
 
-def run_program(app: typer.Typer) -> None:
-    """Runs a program; errors end with exit status 1, wrong usage with 2."""
+def run_program(app: typer.Typer, role: str) -> None:
+    """Runs a program; errors end with exit status 1, wrong usage with 2.
+
+    `role` is the extra that brings all it needs.
+    """
     typer.core.HAS_RICH = console.has_room_for_tables()
-    console.run(app)
+    console.run(app, role=role)

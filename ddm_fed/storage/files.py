@@ -5,7 +5,6 @@ temporary name, are flushed to disk, and take their name in one step.
 """
 
 import errno
-import fcntl
 import os
 import re
 import secrets
@@ -29,6 +28,11 @@ from ddm_fed.errors import (
 )
 from ddm_fed.limits import MAX_FILES
 from ddm_fed.storage.junk import hint_about
+
+try:
+    import fcntl
+except ModuleNotFoundError:
+    raise ImportError("DDM-Fed needs Linux or macOS: Windows has no locks like theirs") from None
 
 BLOCK_BYTES = 1 << 20
 MAX_DEPTH = 8  # folders in folders; our formats need two

@@ -53,6 +53,8 @@ def require_new(folder: Path, settings_file: str) -> None:
     Raises:
         StateError: `folder` is a home already, or not a folder.
     """
+    import tomlkit  # noqa: F401 - what writes the settings: without it nothing is to be made
+
     if (folder / settings_file).exists():
         raise StateError(
             f"{folder} holds {settings_file} already",

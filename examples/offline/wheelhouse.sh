@@ -9,7 +9,7 @@ set -eu
 
 test $# -ge 1 || { echo "usage: $0 WHEELHOUSE [EXTRAS]" >&2; exit 2; }
 target=$1
-extras=${2:+[$2]}
+extras=[site,coordinator${2:+,$2}]
 source=$(cd "$(dirname "$0")/../.." && pwd)
 python=${PYTHON:-python3}
 

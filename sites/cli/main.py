@@ -51,4 +51,4 @@ ddm-site train --site hospital-a --plan published --data images/""",
 
 def main() -> None:
     """Runs `ddm-site`; errors end with exit status 1, wrong usage with 2."""
-    run_program(app)
+    run_program(app, "site")
