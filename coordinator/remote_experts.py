@@ -54,6 +54,9 @@ class RemoteExpert:
         data: What images are.
         service: The connection.
         timeout_s: How long to try for one answer.
+
+    Attributes:
+        left: How many evaluations the site goes on to answer, as it said last; None before.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class RemoteExpert:
     ) -> None:
         self._site, self._target, self._sha256 = site, target, expert_sha256
         self._data, self._service, self._timeout_s = data, service, timeout_s
+        self.left: int | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Returns the velocity, `(B, C, H, W)`; arguments on the processor, as for `Expert`.
@@ -81,7 +85,9 @@ class RemoteExpert:
         response: messages.EvaluateResponse = retries.run(
             lambda: self._service.Evaluate(request, timeout=self._timeout_s)
         )
-        return torch.tensor(read_answer(response, self._sha256, self._data, len(x_t)))
+        velocity = read_answer(response, self._sha256, self._data, len(x_t))
+        self.left = response.evaluations_left
+        return torch.tensor(velocity)
 
     def _judge(self, error: grpc.RpcError) -> None:
         failure = failure_of(error)

@@ -67,6 +67,9 @@ def sample(
     _say_what_answers_tell(verified)
     with remote_experts(home, verified, targets, timeout_s=remote_timeout) as found:
         draw_and_show(verified, out, flags, found)
+        for site, expert in found.items():
+            if expert.left is not None:
+                console.say(f"{site}: {expert.left} evaluations are left")
 
 
 def _say_what_answers_tell(verified: "VerifiedEnsemble") -> None:

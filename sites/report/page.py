@@ -64,10 +64,12 @@ def _leaves(facts: SiteFacts) -> Line:
         return Line(about, "not known", "There is no draft under this plan.")
     size = sum(file.size_bytes for file in outgoing.egress.files)
     names = listed([file.name for file in outgoing.egress.files])
+    held = outgoing.egress.held_expert is not None
+    stays = "; the expert's weights stay, and the site answers for them" if held else ""
     return Line(
         about,
         "measured",
-        f"{names}, {size:,} bytes in all, and the signed manifest. No image leaves. "
+        f"{names}, {size:,} bytes in all, and the signed manifest. No image leaves{stays}. "
         f"{outgoing.stands}. It needs the signatures of {needed(outgoing.egress)}.",
     )
 
@@ -86,11 +88,12 @@ def _privacy(facts: SiteFacts) -> Line:
     parts = {"expert": privacy.expert_is_private, "head": privacy.head_is_private}
     without = [name for name, private in parts.items() if private is False]
     if without:
+        tells = "answers" if outgoing.egress.held_expert is not None else "weights"
         return Line(
             about,
             "look",
             f"The {listed(without)} was made without noise and is NOT bounded by any epsilon: its "
-            f"weights may tell any {unit} they saw. What carries noise is bounded by {bounded}.",
+            f"{tells} may tell any {unit} that was used. What carries noise is bounded by {bounded}.",
         )
     state: State = "look" if epsilon > WEAK_EPSILON else "holds"
     return Line(about, state, f"All of it carries noise and is bounded by {bounded}.")

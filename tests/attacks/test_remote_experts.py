@@ -11,7 +11,7 @@ import grpc
 import numpy as np
 import pytest
 import torch
-from federation import Federation
+from federation import Federation, Json, forge, manifest
 from held import (
     AT_ONCE,
     EVALUATIONS,
@@ -25,18 +25,22 @@ from held import (
     serving,
 )
 
+from coordinator.inbox.admission import admit_arrivals
 from coordinator.remote_experts import RemoteExpert
+from ddm_fed.bundle.verify import ENVELOPE_FILE, EXPERT_FILE
 from ddm_fed.errors import (
     BudgetError,
     DigestError,
     PlanMismatchError,
     QuotaError,
+    ReplayError,
     SizeError,
     ValuesError,
 )
 from ddm_fed.exchange import client_options, failure_of, messages, services
 from ddm_fed.exchange.questions import most_bytes, read_answer, write_question
 from ddm_fed.signing import TlsKey, certificate_pem_of, site_dns_name
+from sites.outbox.stages import find_bundles
 from sites.serving.allowance import Allowance
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
@@ -279,3 +283,33 @@ def test_site_that_answers_with_another_expert_or_with_nonsense_is_found_out(
         read_answer(answer, served.expert_sha256, data, 2)
     with connected(fed, served) as channel, pytest.raises(PlanMismatchError):
         expert(fed, served, channel, "ab" * 32)(states(), torch.full((2,), 0.5))
+
+
+def test_site_that_commits_to_the_expert_of_another_is_refused_with_its_name(
+    fed: Federation, scratch: Path
+):
+    kept = next(
+        found
+        for bundle in find_bundles(fed.site(A).released)
+        if (found := manifest(bundle)["predicate"].get("held_expert"))
+    )
+    (own,) = find_bundles(fed.site(B).released)
+    bundle = Path(shutil.copytree(own, scratch / "borrowed"))
+    (bundle / EXPERT_FILE).unlink()
+
+    def edit(statement: Json) -> None:
+        statement["subject"] = [i for i in statement["subject"] if i["name"] != EXPERT_FILE]
+        fields = statement["predicate"]
+        fields["files"] = [i for i in fields["files"] if i["name"] != EXPERT_FILE]
+        fields.update(
+            sequence=2,
+            held_expert=kept,
+            seen_checkpoint=fed.log.head.model_dump(),
+            supersedes=fed.log.newest(B).submission_sha256,
+        )
+
+    forge(bundle / ENVELOPE_FILE, edit, fed.key(B))
+    shutil.copytree(bundle, fed.home.incoming / ("0" * 64))
+    (verdict,) = admit_arrivals(fed.home, fed.trust)
+    assert isinstance(verdict.error, ReplayError), verdict
+    assert A in verdict.error.message
