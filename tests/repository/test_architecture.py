@@ -245,6 +245,7 @@ IMPORTERS = {
     "fsspec": {"ddm_fed.remote"},
     "paramiko": {"ddm_fed.remote"},
     "tomlkit": {"ddm_fed.storage.workspace"},
+    "tensorboard": {"sites.train.tensorboard"},  # as torch.utils.tensorboard
     "tenacity": {"sites.transport.retries"},
     "rich": {"ddm_fed.console"},
     "typer": {"sites.cli", "coordinator.cli", "ddm_fed.commands"},
