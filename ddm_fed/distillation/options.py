@@ -110,6 +110,7 @@ def student_training(plan: Plan, options: DistillOptions) -> TrainingSpec:
             "ema_half_lives": base.ema_half_lives[:1],
             "augmentation": (),
             "loss_weighting": "none",
+            "trainable": "all",
         }
     )
     try:  # as whoever verifies the student will read it: a training is too long to find out then

@@ -117,7 +117,10 @@ def write_base(
         factor, reason = 1.0, ""
     weights = {f"net.{key}": value for key, value in _weights(inner).items()}
     if reason:
-        notes.append(f"the last layer starts at zero, as in a fresh network: {reason}")
+        notes.append(
+            "the last layer starts at zero, as in a fresh network, so that a LoRA would learn "
+            f"little: {reason}"
+        )
     for key in (f"{LAST}weight", f"{LAST}bias"):
         weights[key] = weights[key] * (factor if learned else 0.0)
     _fit_classes(weights, len(data.classes), notes)

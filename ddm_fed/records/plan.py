@@ -40,7 +40,7 @@ from ddm_fed.records.centroids import CentroidSpec
 from ddm_fed.records.data import DataSpec
 from ddm_fed.records.remote import MAX_QUESTION_BYTES, RemoteSpec
 from ddm_fed.records.router import HeadsRouterSpec, PriorRouterSpec, RouterSpec, StatisticsSpec
-from ddm_fed.records.sgd import CentralSpec, SgdSpec
+from ddm_fed.records.sgd import CentralSpec, SgdSpec, Trainable
 
 PathName = Literal["linear", "cosine", "vp"]
 Prediction = Literal["velocity", "noise", "image"]
@@ -192,6 +192,7 @@ class TrainingSpec(Record):
     loss_weighting: LossWeighting = "none"
     label_dropout: Probability = Decimal("0.1")
     augmentation: tuple[Augmentation, ...] = ()
+    trainable: Annotated[Trainable, Field(exclude_if=lambda part: part == "all")] = "all"
 
     @field_validator("ema_half_lives", "augmentation")
     @classmethod
@@ -352,6 +353,32 @@ class Plan(Record):
             raise ValueError(
                 f"`privacy.must_be_private` names the {min(asked)}, which takes a `[privacy.sgd]` "
                 "to be"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _a_part_is_trained_from_a_base(self) -> Self:
+        part, base = self.training.trainable, self.expert.base
+        if part == "all":
+            return self
+        if self.privacy.sgd is not None:
+            raise ValueError(
+                f"`training.trainable` {part} is of a training without noise: with "
+                "`[privacy.sgd]`, `privacy.sgd.trainable` says it"
+            )
+        if base is None:
+            raise ValueError(
+                f"`training.trainable` {part} keeps most weights as they are, and without "
+                "`[expert.base]` they would be chance"
+            )
+        if part.startswith("lora") and (self.expert.path, self.expert.prediction) != (
+            (base.path,),
+            (base.prediction,),
+        ):
+            raise ValueError(
+                f"`training.trainable` {part} cannot learn another last layer: `expert.path` and "
+                f"`expert.prediction` have to be those of `expert.base`, {base.path} and "
+                f"{base.prediction}"
             )
         return self
 

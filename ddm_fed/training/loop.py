@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from ddm_fed.training.state import (
     start_run,
     steps_done,
 )
+from ddm_fed.training.trainable import TrainedPart, trained_weights
 
 BETAS = (0.9, 0.99)  # a shorter memory than AdamW's default suits runs of a few thousand steps
 SMOOTHING = 0.1  # how much of the shown speed the newest step decides
@@ -167,7 +169,8 @@ def require_possible(
         DataError: there are no images, or no labels or captions although the plan
             asks for them.
         OptionError: the plan does not allow what was chosen.
-        StateError: the network is of a package that is not installed.
+        StateError: the network is of a package that is not installed, or has no such part as the
+            plan trains.
     """
     if len(images) == 0:
         raise DataError("there are no images to train on", hint="check --data")
@@ -185,6 +188,15 @@ def require_possible(
             hint="choose each from the plan's [expert], or leave them out",
         )
     expert_tensors(plan.data, design)  # a package that brings the network may be missing
+    if (part := plan.training.trainable) != "all":
+        trained_weights(plan.data, design, part)
+        for name, asked in (("--compile", options.compile), ("--shard", options.shard)):
+            if asked:
+                raise OptionError(
+                    f"{name} is not supported where a part is trained (`training.trainable` "
+                    f"{part})",
+                    hint="leave it out; there are few weights to compute or to divide",
+                )
     choose_half_life(plan, options.ema_half_life)
 
 
@@ -250,10 +262,12 @@ class Training:
         """Builds network, optimizer and averages, in the state of the checkpoint."""
         torch.set_num_threads(self._run.threads)
         keep_freed_memory()
-        model = build_network(self._plan.data, self._design)
-        model.train()
+        network = build_network(self._plan.data, self._design)
+        network.train()
+        spec, model = self._spec, cast("nn.Module", network)
+        if spec.trainable != "all":
+            model = TrainedPart(network.to(self._team.device), spec.trainable)
         self._team.place(model)
-        spec = self._spec
         optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=float(spec.learning_rate),

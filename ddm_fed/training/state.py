@@ -32,7 +32,7 @@ from ddm_fed.training.known_velocity import KnownVelocity
 from ddm_fed.training.options import RunOptions, TrainedExpert
 from ddm_fed.training.parallel import Team, fill, whole
 from ddm_fed.training.precision import Precision, choose_precision
-from ddm_fed.training.trainable import full_weights
+from ddm_fed.training.trainable import TrainedPart, full_weights
 from ddm_fed.training.warmstart import load_base
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW remembers of each weight
@@ -154,7 +154,11 @@ def start_run(path: Path, job: Job) -> None:
     load_base(model, job.plan, design, options)
     if job.initial is not None:
         model.load_state_dict(job.initial)
-    weights = {f"model.{name}": value.contiguous() for name, value in model.state_dict().items()}
+    learned: nn.Module = model
+    if (kind := job.plan.training.trainable) != "all":
+        learned = TrainedPart(model, kind)
+        learned.reset_parameters(seeded(run.seed, "part", 0))
+    weights = {f"model.{name}": value.contiguous() for name, value in learned.state_dict().items()}
     write_state(path, run, 0, weights)
 
 
@@ -244,14 +248,13 @@ def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) ->
         prefix = f"ema{half_life}."
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-        if run.noise:
-            state = full_weights(state)
-            if ProvedSteps.from_json(run.proved).steps[-1:] != (step - 1,):
-                raise CheckpointError(
-                    f"{path} is of a training with noise whose steps were not computed again",
-                    hint="an older version made it; train anew with --restart, which spends the "
-                    "budget again",
-                )
+        state = full_weights(state)  # of the whole network, whatever part was trained
+        if run.noise and ProvedSteps.from_json(run.proved).steps[-1:] != (step - 1,):
+            raise CheckpointError(
+                f"{path} is of a training with noise whose steps were not computed again",
+                hint="an older version made it; train anew with --restart, which spends the "
+                "budget again",
+            )
     broken = [name for name, value in state.items() if not bool(torch.isfinite(value).all())]
     if broken:
         raise DivergedError(

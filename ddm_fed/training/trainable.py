@@ -1,4 +1,6 @@
-"""Which weights private training changes: the fewer they are, the less noise drowns the gradient.
+"""Which weights a training changes: the fewer they are, the less noise drowns the gradient.
+
+Without noise, a part learns with less memory, and from fewer images without forgetting the base.
 
     all       every weight
     last-N    the last N blocks and what comes after them
@@ -11,8 +13,10 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ddm_fed.errors import StateError
+from ddm_fed.flows import Condition
 from ddm_fed.models import ExpertNetwork, build_network
 from ddm_fed.records import DataSpec, ExpertDesign
 
@@ -36,6 +40,7 @@ class TrainedPart(nn.Module):
 
     def __init__(self, network: ExpertNetwork, kind: str) -> None:
         super().__init__()
+        self._network = (network,)  # no module of this one: its weights are this one's
         name, _, number = kind.partition("-")
         chosen = _chosen(network, name, int(number or 0))
         for own, weight in network.named_parameters():
@@ -53,6 +58,12 @@ class TrainedPart(nn.Module):
                 up = nn.Parameter(torch.zeros(rows, rank, device=device))
                 self.register_parameter(slashed + DOWN, down)
                 self.register_parameter(slashed + UP, up)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
+        """Returns what the network says with these weights."""
+        weights = self.full(self.trained)
+        said: Tensor = functional_call(self._network[0], weights, (x, t, condition))
+        return said
 
     def reset_parameters(self, generator: torch.Generator) -> None:
         """Draws the inner matrices of low-rank products; the outer ones are zero."""
@@ -98,18 +109,24 @@ def _chosen(network: ExpertNetwork, name: str, number: int) -> set[str]:
     if name == "all":
         return {own for own, _ in network.named_parameters()}
     if name == "lora":
-        return {
+        found = {
             f"{own}.weight"
             for own, module in network.named_modules()
             if isinstance(module, nn.Linear) and min(module.weight.shape) > number
         }
+        if not found:
+            raise StateError(
+                f"no linear layer of the network has more than {number} rows and columns, so that "
+                "there is nothing for a LoRA to add to",
+                hint='choose `trainable` = "all", a lower rank, or another architecture',
+            )
+        return found
     blocks = getattr(network, "blocks", None)
     if not isinstance(blocks, nn.ModuleList) or not 0 < number <= len(blocks):
         count = len(blocks) if isinstance(blocks, nn.ModuleList) else "no"
         raise StateError(
             f"the network has {count} blocks in a row: its last {number} cannot be trained alone",
-            hint='choose `privacy.sgd.trainable` = "all" or "lora-R" for it, or another '
-            "architecture",
+            hint='choose `trainable` = "all" or "lora-R" for it, or another architecture',
         )
     last = tuple(f"blocks.{index}." for index in range(len(blocks) - number, len(blocks)))
     return {

@@ -99,6 +99,13 @@ def train(
         int | None,
         typer.Option(help="Write a picture of samples into private/ every so many steps.", min=1),
     ] = None,
+    tensorboard: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of this machine for TensorBoard: loss, speed and samples. They are "
+            "private, and nothing of it may leave."
+        ),
+    ] = None,
     gradients: Annotated[
         Literal["auto", "functional", "recorded"],
         typer.Option(
@@ -168,7 +175,7 @@ def train(
     if process_rank() != 0:
         _help(site, plan, choose, load, autoencoder)
         return
-    lead(site, plan, choose, load, text_encoder, autoencoder, yes=yes)
+    lead(site, plan, choose, load, text_encoder, autoencoder, yes=yes, tensorboard=tensorboard)
 
 
 def chosen_design(
@@ -198,6 +205,7 @@ def lead(
     autoencoder: Path | None,
     *,
     yes: bool,
+    tensorboard: Path | None = None,
 ) -> Path:
     """Does the work of the first process, as `ddm-site train` and `sites.api.train` ask for it.
 
@@ -211,11 +219,17 @@ def lead(
         text_encoder: File of the plan's text encoder.
         autoencoder: Folder of the plan's autoencoder.
         yes: Whether doubts about the data are answered already.
+        tensorboard: Folder where TensorBoard shows the training.
     """
+    from contextlib import ExitStack
+
     from sites.outbox.stages import find_bundles
     from sites.train.captions import encode_captions
     from sites.train.pipeline import run_plan
+    from sites.train.tensorboard import require_tensorboard, shown_in_tensorboard
 
+    if tensorboard is not None:
+        require_tensorboard(tensorboard, site)
     home, published = open_published(site, plan)
     trust = published.trust
     options = choose(trust.plan)
@@ -227,7 +241,13 @@ def lead(
         images = into_plan_space(home, images, coder)
         work = home.work(trust.plan_sha256)
         images = encode_captions(work, trust.plan, images, text_encoder, console.say)
-        with _watched(home, trust.plan_sha256, trust.plan.training.steps, coder) as watch:
+        with ExitStack() as stack:
+            watch = stack.enter_context(
+                _watched(home, trust.plan_sha256, trust.plan.training.steps, coder)
+            )
+            if tensorboard is not None:
+                name = f"{home.settings.name}-{trust.plan_sha256[:16]}"
+                watch = stack.enter_context(shown_in_tensorboard(tensorboard, name, watch, coder))
             bundle = run_plan(home, trust, published.log, images, options, watch)
         drafts = find_bundles(home.drafts)
     console.say(f"{home.settings.name}: signed bundle {bundle}")

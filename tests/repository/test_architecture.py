@@ -264,6 +264,7 @@ IMPORTERS = {
     "paramiko": {"ddm_fed.remote"},
     "tomlkit": {"ddm_fed.storage.workspace"},
     "tenacity": {"ddm_fed.exchange.retries"},
+    "tensorboard": {"sites.train.tensorboard"},  # as torch.utils.tensorboard
     "rich": {"ddm_fed.console"},
     "typer": {"sites.cli", "coordinator.cli", "ddm_fed.commands"},
     "safetensors": {

@@ -1,6 +1,7 @@
 """Starting from a public checkpoint: what is kept, what is drawn anew, and what is refused."""
 
 import hashlib
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ddm_fed.errors import CheckpointError, DigestError, OptionError, ValuesError, WeightsError
+from ddm_fed.errors import (
+    CheckpointError,
+    DigestError,
+    MalformedError,
+    OptionError,
+    StateError,
+    ValuesError,
+    WeightsError,
+)
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.progress import Watch
@@ -172,3 +181,101 @@ def test_base_of_another_network_or_without_finite_values_is_refused(base, tmp_p
     plan = a_plan("noise", 1, base=base_table(tmp_path / "bad.safetensors"))
     with pytest.raises(ValuesError, match="NaN"):
         train(plan, tmp_path / "a", options=replace(OPTIONS, base=tmp_path / "bad.safetensors"))
+
+
+# A part of a base: [training] trainable
+
+
+def part_plan(kind: str, base: str, steps: int = 30, **changed) -> Plan:
+    text = a_plan("noise", steps, base=base, **changed)
+    training = text.training.model_copy(update={"trainable": kind})
+    return Plan.from_json(text.model_copy(update={"training": training}).to_json(), what="the plan")
+
+
+def test_lora_changes_linear_layers_by_its_rank_and_nothing_else(base, tmp_path):
+    path, _ = base
+    plan = part_plan("lora-4", base_table(path))
+    options = replace(OPTIONS, base=path)
+    expert, losses = train(plan, tmp_path / "run", options=options)
+    public = load_file(path)
+    assert expert.state.keys() == public.keys()
+    linear = {
+        f"{name}.weight"
+        for name, module in build_network(plan.data, plan.expert.default).named_modules()
+        if isinstance(module, torch.nn.Linear) and min(module.weight.shape) > 4
+    }
+    for name, value in expert.state.items():
+        change = value - public[name]
+        if name in linear:
+            strengths = torch.linalg.svdvals(change)
+            assert strengths[0] > 0, name
+            assert strengths[4] < 1e-4 * strengths[0], name
+        else:
+            assert not change.any(), name
+    assert np.mean(losses[-10:]) < 1.02 * np.mean(losses[:10])
+
+
+@pytest.mark.parametrize("kind", ["lora-2", "last-1"])
+def test_part_that_was_stopped_goes_on_to_the_same_bits(base, tmp_path, kind):
+    path, _ = base
+    plan, options = part_plan(kind, base_table(path), 6), replace(OPTIONS, base=path)
+    whole, _ = train(plan, tmp_path / "whole", options=options)
+
+    def stop(report):
+        if report.step == 3:
+            raise KeyboardInterrupt
+
+    often = replace(options, checkpoint_every_s=0)
+    with pytest.raises(CheckpointError):
+        train_expert(
+            images(), plan, PLAN_SHA256, tmp_path / "cut", options=often, watch=Watch(stop)
+        )
+    cut, _ = train(plan, tmp_path / "cut", options=options)
+    assert all(torch.equal(value, cut.state[name]) for name, value in whole.state.items())
+    changed = {n for n, value in load_file(path).items() if not torch.equal(value, cut.state[n])}
+    own = ("blocks.2.", "norm", "modulation", "head") if kind == "last-1" else ("",)
+    assert changed
+    assert all(name.startswith(own) for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changed", "said"),
+    [
+        ("lora-4", {"base": ""}, "would be chance"),
+        ("lora-4", {"prediction": "velocity"}, "cannot learn another last layer"),
+        ("lora", {}, "trainable"),
+    ],
+)
+def test_plan_whose_part_could_not_learn_is_refused(base, kind, changed, said):
+    plan = a_plan("noise", 3, base=base_table(base[0]))
+    text = plan.model_dump(mode="json")
+    text["training"]["trainable"] = kind
+    if "base" in changed:
+        del text["expert"]["base"]
+    if "prediction" in changed:
+        text["expert"]["prediction"] = ["velocity"]
+    with pytest.raises(MalformedError, match=said):
+        Plan.from_json(json.dumps(text).encode(), what="the plan")
+
+
+def test_plan_without_a_part_keeps_its_digest(base):
+    assert b"trainable" not in a_plan("noise", 3).to_json()
+
+
+@pytest.mark.parametrize("asked", [{"compile": True}, {"shard": True}])
+def test_options_that_a_part_cannot_have_are_refused(base, tmp_path, asked):
+    path, _ = base
+    plan = part_plan("lora-4", base_table(path), 3)
+    with pytest.raises(OptionError, match=r"training\.trainable"):
+        train(plan, tmp_path / "run", options=replace(OPTIONS, base=path, **asked))
+
+
+def test_part_that_the_network_does_not_have_is_refused(base, tmp_path):
+    path, _ = base
+    for kind in ("last-9", "lora-99"):
+        with pytest.raises(StateError, match="network"):
+            train(
+                part_plan(kind, base_table(path), 3),
+                tmp_path / "run",
+                options=replace(OPTIONS, base=path),
+            )
