@@ -57,4 +57,5 @@ def new(
         units=units,
     )
     show = console.typed("ddm-coord", "plan", "show", out)
-    console.next_step(show, console.typed("ddm-coord", "publish", out))
+    at = () if coordinator == Path() else ("--coordinator", coordinator)
+    console.next_step(show, console.typed("ddm-coord", "publish", out, *at))

@@ -194,6 +194,11 @@ def _names(text: str) -> tuple[str, ...]:
             f"--classes {text}: a name is empty or there twice",
             hint="give names with commas between, such as healthy,ill; or none",
         )
+    if len(names) == 1:
+        raise OptionError(
+            f"--classes {text}: one class decides nothing",
+            hint="give the names of all classes with commas between, such as healthy,ill; or none",
+        )
     return names
 
 

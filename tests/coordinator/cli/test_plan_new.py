@@ -138,7 +138,7 @@ def test_answer_that_is_missing_without_a_terminal_is_named(new, tmp_path, monke
 BAD = [
     *(("--size", bad) for bad in ("3", "2000", "8x8x8", "a", "x", "-8")),
     *(("--channels", bad) for bad in ("2", "x")),
-    *(("--classes", bad) for bad in ("a,,b", "a,a", ",", "a" * 90)),
+    *(("--classes", bad) for bad in ("a,,b", "a,a", ",", "a" * 90, "10")),
     *(("--sites", bad) for bad in ("0", "-1", "x", "1.5")),
     *(("--epsilon", bad) for bad in ("0", "-1", "nan", "inf", "x", "2000")),
     *(("--hours", bad) for bad in ("0", "nan", "inf", "x", "-1")),
