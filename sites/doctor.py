@@ -15,6 +15,7 @@ import torch
 
 from ddm_fed.doctor import (
     Finding,
+    Verdict,
     available_memory,
     gigabytes,
     look,
@@ -165,9 +166,9 @@ class Examination:
         if off > CLOCK_DOUBT_S:
             side = "behind" if (said.ahead_s or 0.0) > 0 else "ahead of"
             why += f"; this clock is {duration(off)} {side} its clock"
-            verdict = "fails" if off > CLOCK_FAILS_S else "doubt"
+            verdict: Verdict = "fails" if off > CLOCK_FAILS_S else "doubt"
             advice = "set the clock that is wrong: what is signed with it is dated wrongly"
-            return Finding("server", "fails" if verdict == "fails" else "doubt", why, advice)
+            return Finding("server", verdict, why, advice)
         if self._trust is not None and said.plan_sha256 != self._trust.plan_sha256:
             why += "; it has another plan in force than this"
             return Finding("server", "doubt", why, "run `ddm-site fetch`")
@@ -233,7 +234,12 @@ class Examination:
         design = plan.expert.default
         if network_of(design.architecture) is None:
             return "nothing is trained: the expert is the release, which takes seconds to minutes"
-        found = forecast(plan, design, self._units)
+        try:
+            found = forecast(plan, design, self._units)
+        except (MemoryError, RuntimeError) as error:  # torch has no other for a lack of memory
+            why = f"no step can be taken here: {str(error).strip().partition(chr(10))[0]}"
+            advice = "if memory is short, train in parts: `train` takes a --micro-batch"
+            return Finding("run", "fails", why, advice)
         self.facts["run"] = found._asdict()
         why = (
             f"about {duration(found.total_s)}: {found.steps:,} steps of {found.step_s:.2g} s, as "
@@ -269,7 +275,10 @@ class Examination:
         self._note_memory(f"GPU {torch.cuda.get_device_name()}", free, held, step)
 
     def _note_memory(self, what: str, free: int, held: int, step: int) -> None:
-        why = f"{gigabytes(free)} free; counted for {name_of(held, step)}"
+        why = (
+            f"{gigabytes(free)} free; the network in training takes {gigabytes(held)} by count, "
+            f"with a whole batch {gigabytes(step)}"
+        )
         if free < held:
             advice = "close other programs, or ask for a plan with a smaller network"
             self.findings.append(Finding(what, "fails", why, advice))
@@ -278,8 +287,3 @@ class Examination:
             self.findings.append(Finding(what, "doubt", why, advice))
         else:
             self.findings.append(Finding(what, "ok", why))
-
-
-def name_of(held: int, step: int) -> str:
-    """Returns what a training takes of memory, in words."""
-    return f"the network in training are {gigabytes(held)}, with a whole batch {gigabytes(step)}"
