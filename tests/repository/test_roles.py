@@ -109,6 +109,7 @@ def test_import_without_the_locks_of_unix_says_why():
 
 
 @pytest.mark.processes
+@pytest.mark.timeout(900)  # a process of its own for each of fifteen commands
 def test_each_role_does_all_its_work_with_its_own_extra(tmp_path, monkeypatch):
     maker = golden()
 
