@@ -93,7 +93,8 @@ def _privacy(facts: SiteFacts) -> Line:
             about,
             "look",
             f"The {listed(without)} was made without noise and is NOT bounded by any epsilon: its "
-            f"{tells} may tell any {unit} that was used. What carries noise is bounded by {bounded}.",
+            f"{tells} may tell any {unit} that was used. What carries noise is bounded by "
+            f"{bounded}.",
         )
     state: State = "look" if epsilon > WEAK_EPSILON else "holds"
     return Line(about, state, f"All of it carries noise and is bounded by {bounded}.")
