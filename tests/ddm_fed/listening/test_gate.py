@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from coordinator.server import gate as gates
 from ddm_fed.errors import MachineError
+from ddm_fed.listening import gate as gates
 from ddm_fed.listening.connection_limits import Seats, descriptors, seats
 from ddm_fed.listening.gate import Gate, _network
 
