@@ -315,7 +315,8 @@ RUNS_CODE = {("torch", "load"), ("torch", "save"), ("torch", "jit"), ("torch", "
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 ON_PAGE = re.compile(
-    rf"\b(?:{'|'.join((*PACKAGES, 'protos', 'tests', 'examples', 'benchmarks', 'docs'))})/[\w./-]*\w"
+    rf"\b(?:{'|'.join((*PACKAGES, 'protos', 'tests', 'examples', 'benchmarks', 'docs'))})"
+    r"/[\w./-]*\w"
 )
 ROW_OF_PAGE = re.compile(r"^\| `([^`]+)` \| .+\? \|$", re.MULTILINE)
 
