@@ -16,7 +16,7 @@ def base(
     folder: Annotated[
         Path,
         typer.Argument(
-            help="Folder of a diffusers UNet2DModel, or of a pipeline with one.",
+            help="Folder of a diffusers UNet2DModel or DiTTransformer2DModel, or of a pipeline.",
             exists=True,
             file_okay=False,
         ),

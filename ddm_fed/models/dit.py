@@ -91,6 +91,7 @@ class DiT(ExpertNetwork):
             one (adaLN-single), which saves about a third of the weights.
         qk_norm: Whether queries and keys are normalised.
         positions: How a token knows its place.
+        more_times: Whether times are embedded as in diffusers' DiT.
         text: What captions are made of; None makes a network that reads none.
     """
 
@@ -104,6 +105,7 @@ class DiT(ExpertNetwork):
         modulation: Literal["zero", "single"] = "zero",
         qk_norm: bool = False,
         positions: Literal["sincos", "rope", "learned"] = "sincos",
+        more_times: bool = False,
         text: TextSpec | None = None,
     ) -> None:
         super().__init__(classes)
@@ -116,7 +118,7 @@ class DiT(ExpertNetwork):
             self.position = PositionEmbedding(self.rows, self.columns, size.width)
         elif positions == "learned":
             self.position = LearnedPosition(self.rows * self.columns, size.width)
-        self.time = TimeEmbedding(size.width)
+        self.time = TimeEmbedding(size.width, as_diffusers=more_times)
         self.label = nn.Embedding(classes + 1, size.width) if classes else None
         self.blocks = nn.ModuleList(
             Block(

@@ -31,11 +31,16 @@ def unpatchify(h: Tensor, rows: int, columns: int, patch: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Sinusoids of the time through a small network, `(B,) -> (B, D)`."""
+    """Sinusoids of the time through a small network, `(B,) -> (B, D)`.
 
-    def __init__(self, width: int, frequencies: int = 64) -> None:
+    With `as_diffusers`, in 128 frequencies down to the base itself, which the others stop short of.
+    """
+
+    def __init__(self, width: int, *, as_diffusers: bool = False) -> None:
         super().__init__()
-        self.register_buffer("rates", _rates(frequencies, TIME_BASE), persistent=False)
+        frequencies = 128 if as_diffusers else 64
+        rates = _rates(frequencies, TIME_BASE, frequencies - as_diffusers)
+        self.register_buffer("rates", rates, persistent=False)
         self.mlp = nn.Sequential(
             nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -243,12 +248,15 @@ def reset_transformer(model: nn.Module, head: nn.Linear, generator: torch.Genera
     nn.init.zeros_(head.weight)
 
 
-def _rates(count: int, base: float) -> Tensor:
-    """Returns `count` angular rates from 1 down towards 1 / base, evenly in their logarithm.
+def _rates(count: int, base: float, steps: int | None = None) -> Tensor:
+    """Returns `count` angular rates from 1 down, evenly in their logarithm.
+
+    The next after `steps`, by default after the last one, would be 1 / base.
 
     Tables are made by numpy: on the meta device, torch.arange would first load half of torch.
     """
-    return torch.from_numpy(np.exp(-math.log(base) * np.arange(count) / count)).float()
+    exponents = np.arange(count) / (steps or count)
+    return torch.from_numpy(np.exp(-math.log(base) * exponents)).float()
 
 
 def _sincos_2d(rows: int, columns: int, width: int) -> Tensor:

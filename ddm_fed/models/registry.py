@@ -66,6 +66,7 @@ def network_named(
                 modulation=dit.modulation,
                 qk_norm=dit.qk_norm,
                 positions=dit.positions,
+                more_times=dit.more_times,
                 text=text,
             )
         case MmditArchitecture() as mmdit:

@@ -6,6 +6,7 @@
 | `DiT-S/2-single`      | one modulation shared by all blocks (adaLN-single)                     |
 | `DiT-S/2-qknorm-rope` | queries and keys normalised, rotary positions; suffixes in this order  |
 | `DiT-S/2-learned`     | learned positions                                                      |
+| `DiT-S/2-times128`    | times in 128 frequencies instead of 64, as diffusers' DiT has them     |
 | `MMDiT-3B/2`          | two streams, condition and image, that attend to each other            |
 | `UNet-S`              | diffusers' `UNet2DModel`                                               |
 | `UNet-128-256a-256/2` | any other: channels of its levels, `a` where one attends; then blocks  |
@@ -100,6 +101,7 @@ class DitArchitecture(NamedTuple):
     modulation: Literal["zero", "single"] = "zero"
     qk_norm: bool = False
     positions: Literal["sincos", "rope", "learned"] = "sincos"
+    more_times: bool = False
 
 
 class MmditArchitecture(NamedTuple):
@@ -143,7 +145,7 @@ class MixtureArchitecture(NamedTuple):
 
 Architecture = NetworkArchitecture | MixtureArchitecture
 MIXTURE, PLUS = "mixture", "mixture+"
-_DIT = re.compile(r"DiT-([A-Za-z]+)/([1248])(-single)?(-qknorm)?(?:-(rope|learned))?")
+_DIT = re.compile(r"DiT-([A-Za-z]+)/([1248])(-single)?(-qknorm)?(?:-(rope|learned))?(-times128)?")
 _MMDIT = re.compile(r"MMDiT-([0-9A-Za-z]+)/([1248])")
 _UNET = re.compile(r"UNet-([A-Za-z]+)")
 _LEVEL = r"[1-9][0-9]{0,3}a?"
@@ -178,6 +180,7 @@ def parse_architecture(name: str) -> Architecture:
             "single" if match[3] else "zero",
             match[4] is not None,
             {"rope": "rope", "learned": "learned"}.get(match[5], "sincos"),  # type: ignore[arg-type]
+            match[6] is not None,
         )
     if (match := _MMDIT.fullmatch(name)) and match[1] in MMDIT_SIZES:
         return MmditArchitecture(MMDIT_SIZES[match[1]], int(match[2]))
@@ -191,9 +194,10 @@ def parse_architecture(name: str) -> Architecture:
         return PackageArchitecture(match[1], match[2], match[3])
     near = guess(name, _names())
     raise ValueError(
-        f"unknown architecture `{name}`{near or ';'} use DiT-SIZE/PATCH with SIZE one "
-        f"of {', '.join(DIT_SIZES)} and PATCH one of 1, 2, 4, 8, then -single, -qknorm, and -rope "
-        f"or -learned if wanted; MMDiT-SIZE/PATCH with SIZE one of {', '.join(MMDIT_SIZES)}; "
+        f"unknown architecture `{name}`{near or ';'} use DiT-SIZE/PATCH with SIZE one of "
+        f"{', '.join(DIT_SIZES)} and PATCH one of 1, 2, 4, 8, then -single, -qknorm, -rope or "
+        "-learned, and -times128 if wanted; MMDiT-SIZE/PATCH with SIZE one of "
+        f"{', '.join(MMDIT_SIZES)}; "
         f"Conv-SIZE/PATCH with SIZE one of {', '.join(CONV_SIZES)}; "
         f"UNet-SIZE with SIZE one of {', '.join(UNET_SIZES)}, or UNet-CHANNELS/BLOCKS such as "
         "UNet-128-256a-256/2; PACKAGE==VERSION:NAME of an installed package; mixture; or mixture+ "

@@ -190,13 +190,12 @@ def require_possible(
     expert_tensors(plan.data, design)  # a package that brings the network may be missing
     if (part := plan.training.trainable) != "all":
         trained_weights(plan.data, design, part)
-        for name, asked in (("--compile", options.compile), ("--shard", options.shard)):
-            if asked:
-                raise OptionError(
-                    f"{name} is not supported where a part is trained (`training.trainable` "
-                    f"{part})",
-                    hint="leave it out; there are few weights to compute or to divide",
-                )
+        if options.compile or options.shard:
+            raise OptionError(
+                "--compile and --shard are not supported where a part is trained "
+                f"(`training.trainable` {part})",
+                hint="leave them out; there are few weights to compute or to divide",
+            )
     choose_half_life(plan, options.ema_half_life)
 
 

@@ -188,7 +188,6 @@ def test_other_classes_start_as_the_mean_of_those_of_the_checkpoint(
         ({"block_out_channels": (32, 96), "norm_num_groups": 32, "attention_head_dim": 5}, "heads"),
         ({"in_channels": 1, "out_channels": 1}, "`in_channels`"),
         ({"out_channels": 6}, "`in_channels` and `out_channels` are 3 and 6"),
-        ({"_class_name": "DiTTransformer2DModel"}, "embed times by other frequencies"),
         ({"_class_name": "UNet2DConditionModel"}, "captions"),
         ({"num_class_embeds": -1}, "`num_class_embeds`"),
         ({"unheard_of": 1}, "unheard_of"),
@@ -220,6 +219,67 @@ def test_weights_of_another_network_or_in_pickle_are_refused(saved, tmp_path):
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(DataError, match="without pickle"):
         write_base(folder, tmp_path / "base", images_of())
+
+
+@pytest.fixture
+def saved_dit(tmp_path):
+    """Writes a DiTTransformer2DModel of drawn weights, whose blocks share their embeddings."""
+    import_torchvision()
+    from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
+
+    def save(*, share=True, **config):
+        shape = {"num_layers": 3, "num_attention_heads": 4, "attention_head_dim": 16}
+        images = {"in_channels": 3, "sample_size": 8, "num_embeds_ada_norm": 2}
+        network = DiTTransformer2DModel(**shape | images | config).eval()
+        for index, weight in enumerate(network.parameters()):
+            drawn = torch.Generator().manual_seed(index)
+            weight.data.copy_(torch.randn(weight.shape, generator=drawn) * 0.1)
+        first = network.transformer_blocks[0].norm1.emb.state_dict()
+        for block in network.transformer_blocks[1:] if share else ():
+            block.norm1.emb.load_state_dict(first)
+        network.save_pretrained(tmp_path / "pipeline" / "transformer")
+        (tmp_path / "pipeline" / "scheduler").mkdir()
+        file = tmp_path / "pipeline" / "scheduler" / "scheduler_config.json"
+        file.write_text(json.dumps(DDPM))
+        return network, tmp_path / "pipeline"
+
+    return save
+
+
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("out", [3, 6])
+def test_transformer_that_diffusers_saved_answers_the_same_as_an_expert(saved_dit, tmp_path, out):
+    theirs, folder = saved_dit(out_channels=out)
+    data = images_of(classes=("a", "b"))
+    written = write_base(folder, tmp_path / "base", data)
+    assert written.architecture == "DiT-Nano/2-learned-times128"
+    assert written.learned == Learned("vp", "noise")
+    assert any("variance" in note for note in written.notes) == (out == 6)
+    x, t = asked(data)
+    expected = theirs(x, 1000 * t, class_labels=torch.tensor([0, 1, 2])).sample[:, :3]
+    condition = ClassCondition(torch.tensor([0, 1, -1]))
+    said = expert_of(written, tmp_path / "base", data)(x, t, condition)
+    assert torch.allclose(said, expected, atol=1e-4 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("config", "classes", "named"),
+    [
+        ({"share": False}, ("a", "b"), "differs from that of the first block"),
+        ({"num_layers": 2}, ("a", "b"), "2 layers, 4 heads of 16"),
+        ({"sample_size": 16}, ("a", "b"), "`sample_size` is 16"),
+        ({"in_channels": 4}, ("a", "b"), "`in_channels`"),
+        ({"activation_fn": "gelu"}, ("a", "b"), "`activation_fn`"),
+    ],
+)
+def test_transformer_that_is_no_network_of_the_plan_is_refused(
+    saved_dit, tmp_path, config, classes, named
+):
+    _, folder = saved_dit(**config)
+    with pytest.raises(DataError) as caught:
+        write_base(folder, tmp_path / "base", images_of(classes=classes))
+    assert named in str(caught.value)
 
 
 PLAN = """

@@ -22,7 +22,11 @@ from ddm_fed.records import DataSpec, ExpertDesign
 
 SUFFIXES = itertools.product(("", "-single"), ("", "-qknorm"), ("", "-rope", "-learned"))
 OTHERS = ["MMDiT-Nano/2", "UNet-Nano", "Conv-Nano/2"]
-NAMES = [f"DiT-Nano/2{''.join(parts)}" for parts in SUFFIXES] + OTHERS
+NAMES = [f"DiT-Nano/2{''.join(parts)}" for parts in SUFFIXES] + [
+    *OTHERS,
+    "DiT-Nano/2-learned-times128",
+    "UNet-16-32a/2-ddpm-groups4",
+]
 FAMILIES = ["DiT-Nano/2", "DiT-Nano/2-single-qknorm-rope", *OTHERS]
 CLASSES = 3
 
