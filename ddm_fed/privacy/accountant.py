@@ -192,12 +192,12 @@ def _losses(about: float, delta: float, squares: float, kinds: Kinds) -> Any:
     """Returns the composed distribution of losses, whose epsilon at `delta` is `about` so large."""
     from dp_accounting.pld import privacy_loss_distribution as plds
 
+    from ddm_fed.privacy.losses import gaussian_losses
+
     interval = _interval(about, delta, squares, kinds)
     composed = plds.identity(value_discretization_interval=interval)
     for (rate, multiplier), steps in kinds:
-        step = plds.from_gaussian_mechanism(
-            multiplier, sampling_prob=rate, value_discretization_interval=interval
-        )
+        step = gaussian_losses(multiplier, interval, rate)
         whole, rest = divmod(steps, AT_ONCE)
         if whole:
             some = step.self_compose(AT_ONCE, CUT_OFF / whole)
@@ -205,10 +205,7 @@ def _losses(about: float, delta: float, squares: float, kinds: Kinds) -> Any:
         if rest:
             composed = composed.compose(step.self_compose(rest))
     if squares:
-        gaussians = plds.from_gaussian_mechanism(
-            squares**-0.5, value_discretization_interval=interval
-        )
-        composed = composed.compose(gaussians)
+        composed = composed.compose(gaussian_losses(squares**-0.5, interval))
     return composed
 
 

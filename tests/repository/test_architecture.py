@@ -206,7 +206,7 @@ LAYERS: dict[str, dict[str, set[str]]] = {
 # Outside package: the only places that may import it.
 IMPORTERS = {
     "cryptography": {"ddm_fed.signing", "ddm_fed.privacy.randomness"},
-    "dp_accounting": {"ddm_fed.privacy.accountant"},
+    "dp_accounting": {"ddm_fed.privacy.accountant", "ddm_fed.privacy.losses"},
     "opendp": {"ddm_fed.privacy.mechanisms"},
     "opacus": {"ddm_fed.auditing.second_accountant"},
     "diffusers": {"ddm_fed.models", "ddm_fed.autoencoders.networks", "ddm_fed.export"},

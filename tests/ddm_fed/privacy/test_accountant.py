@@ -6,6 +6,7 @@ from decimal import Decimal
 
 import numpy as np
 import pytest
+from dp_accounting.pld import privacy_loss_distribution as plds
 from scipy import optimize, stats
 
 from ddm_fed.errors import BudgetError, PolicyError
@@ -19,6 +20,7 @@ from ddm_fed.privacy import (
     private_events,
     sampled_event,
 )
+from ddm_fed.privacy.losses import gaussian_losses
 from ddm_fed.records import (
     GaussianEvent,
     LedgerEntry,
@@ -303,6 +305,37 @@ def test_epsilon_with_every_unit_in_every_step_is_that_of_gaussians():
 
 def test_epsilon_of_equal_events_is_that_of_their_steps_together():
     assert epsilon([sampled(2, 0.1, 100)] * 3, 1e-5) == epsilon([sampled(2, 0.1, 300)], 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sigma", "q", "interval"),
+    [
+        (0.3, 0.5, 1e-3),
+        (0.8, 1 / 3, 1e-3),
+        (1.0, 0.01, 1e-4),
+        (5.0, 0.9, 1e-4),
+        (0.7, 0.999, 1e-3),
+        (0.9, 1e-4, 1e-3),
+        (100.0, 0.1, 1e-4),  # so few points that the library keeps them another way
+        (0.8, 1.0, 1e-3),
+        (4.0, 1.0, 1e-4),
+    ],
+)
+def test_losses_made_by_arrays_are_those_of_the_library(sigma, q, interval):
+    theirs = plds.from_gaussian_mechanism(
+        sigma, sampling_prob=q, value_discretization_interval=interval
+    )
+    ours = gaussian_losses(sigma, interval, q)
+    for name in ("_pmf_remove", "_pmf_add"):  # the epsilon of both is that of the worse one
+        expected, found = (getattr(it, name).to_dense_pmf() for it in (theirs, ours))
+        assert found._lower_loss == expected._lower_loss
+        # a mass is a difference of deltas, which are rounded at 1e-16, over the step squared
+        assert abs(found._infinity_mass - expected._infinity_mass) < 1e-15
+        assert abs(found._probs - expected._probs).max() < 1e-16 / interval**1.5
+        assert abs((found._probs - expected._probs).cumsum()).max() < 1e-12 / interval
+    for delta in (1e-3, 1e-5, 1e-9):
+        expected = theirs.get_epsilon_for_delta(delta)
+        assert ours.get_epsilon_for_delta(delta) == pytest.approx(expected, rel=1e-9)
 
 
 def fourier_epsilon(sigma, q, steps, delta):
