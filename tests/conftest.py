@@ -21,6 +21,7 @@ from ddm_fed.records import DIT_SIZES
 # the tests' keys are no business of the keyring of whoever runs them
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 
+NANO = DIT_SIZES["Nano"]
 WHOLE = Path(__file__).parent / "whole"
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 6 << 30  # twice what one run was seen to hold at a time
@@ -111,8 +112,14 @@ def one_block() -> Iterator[None]:
     Only in this process: what a test gives to a command, or takes from `stages`, has three.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(DIT_SIZES, "Nano", DIT_SIZES["Nano"]._replace(depth=1))
+        patch.setitem(DIT_SIZES, "Nano", NANO._replace(depth=1))
         yield
+
+
+@pytest.fixture
+def all_blocks(monkeypatch) -> None:
+    """Its three blocks, for a test that tells them apart in a file that has `one_block`."""
+    monkeypatch.setitem(DIT_SIZES, "Nano", NANO)
 
 
 @pytest.fixture
