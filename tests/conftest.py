@@ -16,9 +16,12 @@ import pytest
 import torch
 from hypothesis import settings
 
+from ddm_fed.records import DIT_SIZES
+
 # the tests' keys are no business of the keyring of whoever runs them
 os.environ["PYTHON_KEYRING_BACKEND"] = "keyring.backends.null.Keyring"
 
+NANO = DIT_SIZES["Nano"]
 WHOLE = Path(__file__).parent / "whole"
 MEMORY = Path("/dev/shm")
 MEMORY_BYTES = 6 << 30  # twice what one run was seen to hold at a time
@@ -100,6 +103,23 @@ def stages(tmp_path_factory: pytest.TempPathFactory):
     built = helpers.build_stages(tmp_path_factory.mktemp("federation"))
     torch.set_num_threads(threads)
     return built
+
+
+@pytest.fixture(scope="module")
+def one_block() -> Iterator[None]:
+    """DiT-Nano with one block instead of three, for tests of what goes on around a network.
+
+    Only in this process: what a test gives to a command, or takes from `stages`, has three.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(DIT_SIZES, "Nano", NANO._replace(depth=1))
+        yield
+
+
+@pytest.fixture
+def all_blocks(monkeypatch) -> None:
+    """Its three blocks, for a test that tells them apart in a file that has `one_block`."""
+    monkeypatch.setitem(DIT_SIZES, "Nano", NANO)
 
 
 @pytest.fixture

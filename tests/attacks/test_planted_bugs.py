@@ -61,7 +61,7 @@ from ddm_fed.training import (
 from sites.train import expert as site_training
 from sites.train.audit import AuditOptions, run_audit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block")]
 
 A = SITES[0]
 # the gradient is never shortened after its noise, which would undo what is multiplied into it

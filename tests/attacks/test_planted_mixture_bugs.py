@@ -32,7 +32,7 @@ from sites.privacy.ledger import open_ledger
 from sites.train import expert as site_training
 from sites.train.audit import AuditOptions, run_audit
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block")]
 
 A, B = SITES[:2]
 CLASSES = 'conditioning = "class"\nclasses = ["dark", "bright"]\n'

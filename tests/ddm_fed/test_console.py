@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 import pytest
 import typer
-from commands import Started
+from commands import Started, done
 from rich.text import Text
 
 import coordinator.cli.main
@@ -55,7 +55,7 @@ def environment(**variables: str) -> dict[str, str]:
 
 def process(*words: object, cwd: Path | None = None, **variables: str):
     """Runs the installed command; returns exit status and both streams, as bytes."""
-    done = subprocess.run(
+    ended = subprocess.run(
         [BIN / str(words[0]), *map(str, words[1:])],
         env=environment(**variables),
         cwd=cwd,
@@ -63,7 +63,7 @@ def process(*words: object, cwd: Path | None = None, **variables: str):
         capture_output=True,
         check=False,
     )
-    return done.returncode, done.stdout, done.stderr
+    return ended.returncode, ended.stdout, ended.stderr
 
 
 def on_a_terminal(columns: int, *words: object) -> str:
@@ -72,13 +72,7 @@ def on_a_terminal(columns: int, *words: object) -> str:
     fcntl.ioctl(there, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     env = environment(TERM="xterm")
     del env["COLUMNS"]
-    started = subprocess.Popen(
-        [BIN / str(words[0]), *map(str, words[1:])],
-        env=env,
-        stdin=there,
-        stdout=there,
-        stderr=there,
-    )
+    started = Started(*map(str, words), env=env, stdin=there, stdout=there, stderr=there)
     os.close(there)
     shown = b""
     try:
@@ -110,15 +104,15 @@ def test_table_with_a_name_that_the_output_cannot_write_is_shown_all_the_same(tm
         "from ddm_fed import console\n"
         "console.run(lambda: console.show_table('\\udcff', ['ä'], [['…\\u65e5']]))"
     )
-    done = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", code],
         env=environment(PYTHONIOENCODING="ascii"),
         capture_output=True,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, b"")
-    assert rb"\udcff" in done.stdout
-    assert rb"...\u65e5" in done.stdout
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert rb"\udcff" in ended.stdout
+    assert rb"...\u65e5" in ended.stdout
 
 
 @pytest.mark.parametrize(("encoding", "said"), [("latin-1", "byte 0xfc"), ("utf-16", "UTF-16")])
@@ -374,10 +368,9 @@ for name, write in writers.items():
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of files work otherwise elsewhere")
 def test_what_cannot_be_written_is_named(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", WRITERS, tmp_path], capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines() == [
+    script = tmp_path / "writers.py"
+    script.write_text(WRITERS)
+    assert done(script, tmp_path).out.splitlines() == [
         "OSError True write_atomically",
         "OSError True append_durably",
         "OSError True new_folder",
@@ -396,13 +389,13 @@ def test_command_on_a_full_disk_names_the_file_and_shows_no_traceback(tmp_path):
         "sys.argv = ['ddm-coord', 'init', sys.argv[1], '--federation', 'digits']\n"
         "coordinator.cli.main.main()"
     )
-    done = subprocess.run(
+    ended = subprocess.run(
         [sys.executable, "-c", code, tmp_path / "c"], capture_output=True, text=True, check=False
     )
-    assert done.returncode == 1
-    assert done.stderr.startswith("error[DDM105]: the operating system refused: ")
-    assert str(tmp_path / "c") in done.stderr.splitlines()[0]
-    assert "Traceback" not in done.stderr
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("error[DDM105]: the operating system refused: ")
+    assert str(tmp_path / "c") in ended.stderr.splitlines()[0]
+    assert "Traceback" not in ended.stderr
 
 
 def test_names_that_an_error_has_already_are_kept(tmp_path):
@@ -449,7 +442,7 @@ def test_training_that_is_ended_before_its_first_checkpoint_says_where_it_begins
     site = fed.site("hospital-a")
     plan = PLAN.read_text().replace('"digits"', '"test"')
     (scratch / "plan.toml").write_text(plan)
-    process("ddm-coord", "publish", scratch / "plan.toml", "--coordinator", fed.home.path)
+    done("ddm-coord", "publish", scratch / "plan.toml", "--coordinator", fed.home.path)
     words = ("train", "--site", site.path, "--plan", fed.published, "--data", "digits:0-4")
     readable, writable = os.pipe()
     with Started("ddm-site", *words, "--checkpoint-every", 600, stderr=writable) as started:

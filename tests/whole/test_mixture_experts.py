@@ -26,7 +26,7 @@ from sites.train.expert import CHECKPOINT_FILE, expert_of, own_mixture
 from sites.transport import submit
 from sites.transport.base import FolderTransport
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block")]
 
 A, B, C = SITES
 KINDS = {A: "mixture", B: "mixture", C: "mixture+DiT-Nano/4"}

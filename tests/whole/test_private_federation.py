@@ -43,7 +43,7 @@ from sites.transport import submit
 from sites.transport.base import FolderTransport
 from sites.workspace import SiteFolder, write_site_settings
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block")]
 
 A = SITES[0]
 SGD = (

@@ -1,14 +1,12 @@
 """Samples on disk: what is written, resumed after a kill, and never mixed."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import run
 from PIL import Image
 from samples import (
     CLASSES,
@@ -154,14 +152,9 @@ here.write(Path(sys.argv[1]), advance=advance)
 
 @pytest.mark.slow
 def test_run_that_was_killed_goes_on_to_the_very_files_of_an_unbroken_one(tmp_path):
-    program = KILLED.format(tests=str(Path(__file__).parent))
-    root = str(Path(__file__).parents[3])
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path / "killed")],
-        env={**os.environ, "PYTHONPATH": f"{root}:{root}/tests/helpers"},
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL
+    script = tmp_path / "sample.py"
+    script.write_text(KILLED.format(tests=str(Path(__file__).parent)))
+    assert run(script, tmp_path / "killed").code == -signal.SIGKILL
     assert (tmp_path / "killed" / PARTS).is_dir()
     write(tmp_path / "killed")
     write(tmp_path / "whole")

@@ -56,7 +56,7 @@ from sites.train.audit import AuditOptions, run_audit
 from sites.transport import submit
 from sites.transport.base import FolderTransport
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block")]
 
 A = SITES[0]
 CENTRAL = (
@@ -469,6 +469,7 @@ def test_expert_whose_classes_all_drowned_is_trained_all_the_same(tmp_path):
     learn(tmp_path / "a", noise=noise_of(expected_units=(0.0, 0.0, 0.0)))
 
 
+@pytest.mark.usefixtures("all_blocks")
 @pytest.mark.parametrize("trainable", ["last-1", "lora-2"])
 def test_only_the_trained_part_learns_them(tmp_path, trainable):
     text = CENTRAL.replace("draws = 2", f'draws = 2\ntrainable = "{trainable}"')

@@ -35,7 +35,7 @@ from ddm_fed.training.loop import planned_factor
 from ddm_fed.training.plan_cost import planned_events
 from ddm_fed.training.private_run import promised_rule
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block")]
 
 SGD = """
 max_epsilon = 10
@@ -437,12 +437,14 @@ def a_part(kind, architecture='architecture = "DiT-Nano/2"'):
     return network, part
 
 
+@pytest.mark.usefixtures("all_blocks")
 @pytest.mark.parametrize("kind", ["all", "last-1", "last-3", "lora-2"])
 def test_part_is_the_network_before_it_is_trained(kind):
     network, part = a_part(kind)
     assert equal(part.full(part.trained), network.state_dict())
 
 
+@pytest.mark.usefixtures("all_blocks")
 def test_last_blocks_are_fewer_weights_and_leave_the_others_alone(path):
     plan = private_plan(SGD + 'trainable = "last-1"')
     start, expert = first_weights(plan), train(path, plan)
@@ -484,6 +486,7 @@ def test_low_rank_run_resumes_with_the_same_bits(tmp_path):
     assert equal(train(tmp_path / "k", plan, ledger=ledger).state, whole)
 
 
+@pytest.mark.usefixtures("all_blocks")
 def test_more_last_blocks_than_there_are_is_refused(path):
     with pytest.raises(StateError, match="3 blocks in a row"):
         train(path, private_plan(SGD + 'trainable = "last-4"'))

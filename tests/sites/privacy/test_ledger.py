@@ -2,14 +2,13 @@
 
 import json
 import resource
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
+from commands import run
 from federation import Federation, a_plan, random_images, train
 
 from ddm_fed.errors import BudgetError, CheckpointError, MalformedError, PolicyError, StateError
@@ -75,8 +74,9 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 @pytest.mark.slow
 def test_entry_survives_a_kill_right_after_append(ledger: SiteLedger, path: Path):
-    done = subprocess.run([sys.executable, "-c", KILLED], cwd=path.parent, check=False)
-    assert done.returncode == -9
+    script = path.parent / "append.py"
+    script.write_text(KILLED)
+    assert run(script, cwd=path.parent).code == -9
     assert [entry.purpose for entry in ledger.entries()][3:] == ["expert"]
 
 

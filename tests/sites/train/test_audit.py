@@ -35,7 +35,7 @@ from sites.train.audit import AUDIT_FILE, CANARIES_FILE, AuditOptions, run_audit
 from sites.train.expert import TRAINED_FILE
 from sites.train.pipeline import write_draft
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_block")]
 
 A = SITES[0]
 SMALL = 'architecture = "DiT-Nano/4"'
