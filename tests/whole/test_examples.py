@@ -3,7 +3,6 @@
 Those that are one shell script run in their short form, which differs in numbers only.
 """
 
-import json
 import re
 import shutil
 
@@ -62,16 +61,6 @@ def test_islands_as_their_readme_starts_them_end_with_samples(scratch):
     line = blocks_of(here / "README.md")[0].text
     scripts.run("bash", "-euc", line, cwd=scratch, timeout=880)
     assert (scratch / "islands-run" / "samples" / "samples.npz").is_file()
-
-
-def test_study_with_virtual_sites_admits_what_a_folder_does(scratch):
-    pytest.importorskip("ray")
-    lines = blocks_of(EXAMPLES / "flower" / "README.md")[-1].text.splitlines()
-    (line,) = [line for line in lines if "simulation.py" in line]
-    (scratch / "examples").symlink_to(EXAMPLES)
-    said = scripts.run("bash", "-euc", line, cwd=scratch, timeout=880)
-    facts = json.loads(said[said.rindex("{\n") :])
-    assert (facts["admitted"], facts["equal_to_the_folder_way"]) == (3, True)
 
 
 @pytest.mark.parametrize("name", ["hospitals", "remove-a-site", "text"])
