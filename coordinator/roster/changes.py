@@ -28,6 +28,7 @@ from ddm_fed.records import (
 from ddm_fed.signing import TlsKey, VerifyKey, new_key, newest_tls_key
 from ddm_fed.storage.files import read_bounded, write_atomically
 from ddm_fed.trust import RosterChain
+from ddm_fed.trust.log import LogEntry
 
 KeyT = TypeVar("KeyT", bound=RangedKey)
 _ROLES = ("site", "dpo")
@@ -248,9 +249,12 @@ def meaning_of_revoking(home: CoordinatorFolder, name: str, proposal: Proposal) 
     stolen = {index for index in admitted if any(k.is_compromised_at(index) for k in site.keys)}
     if stolen:
         lines.append(f"{len(stolen)} of its {len(admitted)} admitted submissions no longer count")
-    if len(stolen) < len(admitted):
+    removals = [entry.index for entry in log.entries if _removes(entry, name)]
+    ended = max((index for index in removals if index not in log.void), default=-1)
+    standing = [index for index in admitted if index > ended and index not in stolen]
+    if standing:
         lines.append(
-            f"{len(admitted) - len(stolen)} of its admitted submissions stand, and its expert goes "
+            f"{len(standing)} of its admitted submissions stand, and its expert goes "
             f"on to be used: `ddm-coord remove {name}` ends that; if a key may have been stolen, "
             "revoke again with --compromised-since LOG_SIZE"
         )
@@ -260,6 +264,10 @@ def meaning_of_revoking(home: CoordinatorFolder, name: str, proposal: Proposal) 
             "key to you in person, and `ddm-coord roster rotate REQUEST --lost`"
         )
     return lines
+
+
+def _removes(entry: LogEntry, name: str) -> bool:
+    return entry.removal is not None and entry.removal.site == name
 
 
 def rotate_coordinator(

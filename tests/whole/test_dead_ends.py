@@ -139,6 +139,16 @@ def test_revoking_as_compromised_says_how_much_no_longer_counts(copy_of):
     assert "goes on to be used" not in ended.said
 
 
+def test_revoking_a_site_that_was_removed_does_not_say_that_its_expert_is_used(copy_of, scratch):
+    fed = copy_of("admitted")
+    at = ("--coordinator", fed.home.path)
+    removed = run("ddm-coord", "remove", A, "--reason", "left", "--out", scratch / "less", *at)
+    assert removed.code == 0, removed.said
+    ended = run("ddm-coord", "roster", "revoke", A, *at)
+    assert f"`{A}` signs nothing more" in ended.said
+    assert "goes on to be used" not in ended.said
+
+
 # Folders of others
 
 

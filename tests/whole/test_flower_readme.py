@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(280)]
 
 README = ROOT / "examples" / "flower" / "README.md"
 COORDINATOR, SITE = "The coordinator's machine", "A site's machine"
-STUDY = "A study with virtual sites, and the baseline"  # test_simulation and a benchmark run these
+STUDY = "A study with virtual sites, and the baseline"  # by hand; the baseline: test_fedavg_app
 NAMESPACE = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 PROGRAMS = ("unshare", "ip", "mount", "useradd", "runuser", "openssl", "ssh-keygen")
 MACHINE = """
