@@ -50,17 +50,19 @@ def sample(
     Example: ddm-coord sample ensemble --root sha256:3b6a… --count 100 --out samples
     """
     from coordinator.cli.open_ensemble import open_either
-    from coordinator.remote_experts import parse_remotes, remote_experts
-    from coordinator.workspace import CoordinatorFolder
     from ddm_fed.ensemble.folder import VerifiedEnsemble
     from ddm_fed.errors import OptionError
 
     options_of(flags)  # what means nothing is said before a large folder is verified
+    if not remote:
+        draw_and_show(open_either(ensemble, root, coordinator), out, flags)
+        return
+    # who asks no site needs none of what speaks to one
+    from coordinator.remote_experts import parse_remotes, remote_experts
+    from coordinator.workspace import CoordinatorFolder
+
     targets = parse_remotes(remote)
     verified = open_either(ensemble, root, coordinator)
-    if not targets:
-        draw_and_show(verified, out, flags)
-        return
     if not isinstance(verified, VerifiedEnsemble):
         raise OptionError("--remote: a student asks no site", hint="leave it out")
     home = CoordinatorFolder.open(coordinator)

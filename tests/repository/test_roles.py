@@ -58,6 +58,12 @@ def test_base_verifies_and_samples(ensemble, tmp_path, command):
 
 
 @pytest.mark.slow
+def test_reports_are_written_with_their_extra_alone(ensemble, tmp_path):
+    done = run("report", "ddm-coord", "report", *ensemble, "--out", tmp_path / "report.html")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "words", "missing", "extra"),
     [
