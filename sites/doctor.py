@@ -37,7 +37,7 @@ from ddm_fed.trust import Trust
 from ddm_fed.trust.log import Log
 from ddm_fed.trust.published import published_folder
 from sites.data import DataReport
-from sites.outbox.stages import member_of
+from sites.outbox.stages import find_bundles, member_of, require_kept, signed_submission
 from sites.privacy.ledger import open_ledger
 from sites.privacy.policy import require_policy
 from sites.published import inspect, known_log, known_trust
@@ -85,6 +85,7 @@ class Examination:
         if self._trust is not None:
             self._look("roster", self._membership)
         self._look("ledger", self._ledger)
+        self._look("outbox", self._outbox)
         self.findings.append(look_at_clock(self._moments()))
         if self.server is not None:
             self._look("server", self._greet)
@@ -144,6 +145,16 @@ class Examination:
     def _ledger(self) -> str:
         entries = open_ledger(self.site, self._log).entries()
         return f"whole, with {len(entries)} entries"
+
+    def _outbox(self) -> str:
+        waiting = [
+            bundle
+            for bundle in find_bundles(self.site.released)
+            if not (self.site.receipts / f"{bundle.name}.dsse.json").exists()
+        ]
+        for bundle in waiting:  # Flower's program sees this folder, and no policy
+            require_kept(self.site.settings, signed_submission(bundle))
+        return f"{len(waiting)} released bundles have no receipt yet, and each may leave"
 
     def _moments(self) -> list[tuple[str, datetime]]:
         """Returns what is past for certain, since somebody signed when it was."""

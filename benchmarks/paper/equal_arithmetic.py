@@ -107,7 +107,7 @@ class Study:
         self.out: Path = options.out
         file = np.load(options.data, allow_pickle=False)
         self.images, self.labels = _read(file, "train")
-        self.real, _ = _read(file, "test")
+        self.real, self.real_labels = _read(file, "test")
         self.classes = int(self.labels.max()) + 1
         _, channels, height, width = self.images.shape
         self.shape = (channels, height, width)

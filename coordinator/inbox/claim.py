@@ -66,12 +66,22 @@ def admitted_digests(home: CoordinatorFolder, submission_sha256: str) -> Mapping
 
 @lru_cache(maxsize=1 << 14)  # the digest says all there is to say about the file
 def _digests(file: Path, submission_sha256: str) -> Mapping[str, str]:
+    return _files(read_admitted(file, submission_sha256)[1])
+
+
+@lru_cache(maxsize=1 << 14)
+def _claimed(file: Path, submission_sha256: str) -> Mapping[str, str]:
     return _all_digests(read_admitted(file, submission_sha256)[1])
+
+
+def _files(statement: Statement[Submission]) -> dict[str, str]:
+    """Returns the digests of its files: what the store holds of it."""
+    return {item.name: item.digest.sha256 for item in statement.subject}
 
 
 def _all_digests(statement: Statement[Submission]) -> dict[str, str]:
     """Returns the digests of its files, and of an expert that stays at its site."""
-    found = {item.name: item.digest.sha256 for item in statement.subject}
+    found = _files(statement)
     held = statement.predicate.held_expert
     return found if held is None else found | {EXPERT_FILE: held}
 
@@ -112,7 +122,8 @@ def require_own_files(
     for entry in log.receipts():
         if entry.receipt is None or entry.receipt.site == site:
             continue
-        for sha256 in admitted_digests(home, entry.submission_sha256).values():
+        admitted = _claimed(home.manifest(entry.submission_sha256), entry.submission_sha256)
+        for sha256 in admitted.values():
             if sha256 in offered:
                 raise ReplayError(
                     f"{what} has as `{offered[sha256]}` the file {sha256[:16]}… that was admitted "

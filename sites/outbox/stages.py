@@ -7,6 +7,7 @@ from pathlib import Path
 from ddm_fed.bundle.submission import MOST_UNSENT, read_submission
 from ddm_fed.bundle.verify import ENVELOPE_FILE, VerifiedBundle, verify_bundle
 from ddm_fed.errors import (
+    BudgetError,
     CountersignatureError,
     RefusedError,
     StateError,
@@ -22,6 +23,7 @@ from ddm_fed.records import (
     RosterSite,
     Statement,
     Submission,
+    network_of,
     now,
 )
 from ddm_fed.signing import VerifyKey, merge_signatures, open_envelope, peek_payload
@@ -37,7 +39,7 @@ from sites.outbox.review import (
     write_review,
 )
 from sites.privacy.ledger import open_ledger
-from sites.workspace import SiteFolder
+from sites.workspace import SiteFolder, SiteSettings
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,20 @@ def _age(bundle: Path) -> tuple[int, int]:
 def _sequence(bundle: Path) -> int:
     """Returns the number a bundle says it has, for its place among others; -1 if it cannot."""
     try:
-        envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
-        payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=bundle.name)
-        return Statement[Submission].from_json(payload, what=bundle.name).predicate.sequence
+        return signed_submission(bundle).sequence
     except RefusedError:
         return -1
+
+
+def signed_submission(bundle: Path) -> Submission:
+    """Returns what a bundle of this site says of itself; its signature is not looked at.
+
+    Raises:
+        RefusedError: it has no manifest that can be read.
+    """
+    envelope = read_bounded(bundle / ENVELOPE_FILE, MAX_DOCUMENT_BYTES)
+    payload = peek_payload(envelope, IN_TOTO_PAYLOAD, what=bundle.name)
+    return Statement[Submission].from_json(payload, what=bundle.name).predicate
 
 
 def newest_draft(site: SiteFolder) -> Path:
@@ -133,9 +144,11 @@ def review(site: SiteFolder, trust: Trust) -> Reviewed:
 
     Raises:
         StateError: there is no draft.
+        BudgetError: it holds weights that the site keeps.
         RefusedError: the draft was altered since it was signed.
     """
     bundle = verify_bundle(newest_draft(site), trust, now(), require=("site",))
+    require_kept(site.settings, bundle.submission)
     egress = egress_of(site, trust, bundle)
     folder = site.reviews / bundle.payload_sha256
     if not folder.exists():
@@ -153,11 +166,13 @@ def release(site: SiteFolder, trust: Trust) -> Path:
 
     Raises:
         StateError: nobody reviewed this very draft.
+        BudgetError: it holds weights that the site keeps.
         CountersignatureError: the site's policy asks for a signature that is missing.
         RefusedError: it was altered since it was signed.
     """
     draft = newest_draft(site)
     bundle = verify_bundle(draft, trust, now(), require=("site",))
+    require_kept(site.settings, bundle.submission)
     digest = bundle.payload_sha256
     spent = open_ledger(site).entries()
     if bundle.submission.privacy.ledger != spent:
@@ -185,6 +200,25 @@ def release(site: SiteFolder, trust: Trust) -> Path:
     target = site.released / digest
     draft.rename(target)
     return target
+
+
+def require_kept(settings: SiteSettings, submission: Submission) -> None:
+    """Refuses that trained weights leave a site whose policy keeps them, whenever it decided so.
+
+    Raises:
+        BudgetError: the submission brings weights of an expert or of a head.
+    """
+    brings_expert = (
+        network_of(submission.expert.architecture) is not None and submission.held_expert is None
+    )
+    if settings.keep_weights and (brings_expert or submission.head is not None):
+        what = "an expert" if brings_expert else "a head"
+        raise BudgetError(
+            f"this site's own policy (`keep_weights = true` in site.toml) forbids it: the bundle "
+            f"holds the weights of {what}",
+            hint="run `ddm-site train` again, which trains nothing and writes a draft without "
+            "them; move the older bundle out of outbox",
+        )
 
 
 def _require_seen_by(site: SiteFolder, trust: Trust, found: ReviewFolder, require: Require) -> None:

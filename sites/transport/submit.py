@@ -11,6 +11,8 @@ from ddm_fed.bundle.policy import CLOCK_SKEW
 from ddm_fed.bundle.submission import open_as_site
 from ddm_fed.bundle.verify import ENVELOPE_FILE, VerifiedBundle, verify_bundle
 from ddm_fed.errors import (
+    BudgetError,
+    DdmFedError,
     DigestError,
     ExpiredError,
     FileSetError,
@@ -27,7 +29,7 @@ from ddm_fed.records import MAX_DOCUMENT_BYTES, BundleState, Statement, Submissi
 from ddm_fed.storage.files import read_bounded, write_atomically
 from ddm_fed.trust import Trust
 from ddm_fed.trust.receipts import read_receipt
-from sites.outbox.stages import find_bundles, member_of
+from sites.outbox.stages import find_bundles, member_of, require_kept
 from sites.transport.base import Transport
 from sites.workspace import SiteFolder
 
@@ -48,7 +50,7 @@ class Submitted:
 
     digest: str
     state: BundleState
-    error: RefusedError | None = None
+    error: DdmFedError | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,10 @@ def _send(
     if now() >= submission.expires_at:
         return Submitted(digest, BundleState.EXPIRED)
     try:
+        require_kept(site.settings, submission)
         verified = verify_bundle(item.folder, trust, now())
+    except BudgetError as error:
+        return Submitted(digest, BundleState.HELD_BACK, error)
     except RefusedError as error:
         return _not_sent(site, trust, digest, submission, error)
     return _deliver(site, trust, transport, item.folder, verified, advance)

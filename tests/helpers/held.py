@@ -76,7 +76,8 @@ def images(seed: int) -> Private[ImageSet]:
     return Private(ImageSet(dark + torch.rand((24, 1, 8, 8), generator=generator) - 0.5, labels))
 
 
-def _bring(fed: Federation, names: tuple[str, ...]) -> None:
+def bring(fed: Federation, names: tuple[str, ...]) -> None:
+    """Reviews, releases, submits and admits the newest draft of sites."""
     for name in names:
         stages.review(fed.site(name), fed.trust)
         stages.release(fed.site(name), fed.trust)
@@ -91,6 +92,20 @@ def keep_weights(site: SiteFolder) -> SiteFolder:
     return SiteFolder.open(site.path)
 
 
+def build_fresh(base: Path) -> Federation:
+    """Trains three sites, two of which never let their weights go, and assembles `held`."""
+    plan = read_plan_toml(PLAN)
+    fed = create_federation(base, plan)
+    for name in KEEPING:
+        keep_weights(fed.site(name))
+    for seed, name in enumerate(SITES):
+        design = plan.expert.design(plan.expert.architecture[name == C])
+        train(fed.site(name), fed.trust, images(seed), seed=seed, design=design)
+    bring(fed, SITES)
+    assemble(fed.home, base / "held", router=None, without=())
+    return fed
+
+
 def build_ensembles(base: Path) -> Ensembles:
     """Trains three sites, assembles them, and again once two decided to keep their weights."""
     plan = read_plan_toml(PLAN)
@@ -98,12 +113,12 @@ def build_ensembles(base: Path) -> Ensembles:
     for seed, name in enumerate(SITES):
         design = plan.expert.design(plan.expert.architecture[name == C])
         train(fed.site(name), fed.trust, images(seed), seed=seed, design=design)
-    _bring(fed, SITES)
+    bring(fed, SITES)
     assemble(fed.home, base / "local", router=None, without=())
     for name in KEEPING:
         published = fed.look(name)
         write_draft(keep_weights(fed.site(name)), published.trust, published.log)
-    _bring(fed, KEEPING)
+    bring(fed, KEEPING)
     assemble(fed.home, base / "held", router=None, without=())
     return Ensembles(fed, base / "local", base / "held")
 

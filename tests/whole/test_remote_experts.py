@@ -17,11 +17,14 @@ from held import (
     C,
     Ensembles,
     build_ensembles,
+    build_fresh,
     charged,
     served_lines,
     serving,
     wait_until,
 )
+
+from ddm_fed.storage.digests import sha256_of
 
 pytestmark = pytest.mark.processes
 STICKY = ("--strategy", "sticky", "--steps", 3)
@@ -42,6 +45,24 @@ def ensembles(built: Ensembles, scratch: Path) -> Ensembles:
     base = scratch / "copy"
     shutil.copytree(built.fed.path, base, symlinks=True)
     return Ensembles(Federation(base), base / "local", base / "held")
+
+
+def test_experts_that_never_left_are_assembled_and_asked(tmp_path):
+    fed = build_fresh(tmp_path / "fed")
+    held = fed.path / "held"
+    brought = sorted(path.parent.name for path in held.rglob("expert.safetensors"))
+    assert brought == [B]
+    of_sites = {
+        sha256_of(file) for name in KEEPING for file in (fed.site(name).path).rglob("expert.*")
+    }
+    everywhere = [file for file in fed.home.path.rglob("*") if file.is_file()]
+    assert not of_sites & set(map(sha256_of, everywhere))
+    asked = Ensembles(fed, held, held)
+    with serving(fed, A) as one, serving(fed, C) as other:
+        ports = {A: one.port, C: other.port}
+        done("ddm-coord", *words(asked, held, tmp_path / "out", ports=ports))
+    with np.load(tmp_path / "out" / "samples.npz") as drawn:
+        assert len(drawn["images"]) == 12
 
 
 def words(ensembles: Ensembles, folder: Path, out: Path, options=STICKY, ports=None):
