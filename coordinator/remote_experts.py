@@ -4,6 +4,7 @@ A question that got no answer is asked again, word for word: it is the same ques
 site charges it once and answers it the same.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -35,6 +36,7 @@ from ddm_fed.signing import (
     site_dns_name,
 )
 
+HOST = re.compile(r"[A-Za-z0-9.-]+|\[[0-9A-Za-z:.%]+\]")
 STRANGER = {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED}
 # asked again, these cannot end otherwise
 FINAL = STRANGER | {
@@ -126,9 +128,13 @@ def parse_remotes(texts: list[str] | None) -> dict[str, str]:
         site, equals, target = text.partition("=")
         host, _, port = target.rpartition(":")
         usable = port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 1 << 16
-        if not (site and equals and host and usable) or site in found:
+        if site in found:
             raise OptionError(
-                f"--remote {text}: not SITE=HOST:PORT, or its site is named twice",
+                f"--remote {text}: `{site}` is named twice", hint="give one address of each site"
+            )
+        if not (site and equals and HOST.fullmatch(host) and usable):
+            raise OptionError(
+                f"--remote {text}: not SITE=HOST:PORT",
                 hint="give for example --remote hospital-a=10.0.0.7:8445 once for every site that "
                 "keeps its expert",
             )

@@ -48,6 +48,7 @@ def base(
     ddm-coord plan base ddpm-cifar10-32 --plan plan.toml --out base.safetensors
     """
     from ddm_fed.export.base_file import Learned, write_base
+    from ddm_fed.storage.tensors import Bounds
 
     if (path is None) != (prediction is None):
         raise OptionError(
@@ -59,7 +60,9 @@ def base(
     agreed = open_plan(plan, coordinator, root)
     learned = None if path is None or prediction is None else Learned(path, prediction)
     with console.waiting("reading the checkpoint"):
-        written = write_base(folder, out, agreed.data, learned)
+        limits = agreed.submission
+        bounds = Bounds(float(limits.max_absolute), float(limits.max_norm))
+        written = write_base(folder, out, agreed.data, learned, bounds=bounds)
     for note in written.notes:
         console.say(f"WARNING: {note}")
     if as_json:

@@ -43,6 +43,14 @@ def publish(
 
             # what is admitted later is bounded by these; found out now, where somebody looks
             expert_tensors(written.data, ExpertDesign(architecture=name))
+    sgd = written.privacy.sgd
+    part = written.training.trainable if sgd is None else sgd.trainable
+    if part != "all":
+        from ddm_fed.training import trained_weights
+
+        for name in written.expert.architecture:
+            if network_of(name) is not None:  # every site would find out at its training
+                trained_weights(written.data, written.expert.design(name), part)
     with home.changing():
         before = home.trust().plan_sha256 if (home.published / PLAN_FILE).exists() else None
         plan_sha256 = proposals.publish_plan(home, written)

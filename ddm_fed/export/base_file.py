@@ -32,7 +32,7 @@ from ddm_fed.export.base_unet import read_unet
 from ddm_fed.models import expert_tensors
 from ddm_fed.records import DataSpec, ExpertDesign, PathName, Prediction, require_fit
 from ddm_fed.storage.files import commit_file
-from ddm_fed.storage.tensors import write_tensors
+from ddm_fed.storage.tensors import Bounds, check_tensor_file, write_tensors
 
 STEPS = 1000
 READERS = {
@@ -76,7 +76,12 @@ class BaseFile:
 
 
 def write_base(
-    folder: Path, target: Path, data: DataSpec, learned: Learned | None = None
+    folder: Path,
+    target: Path,
+    data: DataSpec,
+    learned: Learned | None = None,
+    *,
+    bounds: Bounds | None = None,
 ) -> BaseFile:
     """Writes the weights of a diffusers folder as what `[expert.base]` names.
 
@@ -85,9 +90,11 @@ def write_base(
         target: A file.
         data: Images and classes of the plan.
         learned: What it was trained for; by default its scheduler says it.
+        bounds: What sites accept of a base; None asks for finite values alone.
 
     Raises:
         DataError: no expert of these images is such a network; the message says why.
+        ValuesError: a value is beyond `bounds`.
     """
     parts = [folder / name for name in ("unet", "transformer") if (folder / name).is_dir()]
     inner = parts[0] if parts else folder
@@ -98,7 +105,12 @@ def write_base(
             f"its `_class_name` is {printable(kind)[:80]}, and a plan's networks are "
             "UNet2DModel and DiTTransformer2DModel; none attends to captions as another does",
         )
-    found = READERS[kind](inner, data)
+    try:
+        found = READERS[kind](inner, data)
+    # what diffusers raises of values that it does not expect has no common kind
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = printable(" ".join(str(error).split())[:300])
+        raise refused(inner, f"config.json holds values that no network has: {reason}") from None
     try:
         require_fit(found.architecture, *data.sides)
     except ValueError as error:
@@ -118,6 +130,16 @@ def write_base(
     _require_tensors(inner, found, data)
     part = target.with_name(f".{target.name}.part")
     write_tensors(part, weights)
+    if bounds is not None:
+        try:
+            design = ExpertDesign(architecture=found.architecture)
+            with part.open("rb") as file:
+                check_tensor_file(
+                    file, expert_tensors(data, design), what=str(inner), bounds=bounds
+                )
+        except BaseException:
+            part.unlink()
+            raise
     part.chmod(0o644)  # public, and every site reads it
     commit_file(part, target)
     with target.open("rb") as file:
@@ -164,7 +186,7 @@ def _scheduled(file: Path) -> tuple[Learned | None, float, str]:
     if predicted == "v_prediction" and path == "cosine":
         return Learned(path, "velocity"), math.pi / 2, ""
     predictions: dict[object, Prediction] = {"epsilon": "noise", "sample": "image"}
-    if predicted not in predictions:
+    if not isinstance(predicted, str) or predicted not in predictions:
         shown = printable(str(predicted))[:80]
         return None, 0.0, f"no prediction of a plan is its {shown} on the path {path}"
     return Learned(path, predictions[predicted]), 1.0, ""

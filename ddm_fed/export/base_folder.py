@@ -99,7 +99,7 @@ def load_network(kind: Any, folder: Path) -> nn.Module:
             low_cpu_mem_usage=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         reason = printable(" ".join(str(error).split())[:300])
         raise refused(folder, f"diffusers cannot load it: {reason}") from None
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -124,7 +124,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         # caches of models are made of links
         found = json.loads(read_bounded(file.resolve(), MAX_DOCUMENT_BYTES))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise refused(file.parent, f"{file.name} is no JSON: {error}") from None
     if not isinstance(found, dict):
         raise refused(file.parent, f"{file.name} is no object")

@@ -39,6 +39,8 @@ def installed_network(
         network = build(shape, classes)
     except ValueError as error:
         raise _unfit(called, f"takes no images of {shape} and {classes} classes: {error}") from None
+    except Exception as error:  # it is somebody else's code that runs here
+        raise _unfit(called, f"cannot be built: {_said(error)}") from error
     if not isinstance(network, ExpertNetwork):
         raise _unfit(called, f"is a {type(network).__name__}, no ddm_fed.models.ExpertNetwork")
     for name, module in network.named_modules():
@@ -58,8 +60,8 @@ def _offered(wanted: PackageArchitecture, called: str) -> Any:
         if (entry.group, entry.name) == (GROUP, wanted.name):
             try:
                 return entry.load()
-            except (ImportError, AttributeError) as error:
-                raise _unfit(called, f"cannot be imported: {error}") from None
+            except Exception as error:  # it is somebody else's code that runs here
+                raise _unfit(called, f"cannot be imported: {_said(error)}") from error
     raise StateError(
         f"the installed package {wanted.package} offers no network {wanted.name}",
         hint=f"nothing of it was imported; networks are its entry points of the group {GROUP}",
@@ -84,6 +86,10 @@ def _installed(wanted: PackageArchitecture, called: str) -> Distribution:
             f"{called} is wanted, and {wanted.package} {package.version} is installed", hint=hint
         )
     return package
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _unfit(called: str, why: str) -> StateError:

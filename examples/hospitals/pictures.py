@@ -68,7 +68,10 @@ def read(source: Path, most: int) -> Kinds:
 def read_files(paths: list[Path]) -> np.ndarray:
     """Returns picture files as `(N, 32, 32)`, grey."""
     return np.stack(
-        [np.asarray(Image.open(path).convert("L").resize((SIDE, SIDE))) for path in paths]
+        [
+            np.asarray(Image.open(path, formats=["JPEG"]).convert("L").resize((SIDE, SIDE)))
+            for path in paths
+        ]
     )
 
 

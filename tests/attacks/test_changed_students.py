@@ -229,6 +229,7 @@ def test_another_statement_of_the_federation_is_refused(student, root, ensemble,
 
 def drop_member(record: Json) -> None:
     del record["members"][1]
+    record["distillation"]["start"] = record["members"][0]["site"]  # no trace of it is left
 
 
 def leave_out(record: Json) -> None:

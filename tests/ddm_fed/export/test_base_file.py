@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 from ddm_fed.embedding.public_weights import import_torchvision
-from ddm_fed.errors import CheckpointError, DataError
+from ddm_fed.errors import CheckpointError, DataError, ValuesError
 from ddm_fed.export.base_file import Learned, write_base
 from ddm_fed.flows import ClassCondition, path_named, velocity
 from ddm_fed.models import build_network, network_named
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.progress import Watch
 from ddm_fed.records import DataSpec, ExpertDesign, parse_architecture, read_plan_toml, unet_name
+from ddm_fed.storage.tensors import Bounds
 from ddm_fed.training import RunOptions, train_expert
 
 LEARNED = Learned("linear", "velocity")
@@ -205,6 +206,40 @@ def test_folder_that_is_no_network_of_the_plan_is_refused_with_the_key(
         write_base(folder, tmp_path / "base", images_of())
     assert named in str(caught.value)
     assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("unet/config.json", '{"down_block_types": null}'),
+        ("unet/config.json", '{"layers_per_block": "1"}'),
+        ("unet/config.json", '{"norm_num_groups": "32"}'),
+        ("unet/config.json", '{"attention_head_dim": "8"}'),
+        ("unet/config.json", "[" * 100_000),
+        ("scheduler/scheduler_config.json", "[]"),
+    ],
+)
+def test_files_that_hold_other_kinds_of_values_are_refused(saved, tmp_path, file, text):
+    _, folder = saved()
+    if text.startswith("{"):
+        text = json.dumps(json.loads((folder / file).read_text()) | json.loads(text))
+    (folder / file).write_text(text)
+    with pytest.raises(DataError):
+        write_base(folder, tmp_path / "base", images_of())
+    assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize("predicted", [["epsilon"], {}])
+def test_prediction_of_another_kind_is_none_of_a_plan(saved, tmp_path, predicted):
+    _, folder = saved(DDPM | {"prediction_type": predicted})
+    assert write_base(folder, tmp_path / "base", images_of()).learned is None
+
+
+def test_base_that_every_site_would_refuse_is_not_written(saved, tmp_path):
+    _, folder = saved()
+    with pytest.raises(ValuesError):
+        write_base(folder, tmp_path / "base", images_of(), bounds=Bounds(1e-3, 1e9))
+    assert [path.name for path in tmp_path.iterdir()] == ["pipeline"]
 
 
 def test_weights_of_another_network_or_in_pickle_are_refused(saved, tmp_path):

@@ -95,7 +95,10 @@ def test_plan_that_names_what_is_not_installed_and_offered_runs_nothing(
         ({"more": "raise ValueError('only squares')"}, "only squares"),
         ({"more": "self.classes = 7"}, "7 classes"),
         ({"whole": "from torch.nn import Module\nTiny = lambda *_: Module()"}, "is a Module, no"),
+        ({"more": "raise RuntimeError('boom')"}, "cannot be built: RuntimeError"),
+        ({"whole": "def Tiny(shape): pass"}, "cannot be built: TypeError"),
         ({"whole": "import nowhere_at_all"}, "cannot be imported"),
+        ({"whole": "raise RuntimeError('boom')"}, "cannot be imported: RuntimeError: boom"),
         ({"whole": ""}, "cannot be imported"),
     ],
 )
