@@ -144,6 +144,9 @@ def _backup(
     if copy is None:
         why = "nobody named a copy, and the folder itself knows of none"
         return Finding("backup", "doubt", why, "give --backup; docs/operations.md says how")
+    if copy.resolve() == home.path.resolve():
+        why = f"{copy} is the folder itself, and no copy of it"
+        return Finding("backup", "fails", why, "name where the backup lies, on another disk")
     held = CoordinatorFolder.open(copy)
     if held.settings.root != home.settings.root:
         why = f"{copy} is of another federation, `{held.settings.federation}`"

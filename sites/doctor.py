@@ -25,6 +25,7 @@ from ddm_fed.doctor import (
     look_at_folders,
     look_at_keys,
 )
+from ddm_fed.errors import DdmFedError
 from ddm_fed.models import network_cost
 from ddm_fed.privacy import ImageSet, Private, epsilon_text, private_events
 from ddm_fed.progress import duration
@@ -98,7 +99,10 @@ class Examination:
             self._look("data", lambda: self._data(plan))
         if self._units:
             self._look("run", lambda: self._run(plan))
-        self._machine(plan)
+        try:
+            self._machine(plan)
+        except DdmFedError as error:  # such as a network of a package that is not installed
+            self.findings.append(Finding("network", "fails", error.message, error.hint))
 
     def _look(self, what: str, check: Callable[[], str | Finding]) -> None:
         self.findings.append(look(what, check))

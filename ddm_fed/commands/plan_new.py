@@ -115,6 +115,10 @@ def new_plan(
 
     if out.exists():
         raise OptionError(f"--out {out} exists already", hint="name another file, or move it away")
+    if not out.parent.is_dir():
+        raise OptionError(
+            f"--out {out}: there is no folder {out.parent}", hint="make it, or name another file"
+        )
     name = _answered("federation", federation, "name of the federation")
     height, width = _size(_answered("size", size, "height x width of an image, such as 64x64"))
     colours = _answered("channels", channels, "channels: 1 for grey, 3 for colour", "1")

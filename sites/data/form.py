@@ -26,7 +26,7 @@ from sites.data.report import DataReport
 from sites.data.sources import find_source
 
 TRIES = 10  # of files that cannot be read
-SMALL, LARGE = 64, 256
+LEAST_SIDE, SMALL, LARGE = 4, 64, 256
 MOST_FOLDERS = 64
 DEEP_MODES = ("I", "F", "I;16", "")
 
@@ -51,13 +51,24 @@ def form_of(source: str) -> Form:
     """Returns the form of the images at `source`, from one of them.
 
     Raises:
-        DataError: nothing there says it.
+        DataError: nothing there says it, or nothing so small can be trained.
     """
+    form = _form_of(source)
+    if min(form.height, form.width) < LEAST_SIDE:
+        raise DataError(
+            f"the images in {source} are {form.height} x {form.width} pixels, and sides from "
+            f"{LEAST_SIDE} can be trained",
+            hint="give other images, or --size and --channels without --data",
+        )
+    return _coarse(form)
+
+
+def _form_of(source: str) -> Form:
     if source == "digits" or source.startswith("digits:"):
         return Form(8, 8, 1, tuple(map(str, range(10))))
     path = Path(source)
     if path.suffix in (".npz", ".npy") and path.is_file():
-        return _coarse(*_of_shape(_array_shape(path), path))
+        return Form(*_of_shape(_array_shape(path), path))
     spec = DataSpec(channels=3, height=SMALL, width=SMALL)
     found = find_source(source, spec, DataReport(source))
     folders: tuple[str, ...] = ()
@@ -73,8 +84,8 @@ def form_of(source: str) -> Form:
         if picture is not None:
             width, height = picture.size if all(picture.size) else (SMALL, SMALL)
             grey = picture.mode in (*GREY_MODES, *DEEP_MODES)
-            form = _coarse(height, width, 1 if grey else 3)
-            return form._replace(folders=folders if len(folders) <= MOST_FOLDERS else ())
+            named = folders if len(folders) <= MOST_FOLDERS else ()
+            return Form(height, width, 1 if grey else 3, named)
     raise DataError(
         f"none of the first files in {source} says of which size images are",
         hint="give --size and --channels, and leave --data out",
@@ -112,9 +123,9 @@ def _of_shape(shape: tuple[int, ...], path: Path) -> tuple[int, int, int]:
     )
 
 
-def _coarse(height: int, width: int, channels: int) -> Form:
+def _coarse(form: Form) -> Form:
     """Returns a form that tells little of one image: small ones as they are, others to a square."""
-    least = min(height, width)
+    height, width = form.height, form.width
     if max(height, width) > SMALL:
-        height = width = min(LARGE, 1 << (least.bit_length() - 1))
-    return Form(height - height % 2 or 2, width - width % 2 or 2, channels)
+        height = width = min(LARGE, 1 << (min(height, width).bit_length() - 1))
+    return form._replace(height=height - height % 2, width=width - width % 2)

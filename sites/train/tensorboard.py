@@ -30,7 +30,8 @@ def require_tensorboard(folder: Path, site: Path) -> None:
         site: The site's folder.
 
     Raises:
-        OptionError: it is an address, which TensorBoard would write to, or lies in the outbox.
+        OptionError: it is an address, which TensorBoard would write to, lies in the outbox, or is
+            a file.
         StateError: TensorBoard is not installed.
     """
     if ADDRESS.match(str(folder)):  # a Path keeps one slash
@@ -43,6 +44,8 @@ def require_tensorboard(folder: Path, site: Path) -> None:
             f"--tensorboard {folder}: what lies in the outbox is there to leave",
             hint="give another folder; nothing of it may leave",
         )
+    if folder.exists() and not folder.is_dir():
+        raise OptionError(f"--tensorboard {folder}: this is a file", hint="give a folder")
     _writer_class()
 
 

@@ -133,6 +133,9 @@ def test_backup_that_knows_more_than_the_folder_or_is_anothers_fails(fed, ask, s
     lines, bad = ask("--backup", newer)
     assert bad == ["backup"]
     assert "was seen before" in lines["backup"]["why"]
+    lines, bad = ask("--backup", fed.path / "consortium")
+    assert bad == ["backup"]
+    assert "the folder itself" in lines["backup"]["why"]
     other = create_federation(scratch / "other", sites=(A,)).home.path
     lines, bad = ask("--backup", other)
     assert bad == ["backup"]

@@ -252,3 +252,12 @@ def test_server_is_asked_as_a_member_asks_and_its_clock_is_compared(fed, ask, mo
             lines, bad, _ = ask("--from", f"grpcs://127.0.0.1:{port}")
             assert lines["server"]["verdict"] == verdict
             assert "ahead of its clock" in lines["server"]["why"]
+
+
+def test_network_of_a_package_that_is_not_installed_is_a_line_among_the_others(ask, scratch):
+    written = PLAN_TOML.replace("DiT-Nano/2", "no-such-net==1.0:Waves")
+    (scratch / "other.toml").write_text(written)
+    lines, bad, _ = ask("--plan", scratch / "other.toml")
+    assert "network" in bad
+    assert "no-such-net" in lines["network"]["why"]
+    assert lines["keys"]["verdict"] == "ok"

@@ -50,6 +50,20 @@ def test_plan_is_the_same_whatever_the_images_are_and_however_many(new, tmp_path
     assert texts[0] == texts[1]
 
 
+def test_images_too_small_to_be_trained_are_named_and_not_a_size_that_nobody_gave(new, tmp_path):
+    np.save(tmp_path / "thin.npy", np.zeros((5, 20, 1), np.uint8))
+    ended = new("--data", tmp_path / "thin.npy", "--classes", "none")
+    assert ended.code == 1
+    assert "thin.npy are 20 x 1 pixels, and sides from 4 can be trained" in ended.err
+    assert not (tmp_path / "plan.toml").exists()
+
+
+def test_plan_is_not_asked_for_where_it_could_not_be_written(new, tmp_path):
+    ended = new("--data", "digits", "--classes", "none", out="nowhere/plan.toml")
+    assert ended.code == 2
+    assert "there is no folder" in ended.err
+
+
 @pytest.mark.parametrize(
     ("size", "form"),
     [((40, 30), (3, 30, 40)), ((700, 500), (3, 256, 256)), ((70, 90), (3, 64, 64))],

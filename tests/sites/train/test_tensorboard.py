@@ -56,6 +56,12 @@ def test_address_of_another_machine_is_refused_before_anything_is_opened(run, tm
     assert "private" in done.err
 
 
+def test_file_is_refused_before_any_image_is_read(tmp_path):
+    (tmp_path / "board").write_text("something else")
+    with pytest.raises(OptionError, match="this is a file"):
+        require_tensorboard(tmp_path / "board", tmp_path / "site")
+
+
 def test_folder_in_the_outbox_is_refused(tmp_path):
     with pytest.raises(OptionError, match="--tensorboard"):
         require_tensorboard(tmp_path / "outbox" / "released" / "board", tmp_path)
