@@ -1,7 +1,9 @@
 """Does an ensemble beat one network at equal training arithmetic? The paper's first claim.
 
 A data set is divided into K islands by clusters of features (k-means in two stages, as
-`ddm-coord partition` does it) or by chance. Each island trains the same network for the same number
+`ddm-coord partition` does it) or by chance. Features are 64 cosines (`--divisions feature`) or what
+a network says (`network`, with `--embedder timm:NETWORK --weights FILE`, as imagenet_network.py
+makes one). Each island trains the same network for the same number
 of steps on K-th parts of the batch, by the training that sites run; K = 1 is one network on all
 images. Classes are known. Samples are drawn by each strategy with classes as even as they come, and
 judged by their Frechet distance to all test images in the features of a classifier of training
@@ -28,11 +30,13 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scale import (
     BEFORE,
     at_once,
@@ -46,14 +50,14 @@ from scale import (
 )
 from torch import Tensor
 
-from ddm_fed.embedding import dct_basis
+from ddm_fed.embedding import dct_basis, open_embedder
 from ddm_fed.ensemble.sampling import SamplingOptions, sample
 from ddm_fed.ensemble.strategy import Strategy
 from ddm_fed.ensemble.velocity import Ensemble
 from ddm_fed.evaluation import Classifier, frechet_distance, train_classifier_on
 from ddm_fed.flows import ClassCondition, Expert
 from ddm_fed.models import NetworkCost, build_expert, network_cost
-from ddm_fed.partition import at_random, coarse_centres, cosines, nearest
+from ddm_fed.partition import Describe, at_random, coarse_centres, cosines, nearest
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import Plan, RouterNetworkSpec, read_plan_toml
 from ddm_fed.router import (
@@ -63,6 +67,7 @@ from ddm_fed.router import (
     router_network,
     train_classifier,
 )
+from ddm_fed.storage.digests import sha256_of
 from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.tensors import read_own_tensors, write_tensors
 from ddm_fed.training import train_expert
@@ -137,10 +142,25 @@ class Study:
             return torch.zeros(len(self.images), dtype=torch.long)
         if division == "random":
             return torch.from_numpy(at_random(len(self.images), count, seed))
-        describe = cosines(self.shape, 64)
-        seen = torch.cat([describe.images(part) for part in torch.split(self.images, 4096)])
-        centres = coarse_centres(seen.numpy(), count, seed)
-        return torch.from_numpy(nearest(seen.numpy(), centres))
+        seen = self.features(division)
+        return torch.from_numpy(nearest(seen, coarse_centres(seen, count, seed)))
+
+    @cache  # noqa: B019  one study a process
+    def features(self, division: str) -> NDArray[np.float32]:
+        """Returns what the clusters of `division` are clusters of, `(N, E)`."""
+        describe, kept = self.describe(division), self._file("features", division)
+        if not kept.exists():
+            write_tensors(kept, {"features": described(describe, self.images)})
+        return self.weights(kept)["features"].numpy()
+
+    def describe(self, division: str) -> Describe:
+        """Returns the way from images to features."""
+        if division == "feature":
+            return cosines(self.shape, 64)
+        name, file = self.options.embedder, self.options.weights
+        if not (name and file):
+            sys.exit("error: --divisions network needs --embedder timm:NETWORK and --weights FILE")
+        return Describe.of(open_embedder(name, file, sha256_of(file)))
 
     def counts(self, islands: Tensor, count: int) -> Tensor:
         """Returns the images of every island and class, `(K, G)`."""
@@ -314,6 +334,11 @@ class Study:
         return {name: torch.from_numpy(value) for name, value in read_own_tensors(file).items()}
 
 
+def described(describe: Describe, images: Tensor) -> Tensor:
+    """Returns the features of images, `(N, E)`."""
+    return torch.cat([describe.images(part) for part in torch.split(images, 256)])
+
+
 def _read(file: Any, part: str) -> tuple[Tensor, Tensor]:
     pixels, labels = file[f"{part}_images"], file[f"{part}_labels"].reshape(-1)
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
@@ -348,6 +373,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architecture", default="DiT-Nano/4")
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--solver-steps", type=int, default=25)
+    parser.add_argument("--embedder", help="of --divisions network: timm:NETWORK or clip")
+    parser.add_argument("--weights", type=Path, help="its weights, a safetensors file")
     parser.add_argument("--part", default="1/1", help="I/N: every N-th expert, and nothing else")
 
 
@@ -366,6 +393,8 @@ def run_cells(
         own: Names of options that OUT is made with, beside those of all studies.
     """
     options.out.mkdir(parents=True, exist_ok=True)
+    if options.embedder:
+        own = (*own, "embedder")
     require_same_options(options, "data", "precision", *NAMED, *own)
     part, parts = map(int, options.part.split("/"))
     if parts > 1:

@@ -17,14 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from equal_arithmetic import GPU, Cell, Study, add_options, run_cells
+from equal_arithmetic import GPU, Cell, Study, add_options, described, run_cells
 from scale import read_options
 from torch import Tensor
 
 from ddm_fed.flows import ClassCondition, interpolate, velocity
-from ddm_fed.partition import coarse_centres, cosines, nearest
-
-FEATURES = 64
+from ddm_fed.partition import coarse_centres, nearest
 
 
 class HeldOut(Study):
@@ -65,13 +63,10 @@ class HeldOut(Study):
     def _islands_of_test(self, division: str, count: int, seed: int) -> Tensor:
         if count == 1:
             return torch.zeros(len(self.real), dtype=torch.long)
-        if division != "feature":
+        if division == "random":
             raise ValueError("random parts have no rule by which a test image is in one")
-        describe = cosines(self.shape, FEATURES)
-        seen, new = (
-            torch.cat([describe.images(part) for part in torch.split(images, 4096)]).numpy()
-            for images in (self.images, self.real)
-        )
+        seen = self.features(division)
+        new = described(self.describe(division), self.real).numpy()
         return torch.from_numpy(nearest(new, coarse_centres(seen, count, seed)))
 
 
@@ -80,10 +75,10 @@ def cells_of(options: argparse.Namespace) -> Iterator[Cell]:
     for seed in options.seeds:
         for count in options.islands:
             for steps in options.steps:
-                division = "feature" if count > 1 else "all"
-                for island in range(count):
-                    yield ("expert", division, count, steps, seed, island)
-                yield ("losses", division, count, steps, seed)
+                for division in options.divisions if count > 1 else ["all"]:
+                    for island in range(count):
+                        yield ("expert", division, count, steps, seed, island)
+                    yield ("losses", division, count, steps, seed)
 
 
 def main() -> None:
@@ -93,6 +88,7 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--out", type=Path, default=Path("equal_arithmetic"))
     parser.add_argument("--islands", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--divisions", nargs="+", default=["feature"])
     options = read_options(parser, GPU)
     run_cells(options, cells_of(options), HeldOut)
 
