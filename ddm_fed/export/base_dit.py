@@ -3,7 +3,7 @@
 The same arithmetic, up to rounding: diffusers' second norm of a block has an epsilon of 1e-5, ours
 of 1e-6. Every block of theirs has its own copy of the embeddings of time and class, where published
 ones hold the same values; ours has one. Their positions are a fixed table in another order, which
-ours starts from and learns on.
+ours starts from and learns on; for images of another size they are stretched.
 """
 
 from contextlib import suppress
@@ -24,6 +24,7 @@ EXPECTED = {
     "norm_type": "ada_norm_zero",
 }
 TIME = "norm1.emb.timestep_embedder."
+LEARNED = "its positions, which are a fixed table, are learned from now on"
 LABELS = "norm1.emb.class_embedder.embedding_table.weight"
 
 
@@ -40,12 +41,18 @@ def read_dit(folder: Path, data: DataSpec) -> Found:
     from diffusers.models.transformers.dit_transformer_2d import DiTTransformer2DModel
 
     config = arguments_of(DiTTransformer2DModel, folder)
-    name = _name(config, folder)
+    name, notes = _name(config, folder), [LEARNED]
+    side, patch = config["sample_size"], config["patch_size"]
+    if not isinstance(side, int) or side < patch or side % patch:
+        shown = printable(repr(side))[:40]
+        raise refused(folder, f"`sample_size` {shown} is not a number of patches of {patch} pixels")
+    if (side, side) != data.shape[1:]:
+        name += f"-grid{side // patch}x{side // patch}"
+        notes.append(f"they are stretched from {side} x {side} to the plan's images")
     twice = _predicts_twice(config, data, folder)
     network: Any = load_network(DiTTransformer2DModel, folder)
     theirs = network.state_dict()
     table = network.pos_embed.pos_embed[0]  # (T, D)
-    notes = ["its positions, which are a fixed table, are learned from now on"]
     if twice:
         notes.append("it also predicts a variance, which is left out")
     weights = _weights(theirs, table, config, folder, data.shape[0])
@@ -72,7 +79,7 @@ def _name(config: dict[str, Any], folder: Path) -> str:
 
 def _predicts_twice(config: dict[str, Any], data: DataSpec, folder: Path) -> bool:
     """Returns whether half of its output is a variance."""
-    channels, height, width = data.shape
+    channels = data.channels
     told = config["out_channels"] or config["in_channels"]
     if config["in_channels"] != channels or told not in (channels, 2 * channels):
         raise refused(
@@ -80,13 +87,6 @@ def _predicts_twice(config: dict[str, Any], data: DataSpec, folder: Path) -> boo
             f"`in_channels` and `out_channels` are {printable(repr(config['in_channels']))[:40]} "
             f"and {printable(repr(told))[:40]}, and the plan's images have {channels} channels",
             "choose another checkpoint; one of latents needs [data.latent] in the plan",
-        )
-    if (config["sample_size"],) * 2 != (height, width):
-        raise refused(
-            folder,
-            f"`sample_size` is {printable(repr(config['sample_size']))[:40]}, and the plan's "
-            f"images are {height} x {width}",
-            "choose that size in [data]: it has one position for each patch",
         )
     return bool(told != channels)
 

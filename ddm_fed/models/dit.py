@@ -33,7 +33,7 @@ from ddm_fed.models.layers import (
     unpatchify,
 )
 from ddm_fed.models.text import TextInput, Told
-from ddm_fed.records import DitSize, TextSpec
+from ddm_fed.records import DitSize, Grid, TextSpec
 
 
 class Block(nn.Module):
@@ -93,6 +93,8 @@ class DiT(ExpertNetwork):
         positions: How a token knows its place.
         more_times: Whether times are embedded as in diffusers' DiT.
         text: What captions are made of; None makes a network that reads none.
+        grid: The rows and columns of patches that positions are made for and stretched from; None
+            for those of the image.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class DiT(ExpertNetwork):
         positions: Literal["sincos", "rope", "learned"] = "sincos",
         more_times: bool = False,
         text: TextSpec | None = None,
+        grid: Grid | None = None,
     ) -> None:
         super().__init__(classes)
         channels, height, width = shape
@@ -115,9 +118,9 @@ class DiT(ExpertNetwork):
         self.embed = nn.Linear(channels * patch * patch, size.width)
         self.position: nn.Module = nn.Identity()
         if positions == "sincos":
-            self.position = PositionEmbedding(self.rows, self.columns, size.width)
+            self.position = PositionEmbedding(self.rows, self.columns, size.width, grid)
         elif positions == "learned":
-            self.position = LearnedPosition(self.rows * self.columns, size.width)
+            self.position = LearnedPosition(self.rows, self.columns, size.width, grid)
         self.time = TimeEmbedding(size.width, as_diffusers=more_times)
         self.label = nn.Embedding(classes + 1, size.width) if classes else None
         self.blocks = nn.ModuleList(
@@ -137,7 +140,8 @@ class DiT(ExpertNetwork):
         self.text = TextInput(text, size.width) if text is not None else None
         self.rotary = None
         if positions == "rope":
-            self.rotary = RotaryPosition(self.rows, self.columns, size.width // size.heads)
+            head = size.width // size.heads
+            self.rotary = RotaryPosition(self.rows, self.columns, head, grid=grid)
 
     def forward(self, x: Tensor, t: Tensor, condition: Condition | None = None) -> Tensor:
         """Returns the prediction at `x` (images at time `t`), `(B, C, H, W)` float32."""

@@ -7,13 +7,17 @@ import math
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody uses
+
+from ddm_fed.records import Grid
 
 TIME_BASE = 10_000
 # A rotary base of 10,000 is for long texts: along the few dozen tokens of an image's side, most of
 # its pairs would hardly turn.
 ROTARY_BASE = 100
+Floats = NDArray[np.float64]
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
@@ -53,11 +57,19 @@ class TimeEmbedding(nn.Module):
 
 
 class PositionEmbedding(nn.Module):
-    """Adds fixed two-dimensional sinusoids, `(B, T, D) -> (B, T, D)`."""
+    """Adds fixed two-dimensional sinusoids, `(B, T, D) -> (B, T, D)`.
 
-    def __init__(self, rows: int, columns: int, width: int) -> None:
+    Args:
+        rows: Rows of tokens.
+        columns: Columns of tokens.
+        width: D.
+        grid: The rows and columns whose sinusoids are stretched over these tokens; None for these.
+    """
+
+    def __init__(self, rows: int, columns: int, width: int, grid: Grid | None = None) -> None:
         super().__init__()
-        self.register_buffer("table", _sincos_2d(rows, columns, width), persistent=False)
+        places = _places(rows, columns, grid)
+        self.register_buffer("table", _sincos_2d(places, width), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `x` with the position of every token added."""
@@ -65,15 +77,33 @@ class PositionEmbedding(nn.Module):
 
 
 class LearnedPosition(nn.Module):
-    """Adds one learned code per token, `(B, T, D) -> (B, T, D)`."""
+    """Adds one learned code per token, `(B, T, D) -> (B, T, D)`.
 
-    def __init__(self, tokens: int, width: int) -> None:
+    Args:
+        rows: Rows of tokens.
+        columns: Columns of tokens.
+        width: D.
+        grid: The rows and columns that have codes, of which a token takes the nearest four by how
+            near they are; None for a code of every token.
+    """
+
+    def __init__(self, rows: int, columns: int, width: int, grid: Grid | None = None) -> None:
         super().__init__()
-        self.table = nn.Parameter(torch.empty(tokens, width))
+        self.known = grid or Grid(rows, columns)
+        self.table = nn.Parameter(torch.empty(self.known.rows * self.known.columns, width))
+        self.stretched = self.known != (rows, columns)
+        if self.stretched:
+            y, x = _places(rows, columns, grid)
+            self.register_buffer("down", _hats(y[:, 0], self.known.rows), persistent=False)
+            self.register_buffer("across", _hats(x[0], self.known.columns), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Returns `x` with the position of every token added."""
-        return x + self.table
+        if not self.stretched:
+            return x + self.table
+        table = self.table.unflatten(0, self.known)  # (R, S, D)
+        down, across = self.get_buffer("down"), self.get_buffer("across")
+        return x + torch.einsum("rR,sS,RSd->rsd", down, across, table).flatten(0, 1)
 
 
 class RotaryPosition(nn.Module):
@@ -86,13 +116,17 @@ class RotaryPosition(nn.Module):
         columns: Columns of tokens.
         width: Channels of one head; a multiple of 4.
         leading: Tokens before those of the image, which stay unturned.
+        grid: The rows and columns whose angles are stretched over these tokens; None for these.
 
-    Source: Su et al. 2021, arXiv:2104.09864; here for two axes.
+    Source: Su et al. 2021, arXiv:2104.09864; here for two axes; stretched as in Chen et al. 2023,
+    arXiv:2306.15595.
     """
 
-    def __init__(self, rows: int, columns: int, width: int, leading: int = 0) -> None:
+    def __init__(
+        self, rows: int, columns: int, width: int, leading: int = 0, grid: Grid | None = None
+    ) -> None:
         super().__init__()
-        y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
+        y, x = _places(rows, columns, grid)
         rates = _rates(width // 4, ROTARY_BASE).numpy()
         angles = np.concatenate([axis.reshape(-1, 1) * rates for axis in (y, x)], axis=1)
         angles = np.concatenate([np.zeros((leading, width // 2)), angles])  # (T, E/2)
@@ -259,9 +293,30 @@ def _rates(count: int, base: float, steps: int | None = None) -> Tensor:
     return torch.from_numpy(np.exp(-math.log(base) * exponents)).float()
 
 
-def _sincos_2d(rows: int, columns: int, width: int) -> Tensor:
+def _places(rows: int, columns: int, grid: Grid | None) -> tuple[Floats, Floats]:
+    """Returns the row and the column of every token, each `(rows, columns)`.
+
+    They are counted in tokens of `grid`, whose edges are those of the image: where it has other
+    rows or columns than these tokens, places lie between its own, as pixels do when an image is
+    made larger.
+    """
+    known = grid or (rows, columns)
+    y, x = (
+        (np.arange(count) + 0.5) * (of / count) - 0.5
+        for count, of in zip((rows, columns), known, strict=True)
+    )
+    first, second = np.meshgrid(y, x, indexing="ij")
+    return first, second
+
+
+def _hats(places: Floats, count: int) -> Tensor:
+    """Returns the share of each of `count` codes at `places (T,)`, `(T, count)`: linear between."""
+    held = np.clip(places, 0, count - 1)[:, None]  # as the outermost ones, beyond them
+    return torch.from_numpy(np.clip(1 - np.abs(held - np.arange(count)), 0, None)).float()
+
+
+def _sincos_2d(places: tuple[Floats, Floats], width: int) -> Tensor:
     """Returns one sinusoidal code per token, half for the row and half for the column, `(T, D)`."""
-    y, x = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
     rates = _rates(width // 4, TIME_BASE).numpy()
-    codes = [wave(axis.reshape(-1, 1) * rates) for axis in (y, x) for wave in (np.sin, np.cos)]
+    codes = [wave(axis.reshape(-1, 1) * rates) for axis in places for wave in (np.sin, np.cos)]
     return torch.from_numpy(np.concatenate(codes, axis=1)).float()

@@ -32,7 +32,7 @@ from ddm_fed.models.layers import (
     unpatchify,
 )
 from ddm_fed.models.text import TextInput
-from ddm_fed.records import MmditSize, TextSpec
+from ddm_fed.records import Grid, MmditSize, TextSpec
 
 CONDITION_TOKENS = 4  # a class says little: a few tokens give the image something to attend to
 
@@ -142,6 +142,8 @@ class MMDiT(ExpertNetwork):
         patch: Side of a patch in pixels; divides H and W.
         classes: Number of classes; 0 makes an unconditional network.
         text: What captions are made of; None makes a network that reads none.
+        grid: The rows and columns of patches that positions are made for and stretched from; None
+            for those of the image.
     """
 
     def __init__(
@@ -152,6 +154,7 @@ class MMDiT(ExpertNetwork):
         classes: int,
         *,
         text: TextSpec | None = None,
+        grid: Grid | None = None,
     ) -> None:
         super().__init__(classes)
         channels, height, width = shape
@@ -164,7 +167,7 @@ class MMDiT(ExpertNetwork):
         self.leading = CONDITION_TOKENS if text is None else 1 + text.tokens
         self.time = TimeEmbedding(size.width)
         self.rotary = RotaryPosition(
-            self.rows, self.columns, size.width // size.heads, leading=self.leading
+            self.rows, self.columns, size.width // size.heads, self.leading, grid
         )
         self.double_blocks = nn.ModuleList(
             DoubleBlock(size.width, size.heads) for _ in range(size.double_blocks)

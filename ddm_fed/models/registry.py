@@ -68,9 +68,10 @@ def network_named(
                 positions=dit.positions,
                 more_times=dit.more_times,
                 text=text,
+                grid=dit.grid,
             )
         case MmditArchitecture() as mmdit:
-            return MMDiT(shape, mmdit.size, mmdit.patch, classes, text=text)
+            return MMDiT(shape, mmdit.size, mmdit.patch, classes, text=text, grid=mmdit.grid)
         case UnetArchitecture() as unet:
             return UNet(shape, unet.size, classes)
         case ConvArchitecture() as conv:

@@ -8,6 +8,7 @@ from ddm_fed.records.architecture import ConvArchitecture as ConvArchitecture
 from ddm_fed.records.architecture import ConvSize as ConvSize
 from ddm_fed.records.architecture import DitArchitecture as DitArchitecture
 from ddm_fed.records.architecture import DitSize as DitSize
+from ddm_fed.records.architecture import Grid as Grid
 from ddm_fed.records.architecture import MixtureArchitecture as MixtureArchitecture
 from ddm_fed.records.architecture import MmditArchitecture as MmditArchitecture
 from ddm_fed.records.architecture import MmditSize as MmditSize

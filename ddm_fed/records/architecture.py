@@ -7,7 +7,8 @@
 | `DiT-S/2-qknorm-rope` | queries and keys normalised, rotary positions; suffixes in this order  |
 | `DiT-S/2-learned`     | learned positions                                                      |
 | `DiT-S/2-times128`    | times in 128 frequencies instead of 64, as diffusers' DiT has them     |
-| `MMDiT-3B/2`          | two streams, condition and image, that attend to each other            |
+| `DiT-S/2-grid16x16`   | its positions are those of 16 by 16 patches, stretched over the image  |
+| `MMDiT-3B/2`          | two streams, condition and image, that attend to each other; `-grid16x16` |
 | `UNet-S`              | diffusers' `UNet2DModel`                                               |
 | `UNet-128-256a-256/2` | any other: channels of its levels, `a` where one attends; then blocks  |
 | `Conv-Nano/2`         | convolutions at one resolution, of patches of 2 by 2 pixels            |
@@ -93,6 +94,13 @@ UNET_SIZES = {
 CONV_SIZES = {"Nano": ConvSize(depth=4, width=32), "S": ConvSize(depth=8, width=64)}
 
 
+class Grid(NamedTuple):
+    """Rows and columns of the patches that positions were made for; they are stretched to others."""
+
+    rows: int
+    columns: int
+
+
 class DitArchitecture(NamedTuple):
     """What a name such as `DiT-S/2-single-rope` says."""
 
@@ -102,6 +110,7 @@ class DitArchitecture(NamedTuple):
     qk_norm: bool = False
     positions: Literal["sincos", "rope", "learned"] = "sincos"
     more_times: bool = False
+    grid: Grid | None = None
 
 
 class MmditArchitecture(NamedTuple):
@@ -109,6 +118,7 @@ class MmditArchitecture(NamedTuple):
 
     size: MmditSize
     patch: int
+    grid: Grid | None = None
 
 
 class UnetArchitecture(NamedTuple):
@@ -145,8 +155,11 @@ class MixtureArchitecture(NamedTuple):
 
 Architecture = NetworkArchitecture | MixtureArchitecture
 MIXTURE, PLUS = "mixture", "mixture+"
-_DIT = re.compile(r"DiT-([A-Za-z]+)/([1248])(-single)?(-qknorm)?(?:-(rope|learned))?(-times128)?")
-_MMDIT = re.compile(r"MMDiT-([0-9A-Za-z]+)/([1248])")
+_GRID = r"(?:-grid([1-9][0-9]{0,2})x([1-9][0-9]{0,2}))?"
+_DIT = re.compile(
+    r"DiT-([A-Za-z]+)/([1248])(-single)?(-qknorm)?(?:-(rope|learned))?(-times128)?" + _GRID
+)
+_MMDIT = re.compile(r"MMDiT-([0-9A-Za-z]+)/([1248])" + _GRID)
 _UNET = re.compile(r"UNet-([A-Za-z]+)")
 _LEVEL = r"[1-9][0-9]{0,3}a?"
 _ANY_UNET = re.compile(
@@ -181,9 +194,11 @@ def parse_architecture(name: str) -> Architecture:
             match[4] is not None,
             {"rope": "rope", "learned": "learned"}.get(match[5], "sincos"),  # type: ignore[arg-type]
             match[6] is not None,
+            _grid(match[7], match[8]),
         )
     if (match := _MMDIT.fullmatch(name)) and match[1] in MMDIT_SIZES:
-        return MmditArchitecture(MMDIT_SIZES[match[1]], int(match[2]))
+        grid = _grid(match[3], match[4])
+        return MmditArchitecture(MMDIT_SIZES[match[1]], int(match[2]), grid)
     if (match := _UNET.fullmatch(name)) and match[1] in UNET_SIZES:
         return UnetArchitecture(UNET_SIZES[match[1]])
     if match := _ANY_UNET.fullmatch(name):
@@ -196,13 +211,17 @@ def parse_architecture(name: str) -> Architecture:
     raise ValueError(
         f"unknown architecture `{name}`{near or ';'} use DiT-SIZE/PATCH with SIZE one of "
         f"{', '.join(DIT_SIZES)} and PATCH one of 1, 2, 4, 8, then -single, -qknorm, -rope or "
-        "-learned, and -times128 if wanted; MMDiT-SIZE/PATCH with SIZE one of "
-        f"{', '.join(MMDIT_SIZES)}; "
+        "-learned, -times128, and -gridROWSxCOLUMNS if wanted; MMDiT-SIZE/PATCH with SIZE one of "
+        f"{', '.join(MMDIT_SIZES)}, then -gridROWSxCOLUMNS if wanted; "
         f"Conv-SIZE/PATCH with SIZE one of {', '.join(CONV_SIZES)}; "
         f"UNet-SIZE with SIZE one of {', '.join(UNET_SIZES)}, or UNet-CHANNELS/BLOCKS such as "
         "UNet-128-256a-256/2; PACKAGE==VERSION:NAME of an installed package; mixture; or mixture+ "
         "and one of these"
     )
+
+
+def _grid(rows: str | None, columns: str | None) -> Grid | None:
+    return Grid(int(rows), int(columns)) if rows and columns else None
 
 
 def _names() -> list[str]:

@@ -49,7 +49,7 @@ class ImageTransformer(nn.Module):
     ) -> None:
         super().__init__()
         channels, height, width = shape
-        size, patch = architecture.size, architecture.patch
+        size, patch, grid = architecture.size, architecture.patch, architecture.grid
         rows, columns = height // patch, width // patch
         single = architecture.modulation == "single"
         self.patch, self.classes = patch, classes
@@ -57,13 +57,13 @@ class ImageTransformer(nn.Module):
         self.position: nn.Module = nn.Identity()
         self.rotary = None
         if architecture.positions == "sincos":
-            self.position = PositionEmbedding(rows, columns, size.width)
+            self.position = PositionEmbedding(rows, columns, size.width, grid)
         elif architecture.positions == "learned":
-            self.position = LearnedPosition(rows * columns, size.width)
+            self.position = LearnedPosition(rows, columns, size.width, grid)
         else:
-            self.rotary = RotaryPosition(rows, columns, size.width // size.heads, leading=1)
+            self.rotary = RotaryPosition(rows, columns, size.width // size.heads, 1, grid)
         self.token = nn.Parameter(torch.empty(size.width))
-        self.time = TimeEmbedding(size.width)
+        self.time = TimeEmbedding(size.width, as_diffusers=architecture.more_times)
         self.label = nn.Embedding(classes + 1, size.width) if classes else None
         self.shared = Modulation(size.width, 6 * size.width) if single else None
         self.blocks = nn.ModuleList(

@@ -303,7 +303,8 @@ def test_transformer_that_diffusers_saved_answers_the_same_as_an_expert(saved_di
     [
         ({"share": False}, ("a", "b"), "differs from that of the first block"),
         ({"num_layers": 2}, ("a", "b"), "2 layers, 4 heads of 16"),
-        ({"sample_size": 16}, ("a", "b"), "`sample_size` is 16"),
+        ({"sample_size": 9}, ("a", "b"), "`sample_size` 9"),
+        ({"sample_size": 0}, ("a", "b"), "`sample_size` 0"),
         ({"in_channels": 4}, ("a", "b"), "`in_channels`"),
         ({"activation_fn": "gelu"}, ("a", "b"), "`activation_fn`"),
     ],
@@ -315,6 +316,21 @@ def test_transformer_that_is_no_network_of_the_plan_is_refused(
     with pytest.raises(DataError) as caught:
         write_base(folder, tmp_path / "base", images_of(classes=classes))
     assert named in str(caught.value)
+
+
+@torch.no_grad()
+def test_transformer_of_other_images_is_stretched_over_those_of_the_plan(saved_dit, tmp_path):
+    theirs, folder = saved_dit(sample_size=16)
+    data = images_of(classes=("a", "b"))
+    written = write_base(folder, tmp_path / "base", data)
+    assert written.architecture == "DiT-Nano/2-learned-times128-grid8x8"
+    assert any("stretched from 16 x 16" in note for note in written.notes)
+    table = load_file(tmp_path / "base")["position.table"]
+    assert torch.equal(table, theirs.pos_embed.pos_embed[0])
+    x, t = asked(data)
+    said = expert_of(written, tmp_path / "base", data)(x, t, ClassCondition(torch.tensor([0] * 3)))
+    assert said.shape == x.shape
+    assert torch.isfinite(said).all()
 
 
 PLAN = """

@@ -24,6 +24,7 @@ from ddm_fed.privacy.recorded_gradients import squared_norms
 SHAPES = {
     "DiT-Nano/2": (1, 8, 8),
     "DiT-Nano/4-single-qknorm-rope": (1, 16, 16),
+    "DiT-Nano/4-learned-grid3x3": (1, 16, 16),
     "MMDiT-Nano/2": (3, 8, 8),
     "Conv-Nano/2": (3, 8, 8),
     "UNet-Nano": (1, 16, 16),
