@@ -304,7 +304,6 @@ def test_transformer_that_diffusers_saved_answers_the_same_as_an_expert(saved_di
         ({"share": False}, ("a", "b"), "differs from that of the first block"),
         ({"num_layers": 2}, ("a", "b"), "2 layers, 4 heads of 16"),
         ({"sample_size": 9}, ("a", "b"), "`sample_size` 9"),
-        ({"sample_size": 0}, ("a", "b"), "`sample_size` 0"),
         ({"in_channels": 4}, ("a", "b"), "`in_channels`"),
         ({"activation_fn": "gelu"}, ("a", "b"), "`activation_fn`"),
     ],
