@@ -101,7 +101,7 @@ class LearnedPosition(nn.Module):
         """Returns `x` with the position of every token added."""
         if not self.stretched:
             return x + self.table
-        table = self.table.unflatten(0, self.known)  # (R, S, D)
+        table = self.table.reshape(*self.known, -1)  # (R, S, D)
         down, across = self.get_buffer("down"), self.get_buffer("across")
         return x + torch.einsum("rR,sS,RSd->rsd", down, across, table).flatten(0, 1)
 

@@ -8,7 +8,7 @@
 | `DiT-S/2-learned`     | learned positions                                                      |
 | `DiT-S/2-times128`    | times in 128 frequencies instead of 64, as diffusers' DiT has them     |
 | `DiT-S/2-grid16x16`   | its positions are those of 16 by 16 patches, stretched over the image  |
-| `MMDiT-3B/2`          | two streams, condition and image, that attend to each other; `-grid16x16` |
+| `MMDiT-3B/2`          | two streams, condition and image, that attend to each other; -grid too |
 | `UNet-S`              | diffusers' `UNet2DModel`                                               |
 | `UNet-128-256a-256/2` | any other: channels of its levels, `a` where one attends; then blocks  |
 | `Conv-Nano/2`         | convolutions at one resolution, of patches of 2 by 2 pixels            |
@@ -95,7 +95,7 @@ CONV_SIZES = {"Nano": ConvSize(depth=4, width=32), "S": ConvSize(depth=8, width=
 
 
 class Grid(NamedTuple):
-    """Rows and columns of the patches that positions were made for; they are stretched to others."""
+    """Rows and columns of patches that positions are made for, and stretched from to others."""
 
     rows: int
     columns: int
