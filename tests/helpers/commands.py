@@ -19,10 +19,13 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import IO, Any, NamedTuple
+
+import typer
 
 BIN = Path(sys.executable).parent
 MAIN = {"ddm-site": "sites.cli.main", "ddm-coord": "coordinator.cli.main"}
@@ -65,6 +68,9 @@ def load() -> None:
         import_module(name)
 
 
+_described = cache(typer.main.get_command)
+
+
 class Ended(NamedTuple):
     """How a command ended."""
 
@@ -74,10 +80,14 @@ class Ended(NamedTuple):
 
 
 def main_of(program: str) -> Callable[[], None]:
-    """Returns what the installed script calls."""
+    """Returns what the installed script calls.
+
+    Typer describes all commands to click whenever one is run; in this process it does so once.
+    """
     with warnings.catch_warnings():  # typer 0.20 imports a name that click 8.5 deprecates
         warnings.simplefilter("ignore", DeprecationWarning)
         main: Callable[[], None] = import_module(MAIN[program]).main
+    typer.main.get_command = _described
     return main
 
 
