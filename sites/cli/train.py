@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ddm_fed.autoencoders import Autoencoder
     from ddm_fed.privacy import ImageSet, Private
     from ddm_fed.records import ExpertDesign, Plan
+    from ddm_fed.trust import Trust
     from sites.data import DataReport
     from sites.train.expert import TrainingOptions
     from sites.workspace import SiteFolder
@@ -106,6 +107,13 @@ def train(
             "private, and nothing of it may leave."
         ),
     ] = None,
+    mlflow: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of this machine for MLflow: loss and speed. They are private, and "
+            "nothing of it may leave."
+        ),
+    ] = None,
     gradients: Annotated[
         Literal["auto", "functional", "recorded"],
         typer.Option(
@@ -175,7 +183,17 @@ def train(
     if process_rank() != 0:
         _help(site, plan, choose, load, autoencoder)
         return
-    lead(site, plan, choose, load, text_encoder, autoencoder, yes=yes, tensorboard=tensorboard)
+    lead(
+        site,
+        plan,
+        choose,
+        load,
+        text_encoder,
+        autoencoder,
+        yes=yes,
+        tensorboard=tensorboard,
+        mlflow=mlflow,
+    )
 
 
 def chosen_design(
@@ -206,6 +224,7 @@ def lead(
     *,
     yes: bool,
     tensorboard: Path | None = None,
+    mlflow: Path | None = None,
 ) -> Path:
     """Does the work of the first process, as `ddm-site train` and `sites.api.train` ask for it.
 
@@ -220,16 +239,20 @@ def lead(
         autoencoder: Folder of the plan's autoencoder.
         yes: Whether doubts about the data are answered already.
         tensorboard: Folder where TensorBoard shows the training.
+        mlflow: Folder where MLflow shows it.
     """
     from contextlib import ExitStack
 
     from sites.outbox.stages import find_bundles
     from sites.train.captions import encode_captions
+    from sites.train.mlflow import require_mlflow, shown_in_mlflow
     from sites.train.pipeline import run_plan
     from sites.train.tensorboard import require_tensorboard, shown_in_tensorboard
 
     if tensorboard is not None:
         require_tensorboard(tensorboard, site)
+    if mlflow is not None:
+        require_mlflow(mlflow, site, tensorboard)
     home, published = open_published(site, plan)
     trust = published.trust
     options = choose(trust.plan)
@@ -245,15 +268,30 @@ def lead(
             watch = stack.enter_context(
                 _watched(home, trust.plan_sha256, trust.plan.training.steps, coder)
             )
+            name = f"{home.settings.name}-{trust.plan_sha256[:16]}"
             if tensorboard is not None:
-                name = f"{home.settings.name}-{trust.plan_sha256[:16]}"
                 watch = stack.enter_context(shown_in_tensorboard(tensorboard, name, watch, coder))
+            if mlflow is not None:
+                known = _public_parameters(trust, options)
+                watch = stack.enter_context(shown_in_mlflow(mlflow, name, known, watch))
             bundle = run_plan(home, trust, published.log, images, options, watch)
         drafts = find_bundles(home.drafts)
     console.say(f"{home.settings.name}: signed bundle {bundle}")
     step = ("review",) if bundle in drafts else ("submit", "--to", "INBOX")
     console.next_step(console.typed("ddm-site", *step, "--site", site, "--plan", plan))
     return bundle
+
+
+def _public_parameters(trust: "Trust", options: "TrainingOptions") -> dict[str, object]:
+    """Returns what of a training is in its plan, or in what the site says of its expert."""
+    plan = trust.plan
+    design = options.design or plan.expert.design(plan.expert.architecture[0])
+    return {
+        "plan": trust.plan_sha256,
+        "architecture": design.architecture,
+        "steps": plan.training.steps,
+        "batch size": plan.training.batch_size,
+    }
 
 
 def _help(site: Path, plan: Path, choose: "Choose", load: "Load", autoencoder: Path | None) -> None:

@@ -1,17 +1,14 @@
-"""A training as TensorBoard shows it: its loss, its speed and its samples, on this machine only.
+"""A training as TensorBoard shows it: its loss, its speed and its samples, on this machine only."""
 
-All of it is private. A loss says what images of the site the network knows, whatever noise the
-weights have, and samples of an unfinished expert are nobody's release.
-"""
-
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ddm_fed.errors import OptionError, StateError
+from ddm_fed.errors import StateError
 from ddm_fed.progress import StepReport, Watch
+from sites.train.shown import require_private, scalars_of, shown_by
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,7 +16,6 @@ if TYPE_CHECKING:
     from ddm_fed.autoencoders import Autoencoder
 
 FLUSH_S = 30
-ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # of two letters and more: not a drive
 
 
 def require_tensorboard(folder: Path, site: Path) -> None:
@@ -30,22 +26,10 @@ def require_tensorboard(folder: Path, site: Path) -> None:
         site: The site's folder.
 
     Raises:
-        OptionError: it is an address, which TensorBoard would write to, lies in the outbox, or is
-            a file.
+        OptionError: it is an address, lies in the outbox, or is a file.
         StateError: TensorBoard is not installed.
     """
-    if ADDRESS.match(str(folder)):  # a Path keeps one slash
-        raise OptionError(
-            f"--tensorboard {folder}: losses and samples are private and stay on this machine",
-            hint="give a folder of this machine, such as private-board",
-        )
-    if folder.resolve().is_relative_to((site / "outbox").resolve()):
-        raise OptionError(
-            f"--tensorboard {folder}: what lies in the outbox is there to leave",
-            hint="give another folder; nothing of it may leave",
-        )
-    if folder.exists() and not folder.is_dir():
-        raise OptionError(f"--tensorboard {folder}: this is a file", hint="give a folder")
+    require_private("--tensorboard", folder, site)
     _writer_class()
 
 
@@ -68,18 +52,12 @@ def shown_in_tensorboard(
     run.chmod(0o700)
     board = _Board(run)
 
-    def on_step(report: StepReport) -> None:
-        board.show_step(report)
-        watch.on_step(report)
-
     def on_sample(step: int, images: "Tensor") -> None:
         board.show_samples(step, images if autoencoder is None else autoencoder.decode(images))
         watch.on_sample(step, images)
 
-    try:
-        yield Watch(on_step, on_sample, watch.say, watch.advance)
-    finally:
-        board.close()
+    with shown_by(board, watch) as shown:
+        yield replace(shown, on_sample=on_sample)
 
 
 class _Board:
@@ -88,13 +66,13 @@ class _Board:
     def __init__(self, run: Path) -> None:
         self._run, self._writer = run, cast("Any", None)
 
-    def show_step(self, report: StepReport) -> None:
+    def write(self, report: StepReport) -> None:
         if self._writer is None:
             self._writer = _writer_class()(
                 str(self._run), purge_step=report.step, flush_secs=FLUSH_S
             )
-        self._writer.add_scalar("loss", report.loss, report.step)
-        self._writer.add_scalar("images per second", report.images_per_s, report.step)
+        for name, value in scalars_of(report).items():
+            self._writer.add_scalar(name, value, report.step)
 
     def show_samples(self, step: int, images: "Tensor") -> None:
         if self._writer is not None:

@@ -265,6 +265,7 @@ IMPORTERS = {
     "tomlkit": {"ddm_fed.storage.workspace"},
     "tenacity": {"ddm_fed.exchange.retries"},
     "tensorboard": {"sites.train.tensorboard"},  # as torch.utils.tensorboard
+    "mlflow": {"sites.train.mlflow"},
     "rich": {"ddm_fed.console"},
     "typer": {"sites.cli", "coordinator.cli", "ddm_fed.commands"},
     "safetensors": {

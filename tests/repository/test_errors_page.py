@@ -137,6 +137,7 @@ NAMED_OTHERWISE = (
     "ddm_fed/remote/url.py",
     "ddm_fed/training/private_loop.py",
     "ddm_fed/training/warmstart.py",
+    "sites/train/shown.py",
     "sites/transport/address.py",
     "sites/transport/grpc.py",
 )
