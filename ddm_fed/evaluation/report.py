@@ -433,6 +433,8 @@ def _inputs(
         },
         "real": {"file_sha256": sha256_of(real[0]), "count": len(real[1].images)},
     }
+    if "student_sha256" in summary:  # whose samples name the ensemble that it was made from, too
+        found["samples"]["student_sha256"] = summary["student_sha256"]
     if train is not None and train[0] is not None:
         found["train"] = {"file_sha256": sha256_of(train[0]), "count": len(train[1].images)}
     return found
