@@ -179,6 +179,8 @@ class _Work:
             intended = self._summary.get("intended_shares_of_prompts", intended)
         if not counts:
             self.left_out["shares"] = "the strategy draws no site for a sample"
+            if "student_sha256" in self._summary:
+                self.left_out["shares"] = "a student's samples are of no site"
         elif not intended:
             self.left_out["shares"] = (
                 "the sites were drawn given classes, and samples.json does not hold the shares "

@@ -9,6 +9,7 @@ from ddm_fed.report.summary import (
     attacks,
     copies,
     limits_with,
+    listed,
     origin,
     privacy,
     quality,
@@ -30,25 +31,37 @@ def in_short(facts: StudentFacts) -> list[Line]:
 
 
 def promises(facts: StudentFacts) -> list[str]:
-    """Returns what its statement promises, in sentences; the first says whose images it read."""
+    """Returns what its statement promises, in sentences."""
     record, made = facts.verified.record, facts.verified.record.distillation
-    if not record.privacy.post_processing:
-        first = (
-            f"NOT bounded: it was trained on {made.images} given images too, of the digest "
-            f"{made.images_sha256}. What the members promise does not cover those, and nothing is "
-            "promised of them."
-        )
-    else:
-        first = (
-            "Nothing but the ensemble was read to make it: it is post-processing, and what the "
-            "members promise, the student keeps."
-        )
-    sentences = [first]
+    promised = record.privacy
+    sentences = [
+        "Nothing but the ensemble was read to make it: it is post-processing, and what the members "
+        "promise, the student keeps."
+    ]
+    if not promised.post_processing:
+        sentences = [
+            f"NOT bounded: it was trained on {made.images:,} given images too, of the digest "
+            f"{made.images_sha256}. It is no post-processing: what the members promise does not "
+            "cover those images, and nothing is promised of them.",
+            "Of the images of the members it tells no more than the ensemble does.",
+        ]
     if facts.start is not None and not facts.start.privacy.expert_is_private:
         sentences.append(
             f"NOT bounded: it began with the weights of the expert of {facts.start.name}, which "
             "was trained without noise. What that expert remembers of its images, the student may "
             "remember too."
+        )
+    bound = f"epsilon {promised.epsilon} at delta {promised.delta:f}, for one {promised.unit}"
+    if facts.unbounded:
+        names = listed([member.name for member in facts.unbounded])
+        sentences.append(
+            f"What members released with noise has at most {bound}. The student has no epsilon of "
+            f"its own, because something of {names} was made without noise."
+        )
+    else:
+        sentences.append(
+            "Everything that members sent was made with noise, so towards each of them the "
+            f"student has at most {bound}."
         )
     return sentences
 
@@ -116,8 +129,8 @@ def _made_from(facts: StudentFacts) -> Line:
     return Line(
         "Made of the ensemble",
         "not known",
-        f"The coordinator signed that it was distilled from the ensemble {ensemble[:16]}…. The "
-        "folder cannot prove it; making it again can.",
+        f"The coordinator signed that it was distilled from the ensemble {ensemble[:16]}…, which "
+        "the folder cannot prove; making it again can.",
     )
 
 
