@@ -40,10 +40,11 @@ def promises(facts: StudentFacts) -> list[str]:
     ]
     if not promised.post_processing:
         sentences = [
-            f"NOT bounded: it was trained on {made.images:,} given images too, of the digest "
+            f"NOT bounded: it learnt from {made.images:,} given images, of the digest "
             f"{made.images_sha256}. It is no post-processing: what the members promise does not "
             "cover those images, and nothing is promised of them.",
-            "Of the images of the members it tells no more than the ensemble does.",
+            "Of the images of the members it tells no more than the ensemble does, unless given "
+            "images are among them.",
         ]
     if facts.start is not None and not facts.start.privacy.expert_is_private:
         sentences.append(
@@ -143,8 +144,8 @@ def _privacy(facts: StudentFacts) -> Line:
     return replace(
         line,
         state="look",
-        text=f"NOT bounded: {made.images} given images that it was trained on too, which the "
-        f"members' promises do not cover. Of the members: {line.text}",
+        text=f"NOT bounded: {made.images:,} given images that it learnt from, which the members' "
+        f"promises do not cover. Of the members: {line.text}",
     )
 
 

@@ -223,6 +223,7 @@ def drop_member(record: Json) -> None:
 
 def leave_out(record: Json) -> None:
     record["left_out"] = [record["members"].pop()["site"]]
+    record["distillation"]["start"] = record["members"][0]["site"]  # it may have been that one
 
 
 def claim_another_submission(record: Json) -> None:
