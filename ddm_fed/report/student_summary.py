@@ -41,8 +41,8 @@ def promises(facts: StudentFacts) -> list[str]:
     if not promised.post_processing:
         sentences = [
             f"NOT bounded: it learnt from {made.images:,} given images, of the digest "
-            f"{made.images_sha256}. It is no post-processing: what the members promise does not "
-            "cover those images, and nothing is promised of them.",
+            f"{made.images_sha256[:16]}…, so it is no post-processing. What the members promise "
+            "does not cover those images, and nothing is promised of them.",
             "Of the images of the members it tells no more than the ensemble does, unless given "
             "images are among them.",
         ]
