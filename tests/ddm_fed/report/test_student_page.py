@@ -166,7 +166,8 @@ def test_what_is_not_known_is_named_with_a_command(made):
 def test_command_of_the_page_makes_the_same_weights_again(made, distilled, run, stages, tmp_path):
     words = gather_student(made[0], Sources()).distill_command
     words = words.replace("ENSEMBLE", str(stages.ensemble)).replace("again", f"{tmp_path}/again")
-    ended = run(*shlex.split(words), "--coordinator", distilled[0].home.path, "--device", "cpu")
+    fed = distilled[0].copy(tmp_path / "fed", "consortium")  # its journal will name the student
+    ended = run(*shlex.split(words), "--coordinator", fed.home.path, "--device", "cpu")
     assert ended.code == 0, ended.err
     again, first = (folder / WEIGHTS_FILE for folder in (tmp_path / "again", made[0].folder))
     assert again.read_bytes() == first.read_bytes()
@@ -287,7 +288,7 @@ def test_student_of_experts_with_noise_has_their_epsilon(made):
 
 
 def test_student_of_given_images_says_that_nothing_is_promised_of_them(distilled, stages, tmp_path):
-    fed, _ = distilled
+    fed = distilled[0].copy(tmp_path / "fed", "consortium")
     given = GivenImages(torch.zeros((9, 1, 8, 8)), None, "a" * 64)
     folder = make_student(fed, stages.ensemble, tmp_path / "student", given=given)
     facts = gather_student(verify_student(folder, fed.root), Sources())
