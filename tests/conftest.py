@@ -163,6 +163,16 @@ def ensemble(stages, scratch: Path) -> Path:
     return Path(shutil.copytree(stages.ensemble, scratch / "ensemble"))
 
 
+@pytest.fixture(scope="session")
+def distilled(stages, tmp_path_factory) -> tuple["helpers.Federation", Path]:
+    """A federation that made a student, and the student. Never change them."""
+    from students import make_student  # what it imports, few tests need
+
+    path = tmp_path_factory.mktemp("students")
+    fed = stages.admitted.copy(path / "fed", "consortium")
+    return fed, make_student(fed, stages.ensemble, path / "student")
+
+
 @pytest.fixture
 def copy_of(stages, scratch: Path) -> Callable:
     """`copy_of("submitted", "hospital-a")`: a copy of that stage with coordinator and sites."""

@@ -1,4 +1,4 @@
-"""`ddm-coord report`: what is known of an ensemble, on one page."""
+"""`ddm-coord report`: what is known of an ensemble or a student, on one page."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +8,7 @@ import typer
 from coordinator.cli.options import CoordinatorOption, RootOption, pinned_root
 from ddm_fed import console
 from ddm_fed.commands.options import PdfOption
+from ddm_fed.commands.sample import EnsembleOrStudent
 from ddm_fed.errors import OptionError
 
 if TYPE_CHECKING:
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 
 
 def report(
-    ensemble: Annotated[
-        Path, typer.Argument(help="The ensemble's folder.", exists=True, file_okay=False)
-    ],
+    ensemble: EnsembleOrStudent,
     out: Annotated[Path, typer.Option(help="The page to write, one HTML file.", dir_okay=False)],
     coordinator: CoordinatorOption = Path(),
     root: RootOption = None,
@@ -31,7 +30,9 @@ def report(
     ] = None,
     samples: Annotated[
         Path | None,
-        typer.Option(help="Folder that `sample` made of this ensemble.", file_okay=False),
+        typer.Option(
+            help="Folder that `sample` made of this ensemble or student.", file_okay=False
+        ),
     ] = None,
     evaluation: Annotated[
         Path | None, typer.Option(help="Folder that `evaluate` made of these samples.")
@@ -40,7 +41,8 @@ def report(
         int,
         typer.Option(
             help="Draw so many images from each expert, and judge by them how well the router "
-            "knows whose image it sees. 0 leaves that unknown; hundreds are useful.",
+            "knows whose image it sees. 0 leaves that unknown; hundreds are useful. A student has "
+            "no router.",
             min=0,
         ),
     ] = 0,
@@ -57,21 +59,27 @@ def report(
     ] = "unknown",
     pdf: PdfOption = None,
 ) -> None:
-    """Write what is known of an ensemble as one page: origin, privacy, shares, quality, limits.
+    """Write what is known of an ensemble or a student as one page: origin, privacy, quality.
 
     It verifies first, and says what is not known with the command that finds it out. The page
-    loads nothing and holds no image of a site.
+    loads nothing and holds no image of a site. Of an ensemble it has the shares of the sites and
+    the router too, of a student by whom it was taught, how, and what a call takes.
 
     Examples: ddm-coord report ensemble --root sha256:3b6a… --out report.html · ddm-coord report
     ensemble --samples samples --evaluation evaluation --router-samples 500 --out report.html
     --card README.md --pdf report.pdf
     """
-    from coordinator.cli.open_ensemble import open_current
+    from coordinator.cli.open_ensemble import open_either
+    from ddm_fed.distillation.folder import VerifiedStudent
+    from ddm_fed.distillation.opening import is_student
+    from ddm_fed.report.ensemble_facts import EnsembleFacts, gather
     from ddm_fed.report.ensemble_page import ensemble_page
-    from ddm_fed.report.facts import Sources, gather
+    from ddm_fed.report.facts import Sources
     from ddm_fed.report.files import require_replaceable, write_report
     from ddm_fed.report.model_card import model_card, require_license
     from ddm_fed.report.printing import find_browser, printed
+    from ddm_fed.report.student_facts import StudentFacts, gather_student
+    from ddm_fed.report.student_page import student_page
 
     for option, path in (("--out", out), ("--card", card), ("--pdf", pdf)):
         if path is not None:
@@ -80,12 +88,22 @@ def report(
         raise OptionError("--license belongs to --card", hint="give --card as well")
     require_license(card_license)
     browser = None if pdf is None else find_browser()
-    verified = open_current(ensemble, root, coordinator)
-    if router_samples:
-        console.say(f"judging the router by {router_samples} images of each expert")
+    if router_samples and is_student(ensemble):
+        raise OptionError(
+            f"--router-samples {router_samples}: {ensemble} is a student, which has no router",
+            hint="leave it out, or give the ensemble that the student was made from",
+        )
+    verified = open_either(ensemble, root, coordinator)
     seen = _seen(pinned_root(root, coordinator), published, coordinator)
-    facts = gather(verified, Sources(samples, evaluation, router_samples, seen))
-    page = ensemble_page(facts)
+    facts: EnsembleFacts | StudentFacts
+    if isinstance(verified, VerifiedStudent):
+        facts = gather_student(verified, Sources(samples, evaluation, seen=seen))
+        page = student_page(facts)
+    else:
+        if router_samples:
+            console.say(f"judging the router by {router_samples} images of each expert")
+        facts = gather(verified, Sources(samples, evaluation, router_samples, seen))
+        page = ensemble_page(facts)
     write_report(out, page)
     console.say(f"{out} is the report: open it in any browser, or print it")
     if card is not None:

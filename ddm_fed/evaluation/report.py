@@ -179,6 +179,8 @@ class _Work:
             intended = self._summary.get("intended_shares_of_prompts", intended)
         if not counts:
             self.left_out["shares"] = "the strategy draws no site for a sample"
+            if "student_sha256" in self._summary:
+                self.left_out["shares"] = "a student's samples are of no site"
         elif not intended:
             self.left_out["shares"] = (
                 "the sites were drawn given classes, and samples.json does not hold the shares "
@@ -433,6 +435,8 @@ def _inputs(
         },
         "real": {"file_sha256": sha256_of(real[0]), "count": len(real[1].images)},
     }
+    if "student_sha256" in summary:  # whose samples name the ensemble that it was made from, too
+        found["samples"]["student_sha256"] = summary["student_sha256"]
     if train is not None and train[0] is not None:
         found["train"] = {"file_sha256": sha256_of(train[0]), "count": len(train[1].images)}
     return found

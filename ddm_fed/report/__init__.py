@@ -1,1 +1,1 @@
-"""What is known of an ensemble, and of a site's release, as one page for people to decide from."""
+"""What is known of an ensemble, a student, or a site's release, as one page to decide from."""

@@ -1,102 +1,50 @@
-"""The report of an ensemble as a page, and as a model card."""
-
-from dataclasses import dataclass
-from typing import Any
+"""The report of an ensemble as a page."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ddm_fed._version import __version__
-from ddm_fed.pictures import grid_png
-from ddm_fed.privacy import LEDGER_COLUMNS, ledger_rows, most_found
 from ddm_fed.report.charts import calibration_chart, shares_chart
-from ddm_fed.report.facts import EnsembleFacts, MemberFacts
-from ddm_fed.report.page import percent, render_page
-from ddm_fed.report.sample_facts import SampleFacts
-from ddm_fed.report.summary import common_sentences, in_short, limits
+from ddm_fed.report.ensemble_facts import EnsembleFacts
+from ddm_fed.report.model_page import COLUMNS, Picture, model_page, picture_of
+from ddm_fed.report.page import percent
+from ddm_fed.report.sample_facts import EnsembleSamples
+from ddm_fed.report.summary import in_short, limits
 
-COLUMNS = 10  # images in a row
-SHOWN = 40
 MOST_SITES = 30  # with pictures and bars of their own
-TILE = 44  # CSS pixels of an image
-
-
-@dataclass(frozen=True)
-class Picture:
-    """An image on the page: its bytes, what it shows in words, and its width in CSS pixels."""
-
-    data: bytes
-    alt: str
-    width: int = 0
-    count: int = 0
 
 
 def ensemble_page(facts: EnsembleFacts) -> bytes:
     """Returns the page of an ensemble, HTML in UTF-8; equal for equal facts."""
-    common = common_sentences(facts.members)
-
-    def own_sentences(member: MemberFacts) -> list[str]:
-        return [line for line in member.sentences if line not in common]
-
-    return render_page(
+    return model_page(
         "ensemble.html",
-        facts=facts,
+        facts,
         summary=in_short(facts),
         limits=limits(facts),
-        common=common,
-        own_sentences=own_sentences,
-        found_at_most=_found_at_most,
-        ledger_columns=LEDGER_COLUMNS,
-        ledger_rows=ledger_rows,
-        pictures=_pictures(facts),
+        strips=_strips(facts),
+        left_out=max(0, len(facts.members) - MOST_SITES),
         charts=_charts(facts),
         calibration_rows=_calibration_rows(facts),
-        signers=sorted(key.keyid for key in facts.verified.signers),
-        version=__version__,
     )
 
 
-def _found_at_most(member: MemberFacts) -> float:
-    """Returns the largest share of used units that a test of the noisy releases finds."""
-    return most_found(float(member.privacy.releases_epsilon), float(member.privacy.delta))
-
-
-def _pictures(facts: EnsembleFacts) -> dict[str, Any]:
+def _strips(facts: EnsembleFacts) -> list[Picture]:
+    """Returns the first samples of every site, where each sample is of one."""
     samples = facts.samples
-    if samples is None or samples.images is None:
-        return {"all": None, "sites": [], "left_out": 0}
-    first = samples.images[:SHOWN]
-    strips = []
-    if samples.counts is not None:
-        strips = [
-            _strip(samples, samples.images, place, member.name)
-            for place, member in enumerate(facts.members[:MOST_SITES])
-            if samples.counts[place]
-        ]
-    return {
-        "all": _picture(
-            first, f"The first {len(first)} of {samples.count} samples of the ensemble"
-        ),
-        "sites": strips,
-        "left_out": max(0, len(facts.members) - MOST_SITES),
-    }
+    if samples is None or samples.images is None or samples.counts is None:
+        return []
+    return [
+        _strip(samples, samples.images, place, member.name)
+        for place, member in enumerate(facts.members[:MOST_SITES])
+        if samples.counts[place]
+    ]
 
 
-def _strip(samples: SampleFacts, images: NDArray[np.uint8], place: int, name: str) -> Picture:
+def _strip(samples: EnsembleSamples, images: NDArray[np.uint8], place: int, name: str) -> Picture:
     rows = np.flatnonzero(samples.sites == place)
     share = percent(len(rows) / samples.count)
     shown = images[rows[:COLUMNS]]
     alt = f"{name}: the first {len(shown)} of the {len(rows)} samples it drew, {share} of all"
-    return _picture(shown, alt)
-
-
-def _picture(images: NDArray[np.uint8], alt: str) -> Picture:
-    return Picture(
-        grid_png(images, columns=min(COLUMNS, len(images))),
-        alt,
-        width=TILE * min(COLUMNS, len(images)),
-        count=len(images),
-    )
+    return picture_of(shown, alt)
 
 
 def _charts(facts: EnsembleFacts) -> dict[str, Picture | None]:

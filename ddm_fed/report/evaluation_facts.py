@@ -1,4 +1,4 @@
-"""What `evaluate` measured, if it measured samples of this very ensemble.
+"""What `evaluate` measured, if it measured samples of this very ensemble or student.
 
 An evaluation is not signed: it says what it was measured on, by digest, and that is shown with it.
 """
@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ddm_fed.distillation.folder import VerifiedStudent
+from ddm_fed.distillation.opening import Sampled, kind_of
 from ddm_fed.errors import DataError, StateError, printable
 from ddm_fed.evaluation.report import FORMAT, REPORT
 from ddm_fed.evaluation.table import rows_of
-from ddm_fed.report.sample_facts import DAMAGED
+from ddm_fed.report.sample_facts import DAMAGED, SampleFacts, named_in
 from ddm_fed.storage.files import read_bounded
 
 MAX_BYTES = 4 << 20
@@ -69,17 +71,17 @@ class EvaluationFacts:
 
 
 def read_evaluation_facts(
-    path: Path, ensemble_sha256: str, samples_sha256: str | None
+    path: Path, verified: Sampled, samples: SampleFacts | None
 ) -> EvaluationFacts:
     """Returns what an evaluation found.
 
     Args:
         path: evaluation.json, or the folder that it is in.
-        ensemble_sha256: Whose samples must have been measured.
-        samples_sha256: Which ones, where they are known.
+        verified: Whose samples must have been measured.
+        samples: Which ones, where they are known.
 
     Raises:
-        StateError: it is of other samples, or there is none.
+        StateError: it is of other samples, or does not say which, or there is none.
         DataError: it is damaged.
     """
     file = path / REPORT if path.is_dir() else path
@@ -92,19 +94,33 @@ def read_evaluation_facts(
         if found["format"] != FORMAT:
             raise ValueError(f"it has the format {found['format']}, expected {FORMAT}")
         measured = found["inputs"]["samples"]
-        pairs = [(measured["ensemble_sha256"], ensemble_sha256, "ensemble")]
-        if samples_sha256 is not None:
-            pairs.append((measured["file_sha256"], samples_sha256, "samples of the digest"))
+        named, drawn = named_in(measured), str(measured["file_sha256"])
         facts = _facts(found)
     except DAMAGED as error:
         raise DataError(f"{file} is damaged: {type(error).__name__} {error}", hint=AGAIN) from None
-    for said, expected, of in pairs:
-        if said != expected:
+    pairs = [(named, (kind_of(verified), verified.sha256))]
+    of_samples = "samples of the digest"
+    if samples is not None:
+        pairs.append(((of_samples, drawn), (of_samples, samples.sha256)))
+    if isinstance(verified, VerifiedStudent) and named == _ensemble_of(verified):
+        # measured before evaluations named students, or of the ensemble: its samples can tell
+        if samples is None:
             raise StateError(
-                f"{file} measured the {of} {str(said)[:16]}…, expected {expected[:16]}…",
+                f"{file} does not say that it measured this student, and not its ensemble",
+                hint=f"give the samples that it measured with --samples too, or {AGAIN}",
+            )
+        del pairs[0]
+    for (what, said), (wanted, expected) in pairs:
+        if (what, said) != (wanted, expected):
+            raise StateError(
+                f"{file} measured the {what} {said[:16]}…, expected the {wanted} {expected[:16]}…",
                 hint=AGAIN,
             )
     return facts
+
+
+def _ensemble_of(verified: VerifiedStudent) -> tuple[str, str]:
+    return "ensemble", verified.record.ensemble_sha256
 
 
 def _facts(found: dict[str, Any]) -> EvaluationFacts:

@@ -1,4 +1,4 @@
-"""What a folder of samples holds: counted in the samples themselves, held against the ensemble.
+"""What a folder of samples holds: counted in the samples themselves, held against their model.
 
 Samples are not signed. What can be computed again, from the arrays or from what sites released, is
 not taken from samples.json; the rest are options, with which anybody can draw the same images.
@@ -6,7 +6,7 @@ not taken from samples.json; the rest are options, with which anybody can draw t
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from ddm_fed.distillation.folder import VerifiedStudent
+from ddm_fed.distillation.opening import Sampled, kind_of
 from ddm_fed.ensemble.folder import VerifiedEnsemble
 from ddm_fed.ensemble.load import load_router
 from ddm_fed.ensemble.sample_archive import read_chunk
@@ -37,17 +39,12 @@ AGAIN = "draw the samples again with `ddm-coord sample`, into a new folder"
 
 @dataclass(frozen=True)
 class SampleFacts:
-    """Samples of one ensemble.
+    """Samples of one ensemble or student.
 
     Attributes:
         sha256: Of samples.npz.
         count: Number of samples.
         images: `(N, C, H, W)` uint8; None where they are latents that were not decoded.
-        sites: Place of the site whose expert drew each, `(N,)`; None where several did together.
-        attribution: Each site's mean part in a sample, or None.
-        intended: Share that each site was due.
-        shares: How far the sites' numbers are from these; None where no site was drawn.
-        strategy: Which experts were asked.
         guidance: 1 is as trained.
         prompts: What the images were asked to show.
         notes: What the sampler said of them.
@@ -57,15 +54,29 @@ class SampleFacts:
     sha256: str
     count: int
     images: NDArray[np.uint8] | None
+    guidance: float
+    prompts: tuple[str, ...]
+    notes: tuple[str, ...]
+    command: str
+
+
+@dataclass(frozen=True)
+class EnsembleSamples(SampleFacts):
+    """Samples of an ensemble, in which sites have shares.
+
+    Attributes:
+        sites: Place of the site whose expert drew each, `(N,)`; None where several did together.
+        attribution: Each site's mean part in a sample, or None.
+        intended: Share that each site was due.
+        shares: How far the sites' numbers are from these; None where no site was drawn.
+        strategy: Which experts were asked.
+    """
+
     sites: NDArray[np.int64] | None
     attribution: tuple[float, ...] | None
     intended: tuple[float, ...]
     shares: ShareInterval | None
     strategy: Strategy
-    guidance: float
-    prompts: tuple[str, ...]
-    notes: tuple[str, ...]
-    command: str
 
     @property
     def counts(self) -> tuple[int, ...] | None:
@@ -75,13 +86,54 @@ class SampleFacts:
         return tuple(np.bincount(self.sites, minlength=len(self.intended)).tolist())
 
 
-def read_sample_facts(folder: Path, verified: VerifiedEnsemble) -> SampleFacts:
+@dataclass(frozen=True)
+class _Folder:
+    """The two files of a folder of samples, as they were read."""
+
+    summary: dict[str, Any]
+    arrays: Arrays
+    sha256: str
+
+
+def read_ensemble_samples(folder: Path, verified: VerifiedEnsemble) -> EnsembleSamples:
     """Returns what is in a folder that `sample` wrote, if it is of this very ensemble.
 
     Raises:
-        StateError: there are no finished samples, or they are another ensemble's.
+        StateError: there are no finished samples, or they are of something else.
         DataError: the folder is damaged, or its summary says something else than its samples.
     """
+    found = _read(folder, verified)
+    try:
+        return _of_ensemble(verified, found)
+    except DAMAGED as error:
+        raise _damaged(folder / SUMMARY, error) from None
+
+
+def read_student_samples(folder: Path, verified: VerifiedStudent) -> SampleFacts:
+    """Returns what is in a folder that `sample` wrote, if it is of this very student.
+
+    Raises:
+        StateError, DataError: as for `read_ensemble_samples`.
+    """
+    found = _read(folder, verified)
+    try:
+        return SampleFacts(**_common(verified, found))
+    except DAMAGED as error:
+        raise _damaged(folder / SUMMARY, error) from None
+
+
+def named_in(source: Mapping[str, Any]) -> tuple[str, str]:
+    """Returns what samples are of, as who drew them says: `ensemble` or `student`, and its digest.
+
+    Those of a student name the ensemble that it was made from, too.
+    """
+    student = source.get("student_sha256")
+    if student is not None:
+        return "student", str(student)
+    return "ensemble", str(source.get("ensemble_sha256"))
+
+
+def _read(folder: Path, verified: Sampled) -> _Folder:
     archive, file = folder / ARCHIVE, folder / SUMMARY
     if not archive.is_file() or not file.is_file():
         raise StateError(
@@ -90,35 +142,41 @@ def read_sample_facts(folder: Path, verified: VerifiedEnsemble) -> SampleFacts:
         )
     try:
         summary = json.loads(read_bounded(file, MAX_SUMMARY_BYTES))
-        found = summary["ensemble_sha256"]
+        kind, sha256 = named_in(summary)
     except DAMAGED as error:
         raise _damaged(file, error) from None
-    if found != verified.sha256:
+    if (kind, sha256) != (kind_of(verified), verified.sha256):
         raise StateError(
-            f"the samples in {folder} are of the ensemble {str(found)[:16]}…, and this one is "
-            f"{verified.sha256[:16]}…",
+            f"the samples in {folder} are of the {kind} {sha256[:16]}…, and this "
+            f"{kind_of(verified)} is {verified.sha256[:16]}…",
             hint=AGAIN,
         )
-    arrays = read_chunk(archive)
-    try:
-        return _facts(verified, summary, arrays, sha256_of(archive))
-    except DAMAGED as error:
-        raise _damaged(file, error) from None
+    return _Folder(summary, read_chunk(archive), sha256_of(archive))
 
 
 def _damaged(file: Path, error: Exception) -> DataError:
     return DataError(f"{file} is damaged: {type(error).__name__} {error}", hint=AGAIN)
 
 
-def _facts(
-    verified: VerifiedEnsemble,
-    summary: dict[str, Any],
-    arrays: Arrays,
-    sha256: str,
-) -> SampleFacts:
+def _common(verified: Sampled, found: _Folder) -> dict[str, Any]:
+    """Returns the fields of `SampleFacts`."""
+    summary, count = found.summary, int(found.summary["count"])
+    shape = (count, *verified.trust.plan.data.pixel_shape)
+    return {
+        "sha256": found.sha256,
+        "count": count,
+        "images": _of_shape(found.arrays, "images", "u", shape),
+        "guidance": float(summary["guidance"]),
+        "prompts": _texts(summary.get("prompts", [])),
+        "notes": _texts(summary.get("notes", [])),
+        "command": _command(verified, summary),
+    }
+
+
+def _of_ensemble(verified: VerifiedEnsemble, found: _Folder) -> EnsembleSamples:
+    summary, arrays, common = found.summary, found.arrays, _common(verified, found)
     names = [bundle.site for bundle in verified.bundles]
-    count, strategy = int(summary["count"]), Strategy.parse(str(summary["strategy"]))
-    images = _of_shape(arrays, "images", "u", (count, *verified.trust.plan.data.pixel_shape))
+    count, strategy = common["count"], Strategy.parse(str(summary["strategy"]))
     sites = _of_shape(arrays, "sites", "i", (count,))
     attribution = _of_shape(arrays, "attribution", "f", (count, len(names)))
     if sites is not None and not np.isin(sites, np.arange(len(names))).all():
@@ -131,19 +189,13 @@ def _facts(
     shares = None
     if counts is not None:
         shares = site_share_interval(intended, counts, generator=np.random.default_rng(0))
-    return SampleFacts(
-        sha256=sha256,
-        count=count,
-        images=images,
+    return EnsembleSamples(
+        **common,
         sites=sites,
         attribution=None if attribution is None else tuple(attribution.mean(0).tolist()),
         intended=tuple(intended),
         shares=shares,
         strategy=strategy,
-        guidance=float(summary["guidance"]),
-        prompts=_texts(summary.get("prompts", [])),
-        notes=_texts(summary.get("notes", [])),
-        command=_command(verified, summary),
     )
 
 
@@ -187,7 +239,7 @@ def _texts(values: Any) -> tuple[str, ...]:
     return tuple(printable(str(value)) for value in values)
 
 
-def _command(verified: VerifiedEnsemble, summary: dict[str, Any]) -> str:
+def _command(verified: Sampled, summary: dict[str, Any]) -> str:
     """Returns the command that draws the same samples, as far as options say it."""
     words = ["ddm-coord", "sample", verified.folder.name, "--root", verified.trust.root]
     for option, name in (

@@ -1,11 +1,15 @@
-"""What a person has to know first, and where it ends: sentences that follow from the facts."""
+"""What a person has to know first, and where it ends: sentences that follow from the facts.
+
+The lines of an ensemble; those that hold of a student alike are open to `student_summary`.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from ddm_fed.privacy import WEAK_EPSILON, most_found
-from ddm_fed.report.facts import EnsembleFacts, MemberFacts
+from ddm_fed.report.ensemble_facts import EnsembleFacts
+from ddm_fed.report.facts import MemberFacts, ModelFacts
 from ddm_fed.report.page import percent
 
 State = Literal["holds", "look", "measured", "not known"]
@@ -25,17 +29,18 @@ class Line:
 def in_short(facts: EnsembleFacts) -> list[Line]:
     """Returns the summary of a report."""
     return [
-        _origin(facts),
-        _still(facts),
-        _privacy(facts),
-        _attacks(facts),
+        origin(facts),
+        still_current(facts),
+        privacy(facts),
+        attacks(facts),
         _shares(facts),
-        _quality(facts),
-        _copies(facts),
+        quality(facts),
+        copies(facts),
     ]
 
 
-def _origin(facts: EnsembleFacts) -> Line:
+def origin(facts: ModelFacts) -> Line:
+    """Says down from what everything verifies, and what that proves."""
     record, count = facts.verified.record, len(facts.members)
     submissions = "1 submission" if count == 1 else f"{count} submissions"
     return Line(
@@ -47,7 +52,8 @@ def _origin(facts: EnsembleFacts) -> Line:
     )
 
 
-def _still(facts: EnsembleFacts) -> Line:
+def still_current(facts: ModelFacts) -> Line:
+    """Says whether newer documents speak against it."""
     about = "Still current"
     if facts.staleness is None or facts.held_against is None:
         return Line(about, "not known", "It was not held against newer rosters or a newer log.")
@@ -61,7 +67,8 @@ def _still(facts: EnsembleFacts) -> Line:
     )
 
 
-def _privacy(facts: EnsembleFacts) -> Line:
+def privacy(facts: ModelFacts) -> Line:
+    """Says what of what left the sites is bounded, and by what."""
     unit = facts.verified.trust.plan.privacy.unit
     delta = facts.verified.trust.plan.privacy.delta
     epsilon = facts.largest_epsilon
@@ -85,7 +92,8 @@ def _privacy(facts: EnsembleFacts) -> Line:
     return Line("Privacy", state, f"Everything that left a site is bounded, by {bounded}.{weak}")
 
 
-def _attacks(facts: EnsembleFacts) -> Line:
+def attacks(facts: ModelFacts) -> Line:
+    """Says what attacks of sites on their own training found."""
     audited = [member for member in facts.members if member.privacy.audit is not None]
     if not audited:
         text = "No site shared the figures of an attack on its own training."
@@ -122,7 +130,8 @@ def _shares(facts: EnsembleFacts) -> Line:
     return Line(about, "holds", f"{said}, so chance explains them.")
 
 
-def _quality(facts: EnsembleFacts) -> Line:
+def quality(facts: ModelFacts) -> Line:
+    """Says how good its samples are, by the first figure there is."""
     if facts.evaluation is None:
         return Line("Quality", "not known", "No evaluation was given.")
     for name in ("FID", "told from real (C2ST)"):
@@ -134,7 +143,8 @@ def _quality(facts: EnsembleFacts) -> Line:
     return Line("Quality", "not known", "No figure of fidelity could be measured; see below.")
 
 
-def _copies(facts: EnsembleFacts) -> Line:
+def copies(facts: ModelFacts) -> Line:
+    """Says how many samples are near copies of training images."""
     about, found = "Copies", None if facts.evaluation is None else facts.evaluation.copies
     if found is None:
         text = "Nobody looked for copies of training images: only who has those images can."
@@ -149,6 +159,21 @@ def _copies(facts: EnsembleFacts) -> Line:
 
 def limits(facts: EnsembleFacts) -> list[str]:
     """Returns what the facts do not say, and where their use ends."""
+    samples, own = facts.samples, list[str]()
+    if samples is not None and samples.strategy.kind in ("top-k", "threshold", "nucleus"):
+        own.append(f"Under {samples.strategy} small sites may hardly be heard.")
+    if samples is not None and samples.count < FEW:
+        own.append(f"{samples.count} samples are few: shares and figures of them are uncertain.")
+    return limits_with(facts, own)
+
+
+def limits_with(facts: ModelFacts, own: Sequence[str]) -> list[str]:
+    """Returns the limits of every model, with those of this one at their place.
+
+    Args:
+        facts: What is known of it.
+        own: What holds of this one.
+    """
     plan, unit = facts.verified.trust.plan, facts.verified.trust.plan.privacy.unit
     lines = [
         "A signature proves who said something, not that it is true: nobody but a site has seen "
@@ -157,25 +182,22 @@ def limits(facts: EnsembleFacts) -> list[str]:
         f"at once; of one {unit} at several sites, the epsilons add up.",
     ]
     if facts.unbounded:
+        of_student = ", and so the student's have none" if facts.kind == "student" else ""
         lines.append(
-            f"The weights of {_names(facts.unbounded)} have no bound: give the ensemble only to "
-            "those whom the agreement names, and treat samples as if they could show a training "
-            "image."
+            f"The weights of {_names(facts.unbounded)} have no bound{of_student}: give the "
+            f"{facts.kind} only to those whom the agreement names, and treat samples as if they "
+            "could show a training image."
         )
     if unit == "image":
         lines.append("A patient with several images is protected less than one image is.")
-    samples = facts.samples
-    if samples is not None and samples.strategy.kind in ("top-k", "threshold", "nucleus"):
-        lines.append(f"Under {samples.strategy} small sites may hardly be heard.")
-    if samples is not None and samples.count < FEW:
-        lines.append(f"{samples.count} samples are few: shares and figures of them are uncertain.")
-    lines += [
+    return [
+        *lines,
+        *own,
         "Samples are made up. They resemble what the sites have, mistakes and gaps included, and "
         "no finding about a person follows from one.",
         "Nothing here was tested for diagnosis or treatment.",
         f"The plan is in force until {plan.expires_at:%Y-%m-%d}.",
     ]
-    return lines
 
 
 def common_sentences(members: Sequence[MemberFacts]) -> list[str]:

@@ -25,6 +25,7 @@ from ddm_fed.records import (
     now,
 )
 from ddm_fed.report.facts import Unknown
+from ddm_fed.report.sample_facts import named_in
 from ddm_fed.signing import peek_payload
 from ddm_fed.storage.files import read_bounded
 from ddm_fed.trust import Trust
@@ -219,8 +220,8 @@ def _neighbours(
                 f"{trust.plan.data.pixel_shape}",
                 hint="give samples of an ensemble under this plan",
             )
-        source = f"{len(pictures.images)} given samples of the ensemble "
-        source += f"{str(summary.get('ensemble_sha256'))[:16]}…"
+        kind, sha256 = named_in(summary)
+        source = f"{len(pictures.images)} given samples of the {kind} {sha256[:16]}…"
         return find_neighbours(pictures.rows().astype(np.float32) / 127.5 - 1, data, source)
     if trust.plan.data.latent is not None or not (work / TRAINED_FILE).exists():
         return None

@@ -20,6 +20,7 @@ from federation import (
     snapshot,
     train,
 )
+from students import OPTIONS
 
 from coordinator.ensembles.distill import distill
 from coordinator.ensembles.remove import remove
@@ -33,7 +34,6 @@ from ddm_fed.distillation.folder import (
     verify_student,
 )
 from ddm_fed.distillation.opening import is_student, require_ensemble, verify_either
-from ddm_fed.distillation.options import DistillOptions
 from ddm_fed.distillation.sampling import load_student
 from ddm_fed.ensemble.folder import STATEMENT_FILE, verify_ensemble
 from ddm_fed.ensemble.staleness import find_staleness
@@ -70,34 +70,23 @@ FILES = {
 }
 for _site in SITES:
     FILES[f"sites/{_site}/{ENVELOPE_FILE}"] = f"`sites/{_site}/{ENVELOPE_FILE}` is not what the"
-OPTIONS = DistillOptions(samples=24, solver_steps=1, steps=2)
-
-
-@pytest.fixture(scope="session")
-def made(stages, tmp_path_factory) -> tuple[Federation, Path]:
-    """A federation that made a student, and the student. Never change them."""
-    path = tmp_path_factory.mktemp("students")
-    fed = stages.admitted.copy(path / "fed", "consortium")
-    verified = verify_ensemble(stages.ensemble, fed.root)
-    distill(fed.home, verified, path / "student", OPTIONS)
-    return fed, path / "student"
 
 
 @pytest.fixture
-def student(made, scratch: Path) -> Path:
+def student(distilled, scratch: Path) -> Path:
     """A copy of the valid student, alone in a folder."""
-    return Path(shutil.copytree(made[1], scratch / "student"))
+    return Path(shutil.copytree(distilled[1], scratch / "student"))
 
 
 @pytest.fixture
-def root(made) -> str:
-    return made[0].root
+def root(distilled) -> str:
+    return distilled[0].root
 
 
 @pytest.fixture
-def key(made):
+def key(distilled):
     """The coordinator's own: what its program would never sign, its people still could."""
-    return made[0].coordinator_key()
+    return distilled[0].coordinator_key()
 
 
 def restate(student: Path, key, edit: Callable[[Json], None] = lambda _: None) -> None:
@@ -118,8 +107,8 @@ def weights_of(student: Path) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(student / WEIGHTS_FILE)
 
 
-def test_listed_files_are_those_of_the_student(made):
-    assert set(snapshot(made[1])) == set(FILES)
+def test_listed_files_are_those_of_the_student(distilled):
+    assert set(snapshot(distilled[1])) == set(FILES)
 
 
 def test_student_verifies_elsewhere_with_nothing_but_the_fingerprint(student, root, monkeypatch):
@@ -131,7 +120,7 @@ def test_student_verifies_elsewhere_with_nothing_but_the_fingerprint(student, ro
     assert verified.record.privacy.epsilon == "2.0000"
 
 
-def test_statement_decides_which_of_both_a_folder_is(student, root, ensemble, made):
+def test_statement_decides_which_of_both_a_folder_is(student, root, ensemble, distilled):
     assert isinstance(verify_either(student, root), VerifiedStudent)
     assert (
         verify_either(ensemble, root).sha256 == verify_student(student, root).record.ensemble_sha256
@@ -234,6 +223,7 @@ def drop_member(record: Json) -> None:
 
 def leave_out(record: Json) -> None:
     record["left_out"] = [record["members"].pop()["site"]]
+    record["distillation"]["start"] = record["members"][0]["site"]  # it may have been that one
 
 
 def claim_another_submission(record: Json) -> None:
@@ -333,8 +323,8 @@ def test_weights_that_change_after_verification_are_never_loaded(student, root):
 # The same command, and what came later
 
 
-def test_same_ensemble_and_options_make_the_same_bytes(made, stages, scratch):
-    fed, student = made
+def test_same_ensemble_and_options_make_the_same_bytes(distilled, stages, scratch):
+    fed, student = distilled
     verified = verify_ensemble(stages.ensemble, fed.root)
     distill(fed.home, verified, scratch / "again", OPTIONS)
     assert snapshot(scratch / "again") == snapshot(student)
@@ -342,8 +332,8 @@ def test_same_ensemble_and_options_make_the_same_bytes(made, stages, scratch):
         distill(fed.home, verified, scratch / "again", OPTIONS)
 
 
-def test_student_that_was_whole_when_the_run_was_killed_is_taken_for_it(made, stages, scratch):
-    fed, student = made
+def test_student_that_was_whole_when_the_run_was_killed_is_taken_for_it(distilled, stages, scratch):
+    fed, student = distilled
     verified = verify_ensemble(stages.ensemble, fed.root)
     shutil.copytree(student, scratch / "student")
     (scratch / "student.unfinished").mkdir()  # a kill before this was removed
@@ -352,8 +342,8 @@ def test_student_that_was_whole_when_the_run_was_killed_is_taken_for_it(made, st
     assert not (scratch / "student.unfinished").exists()
 
 
-def test_student_of_a_member_that_was_removed_is_stale(made, scratch):
-    fed, student = made
+def test_student_of_a_member_that_was_removed_is_stale(distilled, scratch):
+    fed, student = distilled
     later = fed.copy(scratch / "later", "consortium")
     verified = verify_student(student, fed.root)
     before = find_staleness(verified, *read_seen(later.published, fed.root))
@@ -365,8 +355,8 @@ def test_student_of_a_member_that_was_removed_is_stale(made, scratch):
 
 
 @pytest.mark.slow
-def test_student_of_a_member_that_sent_another_expert_is_called_old(copy_of, made, scratch):
-    fed, (_, student) = copy_of("admitted", A), made
+def test_student_of_a_member_that_sent_another_expert_is_called_old(copy_of, distilled, scratch):
+    fed, (_, student) = copy_of("admitted", A), distilled
     fed.look(A)
     train(fed.site(A), fed.trust, random_images(7), seed=7, restart=True)
     outbox.review(fed.site(A), fed.trust)
@@ -378,8 +368,8 @@ def test_student_of_a_member_that_sent_another_expert_is_called_old(copy_of, mad
     assert found.newer == (f"`{A}` has a newer submission, at entry 3",)
 
 
-def test_ensemble_that_became_stale_meanwhile_makes_no_student(made, stages, scratch):
-    fed, _ = made
+def test_ensemble_that_became_stale_meanwhile_makes_no_student(distilled, stages, scratch):
+    fed, _ = distilled
 
     def gone() -> None:
         raise StateError("stale", hint="")
@@ -391,9 +381,9 @@ def test_ensemble_that_became_stale_meanwhile_makes_no_student(made, stages, scr
 
 
 def test_replaced_key_of_the_coordinator_signs_no_student_of_an_older_ensemble(
-    made, stages, scratch
+    distilled, stages, scratch
 ):
-    later = made[0].copy(scratch / "later", "consortium")
+    later = distilled[0].copy(scratch / "later", "consortium")
     verified = verify_ensemble(stages.ensemble, later.root)
     assert changes.rotate_coordinator(later.home).published
     with pytest.raises(StateError, match="key was replaced since the ensemble was assembled"):
@@ -401,13 +391,13 @@ def test_replaced_key_of_the_coordinator_signs_no_student_of_an_older_ensemble(
     assert not (scratch / "late").exists()
     # what it signed before holds as before
     found = find_staleness(
-        verify_student(made[1], later.root), *read_seen(later.published, later.root)
+        verify_student(distilled[1], later.root), *read_seen(later.published, later.root)
     )
     assert found.stale == ()
 
 
-def test_statement_names_ensemble_members_and_work(made, stages):
-    record = payload_of(made[1] / STUDENT_FILE)["predicate"]
+def test_statement_names_ensemble_members_and_work(distilled, stages):
+    record = payload_of(distilled[1] / STUDENT_FILE)["predicate"]
     ensemble = payload_of(stages.ensemble / STATEMENT_FILE)["predicate"]
     assert record["members"] == ensemble["members"]
     assert record["log"] == ensemble["log"]
@@ -449,8 +439,8 @@ def test_verify_says_what_a_student_is_and_what_it_promises(run, student, root):
     assert all(site in ended.out for site in SITES)
 
 
-def test_commands_for_ensembles_say_that_this_is_a_student(run, student, made):
-    home = made[0].home.path
+def test_commands_for_ensembles_say_that_this_is_a_student(run, student, distilled):
+    home = distilled[0].home.path
     for words in (
         ("router", "build", student, "--out", student.parent / "router"),
         ("distill", student, "--out", student.parent / "again"),
@@ -460,8 +450,8 @@ def test_commands_for_ensembles_say_that_this_is_a_student(run, student, made):
         assert "is a student: one network, without experts" in ended.err
 
 
-def test_signature_for_other_tools_is_put_on_a_student_too(run, student, made, root):
-    ended = run("ddm-coord", "sign-model", student, "--coordinator", made[0].home.path)
+def test_signature_for_other_tools_is_put_on_a_student_too(run, student, distilled, root):
+    ended = run("ddm-coord", "sign-model", student, "--coordinator", distilled[0].home.path)
     assert ended.code == 0, ended.err
     assert (student / "model.sig").exists()
     assert verify_student(student, root).record.federation == "test"

@@ -13,16 +13,29 @@ import pytest
 import torch
 from federation import PLAN_TOML, create_federation, random_images, train
 from huggingface_hub import ModelCard
-from reports import Page, draw_samples, evaluate_samples, write_real
+from reports import (
+    Page,
+    draw_samples,
+    edit,
+    evaluate_samples,
+    require_harmless,
+    write_real,
+)
+from students import make_student
 
 from coordinator.ensembles.assemble import assemble
 from coordinator.inbox.admission import admit_arrivals
+from ddm_fed.distillation.folder import verify_student
+from ddm_fed.distillation.opening import Sampled
 from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.records import read_plan_toml
+from ddm_fed.report.ensemble_facts import gather
 from ddm_fed.report.ensemble_page import ensemble_page
-from ddm_fed.report.facts import Sources, gather
+from ddm_fed.report.facts import Sources
 from ddm_fed.report.model_card import model_card
+from ddm_fed.report.student_facts import gather_student
+from ddm_fed.report.student_page import student_page
 from sites.outbox import stages
 from sites.report.facts import gather as gather_site
 from sites.report.page import site_page
@@ -34,12 +47,6 @@ pytestmark = pytest.mark.slow
 SITE = "hospital-a"
 MARKUP = "</style></title><script>alert(1)</script><img src=x onerror=alert(1)>"
 MARKDOWN = "[here](http://evil.example) | --- | <b onclick=x> ![i](http://evil.example/i.png)"
-ALLOWED = {
-    *("html", "head", "meta", "title", "style", "body", "header", "main", "footer", "section"),
-    *("nav", "aside", "h1", "h2", "h3", "p", "ul", "ol", "li", "dl", "dt", "dd", "a", "code"),
-    *("pre", "strong", "em", "table", "caption", "thead", "tbody", "tr", "th", "td", "div"),
-    *("span", "figure", "figcaption", "img", "br"),
-}
 
 
 def labelled(seed: int) -> Private[ImageSet]:
@@ -65,42 +72,43 @@ def hostile(tmp_path_factory):
     folder = base / MARKUP.replace("/", "")  # what a folder may be called
     shutil.move(base / "ensemble", folder)
     verified = verify_ensemble(folder, fed.root)
-    samples = draw_samples(verified, base / "samples")
-    evaluate_samples(samples, write_real(base / "real.npz"), base / "evaluation")
+    write_real(base / "real.npz")
+    return fed, verified, sources_full_of_markup(verified, base / "of-ensemble", base)
+
+
+@pytest.fixture(scope="module")
+def hostile_student(hostile, tmp_path_factory):
+    """A student of it in such a folder, and samples and figures of the student, as hostile."""
+    fed, verified, _ = hostile
+    base = tmp_path_factory.mktemp("hostile-student")
+    folder = make_student(fed, verified.folder, base / MARKUP.replace("/", ""))
+    student = verify_student(folder, fed.root)
+    return student, sources_full_of_markup(student, base / "made", verified.folder.parent)
+
+
+def sources_full_of_markup(verified: Sampled, made: Path, base: Path) -> Sources:
+    samples = draw_samples(verified, made / "samples")
+    evaluate_samples(samples, base / "real.npz", made / "evaluation")
     edit(samples / "samples.json", notes=[MARKUP, MARKDOWN, f"`{MARKUP}`"])
-    evaluation = base / "evaluation" / "evaluation.json"
+    evaluation = made / "evaluation" / "evaluation.json"
     found = json.loads(evaluation.read_text())
     edit(
         evaluation,
         left_out=found["left_out"] | {MARKUP: MARKDOWN, "`a`": f"`{MARKUP}"},
         protocol=found["protocol"] | {MARKUP: MARKUP, "more": {MARKDOWN: MARKUP}},
     )
-    return fed, verified, Sources(samples=samples, evaluation=base / "evaluation")
-
-
-def edit(file: Path, **fields) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-
-
-def require_harmless(data: bytes) -> Page:
-    """Returns the page, if it has no element or attribute that we did not write."""
-    page = Page(data)
-    assert {tag for tag, _ in page.elements} <= ALLOWED
-    assert len(page.all("style")) == len(page.all("title")) == 1
-    for tag, attrs in page.elements:
-        assert not [name for name in attrs if name.startswith("on") or name == "style"], tag
-        source = attrs.get("src") or "data:image/"
-        assert source.startswith("data:image/")
-        assert (attrs.get("href") or "#").startswith("#")
-    (policy,) = [a["content"] for a in page.all("meta") if "http-equiv" in a]
-    assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
-    assert "unsafe" not in policy
-    return page
+    return Sources(samples=samples, evaluation=made / "evaluation")
 
 
 def test_markup_in_plan_samples_and_figures_is_text_on_the_page_of_an_ensemble(hostile):
     _, verified, sources = hostile
     page = require_harmless(ensemble_page(gather(verified, sources)))
+    assert page.text.count(MARKUP) >= 4
+    assert MARKDOWN in page.text
+
+
+def test_markup_in_plan_samples_and_figures_is_text_on_the_page_of_a_student(hostile_student):
+    page = require_harmless(student_page(gather_student(*hostile_student)))
     assert page.text.count(MARKUP) >= 4
     assert MARKDOWN in page.text
 
@@ -117,8 +125,7 @@ def test_markup_in_plan_and_audit_is_text_on_the_page_of_a_site(hostile):
 
 def test_markup_in_the_plan_is_text_in_the_model_card(hostile):
     _, verified, sources = hostile
-    text = model_card(gather(verified, sources), "apache-2.0").decode()
-    card = ModelCard(text)
+    card = require_harmless_card(model_card(gather(verified, sources), "apache-2.0"))
     assert card.data.to_dict() == {
         "library_name": "ddm-fed",
         "license": "apache-2.0",
@@ -131,6 +138,21 @@ def test_markup_in_the_plan_is_text_in_the_model_card(hostile):
             "federated-learning",
         ],
     }
+
+
+def test_markup_in_the_plan_is_text_in_the_model_card_of_a_student(hostile_student):
+    card = require_harmless_card(model_card(gather_student(*hostile_student), "apache-2.0"))
+    assert card.data.to_dict() == {
+        "library_name": "ddm-fed",
+        "license": "apache-2.0",
+        "pipeline_tag": "unconditional-image-generation",
+        "tags": ["ddm-fed", "diffusion", "flow-matching", "distillation", "federated-learning"],
+    }
+
+
+def require_harmless_card(data: bytes) -> ModelCard:
+    """Returns the card, if nothing in it is a link, HTML, or a row with a cell too many."""
+    card = ModelCard(data.decode())
     outside = re.sub(r"```.*?```|`[^`\n]*`", "", card.text, flags=re.DOTALL)
     assert "<" not in outside
     assert not re.search(r"(?<!\\)[\[\]]", outside)  # no link
@@ -138,6 +160,7 @@ def test_markup_in_the_plan_is_text_in_the_model_card(hostile):
     for row in (line for line in outside.splitlines() if line.startswith("|")):
         columns.setdefault(row.split("|")[1].strip(), len(re.findall(r"(?<!\\)\|", row)))
     assert columns["FID"] == columns["figure"]
+    return card
 
 
 def test_pictures_of_private_images_are_in_no_page_of_the_ensemble(hostile):

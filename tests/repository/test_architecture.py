@@ -117,10 +117,12 @@ LAYERS: dict[str, dict[str, set[str]]] = {
             "flows",
             "privacy",
             "mixture",
+            "models",
             "router",
             "bundle",
             "evaluation",
             "ensemble",
+            "distillation",
         },
         # command lines that both applications have
         "commands": {

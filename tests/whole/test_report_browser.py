@@ -11,24 +11,29 @@ from browser import chromium, needs_chromium, run_chromium, screenshot, share_of
 from federation import SITES, random_images
 from reports import draw_samples, evaluate_samples, write_real
 
+from ddm_fed.distillation.folder import verify_student
 from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.errors import MachineError
 from ddm_fed.report import printing
+from ddm_fed.report.ensemble_facts import gather as gather_ensemble
 from ddm_fed.report.ensemble_page import ensemble_page
 from ddm_fed.report.facts import Sources
-from ddm_fed.report.facts import gather as gather_ensemble
 from ddm_fed.report.printing import find_browser, printed
+from ddm_fed.report.student_facts import gather_student
+from ddm_fed.report.student_page import student_page
 from sites.report.facts import gather as gather_site
 from sites.report.page import site_page
 
 pytestmark = [needs_chromium, pytest.mark.slow]
 TITLES = {
     "ensemble": "Report on the ensemble of test",
+    "student": "Report on the student of test",
     "site": f"Private report of {SITES[0]}: what left",
 }
 HEADINGS = {
     "ensemble": "In short, Samples, Shares of the sites, Router, Quality, Privacy by site, "
     "Provenance, Limits",
+    "student": "In short, Network, Teaching, Samples, Quality, Privacy, Provenance, Limits",
     "site": "In short, What left, What it tells, Samples beside the nearest own images, "
     "Attacks on what left, Ledger, What was agreed, Decision",
 }
@@ -37,17 +42,22 @@ WHITE, GROUND, INK, RED = (255, 255, 255), (238, 240, 241), (29, 35, 39), (163, 
 
 
 @pytest.fixture(scope="module")
-def pages(stages, tmp_path_factory) -> dict[str, Path]:
-    """The page of an ensemble with all there can be on it, and that of a site."""
+def pages(stages, distilled, tmp_path_factory) -> dict[str, Path]:
+    """Pages of an ensemble and of a student with all there can be on them, and that of a site."""
     base = tmp_path_factory.mktemp("browser")
     verified = verify_ensemble(stages.ensemble, stages.admitted.root)
     samples = draw_samples(verified, base / "samples")
-    evaluate_samples(samples, write_real(base / "real.npz"), base / "evaluation")
+    real = write_real(base / "real.npz")
+    evaluate_samples(samples, real, base / "evaluation")
     facts = gather_ensemble(verified, Sources(samples, base / "evaluation", router_samples=20))
     fed = stages.admitted.copy(base / "fed", "consortium", SITES[0])
     own = gather_site(fed.site(SITES[0]), fed.look(SITES[0]), random_images(0), None)
-    found = {"ensemble": base / "report.html", "site": base / "site.html"}
+    student = verify_student(distilled[1], stages.admitted.root)
+    of_student = Sources(draw_samples(student, base / "of-student"), base / "evaluated")
+    evaluate_samples(base / "of-student", real, base / "evaluated")
+    found = {kind: base / f"{kind}.html" for kind in TITLES}
     found["ensemble"].write_bytes(ensemble_page(facts))
+    found["student"].write_bytes(student_page(gather_student(student, of_student)))
     found["site"].write_bytes(site_page(own))
     return found
 

@@ -1,7 +1,5 @@
 """The report of an ensemble: it follows from what was verified, and is always the same."""
 
-import itertools
-import json
 import re
 import shutil
 from dataclasses import replace
@@ -10,12 +8,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 from federation import SITES, flip
-from reports import COUNT, Page, draw_samples, evaluate_samples, tiles, write_real
+from reports import (
+    COUNT,
+    Page,
+    draw_samples,
+    edit,
+    evaluate_samples,
+    require_readable,
+    tiles,
+    write_real,
+)
 
+from coordinator.ensembles.remove import remove
 from ddm_fed.ensemble.folder import verify_ensemble
 from ddm_fed.errors import DataError, StateError
+from ddm_fed.report.ensemble_facts import gather
 from ddm_fed.report.ensemble_page import ensemble_page
-from ddm_fed.report.facts import Sources, gather
+from ddm_fed.report.facts import Sources
 from ddm_fed.report.model_card import model_card
 from ddm_fed.report.summary import in_short
 
@@ -45,10 +54,6 @@ def sources(base: Path, **more) -> Sources:
     return Sources(samples=base / "samples", evaluation=base / "evaluation", **more)
 
 
-def edit(file: Path, **fields) -> None:
-    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
-
-
 def test_page_of_the_same_facts_is_the_same_bytes(made, stages):
     verified, base = made
     again = verify_ensemble(stages.ensemble, stages.admitted.root)
@@ -76,16 +81,7 @@ def test_page_says_shares_privacy_and_provenance_of_every_site(made):
 def test_page_can_be_read_without_seeing_it(made):
     verified, base = made
     page = Page(ensemble_page(gather(verified, sources(base, router_samples=20))))
-    assert page.all("html") == [{"lang": "en"}]
-    assert all(len(attrs["alt"] or "") > 20 for attrs in page.all("img"))
-    assert len(page.all("caption")) == len(page.all("table"))
-    assert all(attrs.get("scope") in ("col", "row") for attrs in page.all("th"))
-    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
-    assert len(ids) == len(set(ids))
-    assert {attrs["href"] for attrs in page.all("a")} <= {f"#{name}" for name in ids}
-    heads = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
-    assert heads[0] == 1
-    assert all(later <= before + 1 for before, later in itertools.pairwise(heads))
+    require_readable(page)
 
 
 def test_page_holds_no_image_but_samples(made):
@@ -231,6 +227,20 @@ def test_command_refuses_an_ensemble_a_member_of_which_was_removed(copy_of, stag
     ended = run("ddm-coord", "report", stages.ensemble, *home, "--out", tmp_path / "r.html")
     assert ended.code == 1
     assert "is stale" in ended.err
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_command_refuses_an_ensemble_that_a_newer_published_folder_speaks_against(
+    copy_of, stages, run, tmp_path
+):
+    fed = copy_of("admitted")
+    remove(fed.home, SITES[0], reason="asked to", delete_weights=False)
+    ended = run(
+        *("ddm-coord", "report", stages.ensemble, "--root", fed.root),
+        *("--published", fed.published, "--out", tmp_path / "r.html"),
+    )
+    assert ended.code == 1
+    assert f"`{SITES[0]}` was removed" in ended.err
     assert not (tmp_path / "r.html").exists()
 
 
