@@ -26,12 +26,11 @@ from ddm_fed.doctor import (
     look_at_keys,
 )
 from ddm_fed.errors import DdmFedError
-from ddm_fed.models import network_cost
 from ddm_fed.privacy import ImageSet, Private, epsilon_text, private_events
 from ddm_fed.progress import duration
 from ddm_fed.records import Plan, network_of, now, read_plan_file
 from ddm_fed.signing import check_site_certificate
-from ddm_fed.training import RunOptions, require_possible
+from ddm_fed.training import RunOptions, require_possible, training_cost
 from ddm_fed.training.forecast import forecast
 from ddm_fed.training.plan_cost import delta_warning, planned_events
 from ddm_fed.trust import Trust
@@ -270,8 +269,7 @@ class Examination:
     def _machine(self, plan: Plan) -> None:
         """Looks at disk, memory and GPU, for what the plan's first network needs."""
         data, averages = plan.data, len(plan.training.ema_half_lives)
-        name = plan.expert.default.architecture
-        cost = network_cost(name, data.shape, len(data.classes), data.text)
+        cost = training_cost(plan, plan.expert.default.architecture)
         held = cost.training_bytes(averages)
         images = self._count * math.prod(data.pixel_shape)
         if data.latent is not None:
@@ -280,7 +278,7 @@ class Examination:
         needed = 2 * held + 3 * cost.weights_bytes + images
         of = "checkpoints, bundles and decoded images take up to"
         self._look("disk", lambda: look_at_disk(self.site.path, needed, of=of))
-        step = held + plan.training.batch_size * cost.activation_bytes
+        step = held + cost.pass_bytes(plan.training.batch_size)
         if not torch.cuda.is_available():
             self._note_memory("memory", available_memory(), held, step)
             self.findings.append(Finding("GPU", "ok", "none that torch can use: processors train"))

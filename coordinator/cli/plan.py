@@ -94,6 +94,12 @@ def show(
         "is weights, gradients, optimizer and averages; a batch comes on top, less of it with "
         "--micro-batch."
     )
+    for row in rows:
+        if row["trained_parameters"] != row["parameters"]:
+            console.say(
+                f"Of {row['architecture']}, {row['trained_parameters']:,} values are trained: "
+                "gradients, optimizer and averages are of these alone."
+            )
     if coding is not None:
         _say_coding(coding)
     if agreed.privacy.sgd is not None:
@@ -377,19 +383,20 @@ def _say_coding(facts: dict[str, Any]) -> None:
 def _cost(plan: "Plan", architecture: str) -> dict[str, Any]:
     """Returns what one network of the plan costs a site."""
     from ddm_fed.mixture import messages
-    from ddm_fed.models import network_cost
+    from ddm_fed.training import training_cost
 
     released = sum(INTEGER_BYTES * message.size for message in messages(plan))
-    cost = network_cost(architecture, plan.data.shape, len(plan.data.classes), plan.data.text)
+    cost = training_cost(plan, architecture)
     images = plan.training.steps * plan.training.batch_size
     return {
         "architecture": architecture,
         "parameters": cost.parameters,
+        "trained_parameters": cost.trained,
         "weights_bytes": cost.weights_bytes,
         "bundle_bytes": cost.weights_bytes + released,
         "forward_flops": cost.flops_per_image,
         # a backward pass costs twice a forward one
         "training_flops": 3 * cost.flops_per_image * images,
-        "batch_bytes": plan.training.batch_size * cost.activation_bytes,
+        "batch_bytes": cost.pass_bytes(plan.training.batch_size),
         "training_bytes": cost.training_bytes(len(plan.training.ema_half_lives)),
     }

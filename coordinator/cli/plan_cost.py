@@ -76,6 +76,12 @@ def cost(
             hint="`ddm-site train` says how long it takes after two steps; this speaks of plans "
             "without [privacy.sgd]",
         )
+    part = agreed.training.trainable
+    if shard and part != "all":
+        raise OptionError(
+            f"--shard: nothing is divided where a part is trained (`training.trainable` {part})",
+            hint="leave it out: gradients, moments and averages are of that part alone",
+        )
     found = _facts(agreed, name, gpus, kind, islands, images, utilisation, shard)
     if as_json:
         console.show_json(found)
@@ -107,10 +113,10 @@ def _facts(
     utilisation: float,
     shard: bool,
 ) -> dict[str, Any]:
-    from ddm_fed.models import island_cost, network_cost
+    from ddm_fed.models import island_cost
+    from ddm_fed.training import training_cost
 
-    training = plan.training
-    network = network_cost(name, plan.data.shape, len(plan.data.classes), plan.data.text)
+    training, network = plan.training, training_cost(plan, name)
     if not network.parameters:
         raise OptionError(
             f"--architecture {name}: it trains nothing", hint="name another of the plan's networks"
@@ -130,7 +136,7 @@ def _facts(
     latent = plan.data.latent
     # bytes: of pixels one each, of latents a mean, and a deviation where the autoencoder has one
     kept = values * (1 if latent is None else 4 if latent.kind == "tiny" else 8)
-    together = 2 * (islands * gpus - 1) / (islands * gpus) * 2 * network.parameters
+    together = 2 * (islands * gpus - 1) / (islands * gpus) * 2 * network.trained
     return {
         "architecture": name,
         "parameters": network.parameters,

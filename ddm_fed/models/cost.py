@@ -19,17 +19,24 @@ class NetworkCost(NamedTuple):
     """Size of a network and work of one forward pass.
 
     Attributes:
-        parameters: Trainable values.
+        parameters: Values of the network, as a site sends them.
         flops_per_image: Of a forward pass of one image. A multiply-add counts as 2, so this is
             twice the "Gflops" of papers that count it as 1, among them DiT's. Only products of
             matrices, convolutions and attention count.
         activation_bytes: What a forward pass of one image keeps for the backward one, in float32
-            and with fused attention, as torch computes it wherever it can.
+            and with fused attention, as torch computes it wherever it can. Where only a part is
+            trained, at most that.
+        trained: Values that a step changes: `parameters`, unless the plan trains a part.
+        beside: Those of them that are none of the network's own: the products of a LoRA.
+        merged: Values of the network that products are added to, which a pass holds as sums.
     """
 
     parameters: int
     flops_per_image: int
     activation_bytes: int
+    trained: int
+    beside: int = 0
+    merged: int = 0
 
     @property
     def weights_bytes(self) -> int:
@@ -39,11 +46,19 @@ class NetworkCost(NamedTuple):
     def training_bytes(self, averages: int = 1) -> int:
         """Returns the memory training holds between steps: float32 throughout, no activations.
 
-        Weights, gradients, both moments of Adam, and `averages` moving averages of the weights,
-        one per half-life of the plan. Activations come on top: `activation_bytes` for every image
-        that is in memory at once.
+        All weights; of those that are trained, gradients, both moments of Adam, and `averages`
+        moving averages, one per half-life of the plan. `pass_bytes` come on top.
         """
-        return (1 + 1 + ADAM_MOMENTS + averages) * self.weights_bytes
+        kept = 1 + ADAM_MOMENTS + averages
+        return FLOAT32_BYTES * (self.parameters + self.beside + kept * self.trained)
+
+    def checkpoint_bytes(self, averages: int = 1) -> int:
+        """Returns the size of what a killed run goes on from: the same without gradients."""
+        return self.training_bytes(averages) - FLOAT32_BYTES * self.trained
+
+    def pass_bytes(self, images: int) -> int:
+        """Returns what a step holds besides while `images` are in memory at once."""
+        return FLOAT32_BYTES * self.merged + images * self.activation_bytes
 
 
 def network_cost(
@@ -62,14 +77,15 @@ def network_cost(
     from torch.utils.flop_counter import FlopCounterMode
 
     if network_of(architecture) is None:  # nothing is trained, and nothing beside the release sent
-        return NetworkCost(0, 0, 0)
+        return NetworkCost(0, 0, 0, 0)
     with torch.device("meta"):
         model = network_named(architecture, shape, classes, text)
         model = model.to("meta")  # tables are made elsewhere
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model(torch.empty(1, *shape), torch.empty(1))
         kept = _kept_for_backward(model, torch.empty(1, *shape), torch.empty(1))
-    return NetworkCost(parameter_count(model), counter.get_total_flops(), kept)
+    parameters = parameter_count(model)
+    return NetworkCost(parameters, counter.get_total_flops(), kept, parameters)
 
 
 class _FusedAttention(TorchFunctionMode):

@@ -11,7 +11,6 @@ from ddm_fed.models.cost import NetworkCost
 BACKWARD = 3  # forward and backward together, in forward passes
 DAY_S = 86_400
 HALF = 2  # bytes of an activation or a gradient in bfloat16
-MOMENTS = 2
 UTILISATION = 0.35
 
 
@@ -73,7 +72,7 @@ def island_cost(
     """Returns what it takes to train one network on `gpus` accelerators of a kind.
 
     Args:
-        cost: Of the network.
+        cost: Of the network, and of the part of it that is trained.
         steps: Of training.
         batch_size: Images of a step, divided among the accelerators.
         averages: Moving averages of the weights.
@@ -85,14 +84,14 @@ def island_cost(
     peak, memory = ACCELERATORS[kind]
     flops = float(BACKWARD * cost.flops_per_image * batch_size)
     step_s = flops / (gpus * peak * utilisation)
-    held = cost.training_bytes(averages) / (gpus if shard else 1)
+    held = cost.training_bytes(averages) / (gpus if shard else 1) + cost.pass_bytes(0)
     image = cost.activation_bytes * HALF / 4  # counted in float32, kept in bfloat16
     own = -(-batch_size // gpus)
     fitting = min(own, int(max(0.0, memory - held) // image)) if image else own
     micro = max(fitting, 1)
     # a ring sends every value twice but for the own part; sharded weights are gathered twice more
     rings = 3 if shard else 2
-    traffic = rings * (gpus - 1) / gpus * HALF * cost.parameters if gpus > 1 else 0.0
+    traffic = rings * (gpus - 1) / gpus * HALF * cost.trained if gpus > 1 else 0.0
     return IslandCost(
         step_flops=flops,
         step_s=step_s,
@@ -101,6 +100,6 @@ def island_cost(
         memory_bytes=held + micro * image,
         fits=fitting > 0,
         micro_batch=fitting,
-        checkpoint_bytes=(1 + MOMENTS + averages) * cost.weights_bytes,
+        checkpoint_bytes=cost.checkpoint_bytes(averages),
         traffic_bytes=traffic,
     )

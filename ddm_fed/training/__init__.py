@@ -34,6 +34,7 @@ from ddm_fed.training.state import read_trained as read_trained
 from ddm_fed.training.state import steps_done as steps_done
 from ddm_fed.training.trainable import TrainedPart as TrainedPart
 from ddm_fed.training.trainable import trained_weights as trained_weights
+from ddm_fed.training.trainable import training_cost as training_cost
 from ddm_fed.training.trial_run import trial_run as trial_run
 from ddm_fed.training.unit_rows import UnitDraws as UnitDraws
 from ddm_fed.training.warmstart import require_base as require_base

@@ -1,7 +1,7 @@
 """Averages of the weights over the past, several at once, so that the best may be chosen later."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -24,18 +24,29 @@ class Averages:
     Args:
         model: Its weights are the first values.
         half_lives: In steps, one average each.
+        still: Names of values that no step changes: their average is the model's own tensor.
+
+    Attributes:
+        of: By half-life, the average of every value of the model.
+        still: As given.
     """
 
-    def __init__(self, model: nn.Module, half_lives: Iterable[int]) -> None:
-        weights = model.state_dict()
+    def __init__(
+        self, model: nn.Module, half_lives: Iterable[int], still: Collection[str] = ()
+    ) -> None:
+        weights, self.still = model.state_dict(), frozenset(still)
         self.of: dict[int, dict[str, Tensor]] = {
-            half_life: {name: value.detach().clone() for name, value in weights.items()}
+            half_life: {
+                name: value if name in self.still else value.detach().clone()
+                for name, value in weights.items()
+            }
             for half_life in half_lives
         }
         # steps change these tensors in place, so the lists stay true
-        self._weights = [local_part(value) for value in weights.values()]
+        moving = [name for name in weights if name not in self.still]
+        self._weights = [local_part(weights[name]) for name in moving]
         self._averages = {
-            half_life: [local_part(value) for value in average.values()]
+            half_life: [local_part(average[name]) for name in moving]
             for half_life, average in self.of.items()
         }
 

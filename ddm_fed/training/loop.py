@@ -263,9 +263,10 @@ class Training:
         keep_freed_memory()
         network = build_network(self._plan.data, self._design)
         network.train()
-        spec, model = self._spec, cast("nn.Module", network)
+        spec, model, still = self._spec, cast("nn.Module", network), frozenset[str]()
         if spec.trainable != "all":
-            model = TrainedPart(network.to(self._team.device), spec.trainable)
+            part = TrainedPart(network.to(self._team.device), spec.trainable)
+            model, still = part, part.still
         self._team.place(model)
         optimizer = torch.optim.AdamW(
             model.parameters(),
@@ -274,7 +275,8 @@ class Training:
             weight_decay=float(spec.weight_decay),
             fused=True,
         )
-        self._learner = Learner(model, optimizer, Averages(model, spec.ema_half_lives))
+        averages = Averages(model, spec.ema_half_lives, still)
+        self._learner = Learner(model, optimizer, averages)
         self._first_step = restore(self._checkpoint, self._learner)
         self._network = model
 

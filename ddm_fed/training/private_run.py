@@ -151,7 +151,7 @@ class PrivateRun:
         self.run = replace(run, noise=noise.to_json())
         rule = self._rule()
         optimizer = rule.optimizer(part.trained)
-        averages = Averages(part, self._spec.ema_half_lives)
+        averages = Averages(part, self._spec.ema_half_lives, part.still)
         self._learner = Learner(part, optimizer, averages)
         self._first_step = restore(checkpoint, self._learner) if begun else 0
         self._saved = self._first_step

@@ -248,6 +248,10 @@ def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) ->
         prefix = f"ema{half_life}."
         names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
         state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+        for name in file.keys():  # noqa: SIM118
+            own = name.removeprefix("model.")
+            if own != name and own not in state:  # no step changed it: it has no average
+                state[own] = file.get_tensor(name)
         state = full_weights(state)  # of the whole network, whatever part was trained
         if run.noise and ProvedSteps.from_json(run.proved).steps[-1:] != (step - 1,):
             raise CheckpointError(
@@ -310,6 +314,8 @@ def restore(path: Path, learner: Learner) -> int:
         for name, value in learner.model.state_dict().items():
             whole_weight = file.get_tensor(f"model.{name}")
             fill(value, whole_weight)
+            if name in learner.averages.still:
+                continue
             for half_life, average in learner.averages.of.items():
                 start = file.get_tensor(f"ema{half_life}.{name}") if step else whole_weight
                 fill(average[name], start)
@@ -329,7 +335,8 @@ def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:
         yield f"model.{name}", value
     for half_life, average in learner.averages.of.items():
         for name, value in average.items():
-            yield f"ema{half_life}.{name}", value
+            if name not in learner.averages.still:
+                yield f"ema{half_life}.{name}", value
     for name, weight in learner.model.named_parameters():
         for slot in MOMENTS:
             yield f"{slot}.{name}", learner.optimizer.state[weight][slot]

@@ -17,8 +17,8 @@ from torch.func import functional_call
 
 from ddm_fed.errors import StateError
 from ddm_fed.flows import Condition
-from ddm_fed.models import ExpertNetwork, build_network
-from ddm_fed.records import DataSpec, ExpertDesign
+from ddm_fed.models import ExpertNetwork, NetworkCost, build_network, network_cost
+from ddm_fed.records import DataSpec, ExpertDesign, Plan
 
 DOWN, UP = "::down", "::up"  # of a low-rank product, after the name of the weight it adds to
 LAST_PARTS = ("norm", "modulation", "head", "shared")
@@ -76,6 +76,11 @@ class TrainedPart(nn.Module):
         """What is trained, by name."""
         return dict(self.named_parameters())
 
+    @property
+    def still(self) -> frozenset[str]:
+        """The names of the weights that are left as they are."""
+        return frozenset(name for name, _ in self.named_buffers())
+
     def full(self, trained: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Returns all weights of the network, by its own names, with `trained` in their places."""
         return full_weights({**dict(self.named_buffers()), **trained})
@@ -90,6 +95,30 @@ def trained_weights(data: DataSpec, design: ExpertDesign, kind: str) -> int:
     with torch.device("meta"):
         part = TrainedPart(build_network(data, design), kind)
     return sum(weight.numel() for weight in part.parameters())
+
+
+def training_cost(plan: Plan, architecture: str) -> NetworkCost:
+    """Returns what training a network of the plan costs, of the part that the plan trains.
+
+    Allocates nothing.
+
+    Raises:
+        StateError: the network has no such part.
+    """
+    cost = network_cost(architecture, plan.data.shape, len(plan.data.classes), plan.data.text)
+    sgd = plan.privacy.sgd
+    kind = plan.training.trainable if sgd is None else sgd.trainable
+    if kind == "all" or not cost.parameters:
+        return cost
+    with torch.device("meta"):
+        part = TrainedPart(build_network(plan.data, plan.expert.design(architecture)), kind)
+    beside = [weight for name, weight in part.named_parameters() if name.endswith((DOWN, UP))]
+    with_product = {name.removesuffix(DOWN) for name in part.trained if name.endswith(DOWN)}
+    return cost._replace(
+        trained=sum(weight.numel() for weight in part.parameters()),
+        beside=sum(weight.numel() for weight in beside),
+        merged=sum(w.numel() for name, w in part.named_buffers() if name in with_product),
+    )
 
 
 def full_weights(values: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -87,6 +87,7 @@ from sites.transport.base import FolderTransport
 from sites.workspace import ROTATION_FILE
 
 A, B, C = SITES
+PAGES, OWN = Path(__file__).parents[2] / "docs", 19  # rows whose tests are in this file
 STRANGER = SigningKey.from_seed(bytes([77] * 32))
 
 
@@ -849,7 +850,7 @@ def test_every_refusal_is_provoked_by_a_test(kind: type[RefusedError], used_name
 
 def threats_on_the_page() -> dict[int, list[str]]:
     """Returns the tests that each row of the table in docs/trust.md names."""
-    page = (Path(__file__).parents[2] / "docs" / "trust.md").read_text()
+    page = (PAGES / "trust.md").read_text()
     table = page.partition("## Threats")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| (\d+) \|.+\| ([^|]+) \|$", table, re.MULTILINE)
     return {int(number): re.findall(r"`(\w+)`", tests) for number, tests in rows}
@@ -857,8 +858,18 @@ def threats_on_the_page() -> dict[int, list[str]]:
 
 def test_every_row_of_the_threat_table_has_a_test():
     page = threats_on_the_page()
-    assert list(page) == list(range(1, 20))
+    assert list(page) == list(range(1, 22))
     assert all(page.values())
+
+
+def test_tests_that_tables_of_attacks_name_exist():
+    named = {name for row, tests in threats_on_the_page().items() if row > OWN for name in tests}
+    table = (PAGES / "remote_experts.md").read_text().partition("## Attacks")[2]
+    named |= set(re.findall(r"`(test_\w+)`", table))
+    texts = [path.read_text() for path in Path(__file__).parents[1].rglob("test_*.py")]
+    there = {name for text in texts for name in re.findall(r"^def (test_\w+)", text, re.MULTILINE)}
+    assert len(named) > 20
+    assert named - there == set()
 
 
 def test_threat_table_names_every_test_in_its_row():
@@ -866,4 +877,5 @@ def test_threat_table_names_every_test_in_its_row():
     rows: dict[int, list[str]] = {}
     for name in here:
         rows.setdefault(int(name[12:14]), []).append(name)
-    assert threats_on_the_page() == rows
+    page = threats_on_the_page()
+    assert {row: tests for row, tests in page.items() if row <= OWN} == rows

@@ -1,5 +1,7 @@
 """What examples/deployment promises: no key in an image, no root, no network for training.
 
+What listens is the coordinator, and a site that was told to answer for its expert.
+
 The files are read by what reads them in earnest: hadolint, compose, Helm's own engine, the schemas
 of Kubernetes, systemd-analyze, promtool. Where one is not installed its test is skipped.
 """
@@ -10,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from decimal import Decimal
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from typed import problems_with
 
 import ddm_fed
 from coordinator.status.report import STATES
+from sites.workspace import SiteFolder, SiteSettings
 
 ROOT = Path(__file__).parents[2]
 DEPLOYMENT = ROOT / "examples" / "deployment"
@@ -52,6 +56,17 @@ VALUES: dict[str, dict[str, Any]] = {
         "role": "site",
         "site": {"train": {"enabled": True, "imagesClaim": "images"}},
         "storage": {"existingClaim": "hospital"},
+    },
+    "site that serves": {
+        "role": "site",
+        "site": {
+            "serveExpert": {"enabled": True, "service": {"type": "LoadBalancer"}, "threads": 2},
+            "train": {"enabled": True},
+        },
+    },
+    "site that serves, paused": {
+        "role": "site",
+        "site": {"serveExpert": {"enabled": True, "paused": True}},
     },
 }
 
@@ -126,7 +141,8 @@ def services() -> dict[str, dict[str, Any]]:
 
 
 def test_compose_takes_the_file(tmp_path):
-    words = (tool("docker-compose"), "-f", COMPOSE, "--profile", "sites", "config", "--services")
+    profiles = ("--profile", "sites", "--profile", "serve-expert")
+    words = (tool("docker-compose"), "-f", COMPOSE, *profiles, "config", "--services")
     assert sorted(said_by(*words).split()) == sorted(services())
 
 
@@ -163,6 +179,20 @@ def test_coordinator_of_compose_runs_a_command_with_the_health_check_of_its_page
     service = services()["coordinator"]
     require_can_be_run("ddm-coord", service["command"])
     assert "8470/healthz" in service["healthcheck"]["test"][-1]
+
+
+def test_site_of_compose_answers_for_its_expert_only_where_it_is_asked_to():
+    found = {name: service for name, service in services().items() if "ports" in service}
+    assert sorted(found) == ["coordinator", "hospital-a-serve"]
+    service = found["hospital-a-serve"]
+    assert service["profiles"] == ["serve-expert"]
+    require_can_be_run("ddm-site", service["command"])
+    assert "0.0.0.0:8445" in service["command"]
+    assert service["ports"] == ["8445:8445"]
+    assert "8445" in service["healthcheck"]["test"][-1]
+    assert service["restart"] == "unless-stopped"
+    threads = service["environment"]["OMP_NUM_THREADS"]
+    assert float(threads) == service["cpus"]
 
 
 # Kubernetes
@@ -253,7 +283,7 @@ def test_pods_have_no_rights_and_write_nowhere_but_their_volume(case):
 
 def test_pod_that_trains_has_no_network_and_no_other_sees_images():
     objects = rendered(VALUES["site that trains"])
-    found = {pod["metadata"]["labels"]["app.kubernetes.io/component"]: pod for pod in pods(objects)}
+    found = {component(pod): pod for pod in pods(objects)}
     assert sorted(found) == ["send", "train"]
     for part, pod in found.items():
         policy = policy_of(pod, objects)
@@ -262,6 +292,41 @@ def test_pod_that_trains_has_no_network_and_no_other_sees_images():
         assert bool(policy["egress"]) == (part == "send")
         mounted = {volume["name"] for volume in pod["spec"]["volumes"]}
         assert ("images" in mounted) == (part == "train")
+
+
+def component(pod: dict[str, Any]) -> str:
+    return pod["metadata"]["labels"]["app.kubernetes.io/component"]
+
+
+def test_pod_that_serves_an_expert_lets_in_the_coordinators_address_and_connects_to_nobody():
+    objects = rendered(VALUES["site that serves"])
+    found = {component(pod): pod for pod in pods(objects)}
+    assert sorted(found) == ["send", "serve", "train"]
+    policy = policy_of(found["serve"], objects)
+    assert policy["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["egress"] == []
+    (rule,) = policy["ingress"]
+    assert [port["port"] for port in rule["ports"]] == [8445]
+    assert rule["from"] == [{"ipBlock": {"cidr": "192.0.2.1/32"}}]
+    (service,) = [item["spec"] for item in objects if item["kind"] == "Service"]
+    assert service["externalTrafficPolicy"] == "Local"  # else all have a node's address
+    (server,) = found["serve"]["spec"]["containers"]
+    assert {"name": "OMP_NUM_THREADS", "value": "2"} in server["env"]
+    check = services()["hospital-a-serve"]["healthcheck"]["test"]
+    for probe in ("startupProbe", "livenessProbe"):
+        assert ["CMD", *server[probe]["exec"]["command"]] == check
+    labels = found["serve"]["metadata"]["labels"]
+    for part in ("send", "train"):  # one node has the volume
+        (rule,) = found[part]["spec"]["affinity"]["podAffinity"].popitem()[1]
+        assert rule["labelSelector"]["matchLabels"] == labels
+
+
+def test_site_of_the_chart_serves_nothing_unless_it_is_told_to_and_by_whom_it_is_asked():
+    assert {component(pod) for pod in pods(rendered(VALUES["site"]))} == {"send"}
+    if not find_spec("helm_python"):
+        pytest.skip("helm_python is not installed")
+    with pytest.raises(Exception, match="/site/serveExpert/from"):
+        rendered({"role": "site", "site": {"serveExpert": {"enabled": True, "from": []}}})
 
 
 def test_coordinator_in_kubernetes_connects_to_nobody_and_shows_its_page_to_monitoring_alone():
@@ -324,11 +389,23 @@ def test_unit_starts_commands_and_takes_its_passphrase_from_a_credential(unit):
             assert (DEPLOYMENT / program).is_file()
 
 
-def test_site_trains_without_a_network_and_listens_on_nothing():
+def test_site_trains_without_a_network_and_listens_only_to_answer_for_its_expert():
     texts = {unit.name: unit.read_text() for unit in UNITS}
     assert "PrivateNetwork=yes" in texts["ddm-site-train.service"]
     assert "SocketBindDeny=any" in texts["ddm-site-submit.service"]
     assert "SocketBindAllow" not in texts["ddm-site-submit.service"]
+    lines = texts["ddm-site-serve-expert.service"].splitlines()
+    assert [line for line in lines if line.startswith(("SocketBind", "IPAddress"))] == [
+        "SocketBindDeny=any",
+        "SocketBindAllow=tcp:8445",
+        "IPAddressDeny=any",
+        "IPAddressAllow=localhost 192.0.2.1",
+    ]
+    root = f"sha256:{'0' * 64}"
+    settings = SiteSettings(name="hospital", root=root, max_epsilon=Decimal(1))
+    site = SiteFolder(Path("/var/lib/ddm-site/hospital"), settings)
+    for kept in (site.images, site.latents):
+        assert f"InaccessiblePaths=-{kept}" in lines
 
 
 # Monitoring and backup

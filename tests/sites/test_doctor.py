@@ -15,9 +15,11 @@ from member import served
 import ddm_fed.doctor
 import sites.transport.fetch
 from coordinator.roster import proposals
-from ddm_fed.records import now
+from ddm_fed.doctor import gigabytes
+from ddm_fed.records import now, read_plan_toml
 from ddm_fed.signing import PLAN_PAYLOAD, seal
 from ddm_fed.storage.files import append_durably
+from ddm_fed.training import training_cost
 from ddm_fed.trust.published import PLAN_FILE
 from sites.workspace import SiteFolder, write_site_settings
 
@@ -252,6 +254,20 @@ def test_server_is_asked_as_a_member_asks_and_its_clock_is_compared(fed, ask, mo
             lines, bad, _ = ask("--from", f"grpcs://127.0.0.1:{port}")
             assert lines["server"]["verdict"] == verdict
             assert "ahead of its clock" in lines["server"]["why"]
+
+
+@pytest.mark.parametrize("part", ["last-1", "lora-8"])
+def test_memory_is_counted_of_the_part_that_the_plan_trains(ask, scratch, part):
+    base = f'"DiT-Nano/2"\nbase = {{ sha256 = "{"0" * 64}", prediction = "velocity" }}'
+    whole = PLAN_TOML.replace('"DiT-Nano/2"', base)
+    said = []
+    for text in (whole, whole.replace("steps = 3", f'steps = 3\ntrainable = "{part}"')):
+        (scratch / "plan.toml").write_text(text)
+        cost = training_cost(read_plan_toml(text), "DiT-Nano/2")
+        why = ask("--plan", scratch / "plan.toml")[0]["memory"]["why"]
+        assert f"in training takes {gigabytes(cost.training_bytes())} by count" in why
+        said.append(cost.training_bytes())
+    assert said[1] < 0.75 * said[0]
 
 
 def test_network_of_a_package_that_is_not_installed_is_a_line_among_the_others(ask, scratch):

@@ -2,10 +2,13 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from commands import Started, done, run
 from federation import Federation
 from held import (
@@ -27,6 +30,7 @@ from held import (
 from ddm_fed.storage.digests import sha256_of
 
 pytestmark = pytest.mark.processes
+COMPOSE = Path(__file__).parents[2] / "examples" / "deployment" / "compose" / "compose.yaml"
 STICKY = ("--strategy", "sticky", "--steps", 3)
 OTHERS = {  # with seeds of their own: a question that another run asked would be free
     "full-guided": ("--strategy", "full", "--steps", 2, "--guidance", 2, "--seed", 1),
@@ -79,6 +83,14 @@ def assert_same_images(one: Path, other: Path) -> None:
             assert first[name].tobytes() == second[name].tobytes(), name
 
 
+def is_healthy(port: int) -> bool:
+    """Returns what the health check of examples/deployment says of a port."""
+    service = yaml.safe_load(COMPOSE.read_text())["services"]["hospital-a-serve"]
+    *_, option, script = service["healthcheck"]["test"]
+    words = [sys.executable, option, script.replace("8445", str(port))]
+    return subprocess.run(words, capture_output=True, timeout=30, check=False).returncode == 0
+
+
 def test_images_are_the_same_bits_as_with_local_weights_and_again_at_no_cost(
     ensembles: Ensembles, scratch: Path
 ):
@@ -101,7 +113,9 @@ def test_images_are_the_same_bits_as_with_local_weights_and_again_at_no_cost(
         again = words(ensembles, ensembles.held, scratch / "again", STICKY, ports)
         done("ddm-coord", *again)
         assert_same_images(scratch / "local-sticky", scratch / "again")
+        assert is_healthy(a.port)  # which is no question
         assert {site: served_lines(fed, site) for site in KEEPING} == before
+    assert not is_healthy(a.port)
 
 
 def test_site_that_is_killed_and_started_again_is_charged_once_and_the_images_are_the_same(

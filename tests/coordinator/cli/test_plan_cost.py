@@ -9,6 +9,8 @@ from coordinator.cli.main import app
 from ddm_fed.errors import OptionError
 from ddm_fed.models import network_cost
 from ddm_fed.models.machines import island_cost
+from ddm_fed.records import read_plan_toml
+from ddm_fed.training import training_cost
 
 PLAN = """
 federation = "cost"
@@ -72,6 +74,48 @@ def test_figures_are_those_that_a_person_would_count(plan):
     assert found["traffic_bytes"] == pytest.approx(2 * 3 / 4 * 2 * network.parameters)
     together = 10_000 * 2 * 31 / 32 * 2 * network.parameters
     assert found["monolith_traffic_bytes"] == pytest.approx(together)
+
+
+def small_plan(part: str) -> str:
+    """Returns a plan that trains a part of a base."""
+    base = f'"DiT-Nano/4"\nbase = {{ sha256 = "{"0" * 64}", prediction = "velocity" }}'
+    text = PLAN.replace('["DiT-S/2", "DiT-Nano/4", "mixture"]', base)
+    return text.replace("steps = 10000", f'steps = 10000\ntrainable = "{part}"')
+
+
+def test_part_of_a_base_takes_memory_and_traffic_of_that_part_alone(tmp_path):
+    path = tmp_path / "plan.toml"
+    path.write_text(small_plan("last-2"))
+    found = facts(path, "--gpus", 4, "--kind", "a100")
+    network = network_cost("DiT-Nano/4", (3, 32, 32))
+    trained = training_cost(read_plan_toml(path.read_text()), "DiT-Nano/4").trained
+    assert 0 < trained < 0.7 * network.parameters
+    # all weights; of what is trained gradients, two moments, two averages
+    assert found["memory_bytes"] == pytest.approx(
+        4 * (network.parameters + 5 * trained) + 16 * network.activation_bytes / 2
+    )
+    assert found["checkpoint_bytes"] == 4 * (network.parameters + 4 * trained)
+    assert found["bundle_bytes"] == 4 * network.parameters
+    assert found["traffic_bytes"] == pytest.approx(2 * 3 / 4 * 2 * trained)
+    refused = run(path, "--shard").exception
+    assert isinstance(refused, OptionError)
+    assert "nothing is divided where a part is trained" in refused.message
+
+
+@pytest.mark.parametrize("part", ["last-2", "lora-8"])
+def test_plan_show_counts_memory_of_the_part_that_the_plan_trains(tmp_path, part):
+    path = tmp_path / "plan.toml"
+    path.write_text(small_plan(part))
+    cost = training_cost(read_plan_toml(path.read_text()), "DiT-Nano/4")
+    shown = CliRunner().invoke(app, ["plan", "show", str(path), "--json"])
+    (row,) = json.loads(shown.stdout)["networks"]
+    assert row["trained_parameters"] == cost.trained < row["parameters"]
+    assert row["training_bytes"] == cost.training_bytes(2) < 0.75 * 6 * row["weights_bytes"]
+    assert row["batch_bytes"] == 64 * cost.activation_bytes + 4 * cost.merged
+    assert (cost.merged > 0) == part.startswith("lora")
+    assert row["bundle_bytes"] > row["weights_bytes"] == 4 * row["parameters"]
+    said = CliRunner().invoke(app, ["plan", "show", str(path)]).output
+    assert "of these alone" in " ".join(said.split())
 
 
 def test_an_island_of_one_accelerator_sends_nothing_while_it_trains(plan):

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 import torch
 from federation import a_plan, paid_for, random_images
+from safetensors.torch import load_file
 
 from ddm_fed.errors import (
     BudgetError,
@@ -30,6 +31,7 @@ from ddm_fed.training import (
     seeded,
     train_expert,
     train_private_expert,
+    training_cost,
 )
 from ddm_fed.training.loop import planned_factor
 from ddm_fed.training.plan_cost import planned_events
@@ -484,6 +486,9 @@ def test_low_rank_run_resumes_with_the_same_bits(tmp_path):
     with pytest.raises(Killed):
         train(tmp_path / "k", plan, ledger=ledger, checkpoint_every_s=0, on_step=kill_after(2))
     assert equal(train(tmp_path / "k", plan, ledger=ledger).state, whole)
+    cost = training_cost(plan, plan.expert.default.architecture)
+    kept = sum(value.nbytes for value in load_file(tmp_path / "k").values())
+    assert kept == cost.checkpoint_bytes(len(plan.training.ema_half_lives))
 
 
 @pytest.mark.usefixtures("all_blocks")

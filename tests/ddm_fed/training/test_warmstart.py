@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ddm_fed.errors import (
     CheckpointError,
@@ -20,10 +22,11 @@ from ddm_fed.errors import (
 )
 from ddm_fed.models import build_network
 from ddm_fed.privacy import ImageSet, Private
-from ddm_fed.progress import Watch
+from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import Plan, read_plan_toml
 from ddm_fed.storage.tensors import write_tensors
-from ddm_fed.training import RunOptions, train_expert
+from ddm_fed.training import RunOptions, TrainedPart, train_expert, training_cost
+from ddm_fed.training.trial_run import plain_trial_run
 from ddm_fed.training.warmstart import in_last_layer
 
 PLAN_SHA256 = "0" * 64
@@ -215,6 +218,17 @@ def test_lora_changes_linear_layers_by_its_rank_and_nothing_else(base, tmp_path)
     assert np.mean(losses[-10:]) < 1.02 * np.mean(losses[:10])
 
 
+def write_as_earlier_versions_did(checkpoint, path) -> None:
+    """Writes the checkpoint of a part with averages of all weights."""
+    with safe_open(checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+        found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    weights = [name.removeprefix("model.") for name in found if name.startswith("model.")]
+    averages = {f"ema10.{name}": found[f"model.{name}"].clone() for name in weights}
+    assert averages.keys() - found.keys()
+    save_file(averages | found, path, metadata)
+
+
 @pytest.mark.parametrize("kind", ["lora-2", "last-1"])
 def test_part_that_was_stopped_goes_on_to_the_same_bits(base, tmp_path, kind):
     path, _ = base
@@ -230,12 +244,86 @@ def test_part_that_was_stopped_goes_on_to_the_same_bits(base, tmp_path, kind):
         train_expert(
             images(), plan, PLAN_SHA256, tmp_path / "cut", options=often, watch=Watch(stop)
         )
+    write_as_earlier_versions_did(tmp_path / "cut", tmp_path / "earlier")
     cut, _ = train(plan, tmp_path / "cut", options=options)
-    assert all(torch.equal(value, cut.state[name]) for name, value in whole.state.items())
+    earlier, _ = train(plan, tmp_path / "earlier", options=options)
+    for name, value in whole.state.items():
+        assert torch.equal(value, cut.state[name])
+        assert torch.equal(value, earlier.state[name])
     changed = {n for n, value in load_file(path).items() if not torch.equal(value, cut.state[n])}
     own = ("blocks.2.", "norm", "modulation", "head") if kind == "last-1" else ("",)
     assert changed
     assert all(name.startswith(own) for name in changed)
+
+
+PARTS = [
+    *(("DiT-Nano/4", kind) for kind in ("all", "last-2", "lora-2")),
+    ("MMDiT-Nano/4", "lora-8"),
+    ("UNet-Nano", "lora-4"),
+]
+
+
+def memory_plan(name: str, kind: str) -> Plan:
+    """A plan of two averages that trains a part of a base."""
+    table = '[expert.base]\nsha256 = "' + "0" * 64 + '"\nprediction = "noise"'
+    plan = part_plan(kind, table, 1, architecture=name)
+    two = plan.training.model_copy(update={"ema_half_lives": (3, 10)})
+    return plan.model_copy(update={"training": two})
+
+
+def memory_of(tensors: list[Tensor]) -> int:
+    """Returns the bytes of tensors, of those that share memory once."""
+    shared = {value.untyped_storage().data_ptr(): value.untyped_storage() for value in tensors}
+    return sum(storage.nbytes() for storage in shared.values())
+
+
+@pytest.mark.parametrize(("name", "kind"), PARTS)
+def test_memory_of_a_training_is_what_its_cost_says(name, kind):
+    plan = memory_plan(name, kind)
+    cost = training_cost(plan, name)
+    with plain_trial_run(plan, plan.expert.default, units=4) as run:
+        run.run_steps(QUIET)
+        learner, state = run._learner, run._learner.optimizer.state
+        trained = list(learner.model.parameters())
+        held = [
+            *learner.model.state_dict().values(),
+            *(value.grad for value in trained),
+            *(state[value][slot] for value in trained for slot in ("exp_avg", "exp_avg_sq")),
+            *(value for average in learner.averages.of.values() for value in average.values()),
+        ]
+        written = load_file(run._checkpoint)
+    assert sum(value.numel() for value in trained) == cost.trained
+    assert memory_of(held) == cost.training_bytes(averages=2)
+    assert sum(value.nbytes for value in written.values()) == cost.checkpoint_bytes(averages=2)
+    whole = build_network(plan.data, plan.expert.default)
+    assert cost.weights_bytes == 4 * sum(value.numel() for value in whole.parameters())
+    if kind != "all":
+        assert cost.training_bytes(2) < 0.8 * cost._replace(
+            trained=cost.parameters, beside=0
+        ).training_bytes(2)
+
+
+@pytest.mark.parametrize(("name", "kind"), PARTS)
+def test_pass_of_a_part_keeps_no_more_than_its_cost_says(name, kind):
+    plan = memory_plan(name, kind)
+    network = build_network(plan.data, plan.expert.default)
+    model = network if kind == "all" else TrainedPart(network, kind)
+    own = [*network.parameters(), *network.buffers(), *model.parameters(), *model.buffers()]
+    known = {value.untyped_storage().data_ptr() for value in own}
+    kept: list[Tensor] = []
+
+    def keep(value: Tensor) -> Tensor:
+        if value.untyped_storage().data_ptr() not in known:
+            kept.append(value)
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        held = model(torch.zeros(2, *plan.data.shape), torch.zeros(2))
+    assert held.shape == (2, *plan.data.shape)
+    cost = training_cost(plan, name)
+    assert memory_of(kept) <= 1.01 * cost.pass_bytes(2)
+    if kind.startswith("lora"):  # sums of weights and products are no small thing
+        assert memory_of(kept) > cost.pass_bytes(2) - cost.pass_bytes(0)
 
 
 @pytest.mark.parametrize(

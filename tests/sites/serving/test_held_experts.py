@@ -22,6 +22,7 @@ from ddm_fed.privacy import describe_held
 from ddm_fed.records import now, read_plan_toml
 from sites.outbox import stages
 from sites.outbox.review_page import PAGE_FILE
+from sites.serving.allowance import Allowance
 from sites.serving.expert import open_held_expert
 
 TEXT = f"""conditioning = "text"
@@ -85,6 +86,17 @@ def test_site_that_keeps_its_weights_refuses_plans_that_ask_for_them(tmp_path: P
     with pytest.raises(BudgetError, match="keep_weights"):
         train(site, fed.trust, random_images(0))
     assert not list((site.path / "private").glob("*/expert.safetensors"))
+
+
+@pytest.mark.parametrize("images", [1, 256])
+def test_question_takes_as_much_of_the_disk_as_the_documentation_says(tmp_path: Path, images: int):
+    allowance = Allowance(tmp_path / "served.jsonl", 10**7)
+    allowance.spent = 10**6 if images > 1 else 0
+    for name in range(3):
+        question = f"{name:064x}"
+        allowance.charge(question, images)
+        allowance.answered(question, question)
+    assert 290 <= (tmp_path / "served.jsonl").stat().st_size / 3 <= 300
 
 
 def test_review_and_bundle_hold_no_weights_and_say_what_answers_tell(held: Federation):

@@ -9,7 +9,7 @@ app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end }}
 
-{{/* Of one pod; `part` is coordinator, train or send. */}}
+{{/* Of one pod; `part` is coordinator, train, send or serve. */}}
 {{- define "ddm.selector" -}}
 app.kubernetes.io/name: ddm-fed
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -39,6 +39,18 @@ nodeSelector: {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.tolerations }}
 tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* A volume of one node only is also one of the pod that stays: what ends has to run beside it. */}}
+{{- define "ddm.beside" -}}
+{{- if .Values.site.serveExpert.enabled -}}
+affinity:
+  podAffinity:
+    requiredDuringSchedulingIgnoredDuringExecution:
+      - topologyKey: kubernetes.io/hostname
+        labelSelector:
+          matchLabels: {{- include "ddm.selector" (dict "root" . "part" "serve") | nindent 12 }}
 {{- end }}
 {{- end }}
 
