@@ -136,6 +136,7 @@ class Study:
             half_life=max(1, min(self.options.ema_half_life, steps // 8)),
         )
 
+    @cache  # noqa: B019  one study a process
     def islands(self, division: str, count: int, seed: int) -> Tensor:
         """Returns the island of every image, `(N,)`."""
         if count == 1:
