@@ -5,7 +5,8 @@ a ChaCha20 of its own, one unit at a time, in float64, by plain back-propagation
 the number and the clip norm that the ledger entry and the plan state, and AdamW written out. Then
 the gradient that reached the optimizer, the weights and their averages are compared with what the
 training has made of them. The first step of every process, the last one and some that nobody can
-foresee are computed again; that every step is taken once, and in its turn, is seen at all of them.
+foresee are computed again; that every step is taken once, and in its turn, and leaves what is not
+trained as it was, is seen at all of them.
 
 What is found depends on private images: it stays at the site. That the proof held is a fact of the
 program, which stops otherwise.
@@ -17,7 +18,7 @@ import json
 import math
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,14 +71,16 @@ class ProvedSteps:
     Attributes:
         steps: In their order.
         largest: The largest deviation, in what is allowed of its kind.
+        still: Digest of the weights that are not trained, since the first step.
     """
 
     steps: tuple[int, ...] = ()
     largest: float = 0.0
+    still: str = ""
 
     def to_json(self) -> str:
         """Returns it as the checkpoint keeps it."""
-        return json.dumps({"steps": self.steps, "largest": self.largest})
+        return json.dumps({"steps": self.steps, "largest": self.largest, "still": self.still})
 
     @classmethod
     def from_json(cls, text: str) -> "ProvedSteps":
@@ -85,7 +88,8 @@ class ProvedSteps:
         if not text:
             return cls()
         found = json.loads(text)
-        return cls(tuple(found["steps"]), float(found["largest"]))
+        # earlier versions kept no digest: the rest of such a training is held against its own
+        return cls(tuple(found["steps"]), float(found["largest"]), str(found.get("still", "")))
 
 
 class ProvedUpdate:
@@ -128,6 +132,10 @@ class ProvedUpdate:
             raise _broken(f"step {step} is taken where step {self._next} is due")
         self._next += 1
         self._require_untouched()
+        still = _still(self._update)
+        if self.proved.still not in ("", still):
+            raise _broken(f"weights that are not trained were changed before step {step}")
+        self.proved = replace(self.proved, still=still)
         if step not in self.chosen:
             loss = self._update.take(step)
             self._left = _fingerprint(self._update)
@@ -135,12 +143,14 @@ class ProvedUpdate:
         state = _State.of(self._update)
         loss = self._update.take(step)
         self._left = _fingerprint(self._update)
+        if _still(self._update) != still:
+            raise _broken(f"step {step} changed weights that are not trained")
         found = self._again(state, step)
         for what, off in found.items():  # the cause comes before what follows from it
             if not off <= 1:
                 raise _broken(f"step {step} is not what its ledger entry says: {what}")
         largest = max(self.proved.largest, *found.values())
-        self.proved = ProvedSteps((*self.proved.steps, step), largest)
+        self.proved = ProvedSteps((*self.proved.steps, step), largest, still)
         return loss
 
     def require_complete(self) -> None:
@@ -345,6 +355,16 @@ def _fingerprint(update: NoisyUpdate) -> bytes:
     for value in tensors:
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.digest()
+
+
+def _still(update: NoisyUpdate) -> str:
+    """Returns what tells whether weights have changed that averages hold and no step trains."""
+    digest = hashlib.blake2b()
+    of = {} if update.averages is None else update.averages.of
+    for average in list(of.values())[:1]:  # the same in each
+        for name in sorted(average.keys() - update.trained.keys()):
+            digest.update(average[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _weight_slack(rate: float, along: Tensor, before: Tensor) -> Tensor:

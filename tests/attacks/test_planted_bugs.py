@@ -905,6 +905,22 @@ OTHER_BUGS = {
 }
 
 
+@pytest.mark.parametrize("step", ["0", "1", "step"])
+def test_step_that_writes_into_weights_that_are_not_trained_stops_the_training(
+    step, tmp_path, monkeypatch
+):
+    plan = a_plan(max_epsilon=PRIVATE + '\ntrainable = "last-1"', steps="steps = 3")
+    changed = "average[name].add_(loss) for average in list(self.averages.of.values())[:1]"
+    changed += " for name in average.keys() - self.trained.keys()"
+    plant(
+        monkeypatch,
+        NoisyUpdate.take,
+        ("    return loss", f"    [{changed} if step == {step}]\n    return loss"),
+    )
+    with pytest.raises(MechanismError, match="not trained"):
+        a_run(tmp_path, plan)
+
+
 @pytest.mark.parametrize("bug", OTHER_BUGS)
 def test_bug_around_the_steps_stops_the_training_by_name(bug, tmp_path, monkeypatch):
     function, change, name = OTHER_BUGS[bug]
