@@ -236,11 +236,35 @@ def edit_measured(base: Path, **fields) -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"count": 61}, {"count": "many"}, {"notes": "no list"}, {"guidance": None}],
+    [
+        *({"count": count} for count in (61, "many", 0, -1, float("inf"), 10**400)),
+        *({"notes": "no list"}, {"guidance": None}, {"guidance": 10**400}),
+    ],
 )
 def test_damaged_summary_is_refused_by_name(made, base, fields):
     edit(base / "samples" / "samples.json", **fields)
     with pytest.raises(DataError, match=r"samples\.json is damaged"):
+        gather_student(made[0], sources(base))
+
+
+def test_latents_are_as_many_as_the_summary_says(made, base):
+    """There are no images whose shape would say so."""
+    archive = base / "samples" / "samples.npz"
+    np.savez(archive, latents=np.zeros((3, 1, 2, 2), np.float32))
+    edit(base / "samples" / "samples.json", count=50_000)
+    with pytest.raises(DataError, match="`count` is 50000, and the samples are"):
+        gather_student(made[0], Sources(samples=base / "samples"))
+    np.savez(archive, latents=np.zeros((0, 1, 2, 2), np.float32))
+    edit(base / "samples" / "samples.json", count=0)
+    with pytest.raises(DataError, match="`count` is 0"):
+        gather_student(made[0], Sources(samples=base / "samples"))
+
+
+def test_figure_that_no_float_holds_is_damage_and_no_traceback(made, base):
+    file = base / "evaluation" / "evaluation.json"
+    results = json.loads(file.read_text())["results"]
+    edit(file, results=results | {"class_mix": {"apart": 10**400}})
+    with pytest.raises(DataError, match=r"evaluation\.json is damaged"):
         gather_student(made[0], sources(base))
 
 
