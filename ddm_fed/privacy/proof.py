@@ -132,9 +132,7 @@ class ProvedUpdate:
             raise _broken(f"step {step} is taken where step {self._next} is due")
         self._next += 1
         self._require_untouched()
-        still = _still(self._update)
-        if self.proved.still not in ("", still):
-            raise _broken(f"weights that are not trained were changed before step {step}")
+        still = self.proved.still or _still(self._update)
         self.proved = replace(self.proved, still=still)
         if step not in self.chosen:
             loss = self._update.take(step)
@@ -167,6 +165,8 @@ class ProvedUpdate:
         """Refuses weights, averages or a memory that something else than a step has changed."""
         if self._left is not None and self._left != _fingerprint(self._update):
             raise _broken(f"weights were changed by something else than a step after {self._next}")
+        if self.proved.still not in ("", _still(self._update)):
+            raise _broken(f"weights that are not trained were changed before step {self._next}")
 
     def _again(self, state: "_State", step: int) -> dict[str, float]:
         """Returns how far off everything is that the step changed; 1 is what is allowed."""
@@ -350,7 +350,7 @@ def _fingerprint(update: NoisyUpdate) -> bytes:
     tensors = [
         *update.trained.values(),
         *(state[slot] for state in kept for slot in ("exp_avg", "exp_avg_sq") if slot in state),
-        *(value for average in of.values() for value in average.values()),
+        *(average[name] for average in of.values() for name in update.trained),
     ]
     for value in tensors:
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
