@@ -23,6 +23,7 @@ EXPECTED = {
     "norm_elementwise_affine": False,
     "norm_type": "ada_norm_zero",
 }
+MOST_PATCHES = 256  # along a side; the largest published ones have 32
 TIME = "norm1.emb.timestep_embedder."
 LEARNED = "its positions, which are a fixed table, are learned from now on"
 LABELS = "norm1.emb.class_embedder.embedding_table.weight"
@@ -46,6 +47,11 @@ def read_dit(folder: Path, data: DataSpec) -> Found:
     if not isinstance(side, int) or side < patch or side % patch:
         shown = printable(repr(side))[:40]
         raise refused(folder, f"`sample_size` {shown} is not a number of patches of {patch} pixels")
+    if side // patch > MOST_PATCHES:  # before its table is made, which has a row for each patch
+        shown = printable(repr(side))[:40]
+        raise refused(
+            folder, f"`sample_size` {shown} is more than {MOST_PATCHES} patches of {patch} pixels"
+        )
     if (side, side) != data.shape[1:]:
         name += f"-grid{side // patch}x{side // patch}"
         notes.append(f"they are stretched from {side} x {side} to the plan's images")

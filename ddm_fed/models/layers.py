@@ -103,7 +103,11 @@ class LearnedPosition(nn.Module):
             return x + self.table
         table = self.table.reshape(*self.known, -1)  # (R, S, D)
         down, across = self.get_buffer("down"), self.get_buffer("across")
-        return x + torch.einsum("rR,sS,RSd->rsd", down, across, table).flatten(0, 1)
+        # in the precision of the table: a sum in bfloat16 would leave all blocks after it in that
+        device = "cpu" if x.is_meta else x.device.type  # meta, which costs are counted on, has none
+        with torch.autocast(device, enabled=False):
+            stretched = torch.einsum("rR,sS,RSd->rsd", down, across, table)
+        return x + stretched.flatten(0, 1)
 
 
 class RotaryPosition(nn.Module):

@@ -5,7 +5,8 @@ a ChaCha20 of its own, one unit at a time, in float64, by plain back-propagation
 the number and the clip norm that the ledger entry and the plan state, and AdamW written out. Then
 the gradient that reached the optimizer, the weights and their averages are compared with what the
 training has made of them. The first step of every process, the last one and some that nobody can
-foresee are computed again; that every step is taken once, and in its turn, is seen at all of them.
+foresee are computed again; that every step is taken once, and in its turn, and leaves what is not
+trained as it was, is seen at all of them.
 
 What is found depends on private images: it stays at the site. That the proof held is a fact of the
 program, which stops otherwise.
@@ -17,7 +18,7 @@ import json
 import math
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,14 +71,16 @@ class ProvedSteps:
     Attributes:
         steps: In their order.
         largest: The largest deviation, in what is allowed of its kind.
+        still: Digest of the weights that are not trained, since the first step.
     """
 
     steps: tuple[int, ...] = ()
     largest: float = 0.0
+    still: str = ""
 
     def to_json(self) -> str:
         """Returns it as the checkpoint keeps it."""
-        return json.dumps({"steps": self.steps, "largest": self.largest})
+        return json.dumps({"steps": self.steps, "largest": self.largest, "still": self.still})
 
     @classmethod
     def from_json(cls, text: str) -> "ProvedSteps":
@@ -85,7 +88,8 @@ class ProvedSteps:
         if not text:
             return cls()
         found = json.loads(text)
-        return cls(tuple(found["steps"]), float(found["largest"]))
+        # earlier versions kept no digest: the rest of such a training is held against its own
+        return cls(tuple(found["steps"]), float(found["largest"]), str(found.get("still", "")))
 
 
 class ProvedUpdate:
@@ -128,6 +132,8 @@ class ProvedUpdate:
             raise _broken(f"step {step} is taken where step {self._next} is due")
         self._next += 1
         self._require_untouched()
+        still = self.proved.still or _still(self._update)
+        self.proved = replace(self.proved, still=still)
         if step not in self.chosen:
             loss = self._update.take(step)
             self._left = _fingerprint(self._update)
@@ -135,12 +141,14 @@ class ProvedUpdate:
         state = _State.of(self._update)
         loss = self._update.take(step)
         self._left = _fingerprint(self._update)
+        if _still(self._update) != still:
+            raise _broken(f"step {step} changed weights that are not trained")
         found = self._again(state, step)
         for what, off in found.items():  # the cause comes before what follows from it
             if not off <= 1:
                 raise _broken(f"step {step} is not what its ledger entry says: {what}")
         largest = max(self.proved.largest, *found.values())
-        self.proved = ProvedSteps((*self.proved.steps, step), largest)
+        self.proved = ProvedSteps((*self.proved.steps, step), largest, still)
         return loss
 
     def require_complete(self) -> None:
@@ -157,6 +165,8 @@ class ProvedUpdate:
         """Refuses weights, averages or a memory that something else than a step has changed."""
         if self._left is not None and self._left != _fingerprint(self._update):
             raise _broken(f"weights were changed by something else than a step after {self._next}")
+        if self.proved.still not in ("", _still(self._update)):
+            raise _broken(f"weights that are not trained were changed before step {self._next}")
 
     def _again(self, state: "_State", step: int) -> dict[str, float]:
         """Returns how far off everything is that the step changed; 1 is what is allowed."""
@@ -340,11 +350,21 @@ def _fingerprint(update: NoisyUpdate) -> bytes:
     tensors = [
         *update.trained.values(),
         *(state[slot] for state in kept for slot in ("exp_avg", "exp_avg_sq") if slot in state),
-        *(value for average in of.values() for value in average.values()),
+        *(average[name] for average in of.values() for name in update.trained),
     ]
     for value in tensors:
         digest.update(value.detach().cpu().contiguous().numpy().tobytes())
     return digest.digest()
+
+
+def _still(update: NoisyUpdate) -> str:
+    """Returns what tells whether weights have changed that averages hold and no step trains."""
+    digest = hashlib.blake2b()
+    of = {} if update.averages is None else update.averages.of
+    for average in list(of.values())[:1]:  # the same in each
+        for name in sorted(average.keys() - update.trained.keys()):
+            digest.update(average[name].detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _weight_slack(rate: float, along: Tensor, before: Tensor) -> Tensor:

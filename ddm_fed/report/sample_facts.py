@@ -33,7 +33,10 @@ from ddm_fed.storage.files import read_bounded
 Arrays = dict[str, NDArray[Any]]
 ARCHIVE = "samples.npz"
 MAX_SUMMARY_BYTES = 16 << 20  # it may hold every prompt
-DAMAGED = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
+DAMAGED = (
+    *(KeyError, TypeError, ValueError, AttributeError, IndexError),
+    *(ArithmeticError, RecursionError),  # numbers that no float holds, lists in lists
+)
 AGAIN = "draw the samples again with `ddm-coord sample`, into a new folder"
 
 
@@ -161,6 +164,9 @@ def _damaged(file: Path, error: Exception) -> DataError:
 def _common(verified: Sampled, found: _Folder) -> dict[str, Any]:
     """Returns the fields of `SampleFacts`."""
     summary, count = found.summary, int(found.summary["count"])
+    held = {len(values) for values in found.arrays.values()}
+    if count < 1 or held != {count}:
+        raise ValueError(f"`count` is {count}, and the samples are {sorted(held)}")
     shape = (count, *verified.trust.plan.data.pixel_shape)
     return {
         "sha256": found.sha256,

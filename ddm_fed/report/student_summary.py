@@ -59,6 +59,11 @@ def promises(facts: StudentFacts) -> list[str]:
             f"What members released with noise has at most {bound}. The student has no epsilon of "
             f"its own, because something of {names} was made without noise."
         )
+    elif not promised.post_processing:
+        sentences.append(
+            f"Everything that members sent was made with noise, and has at most {bound}. The "
+            "student has no epsilon of its own: given images may be those of a member."
+        )
     else:
         sentences.append(
             "Everything that members sent was made with noise, so towards each of them the "
@@ -108,7 +113,13 @@ def teaching(facts: StudentFacts) -> list[tuple[str, str]]:
 def limits(facts: StudentFacts) -> list[str]:
     """Returns what the facts do not say, and where their use ends."""
     samples, made = facts.samples, facts.verified.record.distillation
-    own = [
+    own = list[str]()
+    if not facts.verified.record.privacy.post_processing:
+        own.append(
+            f"What it learnt of the {made.images:,} given images has no bound: give the student "
+            "only to those who may see these images, and treat samples as if they could show one."
+        )
+    own += [
         "A student says nearly what its ensemble says. How much it lost, an evaluation of the "
         "samples of both shows, by the same real images.",
         "No sample of it belongs to a site, so nobody can count whether small sites are heard.",

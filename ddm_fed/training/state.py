@@ -86,6 +86,11 @@ class RunIdentity:
     known_sha256: str = ""
     extends_sha256: str = ""
 
+    @property
+    def architecture(self) -> str:
+        """The name of its network, with which a design begins."""
+        return self.design.partition(",")[0]
+
 
 @dataclass
 class Learner:
@@ -245,14 +250,8 @@ def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) ->
                 f"{path} has {step} of the plan's {plan.training.steps} steps behind it",
                 hint="finish the training first",
             )
-        prefix = f"ema{half_life}."
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118
-        state = {name.removeprefix(prefix): file.get_tensor(name) for name in names}
-        for name in file.keys():  # noqa: SIM118
-            own = name.removeprefix("model.")
-            if own != name and own not in state:  # no step changed it: it has no average
-                state[own] = file.get_tensor(name)
-        state = full_weights(state)  # of the whole network, whatever part was trained
+        # of the whole network, whatever part was trained
+        state = full_weights(_average(file, half_life, plan, run))
         if run.noise and ProvedSteps.from_json(run.proved).steps[-1:] != (step - 1,):
             raise CheckpointError(
                 f"{path} is of a training with noise whose steps were not computed again",
@@ -275,6 +274,28 @@ def read_trained(path: Path, plan: Plan, *, ema_half_life: int | None = None) ->
         ema_half_life=half_life,
     )
     return TrainedExpert(state, facts, run.noise, run.origin, run.proved)
+
+
+def _average(file: Any, half_life: int, plan: Plan, run: RunIdentity) -> dict[str, Tensor]:
+    """Returns an average of every weight that was trained, and the weights that were left.
+
+    Raises:
+        ValueError: one is missing. What a trained weight was at the last step is another value than
+            its average, and nobody chose it.
+    """
+    sgd = plan.privacy.sgd if run.noise else None  # a student has none, whatever its plan has
+    kind = plan.training.trainable if sgd is None else sgd.trainable
+    with torch.device("meta"):
+        network = build_network(plan.data, plan.expert.design(run.architecture))
+        part = None if kind == "all" and not run.noise else TrainedPart(network, kind)
+    still = frozenset[str]() if part is None else part.still
+    keys = {
+        name: f"model.{name}" if name in still else f"ema{half_life}.{name}"
+        for name in (part or network).state_dict()
+    }
+    if lost := sorted(set(keys.values()) - set(file.keys())):
+        raise ValueError(f"it lacks {len(lost)} weights or averages, {lost[0]} the first")
+    return {name: file.get_tensor(key) for name, key in keys.items()}
 
 
 def choose_half_life(plan: Plan, wanted: int | None) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import time
 from typing import Any, NamedTuple, cast
 
-from ddm_fed.errors import OptionError, StateError
+from ddm_fed.errors import DdmFedError, OptionError, StateError, printable
 from ddm_fed.progress import StepReport, Watch
 from sites.train.shown import require_private, scalars_of, shown_by
 
@@ -69,7 +69,8 @@ def shown_in_mlflow(
         parameters: Of the run, by name; public ones only.
         watch: Told as well.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with _in_our_words():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with shown_by(_Run(folder, name, parameters), watch) as shown:
         yield shown
 
@@ -108,7 +109,8 @@ class _Run:
             key = experiment.experiment_id
         else:
             key = client.create_experiment(EXPERIMENT, artifact_location=NO_ARTIFACTS)
-            (self._folder / key).chmod(0o700)
+        # of one that is there already, too: MLflow's own programs leave it open to everybody
+        (self._folder / key).chmod(0o700)
         newest = "attributes.start_time DESC"
         named = f"attributes.run_name = '{self._name}'"
         for run in client.search_runs([key], named, max_results=1, order_by=[newest]):
@@ -128,31 +130,35 @@ class _Run:
 class _Library(NamedTuple):
     MlflowClient: Any
     Metric: Any
-    MlflowException: Any
 
 
 def _library() -> _Library:
     os.environ.update(ENVIRONMENT)
     try:
         from mlflow.entities import Metric
-        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
     except ImportError as error:
         raise StateError(
             f"MLflow cannot be imported ({error}), and --mlflow needs it",
             hint="pip install 'ddm-fed[mlflow]'",
         ) from None
-    return _Library(MlflowClient, Metric, MlflowException)
+    return _Library(MlflowClient, Metric)
 
 
 @contextmanager
 def _in_our_words() -> Iterator[None]:
-    """Raises what MLflow refuses, such as a step of a run that was deleted in its window."""
+    """Raises what MLflow refuses, such as a step of a run that was deleted in its window.
+
+    Its files raise bare exceptions where a folder is gone, and what the operating system raises
+    where a disk is full.
+    """
     try:
         yield
-    except _library().MlflowException as error:
+    except DdmFedError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever its files raise
         raise StateError(
-            f"MLflow does not take the training: {error}",
+            f"MLflow does not take the training: {printable(str(error))}",
             hint="run the same command again with another folder for --mlflow: the training goes "
             "on from its checkpoint",
         ) from None

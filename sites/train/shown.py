@@ -6,7 +6,7 @@ weights have, and samples of an unfinished expert are nobody's release.
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -42,8 +42,11 @@ def shown_by(writer: Writer, watch: Watch) -> Iterator[Watch]:
 
     try:
         yield replace(watch, on_step=on_step)
-    finally:
-        writer.close()
+    except BaseException:
+        with suppress(Exception):  # why the training ended is said, not what follows from it
+            writer.close()
+        raise
+    writer.close()
 
 
 def require_private(option: str, folder: Path, site: Path) -> None:

@@ -67,6 +67,7 @@ A = SITES[0]
 # the gradient is never shortened after its noise, which would undo what is multiplied into it
 PLAN = a_plan(max_epsilon=PRIVATE, steps="steps = 3\nclip_norm = 100000")
 SHORTENING = a_plan(max_epsilon=PRIVATE)
+PART = a_plan(max_epsilon=PRIVATE + '\ntrainable = "last-1"', steps="steps = 3")
 SECRET = Randomness.for_tests(4)
 
 
@@ -884,6 +885,15 @@ OTHER_BUGS = {
         ),
         "changed by something else than a step",
     ),
+    "weights that are not trained and change after the last proof": (
+        PrivateRun.run_steps,
+        (
+            'complete = replace(self.run, secret="", ',
+            "next(iter(self._part.buffers())).add_(self._images.images.mean())\n"
+            '        complete = replace(self.run, secret="", ',
+        ),
+        "not trained were changed",
+    ),
     "weights that are changed between two steps": (
         PrivateRun._steps,
         (
@@ -905,12 +915,27 @@ OTHER_BUGS = {
 }
 
 
+@pytest.mark.parametrize("step", ["0", "1", "step"])
+def test_step_that_writes_into_weights_that_are_not_trained_stops_the_training(
+    step, tmp_path, monkeypatch
+):
+    changed = "average[name].add_(loss) for average in list(self.averages.of.values())[:1]"
+    changed += " for name in average.keys() - self.trained.keys()"
+    plant(
+        monkeypatch,
+        NoisyUpdate.take,
+        ("    return loss", f"    [{changed} if step == {step}]\n    return loss"),
+    )
+    with pytest.raises(MechanismError, match="not trained"):
+        a_run(tmp_path, PART)
+
+
 @pytest.mark.parametrize("bug", OTHER_BUGS)
 def test_bug_around_the_steps_stops_the_training_by_name(bug, tmp_path, monkeypatch):
     function, change, name = OTHER_BUGS[bug]
     plant(monkeypatch, function, change)
     with pytest.raises(MechanismError, match=name):
-        a_run(tmp_path, SHORTENING if "rate" in bug else PLAN)
+        a_run(tmp_path, PART if "not trained" in bug else SHORTENING if "rate" in bug else PLAN)
 
 
 def test_training_that_was_refused_is_not_tried_again_until_it_passes(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from ddm_fed.embedding.public_weights import import_torchvision
 from ddm_fed.errors import CheckpointError, DataError, ValuesError
+from ddm_fed.export import base_dit
 from ddm_fed.export.base_file import Learned, write_base
 from ddm_fed.flows import ClassCondition, path_named, velocity
 from ddm_fed.models import build_network, network_named
@@ -315,6 +316,18 @@ def test_transformer_that_is_no_network_of_the_plan_is_refused(
     with pytest.raises(DataError) as caught:
         write_base(folder, tmp_path / "base", images_of(classes=classes))
     assert named in str(caught.value)
+
+
+@pytest.mark.parametrize("side", [10**9, 514, "8", None, 2.5])
+def test_transformer_of_a_size_that_no_grid_has_is_refused_before_it_is_made(
+    saved_dit, tmp_path, monkeypatch, side
+):
+    _, folder = saved_dit()
+    file = folder / "transformer" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"sample_size": side}))
+    monkeypatch.setattr(base_dit, "load_network", lambda *_: pytest.fail("it is made"))
+    with pytest.raises(DataError, match="`sample_size`"):
+        write_base(folder, tmp_path / "base", images_of(classes=("a", "b")))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
+from ddm_fed.models import network_cost
 from ddm_fed.models.layers import LearnedPosition, PositionEmbedding, RotaryPosition
 from ddm_fed.models.registry import network_named
 from ddm_fed.records import DitArchitecture, Grid, MmditArchitecture, parse_architecture
@@ -55,6 +56,24 @@ def test_learned_codes_are_stretched_as_torch_stretches_an_image(size):
     expected = interpolate(image, size, mode="bilinear", align_corners=False)[0]
     found = position(torch.zeros(1, size[0] * size[1], 5))[0]
     assert torch.allclose(found, expected.flatten(1).T, atol=1e-6)
+
+
+def test_stretched_codes_are_added_in_full_precision_under_autocast():
+    x = normal(36, 1, 16, 8).bfloat16()
+    plain, stretched = LearnedPosition(4, 4, 8), LearnedPosition(4, 4, 8, Grid(2, 2))
+    stretched.table.data = normal(37, 4, 8)
+    expected = stretched(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert plain(x).dtype == torch.float32
+        assert torch.equal(stretched(x), expected)
+    assert expected.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cost_of_a_stretched_network_is_counted(name):
+    stretched, small = network_cost(f"{name}-grid4x4", (1, 16, 16)), network_cost(name, (1, 8, 8))
+    assert stretched.parameters == small.parameters
+    assert stretched.flops_per_image > small.flops_per_image
 
 
 def test_every_third_token_is_where_a_token_of_the_grid_is():

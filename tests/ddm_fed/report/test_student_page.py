@@ -235,11 +235,36 @@ def edit_measured(base: Path, **fields) -> None:
 
 
 @pytest.mark.parametrize(
-    "fields", [{"count": 61}, {"count": "many"}, {"notes": "no list"}, {"guidance": None}]
+    "fields",
+    [
+        *({"count": count} for count in (61, "many", 0, -1, float("inf"), 10**400)),
+        *({"notes": "no list"}, {"guidance": None}, {"guidance": 10**400}),
+    ],
 )
 def test_damaged_summary_is_refused_by_name(made, base, fields):
     edit(base / "samples" / "samples.json", **fields)
     with pytest.raises(DataError, match=r"samples\.json is damaged"):
+        gather_student(made[0], sources(base))
+
+
+def test_latents_are_as_many_as_the_summary_says(made, base):
+    """There are no images whose shape would say so."""
+    archive = base / "samples" / "samples.npz"
+    np.savez(archive, latents=np.zeros((3, 1, 2, 2), np.float32))
+    edit(base / "samples" / "samples.json", count=50_000)
+    with pytest.raises(DataError, match="`count` is 50000, and the samples are"):
+        gather_student(made[0], Sources(samples=base / "samples"))
+    np.savez(archive, latents=np.zeros((0, 1, 2, 2), np.float32))
+    edit(base / "samples" / "samples.json", count=0)
+    with pytest.raises(DataError, match="`count` is 0"):
+        gather_student(made[0], Sources(samples=base / "samples"))
+
+
+def test_figure_that_no_float_holds_is_damage_and_no_traceback(made, base):
+    file = base / "evaluation" / "evaluation.json"
+    results = json.loads(file.read_text())["results"]
+    edit(file, results=results | {"class_mix": {"apart": 10**400}})
+    with pytest.raises(DataError, match=r"evaluation\.json is damaged"):
         gather_student(made[0], sources(base))
 
 
@@ -268,8 +293,8 @@ def test_student_of_experts_without_noise_says_whose_images_it_may_remember(made
     assert "differential-privacy" not in model_card(facts, "other").decode()
 
 
-def test_student_of_experts_with_noise_has_their_epsilon(made):
-    facts = gather_student(made[0], Sources())
+def with_noise(facts):
+    """Returns facts of a student all of whose members trained with noise."""
     members = tuple(
         replace(
             member,
@@ -279,7 +304,12 @@ def test_student_of_experts_with_noise_has_their_epsilon(made):
         )
         for member in facts.members
     )
-    private = replace(facts, members=members)
+    return replace(facts, members=members)
+
+
+def test_student_of_experts_with_noise_has_their_epsilon(made):
+    facts = gather_student(made[0], Sources())
+    private = with_noise(facts)
     text = Page(student_page(private)).text
     assert line(private, "Privacy").state == "holds"
     assert "the student has at most epsilon 2.0000 at delta 0.00001, for one image" in text
@@ -302,6 +332,17 @@ def test_student_of_given_images_says_that_nothing_is_promised_of_them(distilled
     assert "small ones may hardly be heard" in page.text
     assert "--data IMAGES.npz" in facts.distill_command
     assert "aaaa" in model_card(facts, "other").decode()
+    private = with_noise(facts)
+    for each in (facts, private):  # whatever its members promise
+        assert line(each, "Privacy").state == "look"
+        card, words = model_card(each, "other").decode(), Page(student_page(each)).text
+        assert "differential-privacy" not in card
+        assert "No images of sites were pooled" not in card
+        assert "It learnt from 9 images that the coordinator had, too." in card
+        for text in (card, words):
+            assert "the student has at most" not in text
+            assert "The student has no epsilon of its own" in text
+            assert "What it learnt of the 9 given images has no bound" in text
 
 
 # the command

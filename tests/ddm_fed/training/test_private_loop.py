@@ -6,7 +6,8 @@ from decimal import Decimal
 import pytest
 import torch
 from federation import a_plan, paid_for, random_images
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from ddm_fed.errors import (
     BudgetError,
@@ -489,6 +490,19 @@ def test_low_rank_run_resumes_with_the_same_bits(tmp_path):
     cost = training_cost(plan, plan.expert.default.architecture)
     kept = sum(value.nbytes for value in load_file(tmp_path / "k").values())
     assert kept == cost.checkpoint_bytes(len(plan.training.ema_half_lives))
+
+
+def test_weight_that_is_not_trained_and_changes_while_nothing_runs_is_noticed(tmp_path):
+    plan, ledger, path = private_plan(SGD + 'trainable = "lora-2"'), Ledger(), tmp_path / "k"
+    with pytest.raises(Killed):
+        train(path, plan, ledger=ledger, checkpoint_every_s=0, on_step=kill_after(2))
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    tensors["model.embed/weight"] += 0.01
+    save_file(tensors, path, metadata)
+    with pytest.raises(MechanismError, match="not trained were changed"):
+        train(path, plan, ledger=ledger)
 
 
 @pytest.mark.usefixtures("all_blocks")

@@ -25,7 +25,13 @@ from ddm_fed.privacy import ImageSet, Private
 from ddm_fed.progress import QUIET, Watch
 from ddm_fed.records import Plan, read_plan_toml
 from ddm_fed.storage.tensors import write_tensors
-from ddm_fed.training import RunOptions, TrainedPart, train_expert, training_cost
+from ddm_fed.training import (
+    RunOptions,
+    TrainedPart,
+    read_trained,
+    train_expert,
+    training_cost,
+)
 from ddm_fed.training.trial_run import plain_trial_run
 from ddm_fed.training.warmstart import in_last_layer
 
@@ -254,6 +260,30 @@ def test_part_that_was_stopped_goes_on_to_the_same_bits(base, tmp_path, kind):
     own = ("blocks.2.", "norm", "modulation", "head") if kind == "last-1" else ("",)
     assert changed
     assert all(name.startswith(own) for name in changed)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [
+        ("all", ["ema10.head.weight"]),
+        ("last-1", ["ema10.head/weight"]),
+        ("last-1", ["ema10.head/weight", "exp_avg.head/weight", "exp_avg_sq.head/weight"]),
+        ("last-1", ["model.embed/weight"]),
+        ("last-1", ["ema10.head/weight", "model.head/weight"]),
+        ("lora-2", ["ema10.head/weight::up"]),
+        ("lora-2", ["ema10.head/weight::up", "ema10.head/weight::down"]),
+    ],
+)
+def test_checkpoint_without_an_average_of_a_trained_weight_is_refused(base, tmp_path, kind, lost):
+    path, _ = base
+    plan, options = part_plan(kind, base_table(path), 1), replace(OPTIONS, base=path)
+    train(plan, tmp_path / "run", options=options)
+    with safe_open(tmp_path / "run", framework="pt") as file:
+        kept = {key: file.get_tensor(key) for key in file.keys() if key not in lost}  # noqa: SIM118
+        save_file(kept, tmp_path / "damaged", file.metadata())
+    with pytest.raises(CheckpointError, match=r"it lacks \d weights or averages"):
+        read_trained(tmp_path / "damaged", plan)
+    assert read_trained(tmp_path / "run", plan).state.keys()
 
 
 PARTS = [

@@ -1,6 +1,7 @@
 """`ddm-site train --mlflow`: what is written, where, and that none of it goes anywhere."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,50 @@ def test_steps_taken_again_are_shown_once_and_a_new_training_is_a_new_run(tmp_pa
     client.delete_experiment(found[0].info.experiment_id)
     with pytest.raises(StateError, match="MLflow does not take the training"):
         take([3], 3.0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("environment")
+def test_experiment_that_others_could_read_is_closed_to_them(tmp_path):
+    pytest.importorskip("mlflow")
+    for _ in range(2):
+        with shown_in_mlflow(tmp_path / "runs", "hospital-a", {}, QUIET) as watch:
+            watch.on_step(StepReport(1, 1, 0.5))
+        _, found = runs_of(tmp_path / "runs")
+        experiment = tmp_path / "runs" / found[0].info.experiment_id
+        assert experiment.stat().st_mode & 0o777 == 0o700
+        experiment.chmod(0o755)  # as MLflow's own programs make it
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("environment")
+def test_what_ended_a_training_is_said_and_not_that_its_folder_is_gone(tmp_path):
+    pytest.importorskip("mlflow")
+
+    def show(ending):
+        with shown_in_mlflow(tmp_path / "runs", "hospital-a", {}, QUIET) as watch:
+            watch.on_step(StepReport(1, 3, 0.5))
+            shutil.rmtree(tmp_path / "runs")
+            ending(watch)
+
+    def interrupt(watch):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        show(interrupt)
+    for ending in (lambda watch: watch.on_step(StepReport(2, 3, 0.5)), lambda watch: None):
+        with pytest.raises(StateError, match="MLflow does not take the training"):
+            show(ending)
+
+
+@pytest.mark.usefixtures("environment")
+def test_folder_that_cannot_be_made_is_said_with_what_to_do(tmp_path):
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(StateError, match="MLflow does not take the training"),
+        shown_in_mlflow(tmp_path / "file" / "runs", "hospital-a", {}, QUIET),
+    ):
+        pass
 
 
 # Without what tells MLflow that it is being tested: it would be silent by itself.
