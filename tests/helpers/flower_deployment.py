@@ -318,17 +318,25 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployment(path: Path) -> Iterator[Deployment]:
-    """Yields a running SuperLink behind its edge; everything is stopped afterwards."""
+def deployment(path: Path, *, forked: bool = False) -> Iterator[Deployment]:
+    """Yields a running SuperLink behind its edge; everything is stopped afterwards.
+
+    Args:
+        path: Its folder.
+        forked: Whether Flower's programs are forks of one process; see `flower_programs`.
+    """
     path.mkdir(exist_ok=True)
     write_tls(path)
     found = Deployment(path)
     with tempfile.TemporaryDirectory() as short:  # the address of a socket has a hundred characters
-        address = Path(short) / "forks"
-        flower_programs.write_programs(path / "bin", str(address))
         try:
-            found.start("programs", sys.executable, flower_programs.__file__, address)
-            found.wait_for(address.exists, "programs")
+            if forked:
+                address = Path(short) / "forks"
+                flower_programs.write_programs(path / "bin", str(address))
+                found.start("programs", sys.executable, flower_programs.__file__, address)
+                found.wait_for(address.exists, "programs")
+            else:
+                make_programs(path / "bin")
             found.start_superlink()
             yield found
         finally:
