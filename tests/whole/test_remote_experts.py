@@ -135,7 +135,7 @@ def test_site_that_is_killed_and_started_again_is_charged_once_and_the_images_ar
         assert sampling.poll() is None, "it ended before the kill"
         with serving(fed, A, a.port) as again:
             assert again.left == EVALUATIONS - charged(fed, A)
-            assert sampling.wait(120) == 0, sampling.said
+            assert sampling.wait(120) == 0, sampling.said()
     sampling.stdout.close()
     assert_same_images(scratch / "local", scratch / "held")
     calls = json.loads((scratch / "held" / "samples.json").read_text())["expert_calls"]
