@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
@@ -22,6 +23,14 @@ from packaging.utils import canonicalize_name
 
 PROJECT = loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 OURS = "ddm-fed"
+# what the commands of roles import most, where it is installed
+OF_ROLES = (
+    "cryptography.x509",
+    "opendp.measurements",
+    "scipy.stats",
+    "sklearn.datasets",
+    "torch._dynamo",  # an optimizer imports it: three seconds
+)
 
 
 def requirements_of(name: str, extra: str) -> list[Requirement]:
@@ -111,8 +120,9 @@ def serve(extras: list[str]) -> None:
     hide(left_out(extras))
     for name in ("pydantic", "safetensors.torch", "typer"):  # of the base, and so of all
         import_module(name)
-    if "site" in extras:
-        import_module("torch._dynamo")  # an optimizer imports it: three seconds
+    for name in OF_ROLES if extras in (["site"], ["coordinator"]) else ():
+        with suppress(ModuleNotFoundError):  # as each command of the role would find it
+            import_module(name)
     gc.freeze()
     for line in sys.stdin:
         folder, *words = json.loads(line)
