@@ -18,10 +18,6 @@ from time import monotonic, sleep
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")  # before anything can import flwr
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 
-from coordinator.inbox.flower_pull import Answer, Ask, Event, Talk, Visit
-from coordinator.inbox.upload import Uploads
-from coordinator.workspace import CoordinatorFolder
-from ddm_fed.errors import ExchangeError, StateError
 from ddm_fed.exchange.flower import (
     ANSWER,
     DATA,
@@ -31,13 +27,18 @@ from ddm_fed.exchange.flower import (
     missing_flower,
     require_flower,
 )
-from ddm_fed.records import BundleState
 
-try:
+try:  # before what takes seconds to import
     from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
     from flwr.serverapp import Grid, ServerApp
 except ModuleNotFoundError:
     raise missing_flower() from None
+
+from coordinator.inbox.flower_pull import Answer, Ask, Event, Talk, Visit
+from coordinator.inbox.upload import Uploads
+from coordinator.workspace import CoordinatorFolder
+from ddm_fed.errors import ExchangeError, StateError
+from ddm_fed.records import BundleState
 
 POLL_S = 0.25
 BACKOFF_S = (1.0, 2.0, 5.0, 10.0)

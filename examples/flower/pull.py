@@ -7,6 +7,7 @@ with 1. A run that has not started within `--start-s` seconds is stopped.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -21,7 +22,7 @@ QUIET = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1", "NO_CO
 AT_ONCE = {
     "PYTHONUNBUFFERED": "1"
 }  # into a pipe, Python keeps lines back until it has 8 KiB of them
-PAUSE_S, START_S, NEWS_S, ASK_S = 2.0, 120.0, 10.0, 60.0
+PAUSE_S, LONGEST_S, START_S, NEWS_S, ASK_S = 2.0, 10.0, 120.0, 10.0, 60.0
 FAILED = "error: the run could not be started; the lines above say why\n"
 NOT_STARTED = """\
 error: run {run_id} was still {status} after {seconds:.0f} s and is stopped: the SuperLink could not
@@ -72,9 +73,9 @@ class Pull:
 
     def finish(self) -> int:
         """Waits until the SuperLink calls the run finished; returns the exit status."""
-        begun, started = time.monotonic(), False
+        begun, started, waited = time.monotonic(), False, 0.0
         while True:
-            time.sleep(PAUSE_S)
+            self._pause(waited)
             waited = time.monotonic() - begun
             if not self._run_id:
                 if self._process.poll() is not None and not self._reader.is_alive():
@@ -103,6 +104,21 @@ class Pull:
                     else f"waiting for the SuperLink to start the app, until {self._start_s:.0f} s"
                 )
             )
+
+    def _pause(self, waited: float) -> None:
+        """Pauses before the next question, for longer the longer the run has taken.
+
+        Each question is a `flwr` of its own, which computes for a second. `flwr run` ends with the
+        run, and is then not waited for.
+        """
+        pause = min(max(PAUSE_S, waited / 4), LONGEST_S)
+        if waited < self._start_s:
+            pause = min(pause, max(PAUSE_S, self._start_s - waited))
+        if self._process.poll() is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(pause)
+        else:
+            time.sleep(PAUSE_S)
 
     def _say(self, news: str) -> None:
         """Writes what it waits for, where nothing was written for a while."""

@@ -260,6 +260,7 @@ def _become(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    sys.path[1:1] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
     if most is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     signal.signal(signal.SIGINT, signal.default_int_handler)

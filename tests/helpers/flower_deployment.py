@@ -10,11 +10,13 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import flower_programs
 import httpx
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -27,19 +29,6 @@ APP = ROOT / "examples" / "flower" / "app"
 SUPERVISE, PULL = APP.parent / "supervise.py", APP.parent / "pull.py"
 STOP_S = 10
 PROGRAMS_S = 150
-# `flwr supernode register` for several, in one process: its imports take seconds. The test of the
-# README runs the command itself.
-REGISTER = """
-import sys
-from flwr.cli.app import app
-
-for name in sys.argv[1:]:
-    try:
-        app(["supernode", "register", f"{name}.pub", "--name", name, "--format", "json"])
-    except SystemExit as ended:
-        if ended.code:
-            raise
-"""
 
 
 def make_programs(folder: Path) -> Path:
@@ -205,11 +194,8 @@ class Deployment:
 
     def cli(self, *words: object, port: int | None = None) -> subprocess.CompletedProcess:
         """Runs `flwr`, by default as the operator on the coordinator's machine."""
-        return self._flwr(str(self.path / "bin" / "flwr"), *map(str, words), port=port)
-
-    def _flwr(self, *command: str, port: int | None = None) -> subprocess.CompletedProcess:
         return subprocess.run(
-            command,
+            [self.program("flwr"), *map(str, words)],
             env=self.configure("operator", port or self.superlink_port),
             cwd=self.path,
             stdin=subprocess.DEVNULL,
@@ -267,16 +253,12 @@ class Deployment:
 
     def register(self, *names: str) -> None:
         """Makes a key for each site, and registers it under the site's name."""
-
         for name in names:
             write_node_key(self.path, name)
-        done = self._flwr(sys.executable, "-c", REGISTER, *names)
-        assert done.returncode == 0, done.stdout + done.stderr
-        left, decoder = done.stdout.strip(), json.JSONDecoder()
-        for name in names:
-            told, end = decoder.raw_decode(left)
-            self.node_ids[name], left = str(told["node-id"]), left[end:].strip()
-        assert not left
+            words = ("supernode", "register", f"{name}.pub", "--name", name, "--format", "json")
+            done = self.cli(*words)
+            assert done.returncode == 0, done.stdout + done.stderr
+            self.node_ids[name] = str(json.loads(done.stdout)["node-id"])
 
     def start_node(
         self,
@@ -336,14 +318,26 @@ class Deployment:
 
 
 @contextlib.contextmanager
-def deployment(path: Path) -> Iterator[Deployment]:
-    """Yields a running SuperLink behind its edge; everything is stopped afterwards."""
+def deployment(path: Path, *, forked: bool = False) -> Iterator[Deployment]:
+    """Yields a running SuperLink behind its edge; everything is stopped afterwards.
+
+    Args:
+        path: Its folder.
+        forked: Whether Flower's programs are forks of one process; see `flower_programs`.
+    """
     path.mkdir(exist_ok=True)
-    make_programs(path / "bin")
     write_tls(path)
     found = Deployment(path)
-    try:
-        found.start_superlink()
-        yield found
-    finally:
-        found.stop()
+    with tempfile.TemporaryDirectory() as short:  # the address of a socket has a hundred characters
+        try:
+            if forked:
+                address = Path(short) / "forks"
+                flower_programs.write_programs(path / "bin", str(address))
+                found.start("programs", sys.executable, flower_programs.__file__, address)
+                found.wait_for(address.exists, "programs")
+            else:
+                make_programs(path / "bin")
+            found.start_superlink()
+            yield found
+        finally:
+            found.stop()

@@ -54,7 +54,14 @@ def programs() -> Iterator[str]:
         door.shutdown(socket.SHUT_RDWR)
 
 
-def run(*words: object, cwd: Path, timeout: float = 500, expect: int = 0, answers: str = "") -> str:
+def run(
+    *words: object,
+    cwd: Path,
+    timeout: float = 500,
+    expect: int = 0,
+    answers: str = "",
+    variables: dict[str, str] | None = None,
+) -> str:
     """Runs a script or any other program to its end; returns all that it said.
 
     Args:
@@ -63,6 +70,7 @@ def run(*words: object, cwd: Path, timeout: float = 500, expect: int = 0, answer
         timeout: In seconds.
         expect: Its exit status.
         answers: What is typed at its terminal; without any there is none, and nothing is read.
+        variables: More of its environment.
     """
     typed, terminal = os.openpty() if answers else (None, subprocess.DEVNULL)
     if typed is not None:
@@ -71,7 +79,7 @@ def run(*words: object, cwd: Path, timeout: float = 500, expect: int = 0, answer
         script = subprocess.Popen(
             [str(word) for word in words],
             cwd=cwd,
-            env=commands.environment(PATH=path),
+            env=commands.environment(PATH=path, **(variables or {})),
             stdin=terminal,
             stdout=told,
             stderr=subprocess.STDOUT,

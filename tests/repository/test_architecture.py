@@ -2,6 +2,7 @@
 
 import ast
 import re
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -351,18 +352,36 @@ def source_files():
     return [path for path in found if not path.is_relative_to(GENERATED)]
 
 
-def imports_of(source: str) -> set[str]:
+@cache  # each check asks for every file's
+def nodes_of(source: str) -> list[ast.AST]:
+    """Returns the nodes of `source` that any check looks at, from anywhere in it."""
+    kinds = (ast.Import, ast.ImportFrom, ast.Call, ast.Attribute, ast.keyword)
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, kinds)]
+
+
+def called(node: ast.Call) -> str:
+    """Returns the name of what is called, `f` or `module.f`."""
+    match node.func:
+        case ast.Name(name):
+            return name
+        case ast.Attribute(ast.Name(module), name):
+            return f"{module}.{name}"
+    return ""
+
+
+@cache
+def imports_of(source: str) -> frozenset[str]:
     """Returns every dotted name `source` imports anywhere, also inside functions."""
     found = set()
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports are not used"
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in DYNAMIC_IMPORTS:
+        elif isinstance(node, ast.Call) and called(node) in DYNAMIC_IMPORTS:
             found.add(getattr(node.args[0], "value", "unknown"))
-    return found
+    return frozenset(found)
 
 
 def within(name: str, place: str) -> bool:
@@ -415,7 +434,7 @@ def importer_violations(module: str, source: str) -> list[str]:
 def code_runners(module: str, source: str) -> list[str]:
     """Returns the places of `module` that would run code out of a file: pickle in any dress."""
     problems = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if (node.value.id, node.attr) in RUNS_CODE:
                 problems.append(f"{module}:{node.lineno} uses {node.value.id}.{node.attr}")
@@ -428,14 +447,14 @@ def code_runners(module: str, source: str) -> list[str]:
         elif isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             if ast.unparse(node.value) != "False":
                 problems.append(f"{module}:{node.lineno} allows pickle")
-        elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("eval", "exec"):
+        elif isinstance(node, ast.Call) and called(node) in ("eval", "exec"):
             problems.append(f"{module}:{node.lineno} runs text")
     return problems
 
 
 def exported_by(package: Path) -> set[str]:
     """Returns the names the `__init__.py` of `package` hands on."""
-    nodes = ast.walk(ast.parse((package / "__init__.py").read_text()))
+    nodes = nodes_of((package / "__init__.py").read_text())
     return {
         alias.asname or alias.name
         for node in nodes
@@ -447,7 +466,7 @@ def exported_by(package: Path) -> set[str]:
 def names_past_a_package(module: str, source: str) -> list[str]:
     """Returns names taken from an inner module although its package exports them."""
     problems = []
-    for node in ast.walk(ast.parse(source)):
+    for node in nodes_of(source):
         if not isinstance(node, ast.ImportFrom) or (node.module or "").count(".") != 2:
             continue
         package = node.module.rpartition(".")[0]

@@ -10,30 +10,35 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from flower_deployment import APP, make_programs
+from flower_deployment import APP
 from flwr.app import Context, RecordDict
 from flwr.app.user_config import UserConfig
+from flwr.cli.app import app as flwr
+from typer.testing import CliRunner
 
 from coordinator.inbox.flower_app import Pulling
 from ddm_fed.errors import StateError
 
+# what `flwr build` itself uses
+pytestmark = pytest.mark.filterwarnings("ignore:GitWildMatchPattern:DeprecationWarning")
 EXAMPLE = APP.parent
 CONFIG = tomllib.loads((APP / "pyproject.toml").read_text())
 
 
-@pytest.fixture(scope="module")
-def build(tmp_path_factory):
-    """Builds an app as `flwr build` does; returns the file."""
-    base = tmp_path_factory.mktemp("programs")
-    flwr = make_programs(base / "bin") / "flwr"
+@pytest.fixture
+def build(monkeypatch):
+    """Builds an app with `flwr build`, in this process; returns the file."""
 
     def build(app: Path, folder: Path) -> Path:
         folder.mkdir()
-        quiet = {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
-        env = os.environ | quiet | {"FLWR_HOME": str(folder / "home")}
-        subprocess.run(
-            [flwr, "build", "--app", app], cwd=folder, env=env, check=True, capture_output=True
-        )
+        monkeypatch.chdir(folder)
+        monkeypatch.setenv("FLWR_HOME", str(folder / "home"))
+        monkeypatch.setenv("FLWR_DISABLE_UPDATE_CHECK", "1")
+        monkeypatch.setattr(sys, "path", list(sys.path))
+        done = CliRunner().invoke(flwr, ["build", "--app", str(app)])
+        for name in [name for name in sys.modules if name.partition(".")[0] == "ddm_pull"]:
+            del sys.modules[name]  # it looks for the app's modules, and is to find those of `app`
+        assert done.exit_code == 0, done.output
         (found,) = folder.glob("*.fab")
         return found
 

@@ -1,19 +1,17 @@
 """Who only verifies and samples installs no more than that; a role's extra brings all it needs."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from installed import PROJECT, brought_by
+from installed import PROJECT, Installation, brought_by
 from packaging.utils import canonicalize_name
 
 from ddm_fed.errors import EXTRA_OF
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = ROOT / "tests" / "helpers" / "installed.py"
 GOLDEN = ROOT / "tests" / "golden"
 FIXED = ("flwr", "torch", "opacus", "cryptography", "grpcio", "protobuf", "clip-anytorch", "numpy")
 PACKAGES = {
@@ -24,16 +22,19 @@ PACKAGES = {
 }
 
 
-def run(extras: str, program: str, *words: object) -> subprocess.CompletedProcess[str]:
-    """Runs a command in an interpreter that has only what `extras` bring."""
-    return subprocess.run(
-        [sys.executable, SCRIPT, extras, program, *map(str, words)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=250,
-        env=os.environ | {"NO_COLOR": "1", "COLUMNS": "200"},
-    )
+@pytest.fixture(scope="module")
+def run():
+    """Runs a command in an interpreter that has only what some extras bring."""
+    made: dict[str, Installation] = {}
+
+    def run(extras: str, program: str, *words: object) -> subprocess.CompletedProcess[str]:
+        if extras not in made:
+            made[extras] = Installation(extras)
+        return made[extras].run(program, *words)
+
+    yield run
+    for each in made.values():
+        each.close()
 
 
 def golden():
@@ -51,14 +52,14 @@ def ensemble():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["verify", "sample"])
-def test_base_verifies_and_samples(ensemble, tmp_path, command):
+def test_base_verifies_and_samples(run, ensemble, tmp_path, command):
     drawn = ("--count", "2", "--steps", "2", "--strategy", "full", "--out", tmp_path / "out")
     done = run("-", "ddm-coord", command, *ensemble, *(drawn if command == "sample" else ()))
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
-def test_reports_are_written_with_their_extra_alone(ensemble, tmp_path):
+def test_reports_are_written_with_their_extra_alone(run, ensemble, tmp_path):
     done = run("report", "ddm-coord", "report", *ensemble, "--out", tmp_path / "report.html")
     assert done.returncode == 0, done.stderr
 
@@ -84,7 +85,7 @@ def test_reports_are_written_with_their_extra_alone(ensemble, tmp_path):
     ids=["site", "coordinator", "diffusers"],
 )
 def test_what_is_not_installed_is_named_with_the_command_that_installs_it(
-    ensemble, tmp_path, monkeypatch, program, words, missing, extra
+    run, ensemble, tmp_path, monkeypatch, program, words, missing, extra
 ):
     monkeypatch.chdir(tmp_path)
     done = run(
@@ -116,7 +117,7 @@ def test_import_without_the_locks_of_unix_says_why():
 
 @pytest.mark.processes
 @pytest.mark.timeout(900)  # a process of its own for each of fifteen commands
-def test_each_role_does_all_its_work_with_its_own_extra(tmp_path, monkeypatch):
+def test_each_role_does_all_its_work_with_its_own_extra(run, tmp_path, monkeypatch):
     maker = golden()
 
     def with_its_extra(program: str, *words: object) -> str:

@@ -111,7 +111,7 @@ def scene(stages, tmp_path_factory):
     for name in SITES:
         outbox.review(fed.site(name), fed.trust)
         outbox.release(fed.site(name), fed.trust)
-    with deployment(path / "deployment") as flower:
+    with deployment(path / "deployment", forked=True) as flower:
         flower.register(*SITES, LIAR)
         for name in (*SITES, LIAR):
             (path / f"receipts-{name}").mkdir()

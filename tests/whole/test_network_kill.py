@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Started, done
+from commands import Started
 from federation import (
     PLAN_TOML,
     SITES,
@@ -190,7 +190,7 @@ def test_server_killed_while_it_admits_has_the_bundle_admitted_or_waiting(fed):
     require_admitted(fed)
 
 
-def test_whole_federation_over_the_network_with_real_commands(tmp_path):
+def test_whole_federation_over_the_network_with_real_commands(run, tmp_path):
     """Three sites, from `init` to a fetched ensemble, with nothing but a network between them."""
     hub, plan = tmp_path / "hub", tmp_path / "plan.toml"
     plan.write_text(PLAN_TOML)
@@ -200,41 +200,43 @@ def test_whole_federation_over_the_network_with_real_commands(tmp_path):
         images[name] = tmp_path / f"{name}.npz"
         np.savez(images[name], images=pixels)
 
-    def run(*command):
-        return done(*command).out
+    def typed(*command):
+        ended = run(*command)
+        assert ended.code == 0, ended.err
+        return ended.out
 
     coord, site = "ddm-coord", "ddm-site"
-    root = run(coord, "init", hub, "--federation", "test").strip()
+    root = typed(coord, "init", hub, "--federation", "test").strip()
     founder = tmp_path / SITES[0]
-    run(site, "init", founder, "--name", SITES[0], "--root", root)
-    run(coord, "roster", "add", founder / "enrolment.dsse.json", "--coordinator", hub)
-    run(coord, "publish", plan, "--coordinator", hub)
+    typed(site, "init", founder, "--name", SITES[0], "--root", root)
+    typed(coord, "roster", "add", founder / "enrolment.dsse.json", "--coordinator", hub)
+    typed(coord, "publish", plan, "--coordinator", hub)
     words = ("serve", "--json", "--coordinator", hub, "--listen", "127.0.0.1:0")
     words += ("--enroll", "127.0.0.1:0", "--share-ensemble", "--reserve", 0)
     server = Started(coord, *words)
     try:
         facts = json.loads(server.stdout.readline())
         for name in SITES[1:]:
-            run(site, "init", tmp_path / name, "--name", name, "--root", root)
-            run(site, "enroll", "--site", tmp_path / name, "--to", facts["enroll"])
-            run(coord, "roster", "add", name, "--coordinator", hub)
+            typed(site, "init", tmp_path / name, "--name", name, "--root", root)
+            typed(site, "enroll", "--site", tmp_path / name, "--to", facts["enroll"])
+            typed(coord, "roster", "add", name, "--coordinator", hub)
         for name in SITES:
             home = tmp_path / name
             common = ["--site", home, "--plan", home / "published"]
-            run(site, "fetch", "--site", home, "--from", facts["listen"])
-            run(site, "train", *common, "--data", images[name], "--precision", "float32")
-            run(site, "review", *common)
-            run(site, "release", *common)
-            out = run(site, "submit", *common, "--to", facts["listen"], "--json")
+            typed(site, "fetch", "--site", home, "--from", facts["listen"])
+            typed(site, "train", *common, "--data", images[name], "--precision", "float32")
+            typed(site, "review", *common)
+            typed(site, "release", *common)
+            out = typed(site, "submit", *common, "--to", facts["listen"], "--json")
             assert [item["state"] for item in json.loads(out)] == ["admitted"]
         made = tmp_path / "made"
-        run(coord, "assemble", made, "--coordinator", hub)
+        typed(coord, "assemble", made, "--coordinator", hub)
         home = tmp_path / SITES[2]
         common = ["--site", home, "--plan", home / "published"]
-        run(site, "fetch", "--site", home, "--from", facts["listen"])
-        run(site, "ensemble", *common, "--from", facts["listen"], "--out", tmp_path / "got")
+        typed(site, "fetch", "--site", home, "--from", facts["listen"])
+        typed(site, "ensemble", *common, "--from", facts["listen"], "--out", tmp_path / "got")
         assert snapshot(tmp_path / "got") == snapshot(made)
-        run(coord, "verify", tmp_path / "got", "--root", root)
+        typed(coord, "verify", tmp_path / "got", "--root", root)
     finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0

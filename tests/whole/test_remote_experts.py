@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from commands import Started, done, run
+from commands import Started, done
 from federation import Federation
 from held import (
     AT_ONCE,
@@ -51,7 +51,7 @@ def ensembles(built: Ensembles, scratch: Path) -> Ensembles:
     return Ensembles(Federation(base), base / "local", base / "held")
 
 
-def test_experts_that_never_left_are_assembled_and_asked(tmp_path):
+def test_experts_that_never_left_are_assembled_and_asked(run, tmp_path):
     fed = build_fresh(tmp_path / "fed")
     held = fed.path / "held"
     brought = sorted(path.parent.name for path in held.rglob("expert.safetensors"))
@@ -64,7 +64,8 @@ def test_experts_that_never_left_are_assembled_and_asked(tmp_path):
     asked = Ensembles(fed, held, held)
     with serving(fed, A) as one, serving(fed, C) as other:
         ports = {A: one.port, C: other.port}
-        done("ddm-coord", *words(asked, held, tmp_path / "out", ports=ports))
+        ended = run("ddm-coord", *words(asked, held, tmp_path / "out", ports=ports))
+        assert ended.code == 0, ended.err
     with np.load(tmp_path / "out" / "samples.npz") as drawn:
         assert len(drawn["images"]) == 12
 
@@ -134,7 +135,7 @@ def test_site_that_is_killed_and_started_again_is_charged_once_and_the_images_ar
         assert sampling.poll() is None, "it ended before the kill"
         with serving(fed, A, a.port) as again:
             assert again.left == EVALUATIONS - charged(fed, A)
-            assert sampling.wait(120) == 0, sampling.said
+            assert sampling.wait(120) == 0, sampling.said()
     sampling.stdout.close()
     assert_same_images(scratch / "local", scratch / "held")
     calls = json.loads((scratch / "held" / "samples.json").read_text())["expert_calls"]
@@ -143,7 +144,9 @@ def test_site_that_is_killed_and_started_again_is_charged_once_and_the_images_ar
     assert len(set(questions)) == len(questions)
 
 
-def test_allowance_that_is_spent_is_spent_after_a_restart_too(ensembles: Ensembles, scratch: Path):
+def test_allowance_that_is_spent_is_spent_after_a_restart_too(
+    run, ensembles: Ensembles, scratch: Path
+):
     fed = ensembles.fed
     steps = ("--strategy", "sticky", "--steps", 120)
     with serving(fed, A) as a, serving(fed, C) as c:
@@ -163,21 +166,25 @@ def test_allowance_that_is_spent_is_spent_after_a_restart_too(ensembles: Ensembl
         assert max(charged(fed, A), charged(fed, C)) <= EVALUATIONS
 
 
-def test_folder_holds_no_weights_of_these_sites_and_verify_says_so(ensembles: Ensembles):
+def test_folder_holds_no_weights_of_these_sites_and_verify_says_so(run, ensembles: Ensembles):
+    def verified(folder: Path, *more: str) -> str:
+        ended = run("ddm-coord", "verify", folder, "--root", ensembles.fed.root, *more)
+        assert ended.code == 0, ended.err
+        return ended.out
+
     held = {path.parent.name for path in ensembles.held.rglob("expert.safetensors")}
     assert held == {B}
-    root = ("--root", ensembles.fed.root)
-    facts = json.loads(done("ddm-coord", "verify", ensembles.held, *root, "--json").out)
+    facts = json.loads(verified(ensembles.held, "--json"))
     found = {member["site"]: member["held_expert"] for member in facts["members"]}
     assert found[B] is None
-    local = json.loads(done("ddm-coord", "verify", ensembles.local, *root, "--json").out)
+    local = json.loads(verified(ensembles.local, "--json"))
     weights = {m["site"]: m["files"]["expert.safetensors"] for m in local["members"]}
     assert {A: found[A], C: found[C]} == {A: weights[A], C: weights[C]}
-    assert "stays at the site" in done("ddm-coord", "verify", ensembles.held, *root).out
+    assert "stays at the site" in verified(ensembles.held)
 
 
 def test_whatever_needs_weights_that_are_not_there_says_where_they_are(
-    ensembles: Ensembles, scratch: Path
+    run, ensembles: Ensembles, scratch: Path
 ):
     fed = ensembles.fed
     without = run("ddm-coord", *words(ensembles, ensembles.held, scratch / "out"))
@@ -191,7 +198,7 @@ def test_whatever_needs_weights_that_are_not_there_says_where_they_are(
     assert not (fed.path / A / "served.jsonl").exists()
 
 
-def test_expert_that_was_changed_after_it_was_signed_is_not_served(ensembles: Ensembles):
+def test_expert_that_was_changed_after_it_was_signed_is_not_served(run, ensembles: Ensembles):
     fed = ensembles.fed
     (file,) = (fed.site(A).path / "private").glob("*/expert.safetensors")
     data = bytearray(file.read_bytes())
