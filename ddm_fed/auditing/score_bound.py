@@ -31,7 +31,7 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special  # scipy.stats takes a second to load, and every training would
 
 from ddm_fed.auditing.onerun import MOST_MU, gaussian_epsilon
 
@@ -86,10 +86,11 @@ def _least_gap(inside: NDArray[np.float64], outside: NDArray[np.float64], error:
     if square == 0:
         return gap
     freedom = square**2 / sum(one**2 / (count - 1) for one, count in squares)
-    return gap - math.sqrt(square) * float(stats.t.ppf(1 - error, freedom))
+    return gap - math.sqrt(square) * float(special.stdtrit(freedom, 1 - error))
 
 
 def _most_deviation(values: NDArray[np.float64], error: float) -> float:
     """Returns what the standard deviation behind `values` stays below, but for `error`."""
     freedom = len(values) - 1
-    return float(values.std(ddof=1)) * math.sqrt(freedom / stats.chi2.ppf(error, freedom))
+    least = 2 * float(special.gammaincinv(freedom / 2, error))  # of chi squared
+    return float(values.std(ddof=1)) * math.sqrt(freedom / least)

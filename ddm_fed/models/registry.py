@@ -1,5 +1,7 @@
 """From the name in a plan to a network, and to the table of tensors a site must send."""
 
+from functools import lru_cache
+
 import torch
 from torch import nn
 
@@ -10,6 +12,7 @@ from ddm_fed.models.installed import installed_network
 from ddm_fed.models.mmdit import MMDiT
 from ddm_fed.models.unet import UNet
 from ddm_fed.records import (
+    Architecture,
     ConvArchitecture,
     DataSpec,
     DitArchitecture,
@@ -50,13 +53,25 @@ def network_named(
             captions.
         StateError: it is of a package that is not installed, or does not keep its promise.
     """
+    return _built(_network_of(architecture, shape, text), shape, classes, text)
+
+
+def _network_of(
+    architecture: str, shape: tuple[int, int, int], text: TextSpec | None
+) -> Architecture:
     require_fit(architecture, shape[1], shape[2])
     if text is not None:
         require_reads_text(architecture)
     name = network_of(architecture)
     if name is None:
         raise ValueError(f"an expert of {architecture} has no network: it is made of a release")
-    match parse_architecture(name):
+    return parse_architecture(name)
+
+
+def _built(
+    network: Architecture, shape: tuple[int, int, int], classes: int, text: TextSpec | None
+) -> ExpertNetwork:
+    match network:
         case DitArchitecture() as dit:
             return DiT(
                 shape,
@@ -79,7 +94,7 @@ def network_named(
         case PackageArchitecture() as wanted:
             return installed_network(wanted, shape, classes)
         case MixtureArchitecture():
-            raise TypeError(f"{name} is not the name of a network")
+            raise TypeError(f"{network} is no network")
 
 
 def expert_tensors(data: DataSpec, design: ExpertDesign) -> TensorTable:
@@ -89,8 +104,20 @@ def expert_tensors(data: DataSpec, design: ExpertDesign) -> TensorTable:
     """
     if network_of(design.architecture) is None:
         return {}
+    network = _network_of(design.architecture, data.shape, data.text)
+    # a package can be exchanged while this process runs
+    table = _table.__wrapped__ if isinstance(network, PackageArchitecture) else _table
+    return dict(table(network, data.shape, len(data.classes), data.text))
+
+
+# every look at a bundle asks, and building a network takes a tenth of a second; named tuples of two
+# classes can be equal, so their types count
+@lru_cache(maxsize=64, typed=True)
+def _table(
+    network: Architecture, shape: tuple[int, int, int], classes: int, text: TextSpec | None
+) -> TensorTable:
     with torch.device("meta"):
-        model = build_network(data, design)
+        model = _built(network, shape, classes, text)
     return {name: ("F32", tuple(value.shape)) for name, value in model.state_dict().items()}
 
 

@@ -8,17 +8,14 @@ command takes a second.
 
 import json
 import re
-import sys
-from contextlib import redirect_stderr, redirect_stdout
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import commands
 import numpy as np
-import pytest
 import torch
+from commands import Ended, here
+from commands import done_here as done
 from documents import ROOT
 from latents import block_of
 from numpy.typing import NDArray
@@ -117,28 +114,9 @@ SPACES = (
 )
 
 
-def run(program: str, *words: object) -> commands.Ended:
-    """A real command in this process, and how it ended."""
-    out, err, before = StringIO(), StringIO(), sys.argv
-    sys.argv = [program, *map(str, words)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as caught:
-            commands.main_of(program)()
-    finally:
-        sys.argv = before
-    return commands.Ended(int(caught.value.code or 0), out.getvalue(), err.getvalue())
-
-
-def done(program: str, *words: object) -> commands.Ended:
-    """The same, of a command that must end well."""
-    ended = run(program, *words)
-    assert ended.code == 0, f"{program} {' '.join(map(str, words))}: {ended.out}\n{ended.err}"
-    return ended
-
-
 def refused(program: str, *words: object) -> str:
     """What a command says that must be refused, in words for people."""
-    ended = run(program, *words)
+    ended = here(program, *words)
     assert ended.code in (1, 2), ended
     assert "Traceback" not in ended.err
     return ended.err
@@ -221,11 +199,11 @@ class Federation:
         done("ddm-site", "init", site, "--name", name, "--root", self.root, "--max-epsilon", 200)
         self.coord("roster", "add", site / "enrolment.dsse.json")
 
-    def coord(self, *words: object) -> commands.Ended:
+    def coord(self, *words: object) -> Ended:
         """A command of the coordinator that must end well."""
         return done("ddm-coord", *words, "--coordinator", self.hub)
 
-    def site(self, name: str, *words: object) -> commands.Ended:
+    def site(self, name: str, *words: object) -> Ended:
         """A command of a site that must end well."""
         return done("ddm-site", *words, "--site", self.base / name, "--plan", self.published)
 
@@ -234,7 +212,7 @@ class Federation:
         """What the coordinator has published."""
         return self.hub / "published"
 
-    def train(self, name: str, architecture: str, *options: object) -> commands.Ended:
+    def train(self, name: str, architecture: str, *options: object) -> Ended:
         """Trains; of a site without a choice the plan's embedder is asked for as well."""
         data = ("--data", self.base / f"{name}.npz", "--precision", "float32", "--yes")
         chosen = ("--architecture", architecture, *self.coding, *self.texts, *options)

@@ -19,12 +19,15 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache
 from importlib import import_module
+from io import StringIO
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import pytest
 import typer
 
 BIN = Path(sys.executable).parent
@@ -91,6 +94,23 @@ def main_of(program: str) -> Callable[[], None]:
     return main
 
 
+def here(program: str, *words: object) -> Ended:
+    """Runs a command in this process, to its end."""
+    out, err, before = StringIO(), StringIO(), sys.argv
+    sys.argv = [program, *map(str, words)]
+    try:
+        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as caught:
+            main_of(program)()
+    finally:
+        sys.argv = before
+    return Ended(int(caught.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def done_here(program: str, *words: object) -> Ended:
+    """Runs a command in this process that must end well."""
+    return _well(here(program, *words), program, *words)
+
+
 def environment(**variables: str) -> dict[str, str]:
     """Returns an environment without anything of ours but `variables`."""
     names = ("PATH", "HOME", "LANG", "TMPDIR", "OMP_NUM_THREADS", "PYTHON_KEYRING_BACKEND")
@@ -107,7 +127,10 @@ def run(program: str | Path, *words: object, timeout: float = 250, **options: An
 
 def done(program: str | Path, *words: object, **options: Any) -> Ended:
     """Runs a command as a process of its own that must end well."""
-    ended = run(program, *words, **options)
+    return _well(run(program, *words, **options), program, *words)
+
+
+def _well(ended: Ended, program: str | Path, *words: object) -> Ended:
     assert ended.code == 0, f"{program} {' '.join(map(str, words))}: {ended.out}\n{ended.err}"
     return ended
 
@@ -124,6 +147,7 @@ class Started:
         stdout: An open file number; by default a pipe, which is `stdout` here.
         stderr: An open file number; by default a file, which `said` reads.
         most: How many bytes it may write into a file, as if the disk were full then.
+        interpreter: What it takes for the Python it runs in, beside which its programs are.
     """
 
     def __init__(
@@ -136,6 +160,7 @@ class Started:
         stdout: int | None = None,
         stderr: int | None = None,
         most: int | None = None,
+        interpreter: Path | None = None,
     ) -> None:
         ours, theirs = os.pipe() if stdout is None else (None, stdout)
         self.stdout: IO[str] | None = None if ours is None else open(ours, encoding="utf-8")  # noqa: PTH123, SIM115
@@ -149,6 +174,7 @@ class Started:
             kwargs={
                 "env": environment() if env is None else env,
                 "most": most,
+                "interpreter": interpreter,
                 "streams": _Streams(
                     nothing if stdin is None else stdin,
                     theirs,
@@ -248,6 +274,7 @@ def _become(
     *,
     env: dict[str, str],
     most: int | None,
+    interpreter: Path | None,
     streams: _Streams,
 ) -> None:
     gc.freeze()  # what was imported stays: looking through it again takes a third of a second
@@ -263,6 +290,8 @@ def _become(
     sys.path[1:1] = [folder for folder in env.get("PYTHONPATH", "").split(os.pathsep) if folder]
     if most is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    if interpreter is not None:
+        sys.executable = str(interpreter)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     sys.argv = [str(BIN / program), *words]
     try:

@@ -1,8 +1,9 @@
 """Shell scripts as a person starts them, whose commands are processes of the tests' kind.
 
-A script finds `ddm-site` and `ddm-coord` on its PATH, as ever. What it finds there hands its words,
-its folder, its environment and its open streams to the test, which starts the real command with
-them (`commands.Started`) and hands back its exit status: five seconds of imports less, each time.
+A script finds `ddm-site`, `ddm-coord` and `python` on its PATH, as ever. What it finds there hands
+its words, its folder, its environment and its open streams to the test, which starts the real
+command, or the script in Python, with them (`commands.Started`) and hands back its exit status:
+five seconds of imports less, each time. `python3` is an interpreter that starts from nothing.
 """
 
 import json
@@ -16,6 +17,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import commands
 
@@ -24,6 +26,8 @@ import json, os, socket, sys
 with socket.socket(socket.AF_UNIX) as asked:
     asked.connect({address!r})
     words = [os.path.basename(sys.argv[0]), *sys.argv[1:]]
+    if words[0] == "python":
+        words[:2] = [os.path.abspath(words[1])]
     told = json.dumps([words, os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(asked, [len(told).to_bytes(4, "big")], [0, 1, 2])
     asked.sendall(told)
@@ -34,19 +38,19 @@ REFUSED = 70
 
 @contextmanager
 def programs() -> Iterator[str]:
-    """Yields a PATH on which the programs are, and this environment's `python` beside them."""
+    """Yields a PATH on which the programs are, and this environment's Python beside them."""
     with tempfile.TemporaryDirectory() as made, socket.socket(socket.AF_UNIX) as door:
         environment = Path(made)  # one that has the packages of this one
         folder = environment / "bin"
         folder.mkdir()
         (environment / "lib").symlink_to(Path(sys.prefix) / "lib")
-        (folder / "python").symlink_to(sys.executable)
+        (interpreter := folder / "python3").symlink_to(sys.executable)
         shutil.copy(Path(sys.prefix) / "pyvenv.cfg", environment)
         address = str(environment / "s")
         door.bind(address)
         door.listen()
-        threading.Thread(target=_answer, args=(door,), daemon=True).start()
-        for name in commands.MAIN:
+        threading.Thread(target=_answer, args=(door, interpreter), daemon=True).start()
+        for name in (*commands.MAIN, "python"):
             program = folder / name
             program.write_text(ASK.format(python=sys.executable, address=address))
             program.chmod(0o755)
@@ -99,24 +103,25 @@ def run(
     return said
 
 
-def _answer(door: socket.socket) -> None:
+def _answer(door: socket.socket, interpreter: Path) -> None:
     while True:
         try:
             asked, _ = door.accept()
         except OSError:
             return
-        threading.Thread(target=_start, args=(asked,), daemon=True).start()
+        threading.Thread(target=_start, args=(asked, interpreter), daemon=True).start()
 
 
-def _start(asked: socket.socket) -> None:
+def _start(asked: socket.socket, interpreter: Path) -> None:
     status = REFUSED
     with asked:
         size, streams, _, _ = socket.recv_fds(asked, 4, 3)
         try:
             with asked.makefile("rb") as file:
                 words, cwd, environment = json.loads(file.read(int.from_bytes(size, "big")))
-            given = dict(zip(("stdin", "stdout", "stderr"), streams, strict=True))
-            with commands.Started(*words, cwd=Path(cwd), env=environment, **given) as started:
+            given: dict[str, Any] = dict(zip(("stdin", "stdout", "stderr"), streams, strict=True))
+            given |= {"cwd": Path(cwd), "env": environment, "interpreter": interpreter}
+            with commands.Started(*words, **given) as started:
                 status = started.wait(500)
         finally:
             for stream in streams:

@@ -2,10 +2,8 @@
 
 import json
 import shutil
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import commands
 import numpy as np
@@ -53,22 +51,11 @@ draws = 2
 """
 
 
-def run(program: str, *words: object, expect: int = 0) -> commands.Ended:
-    """A real command: `train`, which reads captions, as a process, and the others in this one."""
-    ended = commands.run(program, *words) if words[0] == "train" else run_here(program, *words)
+def run(program: str, *words: object, expect: int = 0, apart: bool = False) -> commands.Ended:
+    """A real command, in this process or `apart`: then all that its streams show is kept."""
+    ended = (commands.run if apart else commands.here)(program, *words)
     assert ended.code == expect, f"{words}: {ended.out}\n{ended.err}"
     return ended
-
-
-def run_here(program: str, *words: object) -> commands.Ended:
-    out, err, before = StringIO(), StringIO(), sys.argv
-    sys.argv = [program, *map(str, words)]
-    try:
-        with redirect_stdout(out), redirect_stderr(err), pytest.raises(SystemExit) as caught:
-            commands.main_of(program)()
-    finally:
-        sys.argv = before
-    return commands.Ended(int(caught.value.code or 0), out.getvalue(), err.getvalue())
 
 
 def images(seed: int, count: int = 128) -> dict[str, np.ndarray]:
@@ -84,7 +71,7 @@ def images(seed: int, count: int = 128) -> dict[str, np.ndarray]:
 class Federation:
     """A coordinator and two sites under one folder; keeps what every command said."""
 
-    def __init__(self, base: Path, *, steps: int = 100, private: str = "", most: int = 5) -> None:
+    def __init__(self, base: Path, *, steps: int = 50, private: str = "", most: int = 5) -> None:
         self.base, self.hub, self.said = base, base / "hub", []
         self.encoder = write_clip(base / "clip.safetensors")
         self.root = self.coord("init", self.hub, "--federation", "captioned").out.strip()
@@ -103,13 +90,12 @@ class Federation:
     def coord(self, *words: object, expect: int = 0) -> commands.Ended:
         return self._kept(run("ddm-coord", *words, expect=expect))
 
-    def site(self, name: str, *words: object, expect: int = 0, plain: bool = False):
+    def site(self, name: str, *words: object, plain: bool = False, **how: Any) -> commands.Ended:
         where = () if plain else ("--site", self.base / name, "--plan", self.hub / "published")
-        return self._kept(run("ddm-site", *words, *where, expect=expect))
+        return self._kept(run("ddm-site", *words, *where, **how))
 
-    def train(self, name: str, *options: object, expect: int = 0) -> commands.Ended:
-        data = ("--data", self.base / f"{name}.npz")
-        return self.site(name, "train", *data, *options, expect=expect)
+    def train(self, name: str, *options: object, **how: Any) -> commands.Ended:
+        return self.site(name, "train", "--data", self.base / f"{name}.npz", *options, **how)
 
     def assemble(self, target: Path, *options: object) -> None:
         for name in SITES:
@@ -149,7 +135,7 @@ def fed(tmp_path_factory):
     fed = Federation(tmp_path_factory.mktemp("captioned"))
     refused = fed.train("one", expect=2).err
     assert "no --text-encoder is given" in refused
-    trained = fed.train("one", "--text-encoder", fed.encoder).err
+    trained = fed.train("one", "--text-encoder", fed.encoder, apart=True).err
     assert "encoding 2 distinct captions" in trained
     assert "4 of the images have no caption" in trained
     fed.train("two", "--text-encoder", fed.encoder, "--architecture", "MMDiT-Nano/4")
@@ -272,10 +258,10 @@ def test_site_reads_captions_beside_a_mapped_array_and_audits_with_them(fed, tmp
     fed.require_no_caption()
 
 
-@pytest.mark.timeout(900)  # two trainings with noise, each examined first, as processes
+@pytest.mark.timeout(900)  # two trainings with noise, each examined first
 def test_private_training_and_mixtures_take_captions_along(tmp_path):
     fed = Federation(tmp_path, steps=3, private=NOISY, most=9)
-    private = fed.train("one", "--text-encoder", fed.encoder).err
+    private = fed.train("one", "--text-encoder", fed.encoder, apart=True).err
     assert "the mechanism passed" in private
     fed.train("two", "--text-encoder", fed.encoder, "--architecture", "mixture+DiT-Nano/4")
     fed.assemble(fed.base / "ensemble")

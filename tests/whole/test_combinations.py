@@ -17,14 +17,14 @@ from combinations import (
     SPACES,
     Federation,
     Space,
-    done,
     likeness,
     mean_likeness,
     pictures,
     refused,
-    run,
     table,
 )
+from commands import done_here as done
+from commands import here
 from latents import make_folder
 from scipy.stats import spearmanr
 
@@ -267,7 +267,8 @@ def forgets_a_site(fed: Federation) -> None:
     stale = ("assemble", fed.base / "stale", "--router", fed.base / "hybrid")
     assert "stale" in refused("ddm-coord", *stale, "--coordinator", fed.hub)
     known = ("verify", *fed.at("ensemble"), "--published", fed.published)
-    assert "stale" in (run("ddm-coord", *known).err + run("ddm-coord", *known).out).lower()
+    said = here("ddm-coord", *known)
+    assert "stale" in (said.err + said.out).lower()
 
 
 def compared(fed: Federation) -> dict[str, list[float]]:

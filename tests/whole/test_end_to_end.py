@@ -1,4 +1,4 @@
-"""The README by real processes: two sites, one ensemble, and every tampering refused."""
+"""The README by real commands: two sites, one ensemble, and every tampering refused."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ max_epsilon = 5
 
 
 def run(program: str, *words: object, expect: int = 0) -> Ended:
-    ended = commands.run(program, *words)
+    ended = commands.here(program, *words)
     assert ended.code == expect, f"{words}: {ended.out}\n{ended.err}"
     return ended
 

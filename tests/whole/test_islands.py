@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import commands
 import numpy as np
 import pytest
+import scripts
 
 pytestmark = pytest.mark.processes
 FOLDER = Path(__file__).parents[2] / "examples" / "islands"
@@ -32,16 +32,15 @@ def stage(script, monkeypatch, *words):
 
 def test_islands_become_a_verified_ensemble_stage_by_stage(tmp_path, script, monkeypatch):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 60, (90, 28, 28)).astype(np.uint8)
-    images[:50, :14] += 190
+    images = rng.integers(0, 60, (90, 8, 8)).astype(np.uint8)
+    images[:50, :4] += 190
     np.savez(tmp_path / "images.npz", images=images, labels=np.arange(90) % 10)
     plan = (FOLDER / "plan.toml").read_text()
-    (tmp_path / "plan.toml").write_text(plan.replace("steps = 3000", "steps = 2"))
+    plan = plan.replace("steps = 3000", "steps = 2").replace(" = 28\n", " = 8\n")
+    (tmp_path / "plan.toml").write_text(plan)
     out = ("--out", tmp_path / "out")
     begin = ("setup", tmp_path / "images.npz", "--plan", tmp_path / "plan.toml", "--islands", 2)
-    subprocess.run(  # as a person types it, in an interpreter of its own
-        [sys.executable, FOLDER / "run.py", *map(str, (*begin, *out))], check=True
-    )
+    scripts.run("python", FOLDER / "run.py", *begin, *out, cwd=tmp_path)  # as a person types it
     stage(script, monkeypatch, *begin, *out)  # again: nothing is left to do
     for number in (2, 1):
         stage(script, monkeypatch, "train", number, *out, "--seed", 5)
@@ -76,9 +75,9 @@ def files_below(folder):
 def test_script_for_slurm_runs_its_part_of_any_command(tmp_path):
     words = some_images(tmp_path)
     commands.done("ddm-coord", *words, tmp_path / "one")
-    environment = os.environ | {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "2"}
-    command = [commands.BIN / "ddm-coord", *words, tmp_path / "many"]
-    subprocess.run(["bash", FOLDER / "part.sh", *map(str, command)], check=True, env=environment)
+    task = ("SLURM_ARRAY_TASK_ID=2", "SLURM_ARRAY_TASK_COUNT=2")
+    part = ("bash", FOLDER / "part.sh", "ddm-coord", *words, tmp_path / "many")
+    scripts.run("env", *task, *part, cwd=tmp_path)
     assert [path.name for path in (tmp_path / "many" / "features").iterdir()] == [".part-2-of-2"]
     commands.done("ddm-coord", *words, tmp_path / "many", "--part", "1/2")
     assert not (tmp_path / "many" / "shards").exists()

@@ -1,7 +1,8 @@
 """SIGKILL at the worst moments: nothing half-written is taken for whole, and work continues.
 
-Real processes of the real commands. A kill is placed by watching what the process writes, so it
-falls into the middle of the work and not into the start of Python.
+Real processes of the real commands; one that only completes the work can run in this process. A
+kill is placed by watching what the process writes, so it falls into the middle of the work and not
+into the start of Python.
 """
 
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from commands import Started, done, run
+from commands import Started, done, done_here, here
 from safetensors import safe_open
 
 from coordinator.inbox.admission import admit_arrivals, admitted_bundles
@@ -185,7 +186,7 @@ def test_submit_killed_half_way_leaves_no_bundle_and_then_completes(copy, at_lea
     assert [path for path in incoming.iterdir() if not path.name.startswith(".")] == []
     assert admit(copy) == 0  # what is there is not taken for whole
 
-    done(*command)
+    done_here(*command)
     assert admit(copy) == 1
 
 
@@ -215,7 +216,7 @@ def test_assemble_killed_half_way_leaves_no_ensemble_and_then_completes(copy):
         kill_when(grows_in(copy / ".part-ensemble", at_least), *command)
         assert not target.exists()
 
-    done(*command)
+    done_here(*command)
     root = CoordinatorFolder.open(hub).settings.root
     assert len(verify_ensemble(target, root).bundles) == 2
 
@@ -229,24 +230,24 @@ def test_export_killed_half_way_leaves_a_partial_copy_that_is_named_and_then_com
     take_in = ("ddm-coord", "import", medium, "--coordinator", hub)
 
     kill_when(grows_in(medium / "incoming", at_least), *command)
-    refused = run(*take_in)
+    refused = here(*take_in)
     assert refused.code == 1
     assert "its copy was broken off" in refused.err
     assert admit(copy) == 0
 
     (part,) = (medium / "incoming").iterdir()
     kept = (part / "expert.safetensors").stat()
-    done(*command)
+    done_here(*command)
     (bundle,) = (medium / "incoming").iterdir()
     assert (bundle / "expert.safetensors").stat().st_ino == kept.st_ino  # it went on with it
-    done(*take_in)
+    done_here(*take_in)
     assert admit(copy) == 1
 
 
 def test_import_killed_half_way_admits_nothing_and_then_goes_on_from_there(copy):
     medium, hub = copy / "medium", copy / "hub"
     for name in ("one", "two"):
-        done("ddm-site", "export", medium, "--site", copy / name, "--plan", hub / "published")
+        done_here("ddm-site", "export", medium, "--site", copy / name, "--plan", hub / "published")
     command = ("ddm-coord", "import", medium, "--coordinator", hub)
     home = CoordinatorFolder.open(hub)
 
@@ -259,7 +260,7 @@ def test_import_killed_half_way_admits_nothing_and_then_goes_on_from_there(copy)
     assert admit(copy) == 0
     assert committed() >= 64 << 20
 
-    done(*command)
+    done_here(*command)
     assert list(home.partial.iterdir()) == []
     assert admit(copy) == 2
     assert len(list((medium / "receipts").glob("*.dsse.json"))) == 2

@@ -1,4 +1,4 @@
-"""A federation of latents by real processes: three sites, a kill while images are encoded."""
+"""A federation of latents by real commands: three sites, a kill while images are encoded."""
 
 import json
 import time
@@ -6,7 +6,8 @@ import time
 import commands
 import numpy as np
 import pytest
-from commands import done, run
+from commands import done_here as done
+from commands import here
 from latents import PIXELS, block_of, make_folder, pictures
 
 pytestmark = pytest.mark.processes
@@ -64,7 +65,7 @@ def test_three_sites_train_latents_and_only_their_autoencoder_decodes_samples(tm
         common = ("--site", tmp_path / name, "--plan", hub / "published")
         words = ("train", *common, "--data", file, "--yes", "--autoencoder")
         if name == "one":
-            refused = run("ddm-site", *words, wrong)
+            refused = here("ddm-site", *words, wrong)
             assert (refused.code, "error[DDM206]" in refused.err) == (1, True)
             _kill_while_encoding(tmp_path / name, *words, right)
         trained = done("ddm-site", *words, right, "--sample-every", 3)
@@ -81,7 +82,7 @@ def test_three_sites_train_latents_and_only_their_autoencoder_decodes_samples(tm
 
     few = ("sample", tmp_path / "ensemble", "--root", root, "--count", 6, "--steps", 2, "--out")
     for given, code, status in ((), "DDM107", 2), (("--autoencoder", wrong), "DDM206", 1):
-        refused = run("ddm-coord", *few, tmp_path / "none", *given)
+        refused = here("ddm-coord", *few, tmp_path / "none", *given)
         assert (refused.code, f"error[{code}]" in refused.err) == (status, True)
         assert not (tmp_path / "none" / "samples.npz").exists()
     done("ddm-coord", *few, tmp_path / "out", "--autoencoder", right, "--latents")
@@ -91,13 +92,13 @@ def test_three_sites_train_latents_and_only_their_autoencoder_decodes_samples(tm
         assert np.abs(found["latents"]).max() <= 4
     assert (tmp_path / "out" / "grid.png").exists()
     done("ddm-coord", *few, tmp_path / "raw", "--latents")
-    judged = run("ddm-coord", "evaluate", tmp_path / "raw", "--real", data[0])
+    judged = here("ddm-coord", "evaluate", tmp_path / "raw", "--real", data[0])
     assert (judged.code, "were not decoded" in judged.err) == (1, True)
 
     # an expert of one autoencoder's latents does not pass for one of another's
     plan.write_text(PLAN.replace("LATENT", block_of(wrong)))
     done("ddm-coord", "publish", plan, "--coordinator", hub)
-    mixed = run("ddm-coord", "assemble", tmp_path / "mixed", "--coordinator", hub)
+    mixed = here("ddm-coord", "assemble", tmp_path / "mixed", "--coordinator", hub)
     assert mixed.code == 1
     assert not (tmp_path / "mixed").exists()
 
