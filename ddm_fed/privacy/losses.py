@@ -1,14 +1,13 @@
 """The distribution of privacy losses of one Gaussian mechanism, made by arrays.
 
-dp-accounting asks for the loss at each of up to a million points one by one, in Python, and takes
-the distribution through a dictionary of them, which was nearly all of the time of a price.
-Everything else is the library's; tests compare both.
+dp-accounting asks for the loss at each of up to a million points one by one, in Python, which was
+nearly all of the time of a price. Everything else is the library's; tests compare both.
 """
 
 import math
 
 import numpy as np
-from dp_accounting.pld.pld_pmf import DensePLDPmf
+from dp_accounting.pld.pld_pmf import PLDPmf, create_pmf_pessimistic_connect_dots_fixed_gap
 from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 from dp_accounting.pld.privacy_loss_mechanism import AdjacencyType, GaussianPrivacyLoss
 from numpy.typing import NDArray
@@ -27,7 +26,7 @@ def gaussian_losses(
         sampling_rate: Probability that a unit takes part.
     """
 
-    def pmf(adjacency: AdjacencyType) -> DensePLDPmf:
+    def pmf(adjacency: AdjacencyType) -> PLDPmf:
         loss = GaussianPrivacyLoss(
             noise_multiplier, sampling_prob=sampling_rate, adjacency_type=adjacency
         )
@@ -35,26 +34,10 @@ def gaussian_losses(
         low = math.floor(bounds.epsilon_lower / interval)
         high = math.ceil(bounds.epsilon_upper / interval)
         deltas = _deltas(loss, noise_multiplier, np.arange(low, high + 1) * interval)
-        return _connected(interval, low, deltas)
+        return create_pmf_pessimistic_connect_dots_fixed_gap(interval, low, high, deltas)
 
     removed = pmf(AdjacencyType.REMOVE)
     return PrivacyLossDistribution(removed, None if sampling_rate == 1 else pmf(AdjacencyType.ADD))
-
-
-def _connected(interval: float, low: int, deltas: Values) -> DensePLDPmf:
-    """Returns the distribution on a grid from `low * interval` on whose profile bounds `deltas`.
-
-    Source: Doroshenko et al. 2022, arXiv:2207.04380, algorithm 1, on a grid of one gap, as
-    dp-accounting's `create_pmf_pessimistic_connect_dots_fixed_gap` has it.
-    """
-    deltas = np.maximum.accumulate(deltas[::-1])[::-1]  # rounding lets a few rise: up, never down
-    if len(deltas) == 1:
-        return DensePLDPmf(interval, low, 1 - deltas, float(deltas[0]), True)
-    gaps, gap = np.diff(deltas), math.expm1(interval)
-    inner = (gaps[1:] - gaps[:-1] * math.exp(interval)) / gap
-    first, last = 1 - deltas[0] + gaps[0] / gap, gaps[-1] / math.expm1(-interval)
-    masses = np.maximum(0.0, np.concatenate(([first], inner, [last])))
-    return DensePLDPmf(interval, low, masses, float(deltas[-1]), True)
 
 
 def _deltas(loss: GaussianPrivacyLoss, noise_multiplier: float, epsilons: Values) -> Values:
