@@ -26,6 +26,8 @@ from ddm_fed.training.batches import Batch, Batches, BatchOrder
 from ddm_fed.training.ema import ema_decay
 from ddm_fed.training.loop import Clock, learning_rate_factor
 
+pytestmark = pytest.mark.usefixtures("one_block")
+
 PLAN_SHA256 = "0" * 64
 CPU = torch.device("cpu")
 BASE_OPTIONS = RunOptions(seed=5, precision="float32", checkpoint_every_s=0)
