@@ -378,7 +378,8 @@ def test_compiler_that_does_not_work_is_done_without(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-def test_compiled_network_learns_the_same(tmp_path):
+def test_compiled_network_learns_the_same(all_blocks, tmp_path):
+    # three blocks, which share one compilation
     plan, data = a_plan(4), images()
     said: list[str] = []
     plain = train(plan, data, tmp_path / "a")
