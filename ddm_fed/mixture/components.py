@@ -70,8 +70,8 @@ def component_of_images(
     above = np.zeros((len(y), axes.shape[1]), dtype=bool)
     # One image at a time, as coefficients are: rounding that depends on its neighbours could move
     # an image that lies on a border to the other component, and its whole influence with it.
-    for number, (row, cell) in enumerate(zip(y - means[cells], cells, strict=True)):
-        above[number] = axes[cell] @ row > 0
+    for number, (row, cell) in enumerate(zip(y, cells, strict=True)):
+        above[number] = axes[cell] @ (row - means[cell]) > 0
     found: Ints = cells * each + (above * place).sum(axis=1)
     return found
 
