@@ -8,6 +8,7 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from ddm_fed.embedding import dct_basis, dct_matrices, frequency_order
 from ddm_fed.errors import DataError
@@ -15,7 +16,7 @@ from ddm_fed.mixture.noisy_vector import Floats, Ints
 from ddm_fed.privacy import ImageSet
 from ddm_fed.records import Plan, StatisticsSpec
 
-ROWS_AT_ONCE = 1024  # bounds memory
+ROWS_AT_ONCE, VALUES_AT_ONCE = 1024, 1 << 22  # bound memory
 
 
 class Read(NamedTuple):
@@ -94,12 +95,14 @@ def band_energies(images: ImageSet, plan: Plan) -> Floats | None:
     order = frequency_order(height, width).numpy()
     starts = band_edges(plan)[:-1]
     found = np.empty((len(images), plan.router.bands))
-    for start in range(0, len(images), ROWS_AT_ONCE):
-        block = images.batch(slice(start, start + ROWS_AT_ONCE)).double().numpy()
+    at_once = max(1, min(ROWS_AT_ONCE, VALUES_AT_ONCE // (channels * height * width)))
+    for start in range(0, len(images), at_once):
+        block = images.batch(slice(start, start + at_once)).to(torch.float64, copy=True).numpy()
         block[~np.isfinite(block).all(axis=(1, 2, 3))] = 0.0
-        for number, image in enumerate(block, start=start):
-            energy = ((rows @ image @ columns.T) ** 2).reshape(channels, -1)[:, order].sum(0)
-            found[number] = np.add.reduceat(energy, starts)
+        for image in block:  # one at a time, as above
+            image[:] = rows @ image @ columns.T
+        energies = np.square(block, out=block).reshape(len(block), channels, -1).sum(1)
+        found[start : start + len(block)] = np.add.reduceat(energies[:, order], starts, axis=1)
     return found
 
 

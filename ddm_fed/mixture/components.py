@@ -67,12 +67,12 @@ def component_of_images(
     """
     axes, each = axes_of_cells(plan, before[SHAPE]), component_count(plan)
     place = 1 << np.arange(axes.shape[1])
-    found = np.empty(len(y), dtype=np.int64)
+    above = np.zeros((len(y), axes.shape[1]), dtype=bool)
     # One image at a time, as coefficients are: rounding that depends on its neighbours could move
     # an image that lies on a border to the other component, and its whole influence with it.
     for number, (row, cell) in enumerate(zip(y, cells, strict=True)):
-        above = axes[cell] @ (row - means[cell]) > 0
-        found[number] = cell * each + (above @ place if len(place) else 0)
+        above[number] = axes[cell] @ (row - means[cell]) > 0
+    found: Ints = cells * each + (above * place).sum(axis=1)
     return found
 
 

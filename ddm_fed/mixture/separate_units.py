@@ -105,4 +105,4 @@ def examine_units(data: Private[ImageSet], message: Message, exact: Exact) -> li
 
 
 def _norm(vector: Ints) -> float:
-    return math.sqrt(sum(int(value) ** 2 for value in vector))
+    return math.sqrt(sum(value**2 for value in vector.tolist()))

@@ -82,17 +82,34 @@ def require_noise(noise: NDArray[np.int64], scale: float, *, what: str) -> None:
         MechanismError: its sum of squares is one that honest noise has in fewer than
             `FALSE_ALARM` of all releases.
     """
-    from scipy.special import gammaincinv  # scipy.stats takes a second to load
-
     squares = float(np.square(noise / scale).sum())
-    # what a sum of so many squares of normals has: a chi-squared distribution
-    low, high = 2 * gammaincinv(len(noise) / 2, [FALSE_ALARM / 2, 1 - FALSE_ALARM / 2])
+    low, high = _sums_of_squares(len(noise))
     if not low <= squares <= high:
         raise MechanismError(
             f"the noise of the release `{what}` is not of the size that was paid for",
             hint="nothing was released, and what it cost stays spent; please report it with the "
             "version of opendp",
         )
+
+
+def _sums_of_squares(count: int) -> tuple[float, float]:
+    """Returns between what the sum of so many squared normals lies, which is chi-squared."""
+    from scipy.special import gammaincinv  # scipy.stats takes a second to load
+
+    low, high = 2 * gammaincinv(count / 2, [FALSE_ALARM / 2, 1 - FALSE_ALARM / 2])
+    return float(low), float(high)
+
+
+def _distance(values: NDArray[np.float64]) -> float:
+    """Returns the Kolmogorov-Smirnov distance of `values (n,)` from a standard normal.
+
+    That is `scipy.stats.kstest(values, "norm").statistic`, sorted once instead of twice.
+    """
+    from scipy.special import ndtr
+
+    below = ndtr(np.sort(values))
+    steps = np.arange(len(values) + 1) / len(values)
+    return float(max((steps[1:] - below).max(), (below - steps[:-1]).max()))
 
 
 def agreement(
@@ -183,7 +200,7 @@ def _worthless_unit(
 
 def _noise(step: PrivateStep, clip_norm: float) -> list[Finding]:
     """Compares the noise of a sum of nothing with a normal of the promised deviation."""
-    from scipy import stats  # takes long to load, and most commands need none of it
+    from scipy.special import kolmogi, ndtri
 
     nothing = Clipped({"nothing": torch.zeros(NOISE_DRAWS)}, 0.0, 0)
     draws = [
@@ -194,11 +211,10 @@ def _noise(step: PrivateStep, clip_norm: float) -> list[Finding]:
     values, others = (draw.astype(np.float64) / promised for draw in draws)
     count = len(values)
     variance = float(np.square(values).sum())
-    low, high = stats.chi2.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], count)
+    low, high = _sums_of_squares(count)
     deviation = float(np.sqrt(variance / count))
-    # in float32, sorting takes half as long
-    distance = _distance_from_normal(np.sort(draws[0]).astype(np.float64) / promised)
-    furthest = float(stats.kstwobign.isf(FALSE_ALARM)) / np.sqrt(count)
+    distance = _distance(values)
+    furthest = float(kolmogi(FALSE_ALARM)) / np.sqrt(count)
     together = float(np.mean(values * others)) * np.sqrt(count)
     return [
         Finding(
@@ -215,28 +231,16 @@ def _noise(step: PrivateStep, clip_norm: float) -> list[Finding]:
         ),
         Finding(
             "noise of two steps",
-            bool(abs(together) <= -stats.norm.ppf(FALSE_ALARM / 2)),
+            bool(abs(together) <= -ndtri(FALSE_ALARM / 2)),
             f"a correlation of {together:.2f} standard errors",
             "none",
         ),
     ]
 
 
-def _distance_from_normal(ordered: NDArray[np.float64]) -> float:
-    """Returns how far the distribution of `ordered`, `(n,)`, is from a standard normal at most.
-
-    `scipy.stats.kstest` finds the same, and a probability that takes longer and that nobody needs.
-    """
-    from scipy.special import ndtr  # takes long to load, and most commands need none of it
-
-    expected, count = ndtr(ordered), len(ordered)
-    found = np.arange(count + 1) / count
-    return float(max((found[1:] - expected).max(), (expected - found[:-1]).max()))
-
-
 def _inclusion(step: PrivateStep, weights: Weights) -> list[Finding]:
     """Counts who is included: by unit and by step, as coins of the sampling rate would."""
-    from scipy import stats  # takes long to load, and most commands need none of it
+    from scipy.special import bdtrik
 
     rate, units, steps = step.sampling_rate, INCLUSION_UNITS, INCLUSION_STEPS
     counts = np.zeros((steps, units), dtype=np.int64)
@@ -254,7 +258,8 @@ def _inclusion(step: PrivateStep, weights: Weights) -> list[Finding]:
         found = "each in every step" if complete else "some left out"
         return [*findings, Finding("who is included", complete, found, "each in every step")]
     total = int(counts.sum())
-    low, high = stats.binom.ppf([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], steps * units, rate)
+    # quantiles of a binomial
+    low, high = np.ceil(bdtrik([FALSE_ALARM / 2, 1 - FALSE_ALARM / 2], steps * units, rate))
     findings.append(
         Finding(
             "rate of inclusion",
@@ -281,11 +286,11 @@ def _inclusion(step: PrivateStep, weights: Weights) -> list[Finding]:
 
 def _spread(sums: np.ndarray, trials: int, rate: float) -> tuple[float, tuple[float, float]]:
     """Returns the variance of `sums` in binomial variances, and between what it should lie."""
-    from scipy import stats  # takes long to load, and most commands need none of it
+    from scipy.special import ndtri
 
     spread = float(np.square(sums - trials * rate).mean() / (trials * rate * (1 - rate)))
     # the variance of a squared binomial deviation in units of its mean: 2 + excess kurtosis
     excess = (1 - 6 * rate * (1 - rate)) / (trials * rate * (1 - rate))
     error = np.sqrt((2 + excess) / len(sums))
-    reach = -stats.norm.ppf(FALSE_ALARM / 2) * 1.5  # the tails of a mean of squares are heavier
+    reach = -ndtri(FALSE_ALARM / 2) * 1.5  # the tails of a mean of squares are heavier
     return spread, (max(0.0, 1 - reach * error), 1 + reach * error)

@@ -3,6 +3,7 @@
 import math
 import time
 from decimal import Decimal
+from functools import cache
 
 import numpy as np
 import pytest
@@ -338,13 +339,18 @@ def test_losses_made_by_arrays_are_those_of_the_library(sigma, q, interval):
         assert ours.get_epsilon_for_delta(delta) == pytest.approx(expected, rel=1e-9)
 
 
+@cache
+def quadrature():
+    return np.polynomial.legendre.leggauss(1500)
+
+
 def fourier_epsilon(sigma, q, steps, delta):
     """The loss of all steps by its characteristic function, without any rounding of losses.
 
     One step's comes from a quadrature over its outcomes; the power of it is turned back into a
     density, over which delta is a sum. Neither an upper nor a lower bound.
     """
-    node, weight = np.polynomial.legendre.leggauss(1500)
+    node, weight = quadrature()
     x = (12 * sigma + 0.5) * node + 0.5
     without, within = stats.norm.pdf(x, 0, sigma), stats.norm.pdf(x, 1, sigma)
     loss = np.log1p(q * np.expm1((2 * x - 1) / (2 * sigma**2)))

@@ -26,6 +26,8 @@ from ddm_fed.training.batches import Batch, Batches, BatchOrder
 from ddm_fed.training.ema import ema_decay
 from ddm_fed.training.loop import Clock, learning_rate_factor
 
+pytestmark = pytest.mark.usefixtures("one_block")
+
 PLAN_SHA256 = "0" * 64
 CPU = torch.device("cpu")
 BASE_OPTIONS = RunOptions(seed=5, precision="float32", checkpoint_every_s=0)
@@ -376,7 +378,8 @@ def test_compiler_that_does_not_work_is_done_without(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-def test_compiled_network_learns_the_same(tmp_path):
+def test_compiled_network_learns_the_same(all_blocks, tmp_path):
+    # three blocks, which share one compilation
     plan, data = a_plan(4), images()
     said: list[str] = []
     plain = train(plan, data, tmp_path / "a")

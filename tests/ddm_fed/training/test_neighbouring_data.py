@@ -21,6 +21,8 @@ from ddm_fed.training import Payment, PrivateRun, PrivateTraining, RunOptions, t
 from ddm_fed.training.parallel import join_team
 from ddm_fed.training.state import Job
 
+pytestmark = pytest.mark.usefixtures("one_block")
+
 UNITS, CLIP_NORM, SLACK = 33, 0.05, 1e-3
 EVERYBODY = SampledGaussianEvent(
     sampling_rate=Decimal(1), noise_multiplier=Decimal("0.85"), steps=3

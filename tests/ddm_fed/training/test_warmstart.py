@@ -36,7 +36,7 @@ from ddm_fed.training.trial_run import plain_trial_run
 from ddm_fed.training.warmstart import in_last_layer
 
 PLAN_SHA256 = "0" * 64
-BASE_STEPS = 400
+BASE_STEPS = 160
 OPTIONS = RunOptions(seed=5, precision="float32", checkpoint_every_s=600)
 HEAD = ("head.weight", "head.bias")
 

@@ -151,8 +151,9 @@ def test_images_that_a_killed_check_left_are_gone_after_the_next(pets, plan, tmp
     """Whoever is still decoding keeps them; nothing is left of a command that ends by itself."""
     many = tmp_path / "many"
     many.mkdir()
+    pictures = [smooth(number) for number in range(50)]
     for number in range(2000):
-        (many / f"{number}.png").write_bytes(smooth(number % 50))
+        (many / f"{number}.png").write_bytes(pictures[number % 50])
     plan.write_text(PLAN.replace('"class"\nclasses = ["cat", "dog"]', '"none"'))
     few = ("data", "check", pets / "cat", "--plan", plan)
     with commands.Started("ddm-site", "data", "check", many, "--plan", plan) as started:

@@ -27,6 +27,14 @@ def facts_of(fed: Federation, data=None, samples=None) -> SiteFacts:
     return gather(fed.site(SITE), fed.look(SITE), data, samples)
 
 
+@pytest.fixture(scope="module")
+def shown(stages, tmp_path_factory) -> tuple[Federation, SiteFacts]:
+    """A draft, and its facts beside private images, drawn once. Never change them."""
+    path = tmp_path_factory.mktemp("report")
+    fed = stages.drafted.copy(path / "drafted", "consortium", SITE)
+    return fed, facts_of(fed, random_images(0))
+
+
 def line(facts: SiteFacts, about: str):
     return next(line for line in in_short(facts) if line.about == about)
 
@@ -59,9 +67,8 @@ def test_reviewed_draft_is_called_so_and_a_report_reviews_nothing(copy_of):
     assert reviewed.egress.submission_sha256 in page.text
 
 
-def test_page_shows_samples_of_the_expert_above_the_nearest_private_images(copy_of):
-    fed, data = copy_of("drafted", SITE), random_images(0)
-    facts = facts_of(fed, data)
+def test_page_shows_samples_of_the_expert_above_the_nearest_private_images(shown):
+    (_, facts), data = shown, random_images(0)
     page = Page(site_page(facts))
     (sheet,) = page.pictures()
     assert "\\x" not in page.text
@@ -75,9 +82,9 @@ def test_page_shows_samples_of_the_expert_above_the_nearest_private_images(copy_
     assert facts.neighbours.private == 24
 
 
-def test_page_of_the_same_facts_is_the_same_bytes(copy_of):
-    fed, data = copy_of("drafted", SITE), random_images(0)
-    assert site_page(facts_of(fed, data)) == site_page(facts_of(fed, data))
+def test_page_of_the_same_facts_is_the_same_bytes(shown):
+    fed, facts = shown
+    assert site_page(facts_of(fed, random_images(0))) == site_page(facts)
 
 
 def test_other_images_than_those_trained_on_are_refused(copy_of):
@@ -167,8 +174,8 @@ def test_cut_ledger_is_said_on_the_page(copy_of):
     assert "does not go on from" in Page(site_page(facts)).text
 
 
-def test_page_has_a_banner_a_place_to_sign_and_is_read_without_seeing_it(copy_of):
-    page = Page(site_page(facts_of(copy_of("drafted", SITE), random_images(0))))
+def test_page_has_a_banner_a_place_to_sign_and_is_read_without_seeing_it(shown):
+    page = Page(site_page(shown[1]))
     assert page.text.strip().startswith(f"Private report of {SITE}")
     assert f"PRIVATE: this page must not leave {SITE}." in page.text
     assert "Signature" in page.text
