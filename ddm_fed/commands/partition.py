@@ -52,8 +52,8 @@ def partition(
     features: Annotated[
         str,
         typer.Option(
-            help="What images are clustered by: cosines, clip, timm:NETWORK, or random, which is "
-            "the control."
+            help="What images are clustered by: cosines; clip or timm:NETWORK, which photographs "
+            "need; or random, which is the control."
         ),
     ] = COSINES,
     weights: Annotated[

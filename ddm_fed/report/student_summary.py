@@ -150,7 +150,9 @@ def _privacy(facts: StudentFacts) -> Line:
     line, made = privacy(facts), facts.verified.record.distillation
     if facts.verified.record.privacy.post_processing:
         return replace(
-            line, text=f"{line.text} The student was computed from that alone, and tells no more."
+            line,
+            text=f"{line.text} The student was computed from experts and releases alone, and "
+            "tells no more than they do.",
         )
     return replace(
         line,
