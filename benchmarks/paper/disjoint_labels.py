@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from equal_arithmetic import find_cells, require_same_options
+from cells import find_cells, require_same_options
 from private_mixtures import PLAN, accuracy, draw, learn, load, make_plan, public_guess, release
 from scale import (
     at_once,

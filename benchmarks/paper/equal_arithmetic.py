@@ -24,27 +24,23 @@ or H200, or 410 of an A100, by arithmetic and a guessed utilisation. No GPU has 
 """
 
 import argparse
-import fcntl
-import hashlib
-import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from cells import Cell, run_cells
 from numpy.typing import NDArray
 from scale import (
-    BEFORE,
     at_once,
     plan_digest,
     read_options,
     run_options,
     sampling_flops,
-    say_budget,
     together,
     training_flops,
 )
@@ -68,17 +64,12 @@ from ddm_fed.router import (
     train_classifier,
 )
 from ddm_fed.storage.digests import sha256_of
-from ddm_fed.storage.files import write_atomically
 from ddm_fed.storage.tensors import read_own_tensors, write_tensors
 from ddm_fed.training import train_expert
 
 GIGA, LEARNT_FROM = 1e9, 20_000
 ROUTER_STEPS, ROUTER_BATCH = 3000, 256
-CELLS = "cells.jsonl"
-TRAININGS = ("expert", "fedavg")
 GPU = {"architecture": "DiT-S/2", "steps": [30_000], "samples": 10_000, "solver_steps": 50}
-NAMED = ("architecture", "samples", "solver_steps", "batch", "learning_rate", "ema_half_life")
-Cell = tuple[Any, ...]
 PLAN = """
 federation = "benchmark"
 expires_at = 2036-01-01
@@ -158,10 +149,8 @@ class Study:
         """Returns the way from images to features."""
         if division == "feature":
             return cosines(self.shape, 64)
-        name, file = self.options.embedder, self.options.weights
-        if not (name and file):
-            sys.exit("error: --divisions network needs --embedder timm:NETWORK and --weights FILE")
-        return Describe.of(open_embedder(name, file, sha256_of(file)))
+        options = self.options
+        return Describe.of(open_embedder(options.embedder, options.weights, options.weights_sha256))
 
     def counts(self, islands: Tensor, count: int) -> Tensor:
         """Returns the images of every island and class, `(K, G)`."""
@@ -374,84 +363,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--architecture", default="DiT-Nano/4")
     parser.add_argument("--samples", type=int, default=5000)
     parser.add_argument("--solver-steps", type=int, default=25)
-    parser.add_argument("--embedder", help="of --divisions network: timm:NETWORK or clip")
-    parser.add_argument("--weights", type=Path, help="its weights, a safetensors file")
     parser.add_argument("--part", default="1/1", help="I/N: every N-th expert, and nothing else")
 
 
-def run_cells(
-    options: argparse.Namespace,
-    cells: Iterable[Cell],
-    start: Callable[[argparse.Namespace], Study],
-    *own: str,
-) -> bool:
-    """Finds the cells that are missing in `OUT/cells.jsonl`; says whether all are there now.
-
-    Args:
-        options: Of the study.
-        cells: All of them, in an order in which each finds what it needs.
-        start: Opens what finds them.
-        own: Names of options that OUT is made with, beside those of all studies.
-    """
-    options.out.mkdir(parents=True, exist_ok=True)
-    if options.embedder:
-        own = (*own, "embedder")
-    require_same_options(options, "data", "precision", *NAMED, *own)
-    part, parts = map(int, options.part.split("/"))
-    if parts > 1:
-        cells = (c for c in cells if c[0] in TRAININGS and _number(c) % parts == part - 1)
-    find_cells(options, cells, lambda: start(options))
-    return parts == 1
+def add_divisions(parser: argparse.ArgumentParser, *default: str) -> None:
+    """Adds by what images are divided among islands."""
+    parser.add_argument("--divisions", nargs="+", default=list(default))
+    parser.add_argument("--embedder", help="of --divisions network: timm:NETWORK or clip")
+    parser.add_argument("--weights", type=Path, help="its weights, a safetensors file")
 
 
-def find_cells(
-    options: argparse.Namespace, cells: Iterable[Cell], start: Callable[[], Any]
-) -> None:
-    """Finds the cells that are missing in `OUT/cells.jsonl`, each by the method of its name."""
-    study, out, cells = None, options.out, list(cells)
-    if options.scale == "gpu":
-        study, known = start(), found_cells(out)
-        missing = [cell for cell in cells if cell not in known]
-        say_budget(options, missing, study.flops_of, study.cost)
-    for cell in cells:
-        if cell in found_cells(out):
-            continue
-        study = study or start()
-        row = json.dumps({"cell": cell, **getattr(study, cell[0])(*cell[1:])})
-        with (out / CELLS).open("a") as target:
-            fcntl.flock(target, fcntl.LOCK_EX)
-            target.write(row + "\n")
-        print(row, flush=True)
-
-
-def require_same_options(options: argparse.Namespace, *names: str) -> None:
-    """Refuses figures of other options beside those that are in OUT: cells do not name them.
-
-    What OUT does not say yet it says from now on: several scripts may share it, and earlier
-    versions of them had fewer options.
-    """
-    file = options.out / "options.json"
-    now = {name: str(getattr(options, name)) for name in names}
-    now["data"] = Path(now["data"]).name
-    said = json.loads(file.read_text()) if file.exists() else {}
-    known = now | (BEFORE if said else {}) | said
-    changed = [name for name, value in now.items() if known[name] != value]
-    if changed:
-        sys.exit(
-            f"error: {options.out} holds figures of "
-            + ", ".join(f"--{name.replace('_', '-')} {known[name]}" for name in changed)
-            + ": give these, or another --out"
-        )
-    if set(now) - set(said):
-        added = said | {name: known[name] for name in now}
-        write_atomically(file, (json.dumps(added, indent=2) + "\n").encode())
-
-
-def found_cells(out: Path) -> dict[Cell, dict[str, Any]]:
-    """Returns what is known of every cell that was found."""
-    file = out / CELLS
-    rows = map(json.loads, file.read_text().splitlines() if file.exists() else [])
-    return {tuple(row["cell"]): row for row in rows}
+def of_embedder(options: argparse.Namespace) -> tuple[str, ...]:
+    """Returns the names of options that cells of a network's clusters depend on."""
+    given = (options.embedder is not None, options.weights is not None)
+    if given != ("network" in options.divisions,) * 2:
+        sys.exit("error: --divisions network, --embedder NAME and --weights FILE belong together")
+    if options.weights is None:
+        return ()
+    options.weights_sha256 = sha256_of(options.weights)
+    return ("embedder", "weights_sha256")
 
 
 def main() -> None:
@@ -461,14 +391,10 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--out", type=Path, default=Path("equal_arithmetic"))
     parser.add_argument("--islands", type=int, nargs="+", default=[1, 2, 4, 8])
-    parser.add_argument("--divisions", nargs="+", default=["feature", "random"])
+    add_divisions(parser, "feature", "random")
     parser.add_argument("--strategies", nargs="+", default=["sticky"])
     options = read_options(parser, GPU)
-    run_cells(options, cells_of(options), Study)
-
-
-def _number(cell: Cell) -> int:
-    return int(hashlib.sha256(json.dumps(cell).encode()).hexdigest()[:8], 16)
+    run_cells(options, cells_of(options), Study, *of_embedder(options))
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples/flower/fedavg"))
 
 import torch
+from cells import Cell, found_cells, run_cells
 from ddm_fedavg.task import owners
-from equal_arithmetic import Cell, Study, add_options, found_cells, run_cells
+from equal_arithmetic import Study, add_options
 from fedavg import Settings, simulate
 from safetensors.torch import load_file
 from scale import read_options, together

@@ -37,7 +37,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from equal_arithmetic import Study, find_cells, require_same_options
+from cells import find_cells, require_same_options
+from equal_arithmetic import Study
 from scale import (
     at_once,
     plan_digest,

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from equal_arithmetic import GPU, Cell, Study, add_options, described, run_cells
+from cells import Cell, run_cells
+from equal_arithmetic import GPU, Study, add_divisions, add_options, described, of_embedder
 from scale import read_options
 from torch import Tensor
 
@@ -88,9 +89,9 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("--out", type=Path, default=Path("equal_arithmetic"))
     parser.add_argument("--islands", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--divisions", nargs="+", default=["feature"])
+    add_divisions(parser, "feature")
     options = read_options(parser, GPU)
-    run_cells(options, cells_of(options), HeldOut)
+    run_cells(options, cells_of(options), HeldOut, *of_embedder(options))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from equal_arithmetic import GPU, Cell, Study, add_options, run_cells
+from cells import Cell, run_cells
+from equal_arithmetic import GPU, Study, add_options
 from scale import read_options, sampling_flops, together, training_flops
 from torch import Tensor
 
